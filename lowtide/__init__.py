@@ -1,0 +1,1 @@
+"""Fine-tune large pre-trained vision backbones in very little memory."""
