@@ -1,0 +1,7 @@
+"""Backbones that come with lowtide. Importing this registers them with timm."""
+
+from __future__ import annotations
+
+from lowtide.zoo.vit_micro import vit_micro_patch4_32
+
+__all__ = ["vit_micro_patch4_32"]
