@@ -1,0 +1,139 @@
+"""Batches whose order and augmentation are a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from lowtide.data.dataset import Sample
+from lowtide.data.images import decode
+from lowtide.data.preprocessing import Preprocessing, Transform
+
+
+class Cache:
+    """Resized uint8 images, kept from the first epoch on, up to a number of bytes.
+
+    A 224 x 224 RGB image takes 150,528 bytes. What no longer fits is decoded each time, so the
+    images are the same with any limit. One cache may serve several loaders.
+
+    Attributes:
+        limit_bytes: No image is added that would exceed this.
+        bytes: What the images kept so far take.
+    """
+
+    def __init__(self, limit_bytes: int = 1 << 30) -> None:
+        self.limit_bytes = limit_bytes
+        self.bytes = 0
+        self._images: dict[tuple[Path, Preprocessing, bool], Tensor] = {}
+
+    def still(self, path: Path, transform: Transform) -> Any:
+        """Decode an image and apply the still part of a transform, or find the result.
+
+        Args:
+            path: The image.
+            transform: Its still part decides what is kept.
+
+        Returns:
+            What `transform.moving` takes. Not to be written to.
+        """
+        key = (path, transform.preprocessing, transform.augment == "crop")
+        found = self._images.get(key)
+        if found is not None and transform.cacheable:
+            return found
+        made = transform.still(decode(path, transform.preprocessing.channels))
+        if transform.cacheable and self.bytes + made.nbytes <= self.limit_bytes:
+            self._images[key] = made
+            self.bytes += made.nbytes
+        return made
+
+
+class _Images(TorchDataset[tuple[Tensor, int]]):
+    def __init__(
+        self, samples: Sequence[Sample], transform: Transform, key: str, cache: Cache
+    ) -> None:
+        self.samples, self.transform, self.key, self.cache = samples, transform, key, cache
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        still = self.cache.still(path, self.transform)
+        if not self.transform.random:
+            return self.transform.moving(still), label
+        with _seeded(_seed(f"{self.key}/{index}")):
+            return self.transform.moving(still), label
+
+
+def loader(
+    samples: Sequence[Sample],
+    transform: Transform,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int = 0,
+    drop_last: bool = False,
+    cache: Cache | None = None,
+) -> DataLoader[tuple[Tensor, int]]:
+    """Load one epoch of batches: images `(B, C, H, W)` float32, labels `(B,)` int64.
+
+    The permutation is drawn from (seed, epoch), each image's augmentation from (seed, epoch,
+    index). No worker, no earlier epoch and no global generator has a say or is changed, so a run
+    resumed at an epoch sees what the uninterrupted one saw, bit for bit.
+
+    Args:
+        samples: What to load.
+        transform: From a decoded image to a tensor.
+        batch_size: Images per batch.
+        shuffle: Whether to permute the samples.
+        seed: The run's seed.
+        epoch: Which epoch this is.
+        workers: Processes that decode; 0 decodes in this one.
+        drop_last: Whether to leave out a last batch that is not full.
+        cache: Resized images to keep between epochs; unused with workers, which die with theirs.
+
+    Returns:
+        The loader. Iterating may raise `UnreadableImage` if a file has gone or changed.
+    """
+    key = f"{seed}/{epoch}"
+    generator = torch.Generator().manual_seed(_seed(key))
+    order = torch.randperm(len(samples), generator=generator).tolist()
+    if cache is None or workers:
+        cache = Cache(limit_bytes=0)
+    return DataLoader(
+        _Images(samples, transform, key, cache),
+        batch_size=batch_size,
+        sampler=order if shuffle else None,
+        num_workers=workers,
+        drop_last=drop_last,
+        # Or the loader would draw from the global generator, and move dropout with it.
+        generator=generator,
+    )
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the two generators that torchvision and timm draw from, and put them back."""
+    kept = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(kept)

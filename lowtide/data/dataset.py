@@ -1,0 +1,96 @@
+"""A labelled set of images, read and checked once at the door."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Sample(NamedTuple):
+    """One image file and the index of its class."""
+
+    path: Path
+    label: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Three lists of samples over one set of classes.
+
+    Attributes:
+        train: Samples to learn from.
+        val: Samples to select on; empty if the source says so.
+        test: Samples to report on; empty if the source has none.
+        classes: Class names; a label is an index into them.
+        fingerprint: SHA-256 of which files (path and size) carry which class in which split.
+        format: The kind of source it was read from.
+        root: The folder that paths are relative to.
+        notes: How the splits came about and what was ignored, one sentence each.
+        skipped: Images that were dropped because they cannot be read.
+    """
+
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    classes: tuple[str, ...]
+    fingerprint: str
+    format: str
+    root: Path
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Summarise for the run record.
+
+        Returns:
+            What JSON can hold: source, counts, classes, fingerprint, notes, skipped images.
+        """
+        return {
+            "root": str(self.root),
+            "format": self.format,
+            "train": len(self.train),
+            "val": len(self.val),
+            "test": len(self.test),
+            "classes": list(self.classes),
+            "fingerprint": self.fingerprint,
+            "notes": list(self.notes),
+            "skipped": list(self.skipped),
+        }
+
+
+def fingerprint(root: Path, splits: Mapping[str, Sequence[Sample]], classes: Sequence[str]) -> str:
+    """Hash which files carry which class in which split, by path and size, not by content.
+
+    Independent of where the folder lies and of the order of the samples; needs one `stat` a file.
+
+    Args:
+        root: The folder that paths are taken relative to.
+        splits: The samples of each split.
+        classes: Class names.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+    """
+    lines = sorted(
+        "\0".join((which, relative(path, root), classes[label], str(path.stat().st_size)))
+        for which, samples in splits.items()
+        for path, label in samples
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def relative(path: Path, root: Path) -> str:
+    """Write a path relative to a folder, the same on every system.
+
+    Args:
+        path: A file, below the folder or not.
+        root: The folder.
+
+    Returns:
+        The relative path, with forward slashes.
+    """
+    return Path(os.path.relpath(path, root)).as_posix()

@@ -1,0 +1,88 @@
+"""Folders of class folders, declared as train / val / test or not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lowtide.data.listing import Entry, Listing, children, is_image, role
+from lowtide.errors import InputError
+
+
+def read_split_folders(root: Path) -> Listing:
+    """Read `root/{train,val,test}/<class>/**/<image>`.
+
+    Args:
+        root: A folder with a `train` folder in it.
+
+    Returns:
+        The entries of each role that has a folder.
+
+    Raises:
+        InputError: Two folders for one role, or a folder that does not hold class folders.
+    """
+    folders: dict[str, Path] = {}
+    ignored = []
+    for child in children(root):
+        which = role(child.name) if child.is_dir() else None
+        if which is None:
+            ignored.append(child.name)
+        elif which in folders:
+            raise InputError(f"{root}: both {folders[which].name} and {child.name} are {which}")
+        else:
+            folders[which] = child
+    splits, notes = {}, [f"ignored {', '.join(ignored)}"] if ignored else []
+    for which, folder in folders.items():
+        splits[which], more = _read_class_folders(folder)
+        notes += more
+    return Listing("split folders", root, splits, notes=tuple(notes))
+
+
+def read_class_folders(root: Path) -> Listing:
+    """Read `root/<class>/**/<image>`, no split declared.
+
+    Args:
+        root: A folder of class folders.
+
+    Returns:
+        All entries, under the key `all`.
+    """
+    entries, notes = _read_class_folders(root)
+    return Listing("class folders", root, {"all": entries}, notes=tuple(notes))
+
+
+def _read_class_folders(folder: Path) -> tuple[list[Entry], list[str]]:
+    found = children(folder)
+    classes = [child for child in found if child.is_dir()]
+    loose = [child for child in found if child.is_file() and is_image(child)]
+    if not classes and not loose:
+        raise InputError(f"{folder} is empty: expected one sub-folder of images per class")
+    if loose:
+        raise InputError(
+            f"{folder}: {len(loose)} images lie outside any class folder (first: {loose[0].name}); "
+            "expected one sub-folder of images per class"
+        )
+    entries, others = [], []
+    for child in classes:
+        images, rest = _walk(child)
+        if not images:
+            seen = ", ".join(sorted({path.suffix or path.name for path in rest})) or "nothing"
+            raise InputError(f"class folder {child} has no images (it holds {seen})")
+        entries += [Entry(path, child.name, str(child)) for path in images]
+        others += rest
+    notes = []
+    if others:
+        notes.append(f"ignored {len(others)} files that are no images, first {others[0]}")
+    return entries, notes
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    images: list[Path] = []
+    others: list[Path] = []
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                path = Path(parent, name)
+                (images if is_image(path) else others).append(path)
+    return images, others

@@ -1,0 +1,217 @@
+"""What a source says, before any image is opened: which file, which class, said where."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from lowtide.errors import InputError
+
+SPLITS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""The three roles and the names people give them."""
+
+
+class Entry(NamedTuple):
+    """One image and its class as written, with the place that says so (`train.txt:12`)."""
+
+    path: Path
+    label: str
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Everything one source names.
+
+    Attributes:
+        format: The kind of source, for the run record.
+        root: The folder that paths are relative to.
+        splits: Entries of each declared role; the single key `all` if the source declares none.
+            A role that is absent may be split off another; one that is there and empty stays empty.
+        classes: Class names in the order of a `classes.txt`, if there is one.
+        notes: What a reader of the run record should know.
+    """
+
+    format: str
+    root: Path
+    splits: dict[str, list[Entry]]
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def role(name: str) -> str | None:
+    """Translate a name such as `valid` into its role.
+
+    Args:
+        name: A folder's name, or a value of a CSV's split column.
+
+    Returns:
+        `train`, `val`, `test`, or None if it is no name for a role.
+    """
+    return next((key for key, names in SPLITS.items() if name.strip().lower() in names), None)
+
+
+def is_image(path: Path) -> bool:
+    """Tell by its suffix whether a file claims to be an image.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        Whether the suffix is one that torchvision and PIL read.
+    """
+    return path.suffix.lower() in IMG_EXTENSIONS
+
+
+def children(folder: Path) -> list[Path]:
+    """List a folder in a fixed order, without hidden files and archive litter.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        Its visible children, sorted by name.
+
+    Raises:
+        InputError: The folder cannot be listed.
+    """
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot list {folder}: {error.strerror}") from error
+    return [path for path in found if not path.name.startswith((".", "__MACOSX"))]
+
+
+def hint(path: Path) -> str:
+    """Suggest what a path that does not exist may have meant.
+
+    Args:
+        path: A path that does not exist.
+
+    Returns:
+        `; did you mean ...?`, or nothing if no name is near.
+    """
+    missing = path
+    while not missing.parent.is_dir() and missing.parent != missing:
+        missing = missing.parent
+    if not missing.parent.is_dir():
+        return ""
+    names = [child.name for child in missing.parent.iterdir()]
+    same_stem = [name for name in names if Path(name).stem == missing.name]
+    near = same_stem or difflib.get_close_matches(missing.name, names, n=1, cutoff=0.5)
+    return f"; did you mean {missing.parent / near[0]}?" if near else ""
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file a person wrote, with or without a byte-order mark.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"cannot read {path}: {reason}") from error
+
+
+def read_classes(folder: Path) -> tuple[str, ...] | None:
+    """Read `classes.txt`: one class name per line, in the order of the integer labels.
+
+    Args:
+        folder: Where the lists are.
+
+    Returns:
+        The names, or None if there is no such file.
+
+    Raises:
+        InputError: A name is empty or appears twice.
+    """
+    path = folder / "classes.txt"
+    if not path.is_file():
+        return None
+    names = tuple(line.strip() for line in read_text(path).rstrip().splitlines())
+    for number, name in enumerate(names):
+        if not name or name in names[:number]:
+            raise InputError(f"{path}:{number + 1}: expected a new class name, got {name!r}")
+    return names
+
+
+def order(names: Iterable[str]) -> tuple[str, ...]:
+    """Put class names in order: by value if all are integers, else alphabetically.
+
+    Args:
+        names: Class names, repeated or not.
+
+    Returns:
+        Each name once.
+    """
+    unique = set(names)
+    if all(name.isdecimal() for name in unique):
+        return tuple(sorted(unique, key=lambda name: (int(name), name)))
+    return tuple(sorted(unique))
+
+
+def name_labels(entries: Sequence[Entry], classes: tuple[str, ...] | None) -> list[Entry]:
+    """Replace labels as written by class names.
+
+    Integers are indices into `classes` where it is given, else their own names. Either all labels
+    of a source are integers or none is: a number among names is a slip of the pen.
+
+    Args:
+        entries: Entries with labels as written in a list or a CSV.
+        classes: The names of `classes.txt`, if there is one.
+
+    Returns:
+        The same entries, with class names for labels.
+
+    Raises:
+        InputError: A label is negative, a fraction, out of range, or of the other kind.
+    """
+    if classes and all(entry.label in classes for entry in entries):
+        return list(entries)
+    integers = bool(entries) and entries[0].label.isdecimal()
+    return [entry._replace(label=_name(entry, integers, classes)) for entry in entries]
+
+
+def _name(entry: Entry, integers: bool, classes: tuple[str, ...] | None) -> str:
+    label, where = entry.label, entry.where
+    if _is_number(label) and not label.isdecimal():
+        raise InputError(
+            f"{where}: label {label!r} is neither an integer from 0 up nor a class name"
+        )
+    if label.isdecimal() != integers:
+        others = "integers" if integers else "class names"
+        raise InputError(f"{where}: label {label!r}, but the labels before it are {others}")
+    if not integers:
+        if classes and label not in classes:
+            raise InputError(f"{where}: label {label!r} is not in classes.txt")
+        return label
+    if not classes:
+        return str(int(label))
+    if int(label) >= len(classes):
+        raise InputError(f"{where}: label {label}, but classes.txt names only {len(classes)}")
+    return classes[int(label)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.lower().lstrip("+-") not in {"nan", "inf", "infinity"}

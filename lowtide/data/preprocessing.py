@@ -1,0 +1,228 @@
+"""From pixels to a model's input: the checkpoint's own configuration, and little else."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torchvision import transforms
+
+from lowtide.errors import InputError, unknown
+
+Augment = Literal["none", "flip", "crop"]
+"""What training does to an image at random. `none`: nothing; `flip`: mirror half of them;
+`crop`: timm's random resized crop and mirror."""
+
+AUGMENTS: tuple[Augment, ...] = get_args(Augment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How a checkpoint wants its images; goes into the run record.
+
+    The mean and standard deviation are of pixels in [0, 1], one per channel.
+
+    Attributes:
+        size: Height and width, in pixels.
+        mean: Subtracted.
+        std: Divided by.
+        interpolation: timm's name for it, such as `bicubic`.
+        crop_pct: For timm's evaluation crop: output size over resized size.
+        crop_mode: For timm's evaluation crop: `center`, `squash` or `border`.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Preprocessing:
+        """Take the configuration of a timm model, as `timm.data.resolve_model_data_config` does.
+
+        Differs: the size is the one the model was built for where it knows that (`img_size=`),
+        and a model with one input channel gets the mean over channels, as timm sums the filters.
+
+        Args:
+            model: A timm model.
+
+        Returns:
+            Its pre-processing.
+
+        Raises:
+            InputError: The model takes neither grey nor RGB images.
+        """
+        config = resolve_model_data_config(model)
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        channels = _input_channels(model)
+        if channels not in {1, 3}:
+            raise InputError(f"the model takes {channels} channels: expected 1 (grey) or 3 (RGB)")
+        if channels == 1:
+            mean, std = (math.fsum(mean) / len(mean),), (math.fsum(std) / len(std),)
+        height, width = size or config["input_size"][-2:]
+        return cls(
+            size=(height, width),
+            mean=mean,
+            std=std,
+            interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"],
+            crop_mode=config["crop_mode"],
+        )
+
+    @property
+    def channels(self) -> int:
+        """3 for RGB, 1 for grey."""
+        return len(self.mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write as JSON can hold it.
+
+        Returns:
+            One entry per field, tuples as lists.
+        """
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
+        """Read what `to_dict` wrote.
+
+        Args:
+            data: The parsed JSON.
+
+        Returns:
+            The same pre-processing.
+
+        Raises:
+            InputError: A field is missing, unknown or of the wrong type.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if sorted(data) != sorted(names):
+            raise InputError(f"pre-processing has {sorted(data)}: expected {sorted(names)}")
+        try:
+            height, width = (int(value) for value in data["size"])
+            mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
+            crop_pct = float(data["crop_pct"])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"pre-processing {dict(data)}: {error}") from error
+        if len(mean) != len(std) or len(mean) not in {1, 3}:
+            raise InputError(f"pre-processing: mean {mean} and std {std}, expected 1 or 3 of each")
+        return cls(
+            (height, width), mean, std, str(data["interpolation"]), crop_pct, str(data["crop_mode"])
+        )
+
+    def transform(self, *, train: bool, augment: Augment = "none") -> Transform:
+        """Make the transform of a split.
+
+        `none` and `flip` squeeze the whole image into the model's size, in training and in
+        evaluation alike, as VTAB-1k practice does; `crop` evaluates with timm's own crop.
+
+        Args:
+            train: Whether the images are trained on.
+            augment: What training does at random.
+
+        Returns:
+            A callable from a PIL image to a tensor.
+
+        Raises:
+            InputError: The augmentation is unknown.
+        """
+        if augment not in AUGMENTS:
+            refusal = unknown("augmentation", augment, AUGMENTS)
+            raise refusal
+        return Transform(self, train, augment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A PIL image to a normalised tensor: a still part that may be cached, then a moving part.
+
+    Attributes:
+        preprocessing: What the checkpoint wants.
+        train: Whether to augment.
+        augment: How to augment.
+    """
+
+    preprocessing: Preprocessing
+    train: bool
+    augment: Augment
+
+    @property
+    def random(self) -> bool:
+        """Whether two calls on one image may differ."""
+        return self.train and self.augment != "none"
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether the still part does all the resizing, so that its result is small and final."""
+        return not (self.train and self.augment == "crop")
+
+    @functools.cached_property
+    def still(self) -> Callable[[Image.Image], Any]:
+        """The part that is the same every time: uint8 `(C, H, W)` if cacheable, else the image."""
+        if not self.cacheable:
+            return _same
+        made = self.preprocessing
+        squeeze = self.augment != "crop"
+        return create_transform(
+            made.size,
+            interpolation=made.interpolation,
+            crop_pct=1.0 if squeeze else made.crop_pct,
+            crop_mode="squash" if squeeze else made.crop_mode,
+            mean=made.mean,
+            normalize=False,
+        )
+
+    @functools.cached_property
+    def moving(self) -> Callable[[Any], Tensor]:
+        """The rest: whatever is random, then normalisation to `(C, H, W)` float32."""
+        made = self.preprocessing
+        if not self.cacheable:
+            return create_transform(
+                made.size,
+                is_training=True,
+                color_jitter=0.0,
+                interpolation=made.interpolation,
+                mean=made.mean,
+                std=made.std,
+            )
+        flip = [transforms.RandomHorizontalFlip()] if self.random else []
+        return transforms.Compose([
+            *flip,
+            transforms.ConvertImageDtype(torch.float32),
+            transforms.Normalize(made.mean, made.std),
+        ])
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Transform one decoded image.
+
+        Args:
+            image: Of mode `RGB`, or `L` where the model takes one channel.
+
+        Returns:
+            The model's input, `(C, H, W)`.
+        """
+        return self.moving(self.still(image))
+
+
+def _same(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _input_channels(model: nn.Module) -> int:
+    first = getattr(model, "pretrained_cfg", {}).get("first_conv")
+    name = first if isinstance(first, str) else (first or ("",))[0]
+    modules = dict(model.named_modules())
+    return getattr(modules.get(name), "in_channels", 3) if name else 3

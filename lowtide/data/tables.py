@@ -1,0 +1,77 @@
+"""CSV files with a column of paths and a column of labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from lowtide.data.listing import SPLITS, Entry, Listing, name_labels, read_classes, read_text, role
+from lowtide.errors import InputError
+
+PATH_COLUMNS = ("path", "image", "file", "filename")
+LABEL_COLUMNS = ("label", "class")
+SPLIT_COLUMN = "split"
+
+
+def read_csv(path: Path) -> Listing:
+    """Read a CSV: `path` (or image, file, filename), `label` (or class), perhaps `split`.
+
+    Commas, semicolons or tabs between the columns; paths are relative to the CSV. Where a
+    `classes.txt` lies beside it, integer labels are indices into that.
+
+    Args:
+        path: The CSV.
+
+    Returns:
+        The entries by role if there is a split column, else all of them.
+
+    Raises:
+        InputError: A column is missing, or a row lacks a value or names an unknown split.
+    """
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    rows = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True
+    )
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+    path_column = _column(path, rows.fieldnames, PATH_COLUMNS)
+    label_column = _column(path, rows.fieldnames, LABEL_COLUMNS)
+    entries, roles = [], []
+    try:
+        for row in rows:
+            where = f"{path.name}:{rows.line_num}"
+            file, label = row[path_column], row[label_column]
+            if not (file or "").strip() or not (label or "").strip():
+                raise InputError(f"{path}:{rows.line_num}: expected a path and a label")
+            file = file.strip().replace("\\", "/")
+            entries.append(Entry(path.parent / file, label.strip(), where))
+            roles.append(_role(row[SPLIT_COLUMN], path, rows) if SPLIT_COLUMN in row else "all")
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.line_num}: not a CSV row: {error}") from error
+    if not entries:
+        raise InputError(f"{path} has no rows below its header")
+    classes = read_classes(path.parent)
+    splits: dict[str, list[Entry]] = {which: [] for which in roles}
+    for which, entry in zip(roles, name_labels(entries, classes), strict=True):
+        splits[which].append(entry)
+    if "all" not in splits and "train" not in splits:
+        raise InputError(f"{path}: the split column has no row for train")
+    return Listing(f"csv ({path.name})", path.parent, splits, classes)
+
+
+def _column(path: Path, found: list[str], accepted: tuple[str, ...]) -> str:
+    for name in accepted:
+        if name in found:
+            return name
+    raise InputError(
+        f"{path}: no column {' or '.join(accepted)}; its columns are {', '.join(found) or 'none'}"
+    )
+
+
+def _role(text: str | None, path: Path, rows: csv.DictReader[str]) -> str:
+    which = role(text or "")
+    if which is None:
+        known = ", ".join(name for names in SPLITS.values() for name in names)
+        raise InputError(f"{path}:{rows.line_num}: unknown split {text!r}, expected {known}")
+    return which
