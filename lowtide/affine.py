@@ -1,0 +1,116 @@
+"""What Linear, Conv2d and the norms have in common, said once.
+
+The only place that asks what kind of affine map a module is. Look-ups are by exact type: a subclass
+may compute something else (weight standardisation, a fused activation), and folding into it would
+be wrong in silence.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm import layers as tl
+from torch import Tensor, nn
+
+from .errors import Unsupported
+
+MAPS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, tl.Conv2dSame)
+"""y = W x + b."""
+NORMS: tuple[type[nn.Module], ...] = (
+    nn.LayerNorm,
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    tl.LayerNorm,
+    tl.LayerNorm2d,
+)
+"""y = w * xhat + b."""
+
+
+def low_rank(module: nn.Module, rank: int, out: int | None = None) -> tuple[nn.Module, nn.Module]:
+    """Build `up(down(x))` with the shape of `module(x)` and at most `rank` (per group).
+
+    A convolution is factored as one of the same kernel to `rank` channels and a 1x1 back. Of a
+    grouped convolution each group gets its own factors, and no more rank than its block has.
+
+    Args:
+        module: A Linear or Conv2d.
+        rank: Inner width.
+        out: Output channels, where the update feeds only some of the module's.
+
+    Returns:
+        `down` with PyTorch's own initialisation (Kaiming-uniform, a = sqrt(5)) and `up` at zero.
+
+    Raises:
+        Unsupported: `module` is neither.
+    """
+    if type(module) not in MAPS:
+        raise Unsupported(
+            f"a low-rank update needs a Linear or Conv2d, not {type(module).__name__}"
+        )
+    like = {"device": module.weight.device, "dtype": module.weight.dtype}
+    if isinstance(module, nn.Conv2d):
+        g = module.groups
+        taps = module.kernel_size[0] * module.kernel_size[1]
+        r = g * min(rank, module.out_channels // g, module.in_channels // g * taps)
+        geometry = (module.kernel_size, module.stride, module.padding, module.dilation, g)
+        down = type(module)(module.in_channels, r, *geometry, bias=False, **like)
+        down.padding_mode = module.padding_mode
+        up: nn.Module = nn.Conv2d(r, out or module.out_channels, 1, groups=g, bias=False, **like)
+    else:
+        assert isinstance(module, nn.Linear)
+        down = nn.Linear(module.in_features, rank, bias=False, **like)
+        up = nn.Linear(rank, out or module.out_features, bias=False, **like)
+    nn.init.zeros_(up.weight)
+    return down, up
+
+
+def product(down: nn.Module, up: nn.Module) -> Tensor:
+    """Multiply the factors of `low_rank` out.
+
+    Args:
+        down: The first factor.
+        up: The second.
+
+    Returns:
+        The weight of `up(down(.))` as one map, shaped like the module it was made for.
+    """
+    g = getattr(up, "groups", 1)
+    u = up.weight.flatten(1).unflatten(0, (g, -1))
+    d = down.weight.unflatten(0, (g, -1))
+    return torch.einsum("gor,gr...->go...", u, d).flatten(0, 1)
+
+
+def fold(
+    module: nn.Module,
+    *,
+    delta: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> nn.Module | None:
+    """Fold `y -> scale * (y + delta x) + shift` into a copy of the module that gives y.
+
+    Args:
+        module: A Linear, Conv2d or norm with affine parameters.
+        delta: Added to the weight of a map; same shape.
+        scale: One factor per output channel.
+        shift: One summand per output channel.
+
+    Returns:
+        The copy, or None where `module` cannot absorb the change.
+    """
+    kind = type(module)
+    if kind not in MAPS and (kind not in NORMS or delta is not None or module.weight is None):
+        return None
+    out = copy.deepcopy(module)
+    with torch.no_grad():
+        w = module.weight if delta is None else module.weight + delta
+        b = module.bias
+        if scale is not None:
+            w = w * scale.view(-1, *[1] * (w.ndim - 1))
+            b = None if b is None else b * scale
+        if shift is not None:
+            b = shift if b is None else b + shift
+        out.weight = nn.Parameter(w.clone())
+        out.bias = None if b is None else nn.Parameter(b.clone())
+    return out

@@ -1,0 +1,38 @@
+"""Backbone families as tables; the only place where a family is named.
+
+Every file in this folder that defines `FAMILY` is found by walking it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from torch import nn
+
+from .generic import GENERIC as GENERIC
+from .table import Family as Family
+from .table import classifiers as classifiers
+from .table import hollow as hollow
+from .table import image_shape as image_shape
+from .table import measure as measure
+from .table import prepare as prepare
+
+_FILES = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+FAMILIES: dict[str, Family] = {m.FAMILY.name: m.FAMILY for m in _FILES if hasattr(m, "FAMILY")}
+"""Every family with a table, by name."""
+
+
+def family_of(model: nn.Module) -> Family:
+    """Find the table that describes a backbone.
+
+    Args:
+        model: The backbone.
+
+    Returns:
+        Its family; the generic one where no table names its class.
+    """
+    for family in FAMILIES.values():
+        if type(model).__name__ in family.classes:
+            return family
+    return GENERIC

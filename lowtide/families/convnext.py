@@ -1,0 +1,43 @@
+"""ConvNeXt, versions 1 and 2."""
+
+from __future__ import annotations
+
+from timm.models.convnext import ConvNeXt
+from torch import nn
+
+from ..site import Layout, Role
+from .table import Family
+
+_BLOCK = r"stages\.\d+\.blocks\.\d+"
+
+
+def _chain(model: nn.Module) -> tuple[str, ...]:
+    paths: list[str] = []
+    for i, stage in enumerate(model.stages):  # type: ignore[arg-type]
+        if not isinstance(stage.downsample, nn.Identity):
+            paths.append(f"stages.{i}.downsample")
+        paths.extend(f"stages.{i}.blocks.{j}" for j in range(len(stage.blocks)))
+    return tuple(paths)
+
+
+FAMILY = Family(
+    name="convnext",
+    classes=("ConvNeXt",),
+    roles=(
+        (r"stem\.\d+|stem\.conv\d", Role.STEM),
+        (rf"{_BLOCK}\.norm|stem\.\d+|stem\.norm|stages\.\d+\.downsample\.0|norm_pre", Role.NORM),
+        (_BLOCK, Role.BLOCK),
+        (rf"{_BLOCK}\.conv_dw", Role.CONV),
+        (rf"{_BLOCK}\.mlp", Role.MLP),
+        (rf"{_BLOCK}\.mlp\.fc1", Role.FC1),
+        (rf"{_BLOCK}\.mlp\.act", Role.ACT),
+        (rf"{_BLOCK}\.mlp\.fc2", Role.FC2),
+        (rf"stages\.\d+\.downsample\.1|{_BLOCK}\.shortcut\.conv", Role.DOWN),
+    ),
+    layout=Layout.FIRST,
+    stem=lambda model, x: model.stem(x),  # type: ignore[operator]
+    chain=_chain,
+    finish=lambda model, x: model.norm_pre(x),  # type: ignore[operator]
+    tiny=lambda: ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 16, 24), num_classes=10),
+    last="norm_pre",
+)

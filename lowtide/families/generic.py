@@ -1,0 +1,50 @@
+"""The table of last resort: roles by type, for backbones no other table describes.
+
+LoRA, SSF, Bias, Full, Linear and compression need no more. Methods that ask for blocks refuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from timm.models.davit import DaVit
+from torch import nn
+
+from ..affine import MAPS, NORMS
+from ..site import Layout, Role
+from .table import Family
+
+
+@dataclass(frozen=True)
+class Generic(Family):
+    """A family that reads the role off the module's type."""
+
+    def role(self, path: str, module: nn.Module) -> Role | None:
+        """Look a module's type up.
+
+        Args:
+            path: Its path.
+            module: The module.
+
+        Returns:
+            Its role, or None where it has none and holds no parameters.
+        """
+        if type(module) in NORMS:
+            return Role.NORM
+        if type(module) in MAPS:
+            return Role.LINEAR if isinstance(module, nn.Linear) else Role.CONV
+        return Role.OTHER if module._parameters else None
+
+
+GENERIC = Generic(
+    name="generic",
+    classes=(),
+    roles=(),
+    layout=Layout.FIRST,
+    stem=lambda model, x: model.forward_features(x),  # type: ignore[operator]
+    chain=lambda model: (),
+    finish=lambda model, x: x,
+    tiny=lambda: DaVit(
+        depths=(1, 1), embed_dims=(16, 32), num_heads=(2, 4), window_size=4, num_classes=10
+    ),
+)

@@ -1,0 +1,205 @@
+"""What a family table says, and how it becomes measured sites."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..affine import MAPS, NORMS
+from ..errors import InputError
+from ..site import Layout, Role, Site, Sites
+
+Roles = tuple[tuple[str, Role], ...]
+AFFINE = {Role.STEM, Role.DOWN, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.CONV}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One table: path pattern to role, and the backbone as steps.
+
+    The steps are `stem`, every module of `chain` one after another, `finish`, then timm's
+    `forward_head(pre_logits=True)` and the classifier. Composed they equal the model's own forward.
+
+    Attributes:
+        name: The family's name.
+        classes: Class names of the backbones it describes.
+        roles: Pairs of a regular expression that must match a whole path, and a role.
+        layout: Channel axis of the feature map between blocks.
+        stem: Image to the first block's input.
+        chain: Paths of the blocks, and of what stands between stages, in order.
+        finish: Last block's output to the final feature map.
+        tiny: Builds a small, fast member for the tests, random weights.
+        elastic: Whether blocks accept any number of tokens.
+        last: Path of the module that gives the final feature map, a site even if it is an Identity.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    roles: Roles
+    layout: Layout
+    stem: Callable[[nn.Module, Tensor], Tensor]
+    chain: Callable[[nn.Module], tuple[str, ...]]
+    finish: Callable[[nn.Module, Tensor], Tensor]
+    tiny: Callable[[], nn.Module]
+    elastic: bool = False
+    last: str = ""
+
+    def role(self, path: str, module: nn.Module) -> Role | None:
+        """Look a module up in the table.
+
+        Args:
+            path: Its path.
+            module: The module.
+
+        Returns:
+            Its role, or None where it is no site: no role and no parameters of its own.
+        """
+        if isinstance(module, nn.Identity) and path != self.last:
+            return None
+        for pattern, role in self.roles:
+            if re.fullmatch(pattern, path) and self._fits(role, path, module):
+                return role
+        return Role.OTHER if module._parameters else None
+
+    def _fits(self, role: Role, path: str, module: nn.Module) -> bool:
+        if role is Role.NORM:
+            return bool(module._parameters) or path == self.last
+        return role not in AFFINE or type(module) in MAPS
+
+
+def prepare(model: nn.Module) -> None:
+    """Make a timm backbone call its fused qkv projection as a module.
+
+    SwinV2, BEiT and EVA read `qkv.weight` past the module, so nothing grafted there would ever
+    run; timm's own switch changes that and leaves the function as it is.
+
+    Args:
+        model: The backbone; changed in place.
+    """
+    for module in model.modules():
+        if getattr(module, "qkv_bias_separate", None) is False:
+            module.qkv_bias_separate = True  # type: ignore[assignment]
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """Copy a model's structure to the meta device without copying a weight.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        A deep copy whose parameters and buffers have shapes only.
+    """
+    memo: dict[int, object] = {}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+    for b in model.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def image_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Find the input a backbone was built for.
+
+    Args:
+        model: A timm backbone, or any model with `pretrained_cfg`.
+
+    Returns:
+        Channels, height, width.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    shape = tuple(cfg.get("input_size") or (3, 224, 224))
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:
+        shape = (shape[0], *size)
+    return (getattr(model, "in_chans", None) or shape[0], *shape[1:])
+
+
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Find the classifier: timm says where it is; elsewhere it is the last Linear defined.
+
+    Args:
+        model: The backbone.
+
+    Returns:
+        Paths of the classifier's modules (two for a distilled model, none for a headless one).
+    """
+    if hasattr(model, "get_classifier"):
+        found = model.get_classifier()  # type: ignore[operator]
+        heads = found if isinstance(found, tuple | list) else (found,)
+        wanted = {id(m) for m in heads if not isinstance(m, nn.Identity)}
+    else:
+        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        wanted = {id(linears[-1])} if linears else set()
+    return tuple(p for p, m in model.named_modules() if id(m) in wanted)
+
+
+def measure(model: nn.Module, family: Family) -> Sites:
+    """Find every site by table and measure it with one forward on the meta device.
+
+    Args:
+        model: The untouched backbone.
+        family: Its table.
+
+    Returns:
+        The sites, in the order of `named_modules`.
+
+    Raises:
+        InputError: The backbone cannot run on the image it says it wants.
+    """
+    roles = {p: r for p, m in model.named_modules() if (r := family.role(p, m)) is not None}
+    roles |= dict.fromkeys(classifiers(model), Role.HEAD)
+    shadow = hollow(model).eval()
+    seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    for path in roles:
+
+        def note(module: nn.Module, args: tuple, out: object, path: str = path) -> None:
+            if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
+                seen.setdefault(path, (tuple(args[0].shape), tuple(out.shape)))
+
+        shadow.get_submodule(path).register_forward_hook(note)
+    image = image_shape(model)
+    try:
+        with torch.no_grad():
+            shadow(torch.empty(1, *image, device="meta", dtype=_dtype(model)))
+    except (AssertionError, RuntimeError) as e:
+        raise InputError(f"{type(model).__name__} does not run on a {image} image: {e}") from e
+    blocks = [p for p, r in roles.items() if r is Role.BLOCK]
+    modules = dict(model.named_modules())
+    prefix = getattr(model, "num_prefix_tokens", 0) if family.elastic else 0
+    return Sites(
+        Site(
+            path,
+            role,
+            next((i for i, b in enumerate(blocks) if f"{path}.".startswith(f"{b}.")), -1),
+            _layout(modules[path], family.layout),
+            *seen.get(path, ((), ())),
+            tuple(n for n, p in modules[path]._parameters.items() if p is not None),
+            family.elastic and role is Role.BLOCK,
+            prefix,
+            _depthwise(modules[path]),
+        )
+        for path, role in roles.items()
+    )
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters()), torch.get_default_dtype())
+
+
+def _depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+
+
+def _layout(module: nn.Module, otherwise: Layout) -> Layout:
+    """Read the channel axis off an op that fixes it; containers take their family's."""
+    if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
+        return Layout.FIRST
+    if type(module) in NORMS:
+        return Layout.FIRST if type(module).__name__.endswith("2d") else Layout.LAST
+    return Layout.LAST if isinstance(module, nn.Linear) else otherwise

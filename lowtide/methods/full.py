@@ -1,0 +1,34 @@
+"""Full fine-tuning: every parameter of the backbone trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..graft import Edit, Method, Thaw, method
+from ..site import Role, Sites
+
+
+@method
+@dataclass(frozen=True)
+class Full(Method):
+    """Train every weight; the baseline all others are compared with.
+
+    Parameters: all of them (ViT-B/16: 85,798,656 and the head).
+
+    Merge: nothing to merge, the backbone's own weights changed.
+    """
+
+    overwrites: ClassVar[bool] = True
+
+    def edits(self, sites: Sites) -> Iterable[Edit]:
+        """Thaw everything.
+
+        Args:
+            sites: Every site of the backbone.
+
+        Returns:
+            One edit per module that holds parameters.
+        """
+        return [Thaw(s, s.params) for s in sites if s.params and s.role is not Role.HEAD]

@@ -1,0 +1,31 @@
+"""Linear probing: only the classifier trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..graft import Edit, Method, method
+from ..site import Sites
+
+
+@method
+@dataclass(frozen=True)
+class Linear(Method):
+    """Train the classifier on frozen features; nothing of the backbone is kept for backward.
+
+    Parameters: `(C + 1) K`.
+
+    Merge: nothing to merge.
+    """
+
+    def edits(self, sites: Sites) -> Iterable[Edit]:
+        """Change nothing: the classifier trains under every method.
+
+        Args:
+            sites: Every site of the backbone.
+
+        Returns:
+            No edits.
+        """
+        return ()

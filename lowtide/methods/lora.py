@@ -1,0 +1,121 @@
+"""LoRA: a low-rank update beside frozen affine maps. Hu et al. 2021, arXiv:2106.09685, eq. 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..affine import fold, low_rank, product
+from ..graft import Edit, Graft, Method, Swap, method, need
+from ..site import Role, Site, Sites
+
+PARTS = {"q": 0, "k": 1, "v": 2}
+
+
+@method
+@dataclass(frozen=True)
+class LoRA(Method):
+    """Add `s B A x` to `W x`, with `s = alpha / rank`.
+
+        y = W x + (alpha / r) B A x,    A ~ Kaiming-uniform(a = sqrt(5)),  B = 0
+
+    The paper's vision baselines adapt the query and value projections; a fused qkv map gets its
+    own pair of factors for each part named in `parts`. Any affine map can be adapted by role. A
+    convolution is factored as one of the same kernel to `rank` channels and a 1x1 back.
+
+    Parameters: `2 rank (in + out)` per adapted map; ViT-B/16 q, v at rank 8: 294,912.
+
+    Merge: exact, `W' = W + s B A`.
+
+    Saves:
+        The input of the adapted map once, and the `rank` channels between the factors.
+
+    Attributes:
+        rank: Inner width r.
+        alpha: Scale of the update before division by the rank; 0 takes alpha = rank, so s = 1.
+        roles: Which maps, by role: any of qkv proj fc1 fc2 conv down stem linear. Empty takes qkv;
+            a backbone without attention gets every linear map, and one without these its
+            convolutions.
+        parts: Which parts of a fused qkv map.
+        dropout: Probability of dropping an input of A.
+    """
+
+    rank: int = 8
+    alpha: float = 0.0
+    roles: tuple[Role, ...] = ()
+    parts: str = "qv"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not set(self.parts) <= set(PARTS) or not self.parts:
+            raise ValueError(
+                f"lora needs rank >= 1 and parts made of q, k and v,"
+                f" not rank={self.rank} parts={self.parts!r}"
+            )
+
+    def edits(self, sites: Sites) -> Iterable[Edit]:
+        """Graft factors on the chosen maps.
+
+        Args:
+            sites: Every site of the backbone.
+
+        Returns:
+            One edit per map.
+        """
+        chosen = need(self._choose(sites), "lora", f"a site of role {self._wanted()}")
+        return [Swap(s, lambda base, s=s: LoRAGraft(base, s, self)) for s in chosen]
+
+    def _choose(self, sites: Sites) -> Sites:
+        if self.roles:
+            return sites.of(*self.roles)
+        preferred = ((Role.QKV,), (Role.FC1, Role.FC2, Role.LINEAR), (Role.CONV,))
+        return next((found for r in preferred if (found := sites.of(*r))), Sites())
+
+    def _wanted(self) -> str:
+        return " or ".join(self.roles) if self.roles else "qkv, linear or conv"
+
+
+class LoRAGraft(Graft):
+    """`base(x) + s up(down(x))`, in feature form: no weight-sized tensor is made in training."""
+
+    def __init__(self, base: nn.Module, site: Site, config: LoRA) -> None:
+        super().__init__(base)
+        self.scale = (config.alpha or config.rank) / config.rank
+        self.drop = nn.Dropout(config.dropout)
+        self.axis = site.layout.value
+        fused = site.role is Role.QKV
+        self.parts = sorted(PARTS[p] for p in config.parts) if fused else [0]
+        self.width = site.dim // (3 if fused else 1)
+        pairs = [low_rank(self.root, config.rank, self.width) for _ in self.parts]
+        self.down = nn.ModuleList(down for down, _ in pairs)
+        self.up = nn.ModuleList(up for _, up in pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the update to the base's output.
+
+        Args:
+            x: The map's input.
+
+        Returns:
+            The adapted output, same shape as the base's.
+        """
+        pieces = list(self.base(x).split(self.width, self.axis))
+        x = self.drop(x)
+        for i, down, up in zip(self.parts, self.down, self.up, strict=True):
+            pieces[i] = pieces[i] + self.scale * up(down(x))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.axis)
+
+    def merged(self) -> nn.Module | None:
+        """Fold the product of the factors into the base's weight.
+
+        Returns:
+            The folded map.
+        """
+        delta = torch.zeros_like(self.root.weight)
+        for i, down, up in zip(self.parts, self.down, self.up, strict=True):
+            rows = slice(i * self.width, (i + 1) * self.width)
+            delta[rows] = self.scale * product(down, up)
+        return fold(self.base, delta=delta)

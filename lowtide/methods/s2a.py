@@ -1,0 +1,249 @@
+"""S2A: bias, low-rank prompt and lite side branch. Jin et al. 2025, section 3.1, eqs. 3-6."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import Unsupported
+from ..graft import Beside, Edit, Graft, Method, Side, Swap, Thaw, method
+from ..site import Layout, Role, Site, Sites
+
+
+@method
+@dataclass(frozen=True)
+class S2A(Method):
+    """Train what needs no full-size activation: biases, a prompt, and a thin branch beside.
+
+    Bias: every bias of the backbone. Low-rank prompt, on the input of attention (of the depthwise
+    convolution where there is none), one per block, shared by all windows of a windowed backbone:
+
+        y = x + A B,    A (N, r) = 0,  B (r, C) ~ N(0, sigma^2)                          (eq. 3)
+
+    Lite side branch, per block, on the block's output averaged over groups of `reduction`
+    neighbouring channels (CAP, eq. 5):
+
+        y_i = PW(DW(PW(CAP(x_i) + y_{i-1})))                                             (eq. 6)
+
+    each convolution followed by a LayerNorm, the first two by ReLU as well; class and register
+    tokens have no place on the grid and skip DW. Where the backbone changes stage, y is average
+    pooled and its channels repeated. The mean of the last y over all tokens is concatenated to the
+    backbone's features before the classifier.
+
+    Parameters, K = 100: ViT-B/16 775,276; Swin-B 889,428; ConvNeXt-B with `prompt_every=2,
+    affine=False` 858,516 (the paper's 0.90 %, 1.03 %, 0.98 %).
+
+    Merge: biases are merged already; prompt and branch cannot be.
+
+    Saves:
+        Branch: per block three normalised maps, two ReLU signs and three convolution inputs, each
+        1/`reduction` as wide as the block. Bias and prompt: nothing.
+
+    Differs:
+        The paper leaves norms, activations, stage changes, pooling and sigma open. It reads the
+        side feature off the last map; a class token alone would leave every DW without a gradient,
+        so we take the mean over tokens. The classifier's rows for it start at zero, so that
+        training starts at the backbone.
+
+    Attributes:
+        bias: Train the biases.
+        prompt: Add the low-rank prompt.
+        side: Add the lite side branch.
+        rank: Rank r of the prompt.
+        sigma: Standard deviation of B at the start.
+        reduction: Channels averaged into one by CAP.
+        prompt_every: Put a prompt on every so many blocks of a stage.
+        tile: Side of the square of positions that a convolution's prompt repeats over the grid.
+        affine: Whether the branch's norms have a scale and a shift.
+    """
+
+    bias: bool = True
+    prompt: bool = True
+    side: bool = True
+    rank: int = 30
+    sigma: float = 0.02
+    reduction: int = 8
+    prompt_every: int = 1
+    tile: int = 7
+    affine: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.rank, self.reduction, self.prompt_every, self.tile) < 1:
+            raise ValueError("s2a needs rank, reduction, prompt_every and tile of at least 1")
+
+    def edits(self, sites: Sites) -> Iterable[Edit]:
+        """Thaw biases, graft prompts, and run the branch beside the blocks.
+
+        Args:
+            sites: Every site of the backbone.
+
+        Returns:
+            The edits of the parts that are switched on.
+
+        Raises:
+            Unsupported: The branch is on and the backbone has no blocks of a known family, or a
+                width that CAP does not divide.
+        """
+        edits: list[Edit] = []
+        if self.bias:
+            edits += [Thaw(s, s.biases) for s in sites if s.biases and s.role is not Role.HEAD]
+        if self.prompt:
+            edits += [
+                Swap(s, lambda base, s=s: PromptGraft(base, s, self)) for s in self._prompted(sites)
+            ]
+        if self.side:
+            blocks = sites.of(Role.BLOCK)
+            if not blocks:
+                raise Unsupported("s2a's side branch reads blocks, and this backbone has no table")
+            for s in blocks:
+                if s.dim % self.reduction:
+                    raise Unsupported(
+                        f"s2a averages {self.reduction} channels into one, and {s.path} has {s.dim}"
+                    )
+            edits.append(Beside(lambda classes: SideBranch(blocks, self, classes)))
+        if not edits:
+            raise Unsupported("s2a has nothing to train here: no part that fits is switched on")
+        return edits
+
+    def _prompted(self, sites: Sites) -> list[Site]:
+        found = []
+        for stage in sites.stages:
+            depths = [s.depth for s in stage][self.prompt_every - 1 :: self.prompt_every]
+            found += [
+                s
+                for s in sites
+                if s.depth in depths
+                and (s.role is Role.QKV or (s.role is Role.CONV and s.depthwise))
+            ]
+        return found
+
+
+class PromptGraft(Graft):
+    """`base(x + A B)`; the same A and B for every image and every window."""
+
+    unmergeable: ClassVar[str] = "a prompt differs from position to position, which no bias can"
+
+    def __init__(self, base: nn.Module, site: Site, config: S2A) -> None:
+        super().__init__(base)
+        self.tile = None if site.layout is Layout.LAST else min(config.tile, *site.in_shape[2:])
+        tokens = site.tokens if self.tile is None else self.tile**2
+        self.A = nn.Parameter(torch.zeros(tokens, config.rank))
+        self.B = nn.Parameter(config.sigma * torch.randn(config.rank, site.in_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the prompt to the base's input.
+
+        Args:
+            x: `(B, N, C)`, or `(B, C, H, W)` for a convolution.
+
+        Returns:
+            The base's output.
+
+        Raises:
+            Unsupported: The tokens are not as many as the prompt was made for.
+        """
+        prompt = self.A @ self.B
+        if self.tile is None:
+            if x.shape[-2] != len(prompt):
+                raise Unsupported(
+                    f"s2a's prompt has {len(prompt)} positions and the input {x.shape[-2]};"
+                    " use the image size it was trained for"
+                )
+            return self.base(x + prompt)
+        h, w = x.shape[2:]
+        square = prompt.T.unflatten(1, (self.tile, self.tile))
+        return self.base(x + square.repeat(1, -(-h // self.tile), -(-w // self.tile))[:, :h, :w])
+
+
+class SideBranch(Side):
+    """A thin network that reads every block; state is its last output, `(B, N, c)`."""
+
+    unmergeable: ClassVar[str] = "the side branch is a network beside the backbone"
+
+    def __init__(self, blocks: Sites, config: S2A, classes: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleDict({
+            s.path.replace(".", "-"): Branch(s, before, config)
+            for before, s in zip((blocks[0], *blocks), blocks, strict=False)
+        })
+        self.head = nn.Linear(blocks[-1].dim // config.reduction, classes, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def step(self, path: str, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the branch of one block; the backbone is left alone.
+
+        Args:
+            path: The block.
+            x: Its output.
+            state: The branch's output so far.
+
+        Returns:
+            `x` and the new state.
+        """
+        return x, self.branches[path.replace(".", "-")](x, state)
+
+    def classify(self, logits: Tensor, state: Tensor) -> Tensor:
+        """Add the side feature's share of the classifier on concatenated features.
+
+        Args:
+            logits: The backbone's share.
+            state: The branch's last output.
+
+        Returns:
+            `[features, side] W^T + b`, written as a sum.
+        """
+        return logits + self.head(state.mean(1))
+
+
+class Branch(nn.Module):
+    """PW, DW 3x3, PW of one block, on `dim // reduction` channels."""
+
+    def __init__(self, site: Site, before: Site, config: S2A) -> None:
+        super().__init__()
+        self.prefix, self.grid, self.grid_before = site.prefix, site.grid, before.grid
+        self.axis, self.reduction = site.layout.value, config.reduction
+        c = site.dim // config.reduction
+        self.pw1, self.pw2 = nn.Linear(c, c, bias=False), nn.Linear(c, c, bias=False)
+        self.dw = nn.Conv2d(c, c, 3, padding=1, groups=c, bias=False)
+        self.norm1, self.norm2, self.norm3 = (
+            nn.LayerNorm(c, elementwise_affine=config.affine) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor, state: Tensor | None) -> Tensor:
+        """Compute the branch's next output.
+
+        Args:
+            x: The block's output, in its own layout.
+            state: The previous branch's output, or None.
+
+        Returns:
+            `(B, N, c)`.
+        """
+        pooled = self._average_channels(x)
+        y = pooled if state is None else pooled + self._fit(state, pooled)
+        y = F.relu(self.norm1(self.pw1(y)))
+        y = F.relu(self.norm2(self._depthwise(y)))
+        return self.norm3(self.pw2(y))
+
+    def _average_channels(self, x: Tensor) -> Tensor:
+        c = x.shape[self.axis] // self.reduction
+        x = x.unflatten(self.axis, (c, self.reduction)).mean(self.axis if self.axis < 0 else 2)
+        return x.flatten(2).mT if self.axis > 0 else x.flatten(1, -2)
+
+    def _depthwise(self, y: Tensor) -> Tensor:
+        prefix, patches = y[:, : self.prefix], y[:, self.prefix :]
+        patches = self.dw(patches.mT.unflatten(2, self.grid)).flatten(2).mT
+        return torch.cat([prefix, patches], 1) if self.prefix else patches
+
+    def _fit(self, state: Tensor, like: Tensor) -> Tensor:
+        """Bring the last stage's state to this one's grid and width, without parameters."""
+        if self.grid != self.grid_before:
+            state = state.mT.unflatten(2, self.grid_before)
+            state = F.adaptive_avg_pool2d(state, self.grid).flatten(2).mT
+        c = like.shape[2]
+        return state if state.shape[2] == c else F.interpolate(state, c, mode="nearest")
