@@ -101,14 +101,15 @@ def hint(path: Path) -> str:
         `; did you mean ...?`, or nothing if no name is near.
     """
     missing = path
-    while not missing.parent.is_dir() and missing.parent != missing:
+    while not missing.parent.is_dir():
         missing = missing.parent
-    if not missing.parent.is_dir():
-        return ""
     names = [child.name for child in missing.parent.iterdir()]
     same_stem = [name for name in names if Path(name).stem == missing.name]
-    near = same_stem or difflib.get_close_matches(missing.name, names, n=1, cutoff=0.5)
-    return f"; did you mean {missing.parent / near[0]}?" if near else ""
+    near = same_stem or difflib.get_close_matches(missing.name, names, n=1, cutoff=0.6)
+    if not near:
+        return ""
+    whole = missing.parent / near[0] / path.relative_to(missing)
+    return f"; did you mean {whole if whole.exists() else missing.parent / near[0]}?"
 
 
 def read_text(path: Path) -> str:
@@ -183,8 +184,6 @@ def name_labels(entries: Sequence[Entry], classes: tuple[str, ...] | None) -> li
     Raises:
         InputError: A label is negative, a fraction, out of range, or of the other kind.
     """
-    if classes and all(entry.label in classes for entry in entries):
-        return list(entries)
     integers = bool(entries) and entries[0].label.isdecimal()
     return [entry._replace(label=_name(entry, integers, classes)) for entry in entries]
 

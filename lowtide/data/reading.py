@@ -93,7 +93,8 @@ def _list(source: Path) -> Listing:
         return read_split_folders(source)
     if roles & {"val", "test"}:
         names = ", ".join(child.name for child in folders)
-        raise InputError(f"{source} has no train folder, only {names}")
+        above = f"; did you mean {source.parent}?" if lists_in(source.parent) else ""
+        raise InputError(f"{source} has no train folder, only {names}{above}")
     tables = [child for child in found if child.suffix.lower() in {".csv", ".tsv"}]
     meant = [child for child in folders if _holds_a_dataset(child, folders)] or tables
     if meant:
@@ -182,10 +183,10 @@ def _split(
     val_fraction: float,
     test_fraction: float,
 ) -> tuple[dict[str, list[Entry]], list[str]]:
-    shares = {} if "val" in splits else {"val": val_fraction}
+    shares = {"test": test_fraction} if "all" in splits else {}
+    shares |= {} if "val" in splits else {"val": val_fraction}
     if "all" in splits:
         splits = {"train": splits["all"]}
-        shares["test"] = test_fraction
     drawn = _draw(splits["train"], shares, seed, listing.root)
     notes = [
         f"{which}: {len(drawn[which])} images split off, {share:.0%} of each class, seed {seed}"

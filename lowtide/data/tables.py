@@ -29,26 +29,17 @@ def read_csv(path: Path) -> Listing:
     Raises:
         InputError: A column is missing, or a row lacks a value or names an unknown split.
     """
-    text = read_text(path)
-    header = text.partition("\n")[0]
-    rows = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True
-    )
-    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-    path_column = _column(path, rows.fieldnames, PATH_COLUMNS)
-    label_column = _column(path, rows.fieldnames, LABEL_COLUMNS)
+    columns, rows = _parse(path)
+    path_column = _column(path, columns, PATH_COLUMNS)
+    label_column = _column(path, columns, LABEL_COLUMNS)
     entries, roles = [], []
-    try:
-        for row in rows:
-            where = f"{path.name}:{rows.line_num}"
-            file, label = row[path_column], row[label_column]
-            if not (file or "").strip() or not (label or "").strip():
-                raise InputError(f"{path}:{rows.line_num}: expected a path and a label")
-            file = file.strip().replace("\\", "/")
-            entries.append(Entry(path.parent / file, label.strip(), where))
-            roles.append(_role(row[SPLIT_COLUMN], path, rows) if SPLIT_COLUMN in row else "all")
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not a CSV row: {error}") from error
+    for line, row in rows:
+        file, label = row[path_column].strip(), row[label_column].strip()
+        if not file or not label:
+            raise InputError(f"{path}:{line}: expected a path and a label")
+        file = file.replace("\\", "/")
+        entries.append(Entry(path.parent / file, label, f"{path.name}:{line}"))
+        roles.append(_role(row[SPLIT_COLUMN], path, line) if SPLIT_COLUMN in columns else "all")
     if not entries:
         raise InputError(f"{path} has no rows below its header")
     classes = read_classes(path.parent)
@@ -60,6 +51,20 @@ def read_csv(path: Path) -> Listing:
     return Listing(f"csv ({path.name})", path.parent, splits, classes)
 
 
+def _parse(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    rows = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, restval="", strict=True
+    )
+    try:
+        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        return list(rows.fieldnames), [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.line_num}: not a CSV row: {error}") from error
+
+
 def _column(path: Path, found: list[str], accepted: tuple[str, ...]) -> str:
     for name in accepted:
         if name in found:
@@ -69,9 +74,9 @@ def _column(path: Path, found: list[str], accepted: tuple[str, ...]) -> str:
     )
 
 
-def _role(text: str | None, path: Path, rows: csv.DictReader[str]) -> str:
-    which = role(text or "")
+def _role(text: str, path: Path, line: int) -> str:
+    which = role(text)
     if which is None:
         known = ", ".join(name for names in SPLITS.values() for name in names)
-        raise InputError(f"{path}:{rows.line_num}: unknown split {text!r}, expected {known}")
+        raise InputError(f"{path}:{line}: unknown split {text!r}, expected {known}")
     return which

@@ -1,0 +1,199 @@
+"""Every format, read exactly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from lowtide.data import Dataset, read
+
+
+def names(data: Dataset, which: str) -> list[tuple[str, str]]:
+    """Relative path and class name of each sample of a split."""
+    return [
+        (path.relative_to(data.root).as_posix(), data.classes[label])
+        for path, label in getattr(data, which)
+    ]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
+def test_split_folders(paint, val):
+    root = paint("train/b/1.png", "train/b/deep/2.JPG", "train/a/3.png", f"{val}/a/4.png")
+    paint("test/b/5.png")
+    (root / "train/a/notes.md").write_text("not an image")
+    (root / "train/.ipynb_checkpoints").mkdir()
+    data = read(root)
+    assert data.classes == ("a", "b")
+    assert names(data, "train") == [
+        ("train/a/3.png", "a"),
+        ("train/b/1.png", "b"),
+        ("train/b/deep/2.JPG", "b"),
+    ]
+    assert [label for _, label in data.train] == [0, 1, 1]
+    assert names(data, "val") == [(f"{val}/a/4.png", "a")]
+    assert names(data, "test") == [("test/b/5.png", "b")]
+    assert len(data.notes) == 1 and "notes.md" in data.notes[0]
+
+
+def test_val_is_split_off_train_and_a_test_that_is_missing_is_empty_and_said(paint):
+    root = paint(*(f"train/{c}/{n}.png" for c in "ab" for n in range(10)))
+    data = read(root, val_fraction=0.2)
+    assert (len(data.train), len(data.val), data.test) == (16, 4, ())
+    assert Counter(label for _, label in data.val) == {0: 2, 1: 2}
+    assert data.notes == (
+        "val: 4 images split off, 20% of each class, seed 0",
+        "test: none",
+    )
+    assert read(root, val_fraction=0).val == ()
+
+
+def test_class_folders_are_split_by_class_and_seed(cats_and_dogs):
+    data = read(cats_and_dogs, seed=3)
+    counts = {w: Counter(label for _, label in getattr(data, w)) for w in ("train", "val", "test")}
+    assert counts == {"train": {0: 14, 1: 7}, "val": {0: 2, 1: 1}, "test": {0: 4, 1: 2}}
+    assert len({path for w in counts for path, _ in getattr(data, w)}) == 30
+    assert data == read(cats_and_dogs, seed=3)
+    other = read(cats_and_dogs, seed=4)
+    assert set(other.test) != set(data.test) and other.fingerprint != data.fingerprint
+
+
+def test_small_classes_keep_one_image_for_training(paint):
+    root = paint("a/1.png", "b/1.png", "b/2.png", *(f"c/{n}.png" for n in range(3)))
+    data = read(root)
+    assert [Counter(label for _, label in part) for part in (data.train, data.test, data.val)] == [
+        {0: 1, 1: 1, 2: 1},
+        {1: 1, 2: 1},
+        {2: 1},
+    ]
+
+
+def test_a_copy_elsewhere_splits_alike_and_has_the_same_fingerprint(
+    cats_and_dogs, tmp_path_factory
+):
+    there = tmp_path_factory.mktemp("there") / "pets"
+    shutil.copytree(cats_and_dogs, there)
+    here, copy = read(cats_and_dogs), read(there)
+    assert copy.fingerprint == here.fingerprint
+    assert [names(copy, which) for which in ("train", "val", "test")] == [
+        names(here, which) for which in ("train", "val", "test")
+    ]
+    with (there / "cat/0.png").open("ab") as file:
+        file.write(b"\0")
+    assert read(there).fingerprint != here.fingerprint
+
+
+def vtab(paint, classes: str | None) -> Path:
+    for name, labels in (("train800", (1, 0, 10, 2)), ("val200", (2, 1)), ("test", (10,))):
+        files = [f"images/{name}/{number:06}.jpg" for number in range(len(labels))]
+        root = paint(*files)
+        lines = [f"{file} {label}\n" for file, label in zip(files, labels, strict=True)]
+        (root / f"{name}.txt").write_text("".join(lines))
+    union = (root / "train800.txt").read_text() + (root / "val200.txt").read_text()
+    (root / "train800val200.txt").write_text(union)
+    if classes:
+        (root / "classes.txt").write_text(classes)
+    return root
+
+
+def test_vtab_lists(paint):
+    data = read(vtab(paint, None))
+    assert data.format == "lists (train800.txt, val200.txt, test.txt)"
+    assert data.classes == ("0", "1", "2", "10")
+    assert [label for _, label in data.train] == [1, 0, 3, 2]
+    assert names(data, "val") == [
+        ("images/val200/000000.jpg", "2"),
+        ("images/val200/000001.jpg", "1"),
+    ]
+    assert names(data, "test") == [("images/test/000000.jpg", "10")]
+
+
+def test_integer_labels_are_indices_into_classes_txt_whatever_the_names(paint):
+    data = read(vtab(paint, "\n".join(str(11 - n) for n in range(12))))
+    assert len(data.classes) == 12
+    assert [label for _, label in data.train] == [1, 0, 10, 2]
+    assert data.classes[data.test[0].label] == "1"
+
+
+def test_the_union_list_is_the_final_protocol_and_never_validates_on_itself(paint):
+    root = vtab(paint, None)
+    data = read(root / "train800val200.txt")
+    assert (len(data.train), data.val, len(data.test)) == (6, (), 1)
+    assert data.notes == ("val: none",)
+    (root / "train800.txt").unlink()
+    data = read(root)
+    assert len(data.train) + len(data.val) == 6 and len(data.test) == 1
+
+
+def test_plain_lists_with_blanks_tabs_backslashes_and_names(paint):
+    root = paint("my cat 1.png", "sub dir/dog.png", "c.png", "d.png")
+    (root / "train.txt").write_bytes(
+        "\ufeffmy cat 1.png cat\r\nsub dir\\dog.png\tdog\r\n\r\n".encode()
+    )
+    (root / "val.txt").write_text("c.png dog\n")
+    (root / "test.txt").write_text("d.png   cat  \n")
+    data = read(root)
+    assert names(data, "train") == [("my cat 1.png", "cat"), ("sub dir/dog.png", "dog")]
+    assert names(data, "val") == [("c.png", "dog")]
+    assert names(data, "test") == [("d.png", "cat")]
+    assert read(root / "train.txt") == data
+
+
+def test_a_list_of_any_other_name_is_split(paint):
+    root = paint(*(f"{n}.png" for n in range(20)))
+    (root / "labels.txt").write_text("".join(f"{n}.png {n % 2}\n" for n in range(20)))
+    data = read(root / "labels.txt")
+    assert [len(part) for part in (data.train, data.val, data.test)] == [14, 2, 4]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_with_a_split_column(paint, tmp_path, delimiter):
+    paint("x/a, b.png", "x/c.png", "x/d.png", "x/e.png")
+    rows = [
+        ("Filename", "Class", "split", "weight"),
+        ('"a, b.png"', "cat", "train", "1"),
+        ("c.png", " dog ", "Training", "2"),
+        ("d.png", "dog", "valid", ""),
+        ("e.png", "cat", "test", ""),
+    ]
+    file = tmp_path / "x/table.csv"
+    file.write_text("\r\n".join(delimiter.join(row) for row in rows))
+    data = read(file)
+    assert data.classes == ("cat", "dog") and data.root == tmp_path / "x"
+    assert names(data, "train") == [("a, b.png", "cat"), ("c.png", "dog")]
+    assert names(data, "val") == [("d.png", "dog")]
+    assert names(data, "test") == [("e.png", "cat")]
+
+
+def test_csv_without_a_split_column_is_split(paint):
+    root = paint(*(f"{n}.png" for n in range(20)))
+    file = root / "labels.csv"
+    file.write_text("image,label\n" + "".join(f"{n}.png,{n % 2}\n" for n in range(20)))
+    data = read(file)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [14, 2, 4]
+
+
+def test_description_is_json_and_complete(cats_and_dogs):
+    data = read(str(cats_and_dogs))
+    assert json.loads(json.dumps(data.describe())) == {
+        "root": str(cats_and_dogs),
+        "format": "class folders",
+        "train": 21,
+        "val": 3,
+        "test": 6,
+        "classes": ["cat", "dog"],
+        "fingerprint": data.fingerprint,
+        "notes": [
+            "test: 6 images split off, 20% of each class, seed 0",
+            "val: 3 images split off, 10% of each class, seed 0",
+        ],
+        "skipped": [],
+    }
+
+
+def test_classes_come_in_one_order_in_every_format(paint):
+    root = paint(*(f"as_folders/{label}/0.png" for label in (10, 9, 0)))
+    (root / "list.txt").write_text("".join(f"as_folders/{n}/0.png {n}\n" for n in (10, 9, 0)))
+    assert read(root / "as_folders").classes == read(root / "list.txt").classes == ("0", "9", "10")
