@@ -20,7 +20,7 @@ TINY: dict[str, dict[str, object]] = {
         "window_size": 4,
         "depths": (1, 1, 2, 1),
         "embed_dim": 12,
-        "num_heads": 3,
+        "num_heads": (3, 3, 3, 3),
     },
     "test_convnext": {},
     "test_resnet": {},
