@@ -8,6 +8,7 @@ be wrong in silence.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from timm import layers as tl
@@ -27,7 +28,7 @@ NORMS: tuple[type[nn.Module], ...] = (
 """y = w * xhat + b."""
 
 
-def low_rank(module: nn.Module, rank: int, out: int | None = None) -> tuple[nn.Module, nn.Module]:
+def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module, nn.Module]:
     """Build `up(down(x))` with the shape of `module(x)` and at most `rank` (per group).
 
     A convolution is factored as one of the same kernel to `rank` channels and a 1x1 back. Of a
@@ -48,24 +49,25 @@ def low_rank(module: nn.Module, rank: int, out: int | None = None) -> tuple[nn.M
         raise Unsupported(
             f"a low-rank update needs a Linear or Conv2d, not {type(module).__name__}"
         )
-    like = {"device": module.weight.device, "dtype": module.weight.dtype}
+    like: Any = {"device": module.weight.device, "dtype": module.weight.dtype}
+    down: Any
+    up: Any
     if isinstance(module, nn.Conv2d):
         g = module.groups
         taps = module.kernel_size[0] * module.kernel_size[1]
         r = g * min(rank, module.out_channels // g, module.in_channels // g * taps)
-        geometry = (module.kernel_size, module.stride, module.padding, module.dilation, g)
+        geometry: Any = (module.kernel_size, module.stride, module.padding, module.dilation, g)
         down = type(module)(module.in_channels, r, *geometry, bias=False, **like)
         down.padding_mode = module.padding_mode
-        up: nn.Module = nn.Conv2d(r, out or module.out_channels, 1, groups=g, bias=False, **like)
+        up = nn.Conv2d(r, out or module.out_channels, 1, groups=g, bias=False, **like)
     else:
-        assert isinstance(module, nn.Linear)
         down = nn.Linear(module.in_features, rank, bias=False, **like)
         up = nn.Linear(rank, out or module.out_features, bias=False, **like)
     nn.init.zeros_(up.weight)
     return down, up
 
 
-def product(down: nn.Module, up: nn.Module) -> Tensor:
+def product(down: Any, up: Any) -> Tensor:
     """Multiply the factors of `low_rank` out.
 
     Args:
@@ -82,7 +84,7 @@ def product(down: nn.Module, up: nn.Module) -> Tensor:
 
 
 def fold(
-    module: nn.Module,
+    module: Any,
     *,
     delta: Tensor | None = None,
     scale: Tensor | None = None,

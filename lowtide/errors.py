@@ -18,19 +18,18 @@ class Unsupported(InputError):
     """A method cannot live on this backbone; says which site lacks what."""
 
 
-def unknown(kind: str, given: str, known: Iterable[str], most: int = 3) -> InputError:
-    """Make the error for a name nobody knows, with the nearest known ones.
+class UnknownName(InputError):
+    """A name nobody knows; offers the nearest known ones."""
 
-    Args:
-        kind: What was named, e.g. `method`.
-        given: The name that was given.
-        known: Every name that would have worked.
-        most: How many near names to offer.
+    def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
+        """Compose the message.
 
-    Returns:
-        The error, for the caller to raise.
-    """
-    names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=most, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:30])}"
-    return InputError(f"unknown {kind} {given!r}: {hint}")
+        Args:
+            kind: What was named, e.g. `method`.
+            given: The name that was given.
+            known: Every name that would have worked.
+        """
+        names = sorted(known)
+        near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:30])}"
+        super().__init__(f"unknown {kind} {given!r}: {hint}")

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
-
+from enum import Enum, StrEnum
 
 BIASES = ("bias", "q_bias", "v_bias")
 """Exact names: a substring would also match `relative_position_bias_table`, no bias of a layer."""
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What a module does in its backbone. Closed on purpose: methods speak this vocabulary only."""
 
     STEM = "stem"

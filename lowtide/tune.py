@@ -1,43 +1,24 @@
-"""The verbs: apply methods to a backbone, switch adapters, merge them away."""
+"""The verbs: apply methods to a backbone, switch adapters, save and load them, merge them away."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .errors import InputError, LowtideError, Unsupported, unknown
+from .adapter import Adapter, build, set_module
+from .checkpoint import construct, describe, read_adapter, write_adapter
+from .errors import InputError, LowtideError, UnknownName, Unsupported
 from .families import Family, classifiers, family_of, hollow, image_shape, measure, prepare
-from .graft import Beside, Edit, Graft, Method, Side, Swap, Thaw, method_name
+from .graft import Beside, Method, method_name
 from .site import Role, Sites
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@dataclass
-class Adapter:
-    """What one set of methods brought, ready to be put in place or taken out.
-
-    Attributes:
-        methods: The methods that made it.
-        grafts: Path, method name and graft, outermost last.
-        thawed: Path, method name, parameter name and the parameter that trains.
-        sides: Method name and side network.
-        classes: Number of classes of its classifier.
-        originals: What the backbone had in the places of `thawed`, while this adapter is in place.
-    """
-
-    methods: tuple[Method, ...]
-    grafts: list[tuple[str, str, Graft]] = field(default_factory=list)
-    thawed: list[tuple[str, str, str, nn.Parameter]] = field(default_factory=list)
-    sides: list[tuple[str, Side]] = field(default_factory=list)
-    classes: int = 0
-    originals: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)
 
 
 class Tuned(nn.Module):
@@ -49,6 +30,8 @@ class Tuned(nn.Module):
         sites: Every site, measured before anything was changed.
         checkpointing: Recompute each block in backward instead of keeping its activations.
         active: Name of the adapter in place.
+        base_sha256: Hash of the backbone before a method that overwrites it; empty where the
+            backbone can still be hashed.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -56,12 +39,13 @@ class Tuned(nn.Module):
         prepare(backbone)
         self.family: Family = family_of(backbone)
         self.sites: Sites = measure(backbone, self.family)
-        self.backbone = backbone.requires_grad_(False)
+        self.backbone: Any = backbone.requires_grad_(False)
         self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
         self.sides = nn.ModuleDict()
         self.adapters: dict[str, Adapter] = {}
         self.checkpointing = False
         self.active = ""
+        self.base_sha256 = ""
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -84,7 +68,8 @@ class Tuned(nn.Module):
         """
         if not self.sides and not self.checkpointing:
             return self.backbone(x)
-        family, model = self.family, self.backbone
+        family = self.family
+        model = self.backbone
         x = family.stem(model, x)
         states = {name: side.begin(x) for name, side in self.sides.items()}
         for path in family.chain(model):
@@ -94,8 +79,8 @@ class Tuned(nn.Module):
                 x, states[name] = side.step(path, x, states[name])
         for name, side in self.sides.items():
             x = side.finish(x, states[name])
-        x = model.forward_head(family.finish(model, x), pre_logits=True)  # type: ignore[operator]
-        x = model.get_classifier()(x)  # type: ignore[operator]
+        x = model.forward_head(family.finish(model, x), pre_logits=True)
+        x = model.get_classifier()(x)
         for name, side in self.sides.items():
             x = side.classify(x, states[name])
         return x
@@ -123,21 +108,22 @@ class Tuned(nn.Module):
 
         Args:
             name: Its name.
-            *methods: What it trains.
+            *methods: What it trains, innermost first.
             num_classes: Classes of its classifier; by default the backbone's.
 
         Raises:
             InputError: The name is taken.
-            Unsupported: A method cannot live on this backbone.
+            Unsupported: A method cannot live on this backbone; nothing was changed.
         """
         if name in self.adapters:
             raise InputError(f"adapter {name!r} exists; choose another name")
-        planned = [
-            (method_name(type(m)), e) for m in methods for e in m.edits(self.sites)
-        ]  # every refusal happens before anything is changed
+        edits = [(method_name(type(m)), e) for m in methods for e in m.edits(self.sites)]
+        if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
+            raise Unsupported(f"{edits[0][0]} runs beside blocks, and this backbone has no table")
         with self.disable_adapter():
-            adapter = _build(self, methods, planned, num_classes)
-        self.adapters[name] = adapter
+            self.adapters[name] = build(
+                self.backbone, methods, edits, classifiers(self.backbone), num_classes
+            )
 
     def set_adapter(self, name: str) -> None:
         """Put an adapter in place of the active one.
@@ -146,37 +132,21 @@ class Tuned(nn.Module):
             name: Which.
 
         Raises:
-            InputError: No adapter has that name.
+            UnknownName: No adapter has that name.
         """
         if name not in self.adapters:
-            raise unknown("adapter", name, self.adapters)
+            raise UnknownName("adapter", name, self.adapters)
         self._take_out()
         adapter = self.adapters[name]
-        like = next(self.backbone.parameters())
-        for path, _, graft in adapter.grafts:
-            graft.base = self.backbone.get_submodule(path)
-            _set(self.backbone, path, graft.to(like.device))
-        for path, _, pname, p in adapter.thawed:
-            module = _root(self.backbone.get_submodule(path))
-            p.data = p.data.to(like.device)
-            adapter.originals[path, pname] = module._parameters[pname]  # type: ignore[assignment]
-            module._parameters[pname] = p.requires_grad_(True)
-        for method, side in adapter.sides:
-            self.sides[method] = side.to(like.device)
+        adapter.put_in(self.backbone)
+        self.sides = nn.ModuleDict(dict(adapter.sides))
         self.active = name
         self.train(self.training)
 
     def _take_out(self) -> None:
-        if not self.active:
-            return
-        adapter = self.adapters[self.active]
-        for (path, pname), original in adapter.originals.items():
-            _root(self.backbone.get_submodule(path))._parameters[pname] = original
-        adapter.originals.clear()
-        for path, _, graft in reversed(adapter.grafts):
-            _set(self.backbone, path, graft.base)
-        self.sides = nn.ModuleDict()
-        self.active = ""
+        if self.active:
+            self.adapters[self.active].take_out(self.backbone)
+            self.sides, self.active = nn.ModuleDict(), ""
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -207,23 +177,7 @@ class Tuned(nn.Module):
         Returns:
             Tensors by `site path/method/name`; the backbone itself and side networks are `.`.
         """
-        adapter, seen, state = self.adapters[self.active], set(), {}
-        for path, method, graft in adapter.grafts:
-            for name, value in graft.own():
-                if id(value) not in seen:  # factors shared by several grafts are kept once
-                    seen.add(id(value))
-                    state[f"{path or '.'}/{method}/{name}"] = value
-        for path, method, pname, p in adapter.thawed:
-            state[f"{path or '.'}/{method}/{pname}"] = p
-            module = _root(self.backbone.get_submodule(path))
-            if pname == "weight" and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for name in STATISTICS:
-                    if (value := module._buffers.get(name)) is not None:
-                        state[f"{path}/{method}/{name}"] = value
-        for method, side in adapter.sides:
-            for name, value in side.state_dict(keep_vars=True).items():
-                state[f"./{method}/{name}"] = value
-        return {k: v.detach() for k, v in state.items()}
+        return self.adapters[self.active].state(self.backbone)
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state in; every key and shape must match.
@@ -270,6 +224,48 @@ class Tuned(nn.Module):
             f" || trainable%: {100 * trained / total:.4f}"
         )
 
+    def save_pretrained(self, folder: Path | str, **record: Any) -> None:
+        """Write the active adapter in PEFT's layout: what trained, nothing that is frozen.
+
+        Args:
+            folder: Where to; made if missing.
+            **record: More to keep in the config (pre-processing, class names, ...); plain JSON.
+        """
+        cfg = getattr(self.backbone, "pretrained_cfg", None) or {}
+        config = {
+            "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
+            "base_model_name_or_path": cfg.get("architecture") or type(self.backbone).__name__,
+            "base_model_sha256": self.base_sha256 or fingerprint(self),
+            "methods": [describe(m) for m in self.methods],
+            "num_classes": self.num_classes,
+            "versions": {p: version(p) for p in ("lowtide", "torch", "timm")},
+            **record,
+        }
+        write_adapter(Path(folder), config, self.adapter_state())
+
+    def load_adapter(self, folder: Path | str, name: str) -> None:
+        """Add a saved adapter and switch to it; on any error the active one stays.
+
+        Args:
+            folder: What `save_pretrained` wrote to.
+            name: Name for the adapter.
+
+        Raises:
+            InputError: The files are damaged, or the backbone is not the one recorded.
+        """
+        config, state = read_adapter(Path(folder))
+        _same_base(self, config, folder)
+        before = self.active
+        methods = [construct(m) for m in config["methods"]]
+        self.add_adapter(name, *methods, num_classes=config["num_classes"])
+        self.set_adapter(name)
+        try:
+            self.load_adapter_state(state)
+        except InputError:
+            self.set_adapter(before)
+            del self.adapters[name]
+            raise
+
     def merge_and_unload(self) -> nn.Module:
         """Fold every graft into the backbone and give the plain backbone back.
 
@@ -287,7 +283,7 @@ class Tuned(nn.Module):
 
 
 def apply(
-    model: nn.Module, *methods: Method, name: str = "default", num_classes: int | None = None
+    model: Any, *methods: Method, name: str = "default", num_classes: int | None = None
 ) -> Tuned:
     """Freeze a backbone and put methods in place.
 
@@ -304,10 +300,12 @@ def apply(
         InputError: The backbone has no classifier and `num_classes` is not given.
     """
     if num_classes is not None and getattr(model, "num_classes", num_classes) != num_classes:
-        model.reset_classifier(num_classes)  # type: ignore[operator]
+        model.reset_classifier(num_classes)
     if not classifiers(model):
         raise InputError("the backbone has no classifier; give num_classes")
     tuned = Tuned(model)
+    if any(m.overwrites for m in methods) and not next(model.parameters()).is_meta:
+        tuned.base_sha256 = fingerprint(tuned)
     tuned.add_adapter(name, *methods, num_classes=num_classes)
     before = _answer(tuned)
     tuned.set_adapter(name)
@@ -315,30 +313,42 @@ def apply(
     return tuned
 
 
-def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
-    """Fold every graft that can be folded into the backbone.
+def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tuned:
+    """Put a saved adapter on the backbone it was trained on.
 
     Args:
-        tuned: A tuned model; when everything folds it is taken apart and must not be used again.
+        model: The backbone, with the same pre-trained weights; changed in place.
+        folder: What `save_pretrained` wrote to.
+        name: Name for the adapter.
 
     Returns:
-        The plain backbone and no names, or the untouched backbone with grafts and what could not
-        be folded, each with the reason.
+        The tuned model, in eval mode.
+
+    Raises:
+        InputError: The files are damaged, or the backbone is not the one recorded.
     """
-    adapter = tuned.adapters[tuned.active]
-    unfolded = [f"{method}'s side network: {side.unmergeable}" for method, side in adapter.sides]
-    folded: dict[str, nn.Module] = {}
-    for path, method, graft in adapter.grafts:
-        standing, graft.base = graft.base, folded.get(path, graft.base)
-        plain = graft.merged()
-        graft.base = standing
-        if plain is None:
-            unfolded.append(f"{method} at {path}: {graft.unmergeable}")
-        else:
-            folded[path] = plain
+    config, state = read_adapter(Path(folder))
+    methods = [construct(m) for m in config["methods"]]
+    tuned = apply(model, *methods, name=name, num_classes=config["num_classes"])
+    _same_base(tuned, config, folder)
+    tuned.load_adapter_state(state)
+    return tuned.eval()
+
+
+def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
+    """Fold the active adapter into the backbone, if all of it folds.
+
+    Args:
+        tuned: A tuned model; once merged it must not be used again.
+
+    Returns:
+        The plain backbone and no names; or the backbone as it stands, grafts in place, and what
+        cannot be folded, each with the reason.
+    """
+    folded, unfolded = tuned.adapters[tuned.active].merged()
     if not unfolded:
         for path, module in folded.items():
-            _set(tuned.backbone, path, module.train(tuned.training))
+            set_module(tuned.backbone, path, module.train(tuned.training))
         tuned.backbone.requires_grad_(True)
     return tuned.backbone, unfolded
 
@@ -362,64 +372,21 @@ def fingerprint(tuned: Tuned) -> str:
     return digest.hexdigest()
 
 
-def _build(
-    tuned: Tuned, methods: tuple[Method, ...], planned: list[tuple[str, Edit]], classes: int | None
-) -> Adapter:
-    adapter = Adapter(methods)
-    overwrites = any(m.overwrites for m in methods)
-    owned: set[tuple[str, str]] = set()
-    for method, edit in planned:
-        if isinstance(edit, Thaw):
-            module = tuned.backbone.get_submodule(edit.site.path)
-            for pname in edit.names:
-                if (edit.site.path, pname) not in owned:
-                    owned.add((edit.site.path, pname))
-                    p = module._parameters[pname]
-                    mine = p if overwrites else nn.Parameter(p.detach().clone())
-                    adapter.thawed.append((edit.site.path, method, pname, mine))
-        elif isinstance(edit, Swap):
-            if not edit.site.in_shape:
-                raise Unsupported(
-                    f"{method} cannot graft on {edit.site.path}: the backbone never calls it"
-                )
-            inner = [g for path, _, g in adapter.grafts if path == edit.site.path]
-            module = inner[-1] if inner else tuned.backbone.get_submodule(edit.site.path)
-            adapter.grafts.append((edit.site.path, method, edit.graft(module)))
-    for path in classifiers(tuned.backbone):
-        module = tuned.backbone.get_submodule(path)
-        adapter.classes = classes or module.weight.shape[0]
-        for pname, p in module._parameters.items():
-            if p is not None:
-                adapter.thawed.append((path, "head", pname, _head(p, pname, adapter.classes)))
-    for method, edit in planned:
-        if isinstance(edit, Beside):
-            if not tuned.family.chain(tuned.backbone):
-                raise Unsupported(f"{method} runs beside blocks, and this backbone has no table")
-            adapter.sides.append((method, edit.side(adapter.classes)))
-    return adapter
-
-
-def _head(p: nn.Parameter, pname: str, classes: int) -> nn.Parameter:
-    """Copy a classifier's parameter, or make a new one for another number of classes."""
-    if len(p) == classes:
-        return nn.Parameter(p.detach().clone())
-    fresh = torch.zeros(classes, *p.shape[1:], device=p.device, dtype=p.dtype)
-    return nn.Parameter(nn.init.trunc_normal_(fresh, std=0.02) if pname == "weight" else fresh)
+def _same_base(tuned: Tuned, config: dict[str, Any], folder: Path | str) -> None:
+    have = tuned.base_sha256 or fingerprint(tuned)
+    want = config["base_model_sha256"]
+    if have != want:
+        raise InputError(
+            f"{folder} was trained on {config['base_model_name_or_path']} with weights"
+            f" {want[:12]}, and this backbone's weights are {have[:12]}: load the same pre-trained"
+            " checkpoint first"
+        )
 
 
 def _moves(norm: nn.Module) -> bool:
     """Whether a BatchNorm's statistics should follow the data: only if its weight trains."""
     weight = norm._parameters.get("weight")
     return weight is not None and weight.requires_grad
-
-
-def _set(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    root.get_submodule(parent)._modules[leaf] = module
-
-
-def _root(module: nn.Module) -> nn.Module:
-    return module.root if isinstance(module, Graft) else module
 
 
 def _probe(model: nn.Module, batch: int) -> Tensor:
@@ -460,7 +427,9 @@ def _guard(tuned: Tuned, before: Tensor | None) -> None:
         )
     if before is None or not all(m.identity for m in tuned.methods):
         return
-    if before.shape == (after := _answer(tuned)).shape:
-        error = (after - before).abs().max() / before.abs().max().clamp_min(1e-6)
-        if error > torch.finfo(before.dtype).eps ** 0.5:
-            raise LowtideError(f"the methods promise to start at the backbone; {error:.1e} off")
+    after = _answer(tuned)
+    if after is None or after.shape != before.shape:  # a new classifier has nothing to start from
+        return
+    error = (after - before).abs().max() / before.abs().max().clamp_min(1e-6)
+    if error > torch.finfo(before.dtype).eps ** 0.5:
+        raise LowtideError(f"the methods promise to start at the backbone; {error:.1e} off")

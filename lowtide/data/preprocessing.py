@@ -14,13 +14,16 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision import transforms
 
-from lowtide.errors import InputError, unknown
+from ..errors import InputError, UnknownName
 
 Augment = Literal["none", "flip", "crop"]
 """What training does to an image at random. `none`: nothing; `flip`: mirror half of them;
 `crop`: timm's random resized crop and mirror."""
 
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Preprocessing:
 
         Raises:
             InputError: A field is missing, unknown or of the wrong type.
+            UnknownName: There is no such interpolation or crop mode.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if sorted(data) != sorted(names):
@@ -117,6 +121,12 @@ class Preprocessing:
             crop_pct = float(data["crop_pct"])
         except (TypeError, ValueError) as error:
             raise InputError(f"pre-processing {dict(data)}: {error}") from error
+        if data["interpolation"] not in INTERPOLATIONS:
+            raise UnknownName("interpolation", str(data["interpolation"]), INTERPOLATIONS)
+        if data["crop_mode"] not in CROP_MODES:
+            raise UnknownName("crop mode", str(data["crop_mode"]), CROP_MODES)
+        if min(height, width, crop_pct) <= 0:
+            raise InputError(f"pre-processing: size {height} x {width}, crop_pct {crop_pct}")
         if len(mean) != len(std) or len(mean) not in {1, 3}:
             raise InputError(f"pre-processing: mean {mean} and std {std}, expected 1 or 3 of each")
         return cls(
@@ -137,10 +147,10 @@ class Preprocessing:
             A callable from a PIL image to a tensor.
 
         Raises:
-            InputError: The augmentation is unknown.
+            UnknownName: There is no such augmentation.
         """
         if augment not in AUGMENTS:
-            refusal = unknown("augmentation", augment, AUGMENTS)
+            refusal = UnknownName("augmentation", augment, AUGMENTS)
             raise refusal
         return Transform(self, train, augment)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
@@ -11,9 +13,9 @@ from .table import Family
 _BLOCK = r"stages\.\d+\.blocks\.\d+"
 
 
-def _chain(model: nn.Module) -> tuple[str, ...]:
+def _chain(model: Any) -> tuple[str, ...]:
     paths: list[str] = []
-    for i, stage in enumerate(model.stages):  # type: ignore[arg-type]
+    for i, stage in enumerate(model.stages):
         if not isinstance(stage.downsample, nn.Identity):
             paths.append(f"stages.{i}.downsample")
         paths.extend(f"stages.{i}.blocks.{j}" for j in range(len(stage.blocks)))
@@ -35,9 +37,9 @@ FAMILY = Family(
         (rf"stages\.\d+\.downsample\.1|{_BLOCK}\.shortcut\.conv", Role.DOWN),
     ),
     layout=Layout.FIRST,
-    stem=lambda model, x: model.stem(x),  # type: ignore[operator]
+    stem=lambda model, x: model.stem(x),
     chain=_chain,
-    finish=lambda model, x: model.norm_pre(x),  # type: ignore[operator]
+    finish=lambda model, x: model.norm_pre(x),
     tiny=lambda: ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 16, 24), num_classes=10),
     last="norm_pre",
 )

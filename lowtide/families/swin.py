@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
@@ -11,9 +13,9 @@ from .table import Family
 _BLOCK = r"layers\.\d+\.blocks\.\d+"
 
 
-def _chain(model: nn.Module) -> tuple[str, ...]:
+def _chain(model: Any) -> tuple[str, ...]:
     paths: list[str] = []
-    for i, stage in enumerate(model.layers):  # type: ignore[arg-type]
+    for i, stage in enumerate(model.layers):
         if not isinstance(stage.downsample, nn.Identity):
             paths.append(f"layers.{i}.downsample")
         paths.extend(f"layers.{i}.blocks.{j}" for j in range(len(stage.blocks)))
@@ -37,9 +39,9 @@ FAMILY = Family(
         (r"layers\.\d+\.downsample\.reduction", Role.DOWN),
     ),
     layout=Layout.LAST,
-    stem=lambda model, x: model.patch_embed(x),  # type: ignore[operator]
+    stem=lambda model, x: model.patch_embed(x),
     chain=_chain,
-    finish=lambda model, x: model.norm(x),  # type: ignore[operator]
+    finish=lambda model, x: model.norm(x),
     tiny=lambda: SwinTransformer(
         img_size=32,
         patch_size=2,

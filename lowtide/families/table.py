@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +43,9 @@ class Family:
     classes: tuple[str, ...]
     roles: Roles
     layout: Layout
-    stem: Callable[[nn.Module, Tensor], Tensor]
-    chain: Callable[[nn.Module], tuple[str, ...]]
-    finish: Callable[[nn.Module, Tensor], Tensor]
+    stem: Callable[[Any, Tensor], Tensor]
+    chain: Callable[[Any], tuple[str, ...]]
+    finish: Callable[[Any, Tensor], Tensor]
     tiny: Callable[[], nn.Module]
     elastic: bool = False
     last: str = ""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..site import Layout, Role
 from .table import Family
 
 
-def _stem(model: nn.Module, x: Tensor) -> Tensor:
-    x = model._pos_embed(model.patch_embed(x))  # type: ignore[operator]
-    return model.norm_pre(model.patch_drop(x))  # type: ignore[operator]
+def _stem(model: Any, x: Tensor) -> Tensor:
+    x = model._pos_embed(model.patch_embed(x))
+    return model.norm_pre(model.patch_drop(x))
 
 
 FAMILY = Family(
@@ -31,8 +33,8 @@ FAMILY = Family(
     ),
     layout=Layout.LAST,
     stem=_stem,
-    chain=lambda model: tuple(f"blocks.{i}" for i in range(len(model.blocks))),  # type: ignore[arg-type]
-    finish=lambda model, x: model.norm(x),  # type: ignore[operator]
+    chain=lambda model: tuple(f"blocks.{i}" for i in range(len(model.blocks))),
+    finish=lambda model, x: model.norm(x),
     tiny=lambda: VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=10
     ),

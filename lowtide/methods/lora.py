@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class LoRA(Method):
             One edit per map.
         """
         chosen = need(self._choose(sites), "lora", f"a site of role {self._wanted()}")
-        return [Swap(s, lambda base, s=s: LoRAGraft(base, s, self)) for s in chosen]
+        return [Swap(s, partial(LoRAGraft, site=s, config=self)) for s in chosen]
 
     def _choose(self, sites: Sites) -> Sites:
         if self.roles:
@@ -114,7 +115,7 @@ class LoRAGraft(Graft):
         Returns:
             The folded map.
         """
-        delta = torch.zeros_like(self.root.weight)
+        delta = torch.zeros_like(self.root.get_parameter("weight"))
         for i, down, up in zip(self.parts, self.down, self.up, strict=True):
             rows = slice(i * self.width, (i + 1) * self.width)
             delta[rows] = self.scale * product(down, up)

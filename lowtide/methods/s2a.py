@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -94,7 +95,7 @@ class S2A(Method):
             edits += [Thaw(s, s.biases) for s in sites if s.biases and s.role is not Role.HEAD]
         if self.prompt:
             edits += [
-                Swap(s, lambda base, s=s: PromptGraft(base, s, self)) for s in self._prompted(sites)
+                Swap(s, partial(PromptGraft, site=s, config=self)) for s in self._prompted(sites)
             ]
         if self.side:
             blocks = sites.of(Role.BLOCK)
@@ -105,7 +106,7 @@ class S2A(Method):
                     raise Unsupported(
                         f"s2a averages {self.reduction} channels into one, and {s.path} has {s.dim}"
                     )
-            edits.append(Beside(lambda classes: SideBranch(blocks, self, classes)))
+            edits.append(Beside(partial(SideBranch, blocks, self)))
         if not edits:
             raise Unsupported("s2a has nothing to train here: no part that fits is switched on")
         return edits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -56,7 +57,7 @@ class SSF(Method):
             lambda s: s.role in AFTER or (s.role in (Role.CONV, Role.DOWN) and "bias" in s.params)
         )
         return [
-            Swap(s, lambda base, s=s: SSFGraft(base, s, self.init))
+            Swap(s, partial(SSFGraft, site=s, init=self.init))
             for s in need(after, "ssf", "an affine map or a norm")
         ]
 

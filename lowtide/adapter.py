@@ -1,0 +1,207 @@
+"""One adapter: what a set of methods brought to a backbone, put in place and taken out whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError, Unsupported
+from .graft import Beside, Edit, Graft, Method, Side, Swap, Thaw
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass
+class Adapter:
+    """What one set of methods brought.
+
+    Attributes:
+        methods: The methods that made it.
+        grafts: Path, method name and graft; innermost first.
+        thawed: Path, method name, parameter name and the parameter that trains.
+        sides: Method name and side network.
+        classes: Number of classes of its classifier.
+        originals: What the backbone had in the places of `thawed`, while this is in place.
+    """
+
+    methods: tuple[Method, ...]
+    grafts: list[tuple[str, str, Graft]] = field(default_factory=list)
+    thawed: list[tuple[str, str, str, nn.Parameter]] = field(default_factory=list)
+    sides: list[tuple[str, Side]] = field(default_factory=list)
+    classes: int = 0
+    originals: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)
+
+    def put_in(self, backbone: nn.Module) -> None:
+        """Put grafts and thawed parameters in place.
+
+        Args:
+            backbone: Carries no adapter; changed in place.
+        """
+        device = next(backbone.parameters()).device
+        for path, _, graft in self.grafts:
+            graft.base = backbone.get_submodule(path)
+            set_module(backbone, path, graft.to(device))
+        for path, _, name, p in self.thawed:
+            module = root(backbone.get_submodule(path))
+            p.data = p.data.to(device)
+            self.originals[path, name] = module.get_parameter(name)
+            p.requires_grad_(True)
+            module._parameters[name] = p
+        for _, side in self.sides:
+            side.to(device)
+
+    def take_out(self, backbone: nn.Module) -> None:
+        """Give the backbone its own modules and parameters back, the same objects.
+
+        Args:
+            backbone: Carries this adapter; changed in place.
+        """
+        for (path, name), original in self.originals.items():
+            root(backbone.get_submodule(path))._parameters[name] = original
+        self.originals.clear()
+        for path, _, graft in reversed(self.grafts):
+            set_module(backbone, path, graft.base)
+
+    def state(self, backbone: nn.Module) -> dict[str, Tensor]:
+        """Collect everything that trained, and BatchNorm statistics that moved.
+
+        Args:
+            backbone: Carries this adapter.
+
+        Returns:
+            Tensors by `site path/method/name`; the backbone itself and side networks are `.`.
+        """
+        state: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for path, method, graft in self.grafts:
+            for name, value in graft.own():
+                if id(value) not in seen:  # factors shared by several grafts are kept once
+                    seen.add(id(value))
+                    state[f"{path or '.'}/{method}/{name}"] = value
+        for path, method, name, p in self.thawed:
+            state[f"{path or '.'}/{method}/{name}"] = p
+            module = root(backbone.get_submodule(path))
+            if name == "weight" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                moved = {b: module._buffers.get(b) for b in STATISTICS}
+                state |= {f"{path}/{method}/{b}": v for b, v in moved.items() if v is not None}
+        for method, side in self.sides:
+            state |= {f"./{method}/{n}": v for n, v in side.state_dict(keep_vars=True).items()}
+        return {key: value.detach() for key, value in state.items()}
+
+    def merged(self) -> tuple[dict[str, nn.Module], list[str]]:
+        """Fold every graft that can be folded, innermost first.
+
+        Returns:
+            Plain modules by path, and what cannot be folded, each with the reason.
+        """
+        unfolded = [f"{method}: {side.unmergeable}" for method, side in self.sides]
+        folded: dict[str, nn.Module] = {}
+        for path, method, graft in self.grafts:
+            standing, graft.base = graft.base, folded.get(path, graft.base)
+            plain = graft.merged()
+            graft.base = standing
+            if plain is None:
+                unfolded.append(f"{method} at {path}: {graft.unmergeable}")
+            else:
+                folded[path] = plain
+        return folded, unfolded
+
+
+def build(
+    backbone: nn.Module,
+    methods: tuple[Method, ...],
+    edits: Iterable[tuple[str, Edit]],
+    heads: tuple[str, ...],
+    classes: int | None,
+) -> Adapter:
+    """Make an adapter from edits, without changing the backbone.
+
+    Args:
+        backbone: Carries no adapter.
+        methods: The methods the edits came from.
+        edits: Method name and edit.
+        heads: Paths of the classifier, which always trains.
+        classes: Classes of the classifier; by default the backbone's.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        Unsupported: A graft's site is never called by the backbone.
+    """
+    adapter = Adapter(methods)
+    overwrites = any(m.overwrites for m in methods)
+    sides = []
+    for method, edit in edits:
+        if isinstance(edit, Thaw):
+            _thaw(adapter, backbone, method, edit, overwrites)
+        elif isinstance(edit, Beside):
+            sides.append((method, edit))
+        elif not edit.site.in_shape:
+            raise Unsupported(f"{method}: the backbone never calls {edit.site.path}")
+        else:
+            _swap(adapter, backbone, method, edit)
+    for path in heads:
+        own = backbone.get_submodule(path)._parameters
+        adapter.classes = classes or len(own["weight"])  # type: ignore[arg-type]
+        for name, p in own.items():
+            if p is not None:
+                adapter.thawed.append((path, "head", name, _head(p, name, adapter.classes)))
+    adapter.sides = [(method, edit.side(adapter.classes)) for method, edit in sides]
+    return adapter
+
+
+def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a path.
+
+    Args:
+        model: Changed in place.
+        path: Where; not empty.
+        module: What.
+
+    Raises:
+        InputError: The path is empty.
+    """
+    parent, _, leaf = path.rpartition(".")
+    if not leaf:
+        raise InputError("the backbone itself cannot be replaced")
+    model.get_submodule(parent)._modules[leaf] = module
+
+
+def root(module: nn.Module) -> nn.Module:
+    """Look under any number of grafts.
+
+    Args:
+        module: A graft or the backbone's own module.
+
+    Returns:
+        The backbone's own module.
+    """
+    return module.root if isinstance(module, Graft) else module
+
+
+def _thaw(adapter: Adapter, backbone: nn.Module, method: str, edit: Thaw, overwrites: bool) -> None:
+    module = backbone.get_submodule(edit.site.path)
+    have = {(path, name) for path, _, name, _ in adapter.thawed}
+    for name in edit.names:
+        if (edit.site.path, name) not in have:
+            p = module.get_parameter(name)
+            mine = p if overwrites else nn.Parameter(p.detach().clone())
+            adapter.thawed.append((edit.site.path, method, name, mine))
+
+
+def _swap(adapter: Adapter, backbone: nn.Module, method: str, edit: Swap) -> None:
+    below = [graft for path, _, graft in adapter.grafts if path == edit.site.path]
+    base = below[-1] if below else backbone.get_submodule(edit.site.path)
+    adapter.grafts.append((edit.site.path, method, edit.graft(base)))
+
+
+def _head(p: nn.Parameter, name: str, classes: int) -> nn.Parameter:
+    """Copy a classifier's parameter, or make a new one for another number of classes."""
+    if len(p) == classes:
+        return nn.Parameter(p.detach().clone())
+    fresh = torch.zeros(classes, *p.shape[1:], device=p.device, dtype=p.dtype)
+    return nn.Parameter(nn.init.trunc_normal_(fresh, std=0.02) if name == "weight" else fresh)
