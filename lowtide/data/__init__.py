@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lowtide.data.batches import Cache as Cache
-from lowtide.data.batches import loader as loader
-from lowtide.data.dataset import Dataset as Dataset
-from lowtide.data.dataset import Sample as Sample
-from lowtide.data.images import UnreadableImage as UnreadableImage
-from lowtide.data.images import decode as decode
-from lowtide.data.preprocessing import AUGMENTS as AUGMENTS
-from lowtide.data.preprocessing import Augment as Augment
-from lowtide.data.preprocessing import Preprocessing as Preprocessing
-from lowtide.data.preprocessing import Transform as Transform
-from lowtide.data.reading import read as read
+from .batches import Cache as Cache
+from .batches import loader as loader
+from .dataset import Dataset as Dataset
+from .dataset import Sample as Sample
+from .images import UnreadableImage as UnreadableImage
+from .images import decode as decode
+from .preprocessing import AUGMENTS as AUGMENTS
+from .preprocessing import Augment as Augment
+from .preprocessing import Preprocessing as Preprocessing
+from .preprocessing import Transform as Transform
+from .reading import read as read

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from lowtide.data.dataset import Sample
-from lowtide.data.images import decode
-from lowtide.data.preprocessing import Preprocessing, Transform
+from .dataset import Sample
+from .images import decode
+from .preprocessing import Preprocessing, Transform
 
 
 class Cache:

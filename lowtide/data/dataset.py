@@ -80,7 +80,7 @@ def fingerprint(root: Path, splits: Mapping[str, Sequence[Sample]], classes: Seq
         for which, samples in splits.items()
         for path, label in samples
     )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
 
 def relative(path: Path, root: Path) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lowtide.data.listing import Entry, Listing, children, is_image, role
-from lowtide.errors import InputError
+from ..errors import InputError
+from .listing import Entry, Listing, children, is_image, role
 
 
 def read_split_folders(root: Path) -> Listing:

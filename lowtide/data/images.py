@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from lowtide.errors import InputError
+from ..errors import InputError
 
 _MODES = {1: "L", 3: "RGB"}
 
@@ -71,12 +71,9 @@ def _reason(error: Exception) -> str:
 def _fault(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
-            if image.format == "JPEG":
-                # All bytes are still parsed, so truncation shows; only the pixels are fewer.
-                image.draft(None, (32, 32))
-                image.load()
-            else:
-                _convert(image, "RGB")
+            # A JPEG is then decoded at an eighth: every byte is still parsed, so truncation shows.
+            image.draft(None, (32, 32))
+            _convert(image, "RGB")
     except Exception as error:  # as in `decode`
         return _reason(error)
     return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lowtide.errors import InputError
+from ..errors import InputError
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -101,7 +102,7 @@ def hint(path: Path) -> str:
         `; did you mean ...?`, or nothing if no name is near.
     """
     missing = path
-    while not missing.parent.is_dir():
+    while not os.path.isdir(missing.parent):
         missing = missing.parent
     names = [child.name for child in missing.parent.iterdir()]
     same_stem = [name for name in names if Path(name).stem == missing.name]
@@ -147,9 +148,11 @@ def read_classes(folder: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     names = tuple(line.strip() for line in read_text(path).rstrip().splitlines())
-    for number, name in enumerate(names):
-        if not name or name in names[:number]:
-            raise InputError(f"{path}:{number + 1}: expected a new class name, got {name!r}")
+    seen = {""}
+    for number, name in enumerate(names, start=1):
+        if name in seen:
+            raise InputError(f"{path}:{number}: expected a new class name, got {name!r}")
+        seen.add(name)
     return names
 
 
@@ -184,17 +187,17 @@ def name_labels(entries: Sequence[Entry], classes: tuple[str, ...] | None) -> li
     Raises:
         InputError: A label is negative, a fraction, out of range, or of the other kind.
     """
-    integers = bool(entries) and entries[0].label.isdecimal()
+    integers = bool(entries) and _is_integer(entries[0].label)
     return [entry._replace(label=_name(entry, integers, classes)) for entry in entries]
 
 
 def _name(entry: Entry, integers: bool, classes: tuple[str, ...] | None) -> str:
     label, where = entry.label, entry.where
-    if _is_number(label) and not label.isdecimal():
+    if _is_number(label) and not _is_integer(label):
         raise InputError(
             f"{where}: label {label!r} is neither an integer from 0 up nor a class name"
         )
-    if label.isdecimal() != integers:
+    if _is_integer(label) != integers:
         others = "integers" if integers else "class names"
         raise InputError(f"{where}: label {label!r}, but the labels before it are {others}")
     if not integers:
@@ -206,6 +209,10 @@ def _name(entry: Entry, integers: bool, classes: tuple[str, ...] | None) -> str:
     if int(label) >= len(classes):
         raise InputError(f"{where}: label {label}, but classes.txt names only {len(classes)}")
     return classes[int(label)]
+
+
+def _is_integer(text: str) -> bool:
+    return text.isdecimal() and len(text) < 19
 
 
 def _is_number(text: str) -> bool:

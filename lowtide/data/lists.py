@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lowtide.data.listing import (
+from ..errors import InputError
+from .listing import (
+    SPLITS,
     Entry,
     Listing,
     children,
@@ -13,10 +15,12 @@ from lowtide.data.listing import (
     name_labels,
     read_classes,
     read_text,
+    role,
 )
-from lowtide.errors import InputError
 
-_LIST = re.compile(r"(?P<role>train|val|test)\d*(?P<all>val\d*)?\.txt")
+_LIST = re.compile(
+    r"(?P<role>train(ing)?|val(id(ation)?)?|test(ing)?)\d*(?P<all>val\d*)?\.txt", re.IGNORECASE
+)
 
 
 def lists_in(folder: Path) -> list[Path]:
@@ -50,7 +54,7 @@ def read_lists(folder: Path) -> Listing:
     found = lists_in(folder)
     unions = [path for path in found if _is_union(path)]
     parts = [path for path in found if not _is_union(path)]
-    roles = {which: [path for path in parts if _role(path) == which] for which in _ROLES}
+    roles = {which: [path for path in parts if _role(path) == which] for which in SPLITS}
     if not roles["train"] and unions:
         roles["train"], roles["val"] = unions, []
     for which, paths in roles.items():
@@ -80,8 +84,8 @@ def read_list(path: Path) -> Listing:
     match = _LIST.fullmatch(path.name)
     if not match:
         return _listing(path.parent, {"all": path})
-    if match["role"] != "train":
-        raise InputError(f"{path} is a list for {match['role']}: name the list for training")
+    if _role(path) != "train":
+        raise InputError(f"{path} is a list for {_role(path)}: name the list for training")
     chosen = {"train": path}
     for which in ("val", "test"):
         siblings = [p for p in lists_in(path.parent) if _role(p) == which]
@@ -93,12 +97,9 @@ def read_list(path: Path) -> Listing:
     return listing
 
 
-_ROLES = ("train", "val", "test")
-
-
-def _role(path: Path) -> str:
+def _role(path: Path) -> str | None:
     match = _LIST.fullmatch(path.name)
-    return match["role"] if match else ""
+    return role(match["role"]) if match else None
 
 
 def _is_union(path: Path) -> bool:

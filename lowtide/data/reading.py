@@ -9,13 +9,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from lowtide.data.dataset import Dataset, Sample, fingerprint, relative
-from lowtide.data.folders import read_class_folders, read_split_folders
-from lowtide.data.images import faults
-from lowtide.data.listing import SPLITS, Entry, Listing, children, hint, is_image, order, role
-from lowtide.data.lists import lists_in, read_list, read_lists
-from lowtide.data.tables import read_csv
-from lowtide.errors import InputError
+from ..errors import InputError
+from .dataset import Dataset, Sample, fingerprint, relative
+from .folders import read_class_folders, read_split_folders
+from .images import faults
+from .listing import SPLITS, Entry, Listing, children, hint, is_image, order, role
+from .lists import lists_in, read_list, read_lists
+from .tables import read_csv
 
 
 def read(
@@ -76,7 +76,7 @@ def read(
 
 
 def _list(source: Path) -> Listing:
-    if not source.exists():
+    if not os.path.exists(source):
         raise InputError(f"{source} does not exist{hint(source)}")
     if source.is_file():
         if source.suffix.lower() in {".csv", ".tsv"}:
@@ -117,9 +117,10 @@ def _classes(listing: Listing) -> tuple[str, ...]:
             f"{listing.root}: only one class to learn, {present[0]!r}; expected two or more"
         )
     classes = listing.classes or present
+    known = set(classes)
     for which, entries in listing.splits.items():
         for entry in entries:
-            if entry.label not in classes:
+            if entry.label not in known:
                 near = difflib.get_close_matches(entry.label, classes, n=1)
                 raise InputError(
                     f"{entry.where}: class {entry.label!r} of {which} is not in train"
@@ -142,7 +143,7 @@ def _refuse_duplicates(listing: Listing) -> None:
 
 def _refuse_missing(listing: Listing) -> None:
     entries = [entry for part in listing.splits.values() for entry in part]
-    missing = [entry for entry in entries if not entry.path.is_file()]
+    missing = [entry for entry in entries if not os.path.isfile(entry.path)]
     if missing:
         path, _, where = missing[0]
         raise InputError(
@@ -202,7 +203,7 @@ def _draw(
 ) -> dict[str, list[Entry]]:
     def turn(entry: Entry) -> bytes:
         # By name, not by position: a copy of the folder splits alike on every system.
-        return hashlib.sha256(f"{seed}/{relative(entry.path, root)}".encode()).digest()
+        return hashlib.sha256(os.fsencode(f"{seed}/{relative(entry.path, root)}")).digest()
 
     by_class = defaultdict(list)
     for entry in entries:

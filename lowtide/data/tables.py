@@ -6,8 +6,8 @@ import csv
 import io
 from pathlib import Path
 
-from lowtide.data.listing import SPLITS, Entry, Listing, name_labels, read_classes, read_text, role
-from lowtide.errors import InputError
+from ..errors import InputError
+from .listing import SPLITS, Entry, Listing, name_labels, read_classes, read_text, role
 
 PATH_COLUMNS = ("path", "image", "file", "filename")
 LABEL_COLUMNS = ("label", "class")

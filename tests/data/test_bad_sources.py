@@ -82,6 +82,8 @@ def test_a_class_that_train_lacks(paint):
         ("a.png 0\nb.png 0\n", r"only one class to learn, '0'"),
         ("a.png 0\nb.png 1\nx/c.png 1\ny.png 1", r"^2 of 4 files do not exist, first .*/x/c.png "),
         ("a.png 0\nb 1\n", r"^1 of 2 files .*/b \(train.txt:2\); did you mean .*/b.png\?$"),
+        ("a.png 0\nb.png " + "9" * 5000, r"^train.txt:2: label '9+' is neither an integer"),
+        ("a.png 0\n" + "b" * 5000 + " 1", r"^1 of 2 files do not exist, first"),
         ("\n\n", r"train.txt is empty: expected lines `path label`"),
     ],
 )

@@ -59,10 +59,14 @@ def test_round_trip_through_json():
         {"std": None},
         {"crop_pct": "most"},
         {"extra": 1},
+        {"size": [0, 224]},
+        {"interpolation": "bicubical"},
+        {"interpolation": ["bicubic"]},
+        {"crop_mode": "middle"},
     ],
 )
 def test_a_broken_record_is_refused(change):
-    with pytest.raises(InputError, match="pre-processing"):
+    with pytest.raises(InputError, match="pre-processing|unknown (interpolation|crop mode)"):
         Preprocessing.from_dict(MADE.to_dict() | change)
 
 

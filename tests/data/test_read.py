@@ -132,7 +132,7 @@ def test_plain_lists_with_blanks_tabs_backslashes_and_names(paint):
     (root / "train.txt").write_bytes(
         "\ufeffmy cat 1.png cat\r\nsub dir\\dog.png\tdog\r\n\r\n".encode()
     )
-    (root / "val.txt").write_text("c.png dog\n")
+    (root / "Valid.txt").write_text("c.png dog\n")
     (root / "test.txt").write_text("d.png   cat  \n")
     data = read(root)
     assert names(data, "train") == [("my cat 1.png", "cat"), ("sub dir/dog.png", "dog")]
