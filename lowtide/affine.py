@@ -56,8 +56,9 @@ def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module,
         g = module.groups
         taps = module.kernel_size[0] * module.kernel_size[1]
         r = g * min(rank, module.out_channels // g, module.in_channels // g * taps)
-        geometry: Any = (module.kernel_size, module.stride, module.padding, module.dilation, g)
-        down = type(module)(module.in_channels, r, *geometry, bias=False, **like)
+        kind: Any = type(module)
+        geometry = (module.kernel_size, module.stride, module.padding, module.dilation, g)
+        down = kind(module.in_channels, r, *geometry, bias=False, **like)
         down.padding_mode = module.padding_mode
         up = nn.Conv2d(r, out or module.out_channels, 1, groups=g, bias=False, **like)
     else:

@@ -34,12 +34,15 @@ class Tuned(nn.Module):
             backbone can still be hashed.
     """
 
+    backbone: Any
+    sides: Any
+
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         prepare(backbone)
         self.family: Family = family_of(backbone)
         self.sites: Sites = measure(backbone, self.family)
-        self.backbone: Any = backbone.requires_grad_(False)
+        self.backbone = backbone.requires_grad_(False)
         self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
         self.sides = nn.ModuleDict()
         self.adapters: dict[str, Adapter] = {}

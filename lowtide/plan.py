@@ -1,0 +1,129 @@
+"""What a run will need, before it runs: one training step on tensors that have no storage.
+
+No formula is kept true by hand. The model is built, tuned and compressed as for a real run, on
+shapes alone, and the meter watches two steps; so a plan equals the real run on the same device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from .backbone import create
+from .compress import Policy, compress
+from .errors import InputError
+from .families import hollow, image_shape
+from .graft import Method
+from .memory import Footprint, footprint
+from .step import Amp, make_optimizer, training_step
+from .tune import Tuned, apply
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one configuration trains and needs.
+
+    Attributes:
+        trainable_parameters: Parameters that train, the classifier included.
+        total_parameters: All parameters, grafts and side networks included.
+        peak_bytes: Largest sum of live tensor bytes in a training step.
+        parts: The same bytes by what they are: weights, saved (for backward), temporaries,
+            gradients, optimiser.
+    """
+
+    trainable_parameters: int
+    total_parameters: int
+    peak_bytes: int
+    parts: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the plan as plain data.
+
+        Returns:
+            Every attribute by name.
+        """
+        return asdict(self)
+
+
+def plan(
+    model: str | nn.Module,
+    *methods: Method,
+    num_classes: int | None = None,
+    batch_size: int = 32,
+    policy: Policy | None = None,
+    checkpointing: bool = False,
+    accumulate: int = 1,
+    amp: Amp = "no",
+    optimizer: str = "adamw",
+    image_size: int | None = None,
+) -> Plan:
+    """Measure a training step that never runs.
+
+    Args:
+        model: A timm name, or a backbone, which is not changed.
+        *methods: What would train.
+        num_classes: Classes of the classifier; by default the backbone's.
+        batch_size: Images per optimiser step.
+        policy: What is kept for backward; by default everything exactly.
+        checkpointing: Recompute each block in backward.
+        accumulate: Micro-batches the batch is cut into.
+        amp: Mixed precision.
+        optimizer: timm's name of the optimiser.
+        image_size: Side of the square input, for a model given by name.
+
+    Returns:
+        The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
+        library, no rounding by the allocator.
+
+    Raises:
+        InputError: The batch cannot be cut so.
+    """
+    if batch_size < 1 or accumulate < 1 or batch_size % accumulate:
+        raise InputError(
+            f"a batch of {batch_size} cannot be accumulated from {accumulate} equal micro-batches"
+        )
+    with torch.device("meta"):
+        if isinstance(model, str):
+            backbone = create(model, pretrained=False, image_size=image_size)
+        else:
+            backbone = hollow(model)
+        tuned = apply(backbone, *methods, num_classes=num_classes)
+    tuned.checkpointing = checkpointing
+    if policy is not None:
+        compress(tuned, policy)
+    peak = _rehearse(tuned, batch_size, accumulate, amp, optimizer)
+    return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts)
+
+
+def _rehearse(tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str) -> Footprint:
+    with FakeTensorMode():
+        _materialise(tuned)
+        tuned.train()
+        opt = make_optimizer(tuned, optimizer)
+        images = torch.empty(batch, *image_shape(tuned.backbone))
+        labels = torch.zeros(batch, dtype=torch.long)
+
+        def step() -> None:
+            micro = zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True)
+            training_step(tuned, opt, micro, parts=accumulate, amp=amp)
+
+        return footprint(step, tuned, opt)
+
+
+def _materialise(model: nn.Module) -> None:
+    """Give every parameter and buffer a CPU tensor of the current (fake) mode; ties stay ties."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                empty = torch.empty(p.shape, dtype=p.dtype)
+                module._parameters[name] = made.setdefault(
+                    id(p), nn.Parameter(empty, p.requires_grad)
+                )
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = made.setdefault(id(b), torch.empty(b.shape, dtype=b.dtype))
