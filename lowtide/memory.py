@@ -190,7 +190,7 @@ class Meter(TorchDispatchMode):
 
 
 def footprint(
-    step: Callable[[], None],
+    step: Callable[[], object],
     model: nn.Module,
     optimizer: Optimizer | None = None,
     steps: int = 2,

@@ -1,0 +1,127 @@
+"""Keep which of a few fixed levels a number is nearest to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UnknownName
+from .base import Residue
+from .bits import join, pack_bits, packed_bytes, unpack_bits
+from .levels import LEVELS
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A fixed table of levels: no minimum, no step, no reduction over the data.
+
+        code = searchsorted(edges, r),  r' = levels[code],  edges half-way between levels
+
+    Made for the slope of an activation function, whose range is known beforehand: the levels are
+    fitted once per function (Lloyd 1982, Max 1960) by `scripts/fit_codebooks.py`.
+
+    Attributes:
+        levels: Increasing values, two to sixteen of them.
+        reach: Smallest and largest number the table is meant for.
+
+    Saves:
+        n * bits / 8 bytes, bits = log2(number of levels) rounded up.
+    """
+
+    levels: tuple[float, ...]
+    reach: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.levels) <= 16 or list(self.levels) != sorted(set(self.levels)):
+            raise InputError(f"codebook: levels must be 2 to 16 rising values, not {self.levels}")
+
+    @classmethod
+    def of(cls, function: str, bits: int = 4) -> Codebook:
+        """Look up the levels fitted for the slope of an activation function.
+
+        Args:
+            function: Name of the function, e.g. `gelu`.
+            bits: Width of a code, 1 to 4.
+
+        Returns:
+            The codec.
+
+        Raises:
+            InputError: No levels are stored for this width.
+            UnknownName: No levels are stored for this function.
+        """
+        if function not in LEVELS:
+            raise UnknownName("codebook", function, LEVELS)
+        reach, tables = LEVELS[function]
+        if bits not in tables:
+            raise InputError(f"codebook: bits must be one of {sorted(tables)}, not {bits}")
+        return cls(tables[bits], reach)
+
+    @property
+    def bits(self) -> int:
+        """Width of a code."""
+        return (len(self.levels) - 1).bit_length()
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Where the nearest level changes."""
+        pairs = zip(self.levels, self.levels[1:], strict=False)
+        return tuple((low + high) / 2 for low, high in pairs)
+
+    def pack(self, residue: Residue) -> tuple[Tensor, ...]:
+        """Keep the codes.
+
+        Args:
+            residue: What to keep.
+
+        Returns:
+            The codes as bytes.
+        """
+        edges = residue.source.new_tensor(self.edges, dtype=torch.float32)
+        pieces = []
+        for piece in residue.slices(8):
+            codes = torch.bucketize(piece, edges.to(piece.dtype), out_int32=True).to(torch.uint8)
+            pieces.append(pack_bits(codes, self.bits))
+        return join(pieces, residue, self.bits)
+
+    def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Look the codes up.
+
+        Args:
+            packed: What `pack` gave.
+            shape: Shape of the residue.
+            dtype: Dtype of the residue.
+
+        Returns:
+            The nearest levels.
+        """
+        codes = unpack_bits(packed, self.bits, shape.numel())
+        levels = torch.tensor(self.levels, dtype=dtype, device=codes.device)
+        return levels.index_select(0, codes.int()).view(shape)
+
+    def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
+        """Count the bytes kept.
+
+        Args:
+            shape: Shape of the residue.
+            dtype: Dtype of the residue.
+
+        Returns:
+            Those of the codes.
+        """
+        return packed_bytes(shape.numel(), self.bits)
+
+    def bound(self, residue: Tensor) -> Tensor:
+        """Bound the error within the reach of the table.
+
+        Args:
+            residue: A residue, within `reach`.
+
+        Returns:
+            Half the widest gap between levels, or the way from an outer level to the end.
+        """
+        gaps = [(b - a) / 2 for a, b in zip(self.levels, self.levels[1:], strict=False)]
+        ends = [self.levels[0] - self.reach[0], self.reach[1] - self.levels[-1]]
+        return torch.full_like(residue, max(*gaps, *ends) + 1e-6)

@@ -1,0 +1,69 @@
+"""Keep one bit: whether a number is positive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Residue
+from .bits import join, pack_bits, packed_bytes, unpack_bits
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Keep r > 0 as one bit; exact for residues that are 0 or 1 (ReLU, ReLU6, a dropout mask).
+
+    The 1-bit mask of S2A for ReLU (Jin et al. 2025, section 3.2).
+
+    Saves:
+        ceil(n / 8) bytes.
+    """
+
+    def pack(self, residue: Residue) -> tuple[Tensor, ...]:
+        """Keep the bits.
+
+        Args:
+            residue: What to keep.
+
+        Returns:
+            One byte per eight numbers.
+        """
+        return join([pack_bits((p > 0).to(torch.uint8), 1) for p in residue.slices(8)], residue, 1)
+
+    def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Turn the bits into zeros and ones.
+
+        Args:
+            packed: What `pack` gave.
+            shape: Shape of the residue.
+            dtype: Dtype of the residue.
+
+        Returns:
+            Zeros and ones.
+        """
+        return unpack_bits(packed, 1, shape.numel()).view(shape).to(dtype)
+
+    def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
+        """Count the bytes kept.
+
+        Args:
+            shape: Shape of the residue.
+            dtype: Dtype of the residue.
+
+        Returns:
+            One per eight numbers.
+        """
+        return packed_bytes(shape.numel(), 1)
+
+    def bound(self, residue: Tensor) -> Tensor:
+        """Bound the error.
+
+        Args:
+            residue: A residue.
+
+        Returns:
+            Its distance from 0 or 1.
+        """
+        return (residue - (residue > 0).to(residue.dtype)).abs()

@@ -1,0 +1,176 @@
+"""Scaled dot-product attention: computed by torch's fused function, recomputed in the backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.base import Residue
+from ..codecs.exact import Exact
+from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .softmax import softmax_backward
+
+PIECE = 1 << 20
+"""Numbers of the attention matrix that the backward holds at a time."""
+
+
+def weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    """Compute the attention matrix.
+
+    Args:
+        q: Queries (B, H, N, D).
+        k: Keys (B, H, M, D).
+        mask: Added to the logits, or where it is False, excludes; broadcasts to (B, H, N, M).
+        scale: Factor of the logits.
+        causal: Whether a query sees no key behind it.
+
+    Returns:
+        softmax(scale q k^T + mask), (B, H, N, M).
+    """
+    logits = torch.matmul(q * scale, k.mT)
+    if causal:
+        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril_()
+        logits = logits.masked_fill_(~seen, -torch.inf)
+    if mask is not None and mask.dtype == torch.bool:
+        logits = logits.masked_fill_(~mask, -torch.inf)
+    elif mask is not None:
+        logits = logits.add_(mask)
+    return torch.softmax(logits, -1)
+
+
+def _forward(
+    needs: Needs,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    causal: bool,
+) -> Forward:
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    return Forward(y, (Residue(q), Residue(k), Residue(v)), (mask,))
+
+
+def _backward(
+    needs: Needs,
+    residues: tuple[Tensor, Tensor, Tensor],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+) -> Tensors:
+    (mask,) = extras
+
+    def again(q: Tensor, k: Tensor, rows: slice) -> Tensor:
+        here = mask[rows] if mask is not None and mask.ndim == 4 and len(mask) > 1 else mask
+        return weights(q, k, here, scale, causal)
+
+    return _piecewise(needs, residues, again, mask, dy, scale)
+
+
+ATTENTION = Op(_forward, _backward)
+"""y = P v, P = softmax(scale q k^T + mask). Residues: q, k, v; P is computed again, piece by piece.
+
+    dv = P^T dy,  dS = P (dP - sum(dP P)) with dP = dy v^T,  dq = scale dS k,  dk = scale dS^T q
+
+Extras: the mask.
+
+Saves:
+    What the codecs keep of the numbers in q, k and v, and the mask as it is.
+"""
+
+
+def _forward_taken_apart(
+    needs: Needs,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    causal: bool,
+) -> Forward:
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    attention = weights(q, k, mask, scale, causal)
+    return Forward(y, (Residue(q), Residue(k), Residue(v), Residue(attention)))
+
+
+def _backward_taken_apart(
+    needs: Needs,
+    residues: tuple[Tensor, Tensor, Tensor, Tensor],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+) -> Tensors:
+    *qkv, attention = residues
+    like = dy.new_empty(()).expand(attention.shape)
+    return _piecewise(needs, tuple(qkv), lambda q, k, rows: attention[rows], like, dy, scale)
+
+
+ATTENTION_TAKEN_APART = Op(_forward_taken_apart, _backward_taken_apart)
+"""The same, with P as a fourth residue: for a quantised softmax, or a mask larger than P in bytes.
+
+Saves:
+    What the codecs keep of the numbers in q, k, v and P; no mask.
+"""
+
+
+def _piecewise(
+    needs: Needs,
+    qkv: tuple[Tensor, ...],
+    attention: Callable[[Tensor, Tensor, slice], Tensor],
+    mask: Tensor | None,
+    dy: Tensor,
+    scale: float,
+) -> Tensors:
+    q, k, v = (t.to(dy.dtype) for t in qkv)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    dmask = torch.zeros_like(mask) if needs[3] and mask is not None else None
+    per_image = q.shape[1] * q.shape[2] * k.shape[2]
+    some = len(q) if torch.compiler.is_compiling() else max(1, PIECE // max(1, per_image))
+    for start in range(0, len(q), some):
+        rows = slice(start, start + some)
+        p = attention(q[rows], k[rows], rows).to(dy.dtype)
+        dv[rows] = torch.matmul(p.mT, dy[rows])
+        ds = softmax_backward(torch.matmul(dy[rows], v[rows].mT), p)
+        dq[rows] = torch.matmul(ds, k[rows]).mul_(scale)
+        dk[rows] = torch.matmul(ds.mT, q[rows]).mul_(scale)
+        if dmask is not None:
+            here = dmask[rows] if dmask.ndim == 4 and len(dmask) > 1 else dmask
+            here += ds.sum_to_size(here.shape)
+    return dq, dk, dv, dmask
+
+
+def _answer(codecs: Codecs, call: Call) -> Any:
+    q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
+    mask = call.argument(3, "attn_mask")
+    scale = call.kwargs.get("scale")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    wanted = any(t is not None and t.requires_grad for t in (q, k, v, mask))
+    alike = q.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
+    if not wanted or not alike or call.argument(4, "dropout_p", 0.0) > 0:
+        return NotImplemented
+    options = {"scale": scale, "causal": call.argument(5, "is_causal", False)}
+    tokens, of_p = codecs.get("attention"), codecs.get("softmax")
+    # A mask of its own for every image is larger than what is kept of P.
+    large_mask = mask is not None and mask.ndim == 4 and len(mask) > 1 and not mask.requires_grad
+    if tokens is not None and not (large_mask and of_p is not None):
+        return saved(ATTENTION, tokens, q, k, v, mask, **options)
+    if of_p is not None:
+        tokens = tokens or Exact()
+        return saved(
+            ATTENTION_TAKEN_APART, (tokens, tokens, tokens, of_p), q, k, v, mask, **options
+        )
+    return NotImplemented
+
+
+NAMES = ("attention",)
+CALLS: dict[Callable[..., Any], Answer] = {F.scaled_dot_product_attention: _answer}

@@ -1,0 +1,81 @@
+"""Layer norm over the last axis; timm's channel-first LayerNorm2d calls it on a permuted view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.base import Residue
+from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+
+def _forward(
+    needs: Needs, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
+) -> Forward:
+    shape = x.shape[-1:]
+    y = F.layer_norm(x, shape, weight, bias, eps)
+    dx, dw, _ = needs
+    residue = Residue(x, lambda rows: F.layer_norm(_wide(rows), shape, None, None, eps))
+    rstd = torch.var(_wide(x), -1, correction=0, keepdim=True).add_(eps).rsqrt_() if dx else None
+    return Forward(y, (residue,) if dx or dw else (), (rstd, weight if dx else None))
+
+
+def _backward(
+    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, *, eps: float
+) -> Tensors:
+    rstd, weight = extras
+    dy = _wide(dy)
+    rows = tuple(range(dy.ndim - 1))
+    x_hat = _wide(residues[0]) if residues else dy
+    dx = _dx(dy, x_hat, rstd, weight) if rstd is not None else None
+    dw = (dy * x_hat).sum(rows) if needs[1] else None
+    return dx, dw, dy.sum(rows) if needs[2] else None
+
+
+def _dx(dy: Tensor, x_hat: Tensor, rstd: Tensor, weight: Tensor | None) -> Tensor:
+    weight = None if weight is None else weight.to(dy.dtype)
+    rows = (*dy.shape[:-1], 1)
+    # Of the normalised input the mean is 0 and the deviation 1; the true one is multiplied in last.
+    dx, _, _ = torch.ops.aten.native_layer_norm_backward(
+        dy,
+        x_hat,
+        dy.shape[-1:],
+        dy.new_zeros(rows),
+        dy.new_ones(rows),
+        weight,
+        None,
+        [True, False, False],
+    )
+    return dx.mul_(rstd)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+LAYER_NORM = Op(_forward, _backward)
+"""y = w x^ + b with x^ = (x - mean) rstd; dx = rstd (g - mean(g) - x^ mean(g x^)), g = w dy.
+
+Residue: x^ if x or w wants a gradient, nothing for b alone. Extras, for dx: rstd and w.
+
+Saves:
+    What the codec keeps of n numbers, and 4 bytes per row.
+"""
+
+
+def _answer(codecs: Codecs, call: Call) -> Any:
+    x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape")
+    weight, bias = call.argument(2, "weight"), call.argument(3, "bias")
+    wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if "layer_norm" not in codecs or len(shape) != 1 or not wanted:
+        return NotImplemented
+    eps = call.argument(4, "eps", 1e-5)
+    return saved(LAYER_NORM, codecs["layer_norm"], x, weight, bias, eps=eps)
+
+
+NAMES = ("layer_norm",)
+CALLS: dict[Callable[..., Any], Answer] = {F.layer_norm: _answer, torch.layer_norm: _answer}

@@ -1,0 +1,68 @@
+"""Linear layers whose weight trains: the input is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.base import Residue
+from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+
+def _forward(needs: Needs, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
+    residues = (Residue(x),) if needs[1] else ()
+    return Forward(F.linear(x, weight, bias), residues, (weight if needs[0] else None,))
+
+
+def _backward(needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor) -> Tensors:
+    (weight,) = extras
+    rows = dy.flatten(0, -2)
+    dx = torch.matmul(dy, weight) if weight is not None else None
+    dw = rows.mT @ residues[0].flatten(0, -2) if needs[1] else None
+    return dx, dw, rows.sum(0) if needs[2] else None
+
+
+LINEAR = Op(_forward, _backward)
+"""y = x W^T + b; dx = dy W, dW = dy^T x, db = sum(dy). Residue: x if W wants a gradient.
+
+Saves:
+    What the codec keeps of the numbers in x; W itself is no copy.
+"""
+
+
+def _answer(codecs: Codecs, call: Call) -> Any:
+    x, weight = call.argument(0, "input"), call.argument(1, "weight")
+    bias = call.argument(2, "bias")
+    # Pooled features (B, C) are few and the head learns from them alone: they stay exact.
+    if "linear" not in codecs or not weight.requires_grad or x.ndim < 3:
+        return NotImplemented
+    return saved(LINEAR, codecs["linear"], *autocast((x, weight, bias)))
+
+
+def autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Cast as autocast would, outside of the Function.
+
+    Inside, where no gradient is recorded, autocast would remember a cast weight without its history
+    and hand it to the next layer that shares the weight.
+
+    Args:
+        tensors: Arguments of a layer that autocast runs in low precision.
+
+    Returns:
+        The same, or casts with a gradient.
+    """
+    device = next(t for t in tensors if t is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    low = torch.get_autocast_dtype(device)
+    return tuple(
+        None if t is None else t.to(low) if t.dtype == torch.float32 else t for t in tensors
+    )
+
+
+NAMES = ("linear",)
+CALLS: dict[Callable[..., Any], Answer] = {F.linear: _answer}

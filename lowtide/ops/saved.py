@@ -1,0 +1,170 @@
+"""The one autograd Function: it joins any op to any codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..codecs.base import Codec, Residue
+
+Options = Mapping[str, Any]
+Needs = tuple[bool, ...]
+Tensors = tuple[Tensor | None, ...]
+Codecs = Mapping[str, Codec]
+
+
+class Call(NamedTuple):
+    """A call of a torch function that a mode has caught.
+
+    Attributes:
+        function: The function.
+        args: Its arguments by place.
+        kwargs: Its arguments by name.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        """Read an argument that may be given by place or by name.
+
+        Args:
+            place: Its place.
+            name: Its name.
+            default: What it is if not given.
+
+        Returns:
+            Its value.
+        """
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+
+Answer = Callable[[Codecs, Call], Any]
+"""Gives the result of a call, by the codec of each op, or `NotImplemented` to leave it to torch."""
+
+
+class Forward(NamedTuple):
+    """What an op's forward gives.
+
+    Attributes:
+        y: The result, computed by torch's own function.
+        residues: What the backward needs and a codec may change.
+        extras: What it needs as it is: weights, or small tensors.
+    """
+
+    y: Tensor
+    residues: tuple[Residue, ...] = ()
+    extras: Tensors = ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """A differentiable operation as two pure functions.
+
+    Attributes:
+        forward: `(needs, *tensors, **options) -> Forward`. `needs` says which tensors want a
+            gradient; what only the others need is left out.
+        backward: `(needs, residues, extras, dy, **options) -> gradients`, one for each tensor,
+            None where there is no need.
+    """
+
+    forward: Callable[..., Forward]
+    backward: Callable[..., Tensors]
+
+
+def saved(
+    op: Op, codecs: Codec | tuple[Codec, ...], *tensors: Tensor | None, **options: Any
+) -> Tensor:
+    """Run an op and keep its residues by codecs until its backward runs.
+
+    Args:
+        op: What to compute.
+        codecs: One codec for every residue, or one for each.
+        *tensors: Arguments that may need a gradient.
+        **options: Everything else the op wants to know.
+
+    Returns:
+        The op's result.
+    """
+    needs = tuple(t is not None and t.requires_grad for t in tensors)
+    result: Tensor = _Saved.apply(op, codecs, needs, options, *tensors)
+    return result
+
+
+def kept_once(codec: Codec, residue: Residue) -> tuple[Tensor, ...]:
+    """Pack a residue, or find what was packed when the same tensor was a residue before.
+
+    Two adapters that read one tensor, or a softmax and the product behind it, share their bytes.
+
+    Args:
+        codec: How to keep it.
+        residue: What to keep.
+
+    Returns:
+        What is kept.
+    """
+    source = residue.source
+    if not residue.whole or isinstance(source, nn.Parameter) or torch.compiler.is_compiling():
+        return codec.pack(residue)
+    # Tied to the tensor object, so it ends with it; the version changes if it is written to.
+    memory = source.__dict__.setdefault("_lowtide_kept", {})
+    key = (codec, source._version)
+    if key not in memory:
+        memory[key] = codec.pack(residue)
+    return memory[key]
+
+
+def codec_kept_by(tensor: Tensor) -> Codec | None:
+    """Say by which codec a tensor is kept already.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        The codec, or None.
+    """
+    keys = [
+        c for c, version in tensor.__dict__.get("_lowtide_kept", ()) if version == tensor._version
+    ]
+    return keys[-1] if keys else None
+
+
+class _Saved(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        op: Op,
+        codecs: Codec | tuple[Codec, ...],
+        needs: Needs,
+        options: Options,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        y, residues, extras = op.forward(needs, *tensors, **options)
+        each = codecs if isinstance(codecs, tuple) else (codecs,) * len(residues)
+        packed = [kept_once(c, r) for c, r in zip(each, residues, strict=True)]
+        ctx.save_for_backward(*(t for tensors_ in packed for t in tensors_), *extras)
+        ctx.op, ctx.needs, ctx.options = op, needs, options
+        likes = [(r.source.shape, r.source.dtype) for r in residues]
+        ctx.kept = [(c, len(p), *like) for c, p, like in zip(each, packed, likes, strict=True)]
+        ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, residues = ctx.saved_tensors, []
+        for codec, count, shape, dtype in ctx.kept:
+            residues.append(codec.unpack(tensors[:count], shape, dtype))
+            tensors = tensors[count:]
+        gradients = ctx.op.backward(ctx.needs, tuple(residues), tensors, dy, **ctx.options)
+        cast = [
+            None if g is None or not need else g.to(dtype)
+            for g, need, dtype in zip(gradients, ctx.needs, ctx.dtypes, strict=True)
+        ]
+        return None, None, None, None, *cast

@@ -1,0 +1,67 @@
+"""Softmax over the last axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.base import Residue
+from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+
+def _forward(needs: Needs, x: Tensor, *, dtype: torch.dtype | None = None) -> Forward:
+    y = torch.softmax(x, -1, dtype=dtype)
+    return Forward(y, (Residue(y),))
+
+
+def _backward(
+    needs: Needs,
+    residues: tuple[Tensor],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor]:
+    return (softmax_backward(dy, residues[0]),)
+
+
+def softmax_backward(dy: Tensor, y: Tensor) -> Tensor:
+    """Compute the gradient of a softmax from its output.
+
+    Args:
+        dy: Gradient of the output.
+        y: The output.
+
+    Returns:
+        y (dy - sum(dy y)), in the shape of `y`.
+    """
+    return torch.ops.aten._softmax_backward_data(dy, y, -1, y.dtype)
+
+
+SOFTMAX = Op(_forward, _backward)
+"""y = exp(x) / sum(exp(x)), dx = y (dy - sum(dy y)) over the last axis. Residue: y.
+
+Saves:
+    What the codec keeps of n numbers; a product with y behind it shares them.
+"""
+
+
+def _answer(codecs: Codecs, call: Call) -> Any:
+    x, axis = call.argument(0, "input"), call.argument(1, "dim")
+    # F.softmax has a private argument between dim and dtype.
+    dtype = call.kwargs.get("dtype") if call.function is F.softmax else call.argument(2, "dtype")
+    if "softmax" not in codecs or not x.requires_grad or axis not in (-1, x.ndim - 1):
+        return NotImplemented
+    return saved(SOFTMAX, codecs["softmax"], x, dtype=dtype)
+
+
+NAMES = ("softmax",)
+CALLS: dict[Callable[..., Any], Answer] = {
+    F.softmax: _answer,
+    torch.softmax: _answer,
+    Tensor.softmax: _answer,
+}

@@ -1,0 +1,70 @@
+"""Fit the slope codebooks: `python scripts/fit_codebooks.py` rewrites lowtide/codecs/levels.py.
+
+Levels minimise the mean squared error of the slope for x ~ N(0, 1.5^2), wider than what the
+activation functions of the usual backbones see, by Lloyd's iteration on a fine grid (Lloyd 1982,
+Max 1960), from evenly spaced levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowtide.ops import slopes
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": slopes.gelu,
+    "gelu_tanh": slopes.gelu_tanh,
+    "quick_gelu": slopes.quick_gelu,
+    "silu": slopes.silu,
+    "hardswish": slopes.hardswish,
+}
+SPREAD = 1.5
+TARGET = Path(__file__).parents[1] / "lowtide" / "codecs" / "levels.py"
+
+
+def fit(slope: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Run Lloyd's iteration until the levels stand still."""
+    levels = torch.linspace(float(slope.min()), float(slope.max()), count + 2).double()[1:-1]
+    for _ in range(20_000):
+        code = torch.bucketize(slope, (levels[1:] + levels[:-1]) / 2)
+        mass = torch.zeros(count).double().index_add_(0, code, weight)
+        moment = torch.zeros(count).double().index_add_(0, code, weight * slope)
+        moved = torch.where(mass > 0, moment / mass, levels)
+        if (moved - levels).abs().max() < 1e-9:
+            break
+        levels = moved
+    return levels
+
+
+def main() -> None:
+    x = torch.linspace(-12, 12, 240_001).double()
+    weight = torch.exp(-0.5 * (x / SPREAD) ** 2)
+    lines = [
+        '"""Levels of the slope codebooks, written by scripts/fit_codebooks.py. Do not edit."""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "LEVELS: dict[str, tuple[tuple[float, float], dict[int, tuple[float, ...]]]] = {",
+    ]
+    for name, function in FUNCTIONS.items():
+        slope = function(x)
+        # Rounded outwards, so that float32 slopes stay inside.
+        low, high = float(slope.min()) - 5e-5, float(slope.max()) + 5e-5
+        lines.append(f'    "{name}": (')
+        lines.append(f"        ({low:.4f}, {high:.4f}),")
+        lines.append("        {")
+        for bits in (1, 2, 3, 4):
+            levels = ", ".join(f"{v:.5f}" for v in fit(slope, weight, 2**bits).tolist())
+            lines.append(f"            {bits}: ({levels}),")
+        lines.append("        },")
+        lines.append("    ),")
+    lines += ["}", ""]
+    TARGET.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
