@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from .errors import Unsupported
 from .site import Site, Sites
 
+GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "normalized_shape")
+"""What a backbone may read off a module it is about to call; a graft never changes it."""
+
 
 class Graft(nn.Module, abc.ABC):
     """A module that stands where `base` stood.
 
-    Attributes are not forwarded to `base`: a backbone that reads `.weight` past a graft must fail
-    loudly rather than train an adapter it never calls.
+    Its geometry can be read off a graft as off `base`, and nothing else: a backbone that reads
+    `.weight` past a graft must fail loudly rather than train an adapter it never calls.
 
     Attributes:
         base: The module it replaced, possibly another graft.
@@ -31,6 +34,9 @@ class Graft(nn.Module, abc.ABC):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+        for name in GEOMETRY:
+            if hasattr(base, name):
+                setattr(self, name, getattr(base, name))
 
     @property
     def root(self) -> nn.Module:

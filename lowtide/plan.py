@@ -107,11 +107,8 @@ def _rehearse(tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: st
         images = torch.empty(batch, *image_shape(tuned.backbone))
         labels = torch.zeros(batch, dtype=torch.long)
 
-        def step() -> None:
-            micro = zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True)
-            training_step(tuned, opt, micro, parts=accumulate, amp=amp)
-
-        return footprint(step, tuned, opt)
+        batches = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
+        return footprint(lambda: training_step(tuned, opt, batches, amp=amp), tuned, opt)
 
 
 def _materialise(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -41,7 +41,7 @@ def make_optimizer(
         raise InputError(f"unknown optimiser {name!r}: {e}") from e
 
 
-def autocast(device: torch.device | str, amp: Amp) -> contextlib.AbstractContextManager[object]:
+def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManager[object]:
     """Enter mixed precision, or nothing.
 
     Args:
@@ -53,30 +53,45 @@ def autocast(device: torch.device | str, amp: Amp) -> contextlib.AbstractContext
     """
     if amp == "no":
         return contextlib.nullcontext()
-    dtype = torch.bfloat16 if amp == "bf16" else torch.float16
-    return torch.autocast(torch.device(device).type, dtype)
+    return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
 def training_step(
     model: nn.Module,
     optimizer: Optimizer,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batch: Sequence[tuple[Tensor, Tensor]],
     *,
-    parts: int = 1,
     amp: Amp = "no",
-) -> None:
-    """Run forward and backward over the micro-batches of one step, then update.
+    smoothing: float = 0.0,
+    backward: Callable[[Tensor], object] = Tensor.backward,
+    before_update: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Run forward and backward over the micro-batches of one batch, then update.
+
+    The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
 
     Args:
         model: Images to logits.
         optimizer: Updates it.
-        batches: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch.
-        parts: How many micro-batches there are.
+        batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch.
         amp: Mixed precision of the forward pass.
+        smoothing: Label smoothing.
+        backward: Replaces `loss.backward()`, for loss scaling.
+        before_update: Called between the last backward and the update, for clipping.
+
+    Returns:
+        The mean loss, detached.
     """
-    for images, labels in batches:
+    total = sum(len(labels) for _, labels in batch)
+    mean = torch.zeros((), device=batch[0][1].device)
+    for images, labels in batch:
         with autocast(images.device, amp):
-            loss = F.cross_entropy(model(images), labels)
-        (loss / parts if parts > 1 else loss).backward()
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        loss = loss * (len(labels) / total)
+        mean += loss.detach()
+        backward(loss)
+    before_update()
     optimizer.step()
     optimizer.zero_grad()
+    return mean

@@ -1,0 +1,338 @@
+"""The command line: parse, call one verb, print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from .arguments import Parser, add_fields, add_method, method_options, run_config
+from .backbone import create
+from .checkpoint import construct
+from .compress import POLICIES
+from .config import RunConfig, read_yaml
+from .data import Sample, read
+from .errors import InputError, LowtideError, UnknownName
+from .evaluate import Trained, open_run, predict, score
+from .families import family_of, measure, prepare
+from .graft import METHODS
+from .plan import Plan, plan
+from .step import Amp
+from .train import CONFIG, train
+
+OUT = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What to plan for.
+
+    Attributes:
+        model: timm's name of the backbone.
+        num_classes: Classes of the classifier; by default the backbone's own.
+        batch_size: Images per update.
+        policy: What is kept for backward: exact, tight (lowtide's best) or s2a (the paper's).
+        checkpointing: Recompute each block in backward instead of keeping its activations.
+        accumulate: Micro-batches a batch is cut into.
+        amp: Mixed precision: no, bf16 or fp16.
+        opt: timm's name of the optimiser.
+        image_size: Side of the square input; by default the model's.
+        json: Print one JSON object.
+    """
+
+    model: str
+    num_classes: int | None = None
+    batch_size: int = 32
+    policy: str = "exact"
+    checkpointing: bool = False
+    accumulate: int = 1
+    amp: Amp = "no"
+    opt: str = "adamw"
+    image_size: int | None = None
+    json: bool = False
+
+
+def _train(args: Sequence[str]) -> None:
+    """Fine-tune a backbone on a folder of images."""
+    parser = Parser("train", _summary(_train))
+    parser.add_argument("--config", type=str, help="YAML file with any of these options.")
+    parser.add_argument(
+        "--output", type=str, help="Run folder to make; by default the next free runs/DATA-METHOD."
+    )
+    parser.add_argument("--resume", type=str, help="Run folder to continue; it knows its options.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the run in --output.")
+    resumed = _value(args, "--resume")
+    if resumed is not None:
+        if not (Path(resumed) / CONFIG).is_file():
+            raise InputError(f"{resumed} holds no run to resume: no {CONFIG} in it")
+        args = [*args, "--config", str(Path(resumed) / CONFIG)]
+    config, own = run_config(parser, args)
+    folder = Path(resumed or own["output"] or _free(config.data, config.method))
+    summary = train(config, folder, resume=resumed is not None, overwrite=own["overwrite"])
+    _print_run(folder, summary)
+
+
+def _eval(args: Sequence[str]) -> None:
+    """Score a finished run on a split of its data, or of other data."""
+    parser = Parser("eval", _summary(_eval))
+    parser.add_argument("run", type=str, help="Run folder.")
+    parser.add_argument("--data", type=str, help="Other images; by default the run's own.")
+    parser.add_argument("--split", type=str, default="test", help="train, val, test or all.")
+    _add_loading(parser)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    given = parser.read(args)
+    trained = _open(given)
+    result = score(trained, _samples(trained, given), given["batch_size"])
+    if given["json"]:
+        print(json.dumps(result))
+        return
+    table = Table("class", "accuracy")
+    for name, accuracy in result["class_accuracy"].items():
+        table.add_row(name, f"{accuracy:.3f}")
+    OUT.print(table)
+    OUT.print(
+        f"{result['images']} images: accuracy {result['accuracy']:.4f},"
+        f" mean over classes {result['mean_class_accuracy']:.4f}"
+    )
+
+
+def _predict(args: Sequence[str]) -> None:
+    """Classify images; one JSON object per line."""
+    parser = Parser("predict", _summary(_predict))
+    parser.add_argument("run", type=str, help="Run folder.")
+    parser.add_argument("images", type=str, nargs="+", help="Image files.")
+    parser.add_argument("--top", type=int, default=5, help="How many classes to print.")
+    _add_loading(parser)
+    given = parser.read(args)
+    paths = [Path(p) for p in given["images"]]
+    for answer in predict(_open(given), paths, top=given["top"], batch_size=given["batch_size"]):
+        print(json.dumps(answer), flush=True)
+
+
+def _merge(args: Sequence[str]) -> None:
+    """Fold a run into a plain checkpoint that timm loads."""
+    parser = Parser("merge", _summary(_merge))
+    parser.add_argument("run", type=str, help="Run folder.")
+    parser.add_argument("--output", type=str, required=True, help="Safetensors file to write.")
+    _add_loading(parser)
+    given = parser.read(args)
+    output = Path(given["output"])
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} must end in .safetensors")
+    trained = _open({**given, "device": "cpu"})
+    model = trained.tuned.merge_and_unload()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output)
+    name, classes = trained.name, trained.tuned.num_classes
+    OUT.print(f"wrote {output}; load it with")
+    OUT.print(f'timm.create_model("{name}", num_classes={classes}, checkpoint_path="{output}")')
+
+
+def _plan(args: Sequence[str]) -> None:
+    """Say what a training step will need, without running it and without a GPU."""
+    parser = Parser("plan", _summary(_plan))
+    args, name = method_options(args)
+    add_fields(parser, PlanOptions)
+    add_method(parser, name or "lora")
+    given = parser.read(args)
+    method = construct(given.pop("method"))
+    if given["model"] is None:
+        raise InputError("--model is required")
+    options = PlanOptions(**given)
+    if options.policy not in POLICIES:
+        raise UnknownName("policy", options.policy, POLICIES)
+    planned = plan(
+        options.model,
+        method,
+        num_classes=options.num_classes,
+        batch_size=options.batch_size,
+        policy=POLICIES[options.policy](),
+        checkpointing=options.checkpointing,
+        accumulate=options.accumulate,
+        amp=options.amp,
+        optimizer=options.opt,
+        image_size=options.image_size,
+    )
+    if options.json:
+        print(json.dumps(planned.to_dict()))
+    else:
+        _print_plan(planned)
+
+
+def _methods(args: Sequence[str]) -> None:
+    """List the methods and their options."""
+    Parser("methods", _summary(_methods)).read(args)
+    table = Table("method", "what it trains", "options")
+    for name, cls in sorted(METHODS.items()):
+        first = (cls.__doc__ or "").strip().split("\n")[0]
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        table.add_row(name, first, ", ".join(f"{f.name}={f.default!r}" for f in fields))
+    OUT.print(table)
+
+
+def _info(args: Sequence[str]) -> None:
+    """List the sites of a backbone: where methods can act."""
+    parser = Parser("info", _summary(_info))
+    parser.add_argument("model", type=str, help="timm's name of the backbone.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object per site.")
+    given = parser.read(args)
+    with torch.device("meta"):
+        model = create(given["model"], pretrained=False)
+    family = family_of(model)
+    prepare(model)
+    sites = measure(model, family)
+    if given["json"]:
+        for site in sites:
+            print(json.dumps({**dataclasses.asdict(site), "layout": site.layout.name.lower()}))
+        return
+    table = Table("path", "role", "block", "input", "output", "parameters")
+    for s in sites:
+        shapes = ("x".join(map(str, shape)) for shape in (s.in_shape, s.out_shape))
+        depth = str(s.depth) if s.depth >= 0 else ""
+        table.add_row(s.path or ".", s.role, depth, *shapes, " ".join(s.params))
+    OUT.print(table)
+    OUT.print(f"{given['model']}: {family.name} family, {len(sites)} sites")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "predict": _predict,
+    "merge": _merge,
+    "plan": _plan,
+    "methods": _methods,
+    "info": _info,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: Command and arguments; by default those of the process.
+
+    Returns:
+        0; 2 for bad input, 1 for a failure, each with one line on standard error.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in {"-h", "--help"}:
+        print(_help())
+        return 0
+    if args[0] not in COMMANDS:
+        return _complain(UnknownName("command", args[0], COMMANDS), 2)
+    try:
+        COMMANDS[args[0]](args[1:])
+    except InputError as e:
+        return _complain(e, 2)
+    except LowtideError as e:
+        return _complain(e, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted; lowtide train --resume RUN continues", 130)
+    return 0
+
+
+def _complain(message: object, code: int) -> int:
+    print(f"lowtide: {message}", file=sys.stderr)
+    return code
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:8s} {_summary(run)}" for name, run in COMMANDS.items())
+    return (
+        "Fine-tune large pre-trained vision backbones in very little memory.\n\n"
+        f"usage: lowtide COMMAND ...\n\n{rows}\n\n"
+        "lowtide COMMAND --help says more."
+    )
+
+
+def _summary(run: Callable[..., Any]) -> str:
+    return run.__doc__ or ""
+
+
+def _value(args: Sequence[str], flag: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _free(data: str, method: object) -> Path:
+    """Find the next unused folder name under runs/."""
+    stem = f"{Path(data).resolve().stem}-{type(method).__name__.lower()}"
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 10_000)))
+    return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
+
+
+def _add_loading(parser: Parser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="Images per forward pass.")
+    parser.add_argument("--device", type=str, default="auto", help="auto or cpu.")
+
+
+def _samples(trained: Trained, given: dict[str, Any]) -> list[Sample]:
+    """Read the images to score, their labels in the order of the run's classes."""
+    config = RunConfig.from_dict(read_yaml(Path(given["run"]) / CONFIG))
+    dataset = read(
+        given["data"] or config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        skip_bad_images=config.skip_bad_images,
+    )
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    splits["all"] = dataset.train + dataset.val + dataset.test
+    if given["split"] not in splits:
+        raise UnknownName("split", given["split"], splits)
+    for name in dataset.classes:
+        if name not in trained.classes:
+            raise InputError(
+                f"the run knows no class {name!r}: it was trained on {trained.classes}"
+            )
+    order = [trained.classes.index(name) for name in dataset.classes]
+    return [Sample(s.path, order[s.label]) for s in splits[given["split"]]]
+
+
+def _open(given: dict[str, Any]) -> Trained:
+    checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
+    return open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
+
+
+def _print_plan(planned: Plan) -> None:
+    table = Table("part", "MiB", title="peak of one training step")
+    table.columns[1].justify = "right"
+    for part, size in planned.parts.items():
+        table.add_row(part, f"{size / 2**20:,.1f}")
+    table.add_section()
+    table.add_row("peak", f"{planned.peak_bytes / 2**20:,.1f}")
+    OUT.print(table)
+    share = 100 * planned.trainable_parameters / planned.total_parameters
+    OUT.print(
+        f"trainable {planned.trainable_parameters:,} of {planned.total_parameters:,} parameters"
+        f" ({share:.3f} %)"
+    )
+
+
+def _print_run(folder: Path, summary: dict[str, Any]) -> None:
+    for split in ("val", "test"):
+        if (accuracy := summary[f"{split}_accuracy"]) is not None:
+            OUT.print(f"{split} accuracy {accuracy:.4f}")
+    planned, measured = summary["planned"]["peak_bytes"], summary["measured_peak_bytes"]
+    OUT.print(
+        f"trained {summary['trainable_parameters']:,} of {summary['total_parameters']:,}"
+        f" parameters; peak planned {planned / 2**20:.1f} MiB"
+        + (f", measured {measured / 2**20:.1f} MiB" if measured else "")
+    )
+    OUT.print(f"run folder {folder}")

@@ -1,0 +1,171 @@
+"""What a run is: one frozen dataclass, the same on the command line, in YAML and in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .checkpoint import construct, describe
+from .compress import POLICIES
+from .data import Augment
+from .errors import InputError, UnknownName
+from .graft import Method
+from .methods.lora import LoRA
+from .step import Amp
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result.
+
+    Attributes:
+        model: timm's name of the backbone.
+        data: Folder of images, list of `path label`, or CSV.
+        method: What trains.
+        policy: What is kept for backward: exact, tight (lowtide's best) or s2a (the paper's).
+        checkpoint: Safetensors file with the backbone's weights, instead of timm's own.
+        pretrained: Take timm's own weights where no file is given.
+        image_size: Side of the square input; by default the checkpoint's.
+        epochs: Passes over the training images.
+        batch_size: Images per update.
+        accumulate: Micro-batches a batch is cut into.
+        checkpointing: Recompute each block in backward instead of keeping its activations.
+        amp: Mixed precision: no, bf16 or fp16.
+        opt: timm's name of the optimiser.
+        lr: Peak learning rate.
+        weight_decay: Decay of matrices and kernels; biases and norms never decay.
+        warmup_epochs: Epochs of linear warm-up before the cosine; part of `epochs`.
+        smoothing: Label smoothing.
+        clip_grad: Largest gradient norm; 0 does not clip.
+        drop_path: Stochastic depth rate of the backbone.
+        augment: none (squash to the input), flip, or crop (random resized crop and flip).
+        seed: Decides splits, order, initialisation, augmentation and dropout.
+        val_fraction: Share of the images to validate on, where the data declare none.
+        test_fraction: Share of the images to test on, where the data declare no split at all.
+        skip_bad_images: Leave unreadable images out instead of stopping.
+        workers: Processes that load images.
+        device: auto or cpu.
+    """
+
+    model: str
+    data: str
+    method: Method = LoRA()
+    policy: str = "exact"
+    checkpoint: str | None = None
+    pretrained: bool = True
+    image_size: int | None = None
+    epochs: int = 10
+    batch_size: int = 32
+    accumulate: int = 1
+    checkpointing: bool = False
+    amp: Amp = "no"
+    opt: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 1.0
+    smoothing: float = 0.0
+    clip_grad: float = 0.0
+    drop_path: float = 0.0
+    augment: Augment = "none"
+    seed: int = 0
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    skip_bad_images: bool = False
+    workers: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise UnknownName("policy", self.policy, POLICIES)
+        if min(self.epochs, self.batch_size, self.accumulate) < 1:
+            raise InputError("epochs, batch_size and accumulate must be at least 1")
+        if self.accumulate > self.batch_size:
+            raise InputError(
+                f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
+            )
+        if not self.lr > 0:
+            raise InputError(f"lr must be positive, not {self.lr}")
+        if not 0 <= self.warmup_epochs < self.epochs and self.epochs > 1:
+            raise InputError(
+                f"warmup_epochs must be at least 0 and below epochs ({self.epochs}),"
+                f" not {self.warmup_epochs}"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Most images in one forward pass."""
+        return -(-self.batch_size // self.accumulate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the config as plain data.
+
+        Returns:
+            What `from_dict` and YAML take.
+        """
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "method": describe(self.method)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Read plain data.
+
+        Args:
+            values: Options by name; `method` has a name and options of its own.
+
+        Returns:
+            The config.
+
+        Raises:
+            UnknownName: There is no such option.
+            InputError: An option is missing or does not fit.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UnknownName("option", name, known)
+        for name in ("model", "data"):
+            if values.get(name) is None:
+                raise InputError(f"--{name} is required")
+        method = values.get("method", "lora")
+        named = {"name": method} if isinstance(method, str) else method
+        return cls(**{**values, "method": construct(named)})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a config file as data; no tag in it can make anything but plain values.
+
+    Args:
+        path: A YAML (or JSON) file.
+
+    Returns:
+        Its mapping.
+
+    Raises:
+        InputError: There is no such file, or it holds no mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"no config file {path}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise InputError(f"{path} is no YAML: {str(e).splitlines()[0]}") from e
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no options")
+    return values
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    """Write options as YAML.
+
+    Args:
+        values: Plain data.
+
+    Returns:
+        The text.
+    """
+    return yaml.safe_dump(dict(values), sort_keys=False)

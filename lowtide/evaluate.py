@@ -1,0 +1,137 @@
+"""Use a finished run: load it, score it, ask it about images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import accuracy_score, recall_score
+from torch import Tensor
+
+from .backbone import create
+from .checkpoint import read_config
+from .data import Preprocessing, Sample, Transform, decode, loader
+from .errors import InputError
+from .tune import Tuned, load
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, ready for use.
+
+    Attributes:
+        tuned: The model, in eval mode.
+        preprocessing: How images become inputs.
+        transform: The evaluation transform.
+        classes: Class names, in the order of the logits.
+        name: timm's name of the backbone.
+    """
+
+    tuned: Tuned
+    preprocessing: Preprocessing
+    transform: Transform
+    classes: tuple[str, ...]
+    name: str
+
+
+def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "auto") -> Trained:
+    """Load the backbone a run names and the adapter it left.
+
+    Args:
+        folder: The run folder.
+        checkpoint: Where the backbone's weights are now, if not where they were.
+        device: `auto` or `cpu`.
+
+    Returns:
+        The run, ready for use.
+
+    Raises:
+        InputError: The folder holds no finished run.
+    """
+    config = read_config(folder)
+    try:
+        base, classes = config["backbone"], tuple(config["classes"])
+        preprocessing = Preprocessing.from_dict(config["preprocessing"])
+        transform = preprocessing.transform(train=False, augment=config["augment"])
+        weights = checkpoint or (Path(base["checkpoint"]) if base["checkpoint"] else None)
+        options = {"pretrained": base["pretrained"], "image_size": base["image_size"]}
+        name = base["name"]
+    except (KeyError, TypeError) as e:
+        raise InputError(f"{folder} was not left by lowtide train: its config lacks {e}") from e
+    tuned = load(create(name, checkpoint=weights, **options), folder)
+    wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+    return Trained(tuned.to(wanted), preprocessing, transform, classes, name)
+
+
+def score(trained: Trained, samples: Sequence[Sample], batch_size: int = 32) -> dict[str, Any]:
+    """Measure how often a model is right.
+
+    Args:
+        trained: The model.
+        samples: Images and labels.
+        batch_size: Images per forward pass.
+
+    Returns:
+        Number of images, top-1 accuracy, mean accuracy over classes, accuracy by class name.
+
+    Raises:
+        InputError: There are no samples.
+    """
+    if not samples:
+        raise InputError("there are no images in this split")
+    batches = loader(samples, trained.transform, batch_size, shuffle=False)
+    predicted = [p for images, _ in batches for p in _logits(trained, images).argmax(-1).tolist()]
+    truth = [s.label for s in samples]
+    present = sorted(set(truth))
+    recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0)
+    return {
+        "images": len(samples),
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "mean_class_accuracy": float(sum(recalls) / len(recalls)),
+        "class_accuracy": {
+            trained.classes[i]: float(r) for i, r in zip(present, recalls, strict=True)
+        },
+    }
+
+
+def predict(
+    trained: Trained, paths: Sequence[Path], *, top: int = 5, batch_size: int = 32
+) -> Iterator[dict[str, Any]]:
+    """Classify images.
+
+    Args:
+        trained: The model.
+        paths: Image files.
+        top: How many classes to give, best first.
+        batch_size: Images per forward pass.
+
+    Yields:
+        Path, class, and the best classes with their probabilities.
+
+    Raises:
+        InputError: A file is missing.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"no image {path}")
+    for start in range(0, len(paths), batch_size):
+        chunk = paths[start : start + batch_size]
+        channels = trained.preprocessing.channels
+        images = torch.stack([trained.transform(decode(p, channels)) for p in chunk])
+        best = _logits(trained, images).softmax(-1).topk(min(top, len(trained.classes)))
+        for path, values, labels in zip(chunk, best.values, best.indices, strict=True):
+            names = [trained.classes[i] for i in labels.tolist()]
+            yield {
+                "path": str(path),
+                "class": names[0],
+                "probabilities": dict(zip(names, values.tolist(), strict=True)),
+            }
+
+
+@torch.no_grad()
+def _logits(trained: Trained, images: Tensor) -> Tensor:
+    device = next(trained.tuned.parameters()).device
+    return trained.tuned(images.to(device)).float().cpu()

@@ -1,0 +1,372 @@
+"""A run: read, tune, fit, evaluate, and leave a folder that says everything about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .backbone import create
+from .checkpoint import read_metadata, read_tensors, write_tensors, write_text
+from .compress import POLICIES, compress
+from .config import RunConfig, write_yaml
+from .data import Cache, Dataset, Preprocessing, Sample, loader, read
+from .errors import InputError, LowtideError
+from .memory import Meter
+from .plan import plan
+from .progress import Progress
+from .step import make_optimizer, training_step
+from .tune import Tuned, apply
+
+CHECKPOINT, CONFIG, SUMMARY, LOG = (
+    "checkpoint.safetensors",
+    "config.yaml",
+    "summary.json",
+    "log.jsonl",
+)
+METERED_STEPS = 2
+
+
+@dataclass
+class Run:
+    """A run in progress.
+
+    Attributes:
+        config: What was asked for.
+        folder: Where it leaves its files.
+        dataset: What it learns from.
+        preprocessing: How images become inputs.
+        tuned: The model.
+        accelerator: Devices, mixed precision, processes.
+        planned: The plan, as plain data.
+        history: One record per finished epoch.
+        step_s: Wall time of each update, metered ones left out.
+        measured_bytes: Measured peak; 0 until known.
+        cache: Decoded images, kept between epochs.
+    """
+
+    config: RunConfig
+    folder: Path
+    dataset: Dataset
+    preprocessing: Preprocessing
+    tuned: Tuned
+    accelerator: Accelerator
+    planned: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    measured_bytes: int = 0
+    cache: Cache = field(default_factory=Cache)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.accelerator.is_main_process
+
+    def batches(self, samples: tuple[Sample, ...], epoch: int = 0, training: bool = False) -> Any:
+        """Load one pass over some samples, this process's share of it.
+
+        Args:
+            samples: Which.
+            epoch: Decides order and augmentation.
+            training: Whether to shuffle and augment.
+
+        Returns:
+            An iterable of images and labels.
+        """
+        made = loader(
+            samples,
+            self.preprocessing.transform(train=training, augment=self.config.augment),
+            self.config.batch_size,
+            shuffle=training,
+            seed=self.config.seed,
+            epoch=epoch,
+            workers=self.config.workers,
+            cache=self.cache,
+        )
+        several = self.accelerator.num_processes > 1
+        return self.accelerator.prepare_data_loader(made) if several else made
+
+
+def train(
+    config: RunConfig, folder: Path, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Fine-tune a backbone and leave a run folder.
+
+    The folder holds `config.yaml`, the adapter, `log.jsonl` and `summary.json`; until the run ends
+    also `checkpoint.safetensors`, from which it can be continued.
+
+    Args:
+        config: What to do.
+        folder: Where to leave the files.
+        resume: Continue the run in `folder` from its last finished epoch; a finished run is left
+            as it is.
+        overwrite: Start anew over whatever run `folder` holds.
+
+    Returns:
+        The summary.
+
+    Raises:
+        InputError: The folder already holds a run.
+    """
+    if not (resume or overwrite) and (folder / CONFIG).exists():
+        raise InputError(
+            f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
+        )
+    if resume and (folder / SUMMARY).exists():
+        return json.loads((folder / SUMMARY).read_text())
+    run = prepare(config, folder)
+    optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
+    model, wrapped = run.accelerator.prepare(run.tuned, optimizer)
+    if resume:
+        _restore(run, optimizer)
+    elif run.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in (CHECKPOINT, SUMMARY, LOG):
+            (folder / stale).unlink(missing_ok=True)
+        write_text(folder / CONFIG, write_yaml(config.to_dict()))
+    _fit(run, model, wrapped, optimizer)
+    return _finish(run, model)
+
+
+def prepare(config: RunConfig, folder: Path) -> Run:
+    """Read the data, plan the memory, make and tune the model.
+
+    Args:
+        config: What to do.
+        folder: Where the run will leave its files.
+
+    Returns:
+        The run, nothing learnt and nothing written yet.
+    """
+    dataset = read(
+        config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        skip_bad_images=config.skip_bad_images,
+    )
+    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
+    torch.manual_seed(config.seed)
+    backbone = create(
+        config.model,
+        checkpoint=Path(config.checkpoint) if config.checkpoint else None,
+        pretrained=config.pretrained,
+        image_size=config.image_size,
+        drop_path=config.drop_path,
+    )
+    classes, policy = len(dataset.classes), POLICIES[config.policy]()
+    planned = plan(
+        backbone,
+        config.method,
+        num_classes=classes,
+        batch_size=config.batch_size,
+        policy=policy,
+        checkpointing=config.checkpointing,
+        accumulate=config.accumulate,
+        amp=config.amp,
+        optimizer=config.opt,
+    )
+    preprocessing = Preprocessing.of(backbone)
+    tuned = apply(backbone, config.method, num_classes=classes)
+    tuned.checkpointing = config.checkpointing
+    compress(tuned, policy)
+    return Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
+
+
+def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
+    config = run.config
+    share = config.batch_size * run.accelerator.num_processes
+    steps = -(-len(run.dataset.train) // share)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
+        warmup_lr=config.lr / 100,
+        min_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    meter = Meter(run.tuned, optimizer)
+    with Progress(config.epochs, steps, shown=run.main) as progress:
+        for epoch in range(len(run.history), config.epochs):
+            started = time.perf_counter()
+            # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
+            torch.manual_seed(_seed(config.seed, epoch))
+            model.train()
+            losses = []
+            for step, (images, labels) in enumerate(run.batches(run.dataset.train, epoch, True)):
+                schedule.step_update(epoch * steps + step)
+                metered = epoch == 0 and step < METERED_STEPS
+                losses.append(
+                    _update(run, model, wrapped, images, labels, meter if metered else None)
+                )
+                if not math.isfinite(losses[-1]):
+                    raise LowtideError(
+                        f"the loss is {losses[-1]} at epoch {epoch + 1}, step {step + 1}: lower"
+                        f" --lr ({config.lr:g}) or set --clip-grad 1; finished epochs are kept"
+                    )
+                progress.step(losses[-1])
+            run.history.append({
+                "epoch": epoch + 1,
+                "train_loss": sum(losses) / len(losses),
+                "val_accuracy": _accuracy(run, model, run.dataset.val),
+                "seconds": round(time.perf_counter() - started, 2),
+            })
+            progress.epoch(run.history[-1])
+            if run.main:
+                _save(run, optimizer)
+
+
+def _update(
+    run: Run, model: Any, wrapped: Any, images: Tensor, labels: Tensor, meter: Meter | None
+) -> float:
+    """Run one update, timed or metered; give the loss."""
+    config, accelerator = run.config, run.accelerator
+    images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+    parts = config.accumulate
+    on_cpu = accelerator.device.type == "cpu"
+    started = time.perf_counter()
+    with meter if meter is not None and on_cpu else nullcontext():
+        loss = training_step(
+            model,
+            wrapped,
+            list(zip(images.chunk(parts), labels.chunk(parts), strict=True)),
+            smoothing=config.smoothing,
+            backward=accelerator.backward,
+            before_update=lambda: _clip(run),
+        )
+    if meter is None:
+        run.step_s.append(time.perf_counter() - started)
+    elif on_cpu:
+        run.measured_bytes = meter.peak.peak_bytes
+    return loss.item()
+
+
+def _clip(run: Run) -> None:
+    if run.config.clip_grad:
+        trained = [p for p in run.tuned.parameters() if p.requires_grad]
+        run.accelerator.clip_grad_norm_(trained, run.config.clip_grad)
+
+
+def _accuracy(run: Run, model: Any, samples: tuple[Sample, ...]) -> float | None:
+    """Top-1 accuracy over all processes; None without samples."""
+    if not samples:
+        return None
+    model.eval()
+    hits = torch.zeros(2, device=run.accelerator.device)
+    with torch.no_grad():
+        for images, labels in run.batches(samples):
+            predicted = model(images.to(hits.device)).argmax(-1)
+            right, count = run.accelerator.gather_for_metrics((
+                predicted == labels.to(hits.device),
+                torch.ones_like(predicted),
+            ))
+            hits += torch.stack([right.sum(), count.sum()])
+    return (hits[0] / hits[1]).item()
+
+
+def _save(run: Run, optimizer: Optimizer) -> None:
+    """Write what a later process needs to continue: trained tensors, optimiser state, history."""
+    tensors = {f"model/{k}": v for k, v in run.tuned.adapter_state().items()}
+    plain: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            where = tensors if isinstance(value, Tensor) else plain
+            where[f"optimiser/{index}/{name}"] = value
+    scaler = run.accelerator.scaler
+    progress = {
+        "history": run.history,
+        "plain": plain,
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "measured_bytes": run.measured_bytes,
+        "data": run.dataset.fingerprint,
+    }
+    write_tensors(run.folder / CHECKPOINT, tensors, {"progress": json.dumps(progress)})
+    write_text(run.folder / LOG, "".join(json.dumps(record) + "\n" for record in run.history))
+
+
+def _restore(run: Run, optimizer: Optimizer) -> None:
+    """Continue from the last finished epoch, or from the start if none was finished."""
+    path = run.folder / CHECKPOINT
+    if not path.is_file():
+        return
+    progress = json.loads(read_metadata(path)["progress"])
+    if progress["data"] != run.dataset.fingerprint:
+        raise InputError(f"{run.config.data} has changed since {run.folder} was started")
+    tensors = read_tensors(path)
+    run.tuned.load_adapter_state({
+        k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")
+    })
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (tensors | progress["plain"]).items():
+        kind, index, name = key.split("/", 2)
+        if kind == "optimiser":
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    if run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(progress["scaler"])
+    run.history = progress["history"]
+    run.measured_bytes = progress["measured_bytes"]
+
+
+def _finish(run: Run, model: Any) -> dict[str, Any]:
+    """Test the last epoch's model, save the adapter and the record, drop the checkpoint."""
+    config = run.config
+    if run.accelerator.device.type == "cuda":
+        run.measured_bytes = torch.cuda.max_memory_allocated()
+    trained, total = run.tuned.trainable_counts()
+    summary = {
+        "config": config.to_dict(),
+        "data": run.dataset.describe(),
+        "preprocessing": run.preprocessing.to_dict(),
+        "trainable_parameters": trained,
+        "total_parameters": total,
+        "planned": run.planned,
+        "measured_peak_bytes": run.measured_bytes or None,
+        "step_seconds": median(run.step_s) if run.step_s else None,
+        "history": run.history,
+        "val_accuracy": run.history[-1]["val_accuracy"],
+        "test_accuracy": _accuracy(run, model, run.dataset.test),
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "device": str(run.accelerator.device),
+            "threads": torch.get_num_threads(),
+            "processes": run.accelerator.num_processes,
+        },
+    }
+    if run.main:
+        run.tuned.save_pretrained(
+            run.folder,
+            backbone={
+                "name": config.model,
+                "checkpoint": config.checkpoint,
+                "pretrained": config.pretrained,
+                "image_size": config.image_size,
+            },
+            preprocessing=run.preprocessing.to_dict(),
+            augment=config.augment,
+            classes=list(run.dataset.classes),
+        )
+        write_text(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        (run.folder / CHECKPOINT).unlink(missing_ok=True)
+    return summary
+
+
+def _seed(seed: int, epoch: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
