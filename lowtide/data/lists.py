@@ -87,9 +87,9 @@ def read_list(path: Path) -> Listing:
     if _role(path) != "train":
         raise InputError(f"{path} is a list for {_role(path)}: name the list for training")
     chosen = {"train": path}
-    for which in ("val", "test"):
+    for which in ("test",) if _is_union(path) else ("val", "test"):
         siblings = [p for p in lists_in(path.parent) if _role(p) == which]
-        if len(siblings) == 1 and not (which == "val" and _is_union(path)):
+        if len(siblings) == 1:
             chosen[which] = siblings[0]
     listing = _listing(path.parent, chosen)
     if _is_union(path):

@@ -107,7 +107,7 @@ def test_labels_outside_classes_txt(paint):
 def test_an_image_in_train_and_test(paint):
     root = paint("a.png", "b.png")
     (root / "train.txt").write_text("a.png 0\nb.png 1\n")
-    (root / "test.txt").write_text("./b.png 1\n")
+    (root / "test.txt").write_text("x/../b.png 1\n")
     assert refusal(root) == (
         f"1 images are listed more than once, first {root}/b.png: train.txt:2, test.txt:1"
     )

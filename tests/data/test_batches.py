@@ -59,6 +59,19 @@ def test_epochs_do_not_depend_on_their_history(samples, augment):
         assert torch.cat([images for images, _ in again]).equal(whole[2][0])
 
 
+@pytest.mark.parametrize("augment", ["flip", "crop"])
+def test_augmentation_ignores_the_global_generators(samples, augment):
+    copies = samples[:1] * 30
+    transform = MADE.transform(train=True, augment=augment)
+    loads = []
+    for seed in range(2):
+        torch.manual_seed(seed), random.seed(seed)
+        loads.append(load(copies, transform, 30, shuffle=False, seed=1))
+    assert same(*loads)
+    different = len(loads[0][0].unique(dim=0))
+    assert different == 2 if augment == "flip" else different > 20
+
+
 def test_augmentation_differs_by_image_and_epoch_without_shuffling(paint):
     root = paint("a/0.png", "b/0.png")
     twice = (read(root).train[0],) * 2
@@ -98,6 +111,7 @@ def test_one_cache_serves_transforms_that_differ(samples):
         MADE.transform(train=False),
         MADE.transform(train=False, augment="crop"),
         MADE.transform(train=True, augment="flip"),
+        CROP,
         Preprocessing((4, 4), MADE.mean, MADE.std, "bilinear", 1.0, "center").transform(
             train=False
         ),

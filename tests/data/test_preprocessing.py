@@ -16,7 +16,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torchvision.transforms import functional as F
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
-MADE = Preprocessing((32, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.8, "center")
+MADE = Preprocessing((32, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", 0.8, "center")
 
 
 def normalised(image: Image.Image) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_a_broken_record_is_refused(change):
 
 @pytest.mark.parametrize("augment", ["none", "flip"])
 def test_evaluation_squeezes_the_whole_image(augment):
-    expected = normalised(IMAGE.resize((48, 32), Image.Resampling.BILINEAR))
+    expected = normalised(IMAGE.resize((48, 32), Image.Resampling.BICUBIC))
     output = MADE.transform(train=False, augment=augment)(IMAGE)
     torch.testing.assert_close(output, expected)
 
@@ -100,7 +100,7 @@ def test_crop_evaluates_as_timm_does():
 
 def test_crop_trains_as_timm_does():
     theirs = create_transform(
-        (3, 32, 48), is_training=True, color_jitter=0, interpolation="bilinear",
+        (3, 32, 48), is_training=True, color_jitter=0, interpolation="bicubic",
         mean=MADE.mean, std=MADE.std,
     )  # fmt: skip
     ours = MADE.transform(train=True, augment="crop")

@@ -24,7 +24,8 @@ def test_split_folders(paint, val):
     root = paint("train/b/1.png", "train/b/deep/2.JPG", "train/a/3.png", f"{val}/a/4.png")
     paint("test/b/5.png")
     (root / "train/a/notes.md").write_text("not an image")
-    (root / "train/.ipynb_checkpoints").mkdir()
+    paint("train/.ipynb_checkpoints/0.png", "train/b/.ipynb_checkpoints/1.png")
+    (root / "train/a/._3.png").write_text("litter of an archive")
     data = read(root)
     assert data.classes == ("a", "b")
     assert names(data, "train") == [
@@ -117,10 +118,20 @@ def test_integer_labels_are_indices_into_classes_txt_whatever_the_names(paint):
     assert data.classes[data.test[0].label] == "1"
 
 
+def test_the_fingerprint_tells_labels_apart(paint):
+    root = paint("a.png", "b.png")
+    prints = []
+    for text in ("a.png 0\nb.png 1\n", "b.png 1\na.png 0\n", "a.png 1\nb.png 0\n"):
+        (root / "train.txt").write_text(text)
+        prints.append(read(root, val_fraction=0).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
 def test_the_union_list_is_the_final_protocol_and_never_validates_on_itself(paint):
     root = vtab(paint, None)
     data = read(root / "train800val200.txt")
     assert (len(data.train), data.val, len(data.test)) == (6, (), 1)
+    assert data.format == "lists (train800val200.txt, test.txt)"
     assert data.notes == ("val: none",)
     (root / "train800.txt").unlink()
     data = read(root)
