@@ -150,7 +150,8 @@ def build(
         for name, p in own.items():
             if p is not None:
                 adapter.thawed.append((path, "head", name, _head(p, name, adapter.classes)))
-    adapter.sides = [(method, edit.side(adapter.classes)) for method, edit in sides]
+    like = next(backbone.parameters())
+    adapter.sides = [(method, edit.side(adapter.classes).to(like)) for method, edit in sides]
     return adapter
 
 
@@ -196,7 +197,12 @@ def _thaw(adapter: Adapter, backbone: nn.Module, method: str, edit: Thaw, overwr
 def _swap(adapter: Adapter, backbone: nn.Module, method: str, edit: Swap) -> None:
     below = [graft for path, _, graft in adapter.grafts if path == edit.site.path]
     base = below[-1] if below else backbone.get_submodule(edit.site.path)
-    adapter.grafts.append((edit.site.path, method, edit.graft(base)))
+    graft = edit.graft(base)
+    like = next(backbone.parameters())
+    for _, value in graft.own():
+        if value.is_floating_point():
+            value.data = value.data.to(like)
+    adapter.grafts.append((edit.site.path, method, graft))
 
 
 def _head(p: nn.Parameter, name: str, classes: int) -> nn.Parameter:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .adapter import Adapter, build, set_module
 from .checkpoint import construct, describe, read_adapter, write_adapter
 from .errors import InputError, LowtideError, UnknownName, Unsupported
 from .families import Family, classifiers, family_of, hollow, image_shape, measure, prepare
 from .graft import Beside, Method, method_name
+from .recompute import recompute
 from .site import Role, Sites
 
 
@@ -69,15 +69,16 @@ class Tuned(nn.Module):
         Returns:
             Logits `(B, K)`.
         """
-        if not self.sides and not self.checkpointing:
+        if not self.sides and not (self.checkpointing and self.blocks):
             return self.backbone(x)
         family = self.family
         model = self.backbone
         x = family.stem(model, x)
+        recomputing = self.checkpointing and torch.is_grad_enabled()
         states = {name: side.begin(x) for name, side in self.sides.items()}
         for path in family.chain(model):
             block = model.get_submodule(path)
-            x = checkpoint(block, x, use_reentrant=False) if self._recomputes(x) else block(x)
+            x = recompute(block, x) if recomputing else block(x)
             for name, side in self.sides.items() if path in self.blocks else ():
                 x, states[name] = side.step(path, x, states[name])
         for name, side in self.sides.items():
@@ -87,9 +88,6 @@ class Tuned(nn.Module):
         for name, side in self.sides.items():
             x = side.classify(x, states[name])
         return x
-
-    def _recomputes(self, x: Tensor) -> bool:
-        return self.checkpointing and torch.is_grad_enabled()
 
     def train(self, mode: bool = True) -> Tuned:
         """Switch to training; a frozen BatchNorm stays in eval so that its statistics do not move.
@@ -120,7 +118,10 @@ class Tuned(nn.Module):
         """
         if name in self.adapters:
             raise InputError(f"adapter {name!r} exists; choose another name")
-        edits = [(method_name(type(m)), e) for m in methods for e in m.edits(self.sites)]
+        names = [method_name(type(m)) for m in methods]
+        if twice := [n for n in names if names.count(n) > 1]:
+            raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
+        edits = [(n, e) for n, m in zip(names, methods, strict=True) for e in m.edits(self.sites)]
         if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
             raise Unsupported(f"{edits[0][0]} runs beside blocks, and this backbone has no table")
         with self.disable_adapter():
@@ -302,17 +303,18 @@ def apply(
     Raises:
         InputError: The backbone has no classifier and `num_classes` is not given.
     """
-    if num_classes is not None and getattr(model, "num_classes", num_classes) != num_classes:
-        model.reset_classifier(num_classes)
-    if not classifiers(model):
-        raise InputError("the backbone has no classifier; give num_classes")
-    tuned = Tuned(model)
-    if any(m.overwrites for m in methods) and not next(model.parameters()).is_meta:
-        tuned.base_sha256 = fingerprint(tuned)
-    tuned.add_adapter(name, *methods, num_classes=num_classes)
-    before = _answer(tuned)
-    tuned.set_adapter(name)
-    _guard(tuned, before)
+    with _intact(model):
+        if num_classes is not None and getattr(model, "num_classes", num_classes) != num_classes:
+            model.reset_classifier(num_classes)
+        if not classifiers(model):
+            raise InputError("the backbone has no classifier; give num_classes")
+        tuned = Tuned(model)
+        if any(m.overwrites for m in methods) and not next(model.parameters()).is_meta:
+            tuned.base_sha256 = fingerprint(tuned)
+        tuned.add_adapter(name, *methods, num_classes=num_classes)
+        before = _answer(tuned)
+        tuned.set_adapter(name)
+        _guard(tuned, before)
     return tuned
 
 
@@ -375,6 +377,27 @@ def fingerprint(tuned: Tuned) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def _intact(model: Any) -> Iterator[None]:
+    """Put a backbone back as it was when a method refuses it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    own = {path: dict(m._parameters) for path, m in modules.items()}
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    classes = getattr(model, "num_classes", None)
+    try:
+        yield
+    except LowtideError:
+        for path, module in modules.items():
+            if path:
+                set_module(model, path, module)
+            module._parameters.update(own[path])
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        if classes is not None:
+            model.num_classes = classes
+        raise
+
+
 def _same_base(tuned: Tuned, config: dict[str, Any], folder: Path | str) -> None:
     have = tuned.base_sha256 or fingerprint(tuned)
     want = config["base_model_sha256"]
@@ -408,7 +431,7 @@ def _answer(tuned: Tuned) -> Tensor | None:
         return None
     training = tuned.training
     with torch.no_grad():
-        answer = tuned.eval().backbone(image)
+        answer = tuned.eval()(image)
     tuned.train(training)
     return answer
 
@@ -421,7 +444,7 @@ def _guard(tuned: Tuned, before: Tensor | None) -> None:
         LowtideError: The output moved although every method promises the identity.
     """
     shadow = hollow(tuned)
-    shadow(_probe(shadow, 2)).sum().backward()
+    shadow(_probe(shadow.backbone, 2)).sum().backward()  # type: ignore[arg-type]
     dead = [n for n, p in shadow.named_parameters() if p.requires_grad and p.grad is None]
     if dead:
         raise Unsupported(

@@ -40,6 +40,6 @@ FAMILY = Family(
     stem=lambda model, x: model.stem(x),
     chain=_chain,
     finish=lambda model, x: model.norm_pre(x),
-    tiny=lambda: ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 16, 24), num_classes=10),
+    tiny=lambda: ConvNeXt(depths=(1, 1, 2, 1), dims=(24, 32, 32, 48), num_classes=10),
     last="norm_pre",
 )

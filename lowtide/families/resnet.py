@@ -41,7 +41,7 @@ FAMILY = Family(
     tiny=lambda: ResNet(
         BasicBlock,  # type: ignore[arg-type]
         (2, 2, 1, 1),
-        channels=(8, 16, 16, 24),
+        channels=(24, 32, 32, 48),
         stem_width=8,
         num_classes=10,
     ),

@@ -14,7 +14,8 @@ from ..affine import fold
 from ..graft import Edit, Graft, Method, Swap, method, need
 from ..site import Layout, Role, Site, Sites
 
-AFTER = (Role.STEM, Role.NORM, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR)
+AFTER = (Role.NORM, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR)
+CONVOLVED = (Role.STEM, Role.CONV, Role.DOWN)
 
 
 @method
@@ -24,8 +25,9 @@ class SSF(Method):
 
         y = gamma * x + beta,    gamma ~ N(1, 0.02^2),  beta ~ N(0, 0.02^2)
 
-    It follows the patch embedding, every norm, every linear map and every convolution with a bias
-    (one without is followed by a norm anyway), and ends the feature map.
+    It follows every norm, every linear map and every convolution with a bias (one without is
+    followed by a norm anyway), the patch embedding among them, and ends the feature map. A linear
+    map or norm without a bias is scaled only: the plain backbone has no place for a shift there.
 
     Parameters: ViT-B/16 205,824; Swin-B 274,432; ConvNeXt-B 260,608.
 
@@ -54,7 +56,7 @@ class SSF(Method):
             One edit per operation.
         """
         after = sites.where(
-            lambda s: s.role in AFTER or (s.role in (Role.CONV, Role.DOWN) and "bias" in s.params)
+            lambda s: s.role in AFTER or (s.role in CONVOLVED and "bias" in s.params)
         )
         return [
             Swap(s, partial(SSFGraft, site=s, init=self.init))
@@ -72,7 +74,8 @@ class SSFGraft(Graft):
         spread = 0.02 if init == "paper" else 0.0
         shape = (site.dim, 1, 1) if site.layout is Layout.FIRST else (site.dim,)
         self.gamma = nn.Parameter(1 + spread * torch.randn(shape))
-        self.beta = nn.Parameter(spread * torch.randn(shape))
+        absorbs = "bias" in site.params or not site.params
+        self.beta = nn.Parameter(spread * torch.randn(shape)) if absorbs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift the base's output.
@@ -83,7 +86,8 @@ class SSFGraft(Graft):
         Returns:
             The scaled and shifted output.
         """
-        return self.base(x) * self.gamma + self.beta
+        y = self.base(x) * self.gamma
+        return y if self.beta is None else y + self.beta
 
     def merged(self) -> nn.Module | None:
         """Fold scale and shift into the base's weight and bias.
@@ -91,4 +95,5 @@ class SSFGraft(Graft):
         Returns:
             The folded module, or None where the base has no weight to absorb it.
         """
-        return fold(self.base, scale=self.gamma.flatten(), shift=self.beta.flatten())
+        shift = None if self.beta is None else self.beta.flatten()
+        return fold(self.base, scale=self.gamma.flatten(), shift=shift)
