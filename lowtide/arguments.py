@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from .config import RunConfig, read_yaml
 from .errors import InputError, UnknownName
-from .graft import METHODS
+from .methods import METHODS
 
 
 class Parser(ArgumentParser):

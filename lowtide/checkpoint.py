@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import InputError, UnknownName
-from .graft import METHODS, Method, method_name
+from .graft import Method, method_name
+from .methods import METHODS
 from .site import Role
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

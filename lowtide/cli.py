@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ from .data import Sample, read
 from .errors import InputError, LowtideError, UnknownName
 from .evaluate import Trained, open_run, predict, score
 from .families import family_of, measure, prepare
-from .graft import METHODS
+from .methods import METHODS
 from .plan import Plan, plan
 from .step import Amp
 from .train import CONFIG, train
 
-OUT = Console(highlight=False)
+OUT = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(e, 1)
     except KeyboardInterrupt:
         return _complain("interrupted; lowtide train --resume RUN continues", 130)
+    except BrokenPipeError:  # the reader, head for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
