@@ -198,10 +198,10 @@ def _swap(adapter: Adapter, backbone: nn.Module, method: str, edit: Swap) -> Non
     below = [graft for path, _, graft in adapter.grafts if path == edit.site.path]
     base = below[-1] if below else backbone.get_submodule(edit.site.path)
     graft = edit.graft(base)
-    like = next(backbone.parameters())
+    dtype = next(backbone.parameters()).dtype
     for _, value in graft.own():
         if value.is_floating_point():
-            value.data = value.data.to(like)
+            value.data = value.data.to(dtype)
     adapter.grafts.append((edit.site.path, method, graft))
 
 
