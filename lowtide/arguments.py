@@ -166,6 +166,9 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
 
     Returns:
         The config, and the command's own options.
+
+    Raises:
+        InputError: A method is described without its name.
     """
     args, name = method_options(args)
     given = _config_file(args)
@@ -173,8 +176,10 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     method = {"name": method} if isinstance(method, str) else dict(method)
     if name is not None and name != method.get("name"):
         method = {"name": name}  # another method's options mean nothing to this one
+    if "name" not in method:
+        raise InputError(f"method needs a name: one of {', '.join(sorted(METHODS))}")
     given["method"] = method
-    add_method(parser, str(method.get("name")))
+    add_method(parser, str(method["name"]))
     add_fields(parser, RunConfig)
     own = {f.name for f in dataclasses.fields(RunConfig)}
     values = parser.read(args, given)

@@ -82,10 +82,8 @@ def plan(
     Raises:
         InputError: The batch cannot be cut so.
     """
-    if batch_size < 1 or accumulate < 1 or batch_size % accumulate:
-        raise InputError(
-            f"a batch of {batch_size} cannot be accumulated from {accumulate} equal micro-batches"
-        )
+    if not 1 <= accumulate <= batch_size:
+        raise InputError(f"a batch of {batch_size} cannot be cut into {accumulate} micro-batches")
     with torch.device("meta"):
         if isinstance(model, str):
             backbone = create(model, pretrained=False, image_size=image_size)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torch.optim import Optimizer
@@ -158,6 +159,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         test_fraction=config.test_fraction,
         skip_bad_images=config.skip_bad_images,
     )
+    AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
     torch.manual_seed(config.seed)
     backbone = create(

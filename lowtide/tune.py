@@ -444,12 +444,13 @@ def _guard(tuned: Tuned, before: Tensor | None) -> None:
         LowtideError: The output moved although every method promises the identity.
     """
     shadow = hollow(tuned)
-    shadow(_probe(shadow.backbone, 2)).sum().backward()  # type: ignore[arg-type]
+    with torch.enable_grad():
+        shadow(_probe(shadow.backbone, 2)).sum().backward()  # type: ignore[arg-type]
     dead = [n for n, p in shadow.named_parameters() if p.requires_grad and p.grad is None]
     if dead:
         raise Unsupported(
-            f"no gradient reaches {dead[0]} (and {len(dead) - 1} more): the backbone does not use"
-            " the module it was put on"
+            f"no gradient reaches {len(dead)} of the trained parameters, first {dead[0]}: the"
+            " backbone does not use the module it was put on"
         )
     if before is None or not all(m.identity for m in tuned.methods):
         return

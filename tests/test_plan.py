@@ -1,0 +1,91 @@
+"""A plan equals the real step it stands for, to the byte, and the published table to the MiB."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from lowtide import METHODS, POLICIES, InputError, apply, compress, footprint, plan
+from lowtide.families import FAMILIES, image_shape
+from lowtide.step import make_optimizer, training_step
+
+MIB = 2**20
+VIT_B = {
+    ("full", False): 4653,
+    ("bias", False): 2735,
+    ("linear", False): 568,
+    ("full", True): 1696,
+    ("lora", True): 923,
+}
+"""MiB of one AdamW step, 224 px, batch 32, 100 classes, as measured with PyTorch's allocator."""
+
+
+def real_step(model, method, policy, batch=3, accumulate=1, checkpointing=False):
+    tuned = apply(copy.deepcopy(model), method)
+    tuned.checkpointing = checkpointing
+    compress(tuned, policy).train()
+    optimizer = make_optimizer(tuned)
+    images = torch.randn(batch, *image_shape(model))
+    labels = torch.zeros(batch, dtype=torch.long)
+    batches = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
+    return tuned, footprint(lambda: training_step(tuned, optimizer, batches), tuned, optimizer)
+
+
+@pytest.mark.parametrize("policy", ["exact", "s2a", "tight"])
+@pytest.mark.parametrize("name", ["full", "linear", "bias", "lora", "ssf", "s2a"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_plan_equals_the_real_step(family, name, policy):
+    model = FAMILIES[family].tiny().float()
+    method = METHODS[name](init="identity") if name == "ssf" else METHODS[name]()
+    tuned, real = real_step(model, method, POLICIES[policy]())
+    planned = plan(model, method, batch_size=3, policy=POLICIES[policy]())
+    assert planned.peak_bytes == real.peak_bytes
+    assert planned.parts == real.parts
+    assert planned.peak_bytes == sum(planned.parts.values())
+    assert (planned.trainable_parameters, planned.total_parameters) == tuned.trainable_counts()
+
+
+@pytest.mark.parametrize(("accumulate", "checkpointing"), [(2, False), (1, True)])
+def test_plan_follows_micro_batches_and_checkpointing(accumulate, checkpointing):
+    model = FAMILIES["vit"].tiny().float()
+    options = {"accumulate": accumulate, "checkpointing": checkpointing}
+    _, real = real_step(model, METHODS["bias"](), POLICIES["exact"](), batch=8, **options)
+    planned = plan(model, METHODS["bias"](), batch_size=8, **options)
+    whole = plan(model, METHODS["bias"](), batch_size=8)
+    assert planned.peak_bytes == real.peak_bytes
+    assert planned.parts["saved"] < 0.7 * whole.parts["saved"]
+
+
+@pytest.mark.parametrize(("name", "checkpointing"), sorted(VIT_B))
+def test_published_table(name, checkpointing):
+    planned = plan(
+        "vit_base_patch16_224", METHODS[name](), num_classes=100, checkpointing=checkpointing
+    )
+    assert abs(planned.peak_bytes / MIB - VIT_B[name, checkpointing]) < 1
+
+
+@pytest.mark.parametrize(("name", "limit"), [("bias", 800), ("s2a", 850), ("lora", 1000)])
+def test_tight_stays_below_its_promise(name, limit):
+    policy = POLICIES["tight"]()
+    planned = plan("vit_base_patch16_224", METHODS[name](), num_classes=100, policy=policy)
+    assert planned.peak_bytes / MIB <= limit
+
+
+def test_frozen_prefix_keeps_nothing():
+    saved = plan("vit_base_patch16_224", METHODS["linear"](), num_classes=100).parts["saved"]
+    assert saved < MIB
+
+
+def test_plan_leaves_the_model_alone():
+    model = FAMILIES["vit"].tiny()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plan(model, METHODS["s2a"](), num_classes=7, batch_size=2)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_more_micro_batches_than_images_are_refused():
+    with pytest.raises(InputError, match="5 cannot be cut into 6"):
+        plan(FAMILIES["vit"].tiny(), METHODS["bias"](), batch_size=5, accumulate=6)

@@ -1,0 +1,179 @@
+"""A run end to end, on real files: what it leaves, how it resumes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lowtide import METHODS, InputError, LowtideError
+from lowtide.cli import main
+from lowtide.config import RunConfig
+from lowtide.evaluate import open_run, predict, score
+from lowtide.train import train
+
+MODEL = "vit_micro_patch4_32"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes of noisy stripes and checks, 12 images each and split."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32] // 4 % 2
+    for split in ("train", "val", "test"):
+        for name, pattern in (("rows", y), ("columns", x), ("checks", x ^ y)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(12):
+                pixels = pattern * 160 + rng.integers(0, 90, (32, 32))
+                Image.fromarray(pixels.astype("uint8")).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def config(folder):
+    return RunConfig(
+        model=MODEL,
+        data=str(folder),
+        method=METHODS["lora"](dropout=0.1),
+        epochs=2,
+        batch_size=8,
+        lr=5e-3,
+        warmup_epochs=0.0,
+        augment="flip",
+        device="cpu",
+    )
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_learns_and_leaves_a_record(config, tmp_path):
+    summary = train(replace(config, epochs=6), tmp_path / "run")
+    assert summary["test_accuracy"] > 0.8
+    assert summary["measured_peak_bytes"] == summary["planned"]["peak_bytes"]
+    assert summary["history"][1]["train_loss"] < summary["history"][0]["train_loss"]
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
+    assert not (tmp_path / "run/checkpoint.safetensors").exists()
+    size = (tmp_path / "run/adapter_model.safetensors").stat().st_size
+    assert size < 200_000
+    trained = open_run(tmp_path / "run", device="cpu")
+    assert trained.classes == ("checks", "columns", "rows")
+
+
+def test_the_same_config_repeats_the_run(config, tmp_path, monkeypatch):
+    train(config, tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", "a/config.yaml", "--output", "b"]) == 0
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_a_killed_run_continues_to_the_same_weights(config, tmp_path):
+    config = replace(config, epochs=3, method=METHODS["s2a"](), policy="tight", drop_path=0.1)
+    train(config, tmp_path / "whole")
+    code = (
+        "import sys; from pathlib import Path; from lowtide.config import RunConfig, read_yaml;"
+        "from lowtide.train import train; import torch; torch.set_num_threads(1);"
+        "train(RunConfig.from_dict(read_yaml(Path(sys.argv[1]))), Path(sys.argv[2]))"
+    )
+    killed = tmp_path / "killed"
+    args = [sys.executable, "-c", code, str(tmp_path / "whole/config.yaml"), str(killed)]
+    with subprocess.Popen(args, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (killed / "log.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert (killed / "checkpoint.safetensors").exists()
+    assert not (killed / "summary.json").exists()
+    assert main(["train", "--resume", str(killed)]) == 0
+    assert equal(weights(tmp_path / "whole"), weights(killed))
+
+
+def test_only_trained_state_is_stored(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("lowtide.train._finish", lambda run, model: {})
+    train(replace(config, epochs=1), tmp_path / "run")
+    state = load_file(tmp_path / "run/checkpoint.safetensors")
+    trained = sum(v.numel() for k, v in state.items() if k.startswith("model/"))
+    assert trained == 6 * 2 * 2 * 8 * 192 + 3 * 193
+    moments = sum(v.numel() for k, v in state.items() if k.endswith(("exp_avg", "exp_avg_sq")))
+    assert moments == 2 * trained
+
+
+def test_accumulation_gives_the_same_update(config, tmp_path):
+    config = replace(config, method=METHODS["bias"](), epochs=1, augment="none")
+    train(config, tmp_path / "whole")
+    train(replace(config, accumulate=3), tmp_path / "parts")
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
+
+
+def test_bf16_autocast_learns(config, tmp_path):
+    summary = train(replace(config, epochs=6, amp="bf16", policy="tight"), tmp_path / "run")
+    assert summary["test_accuracy"] > 0.8
+
+
+def test_merged_checkpoint_loads_in_plain_timm(config, tmp_path):
+    train(config, tmp_path / "run")
+    out = tmp_path / "merged.safetensors"
+    assert main(["merge", str(tmp_path / "run"), "--output", str(out)]) == 0
+    plain = timm.create_model(MODEL, num_classes=3, checkpoint_path=str(out)).eval()
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        tuned = open_run(tmp_path / "run", device="cpu").tuned(x)
+        assert torch.allclose(plain(x), tuned, atol=1e-5)
+
+
+def test_eval_and_predict_agree(config, folder, tmp_path, capsys):
+    train(config, tmp_path / "run")
+    trained = open_run(tmp_path / "run", device="cpu")
+    paths = sorted((folder / "test/rows").glob("*.png"))
+    answers = list(predict(trained, paths, top=2))
+    assert [len(a["probabilities"]) for a in answers] == [2] * 12
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--json", "--device", "cpu"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    right = sum(a["class"] == "rows" for a in answers) / len(answers)
+    assert result["class_accuracy"]["rows"] == pytest.approx(right)
+    assert result["accuracy"] == pytest.approx(sum(result["class_accuracy"].values()) / 3)
+    with pytest.raises(InputError, match="no images"):
+        score(trained, [])
+
+
+def test_nothing_is_overwritten_unasked(config, tmp_path):
+    config = replace(config, epochs=1)
+    train(config, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    with pytest.raises(InputError, match="already holds a run"):
+        train(replace(config, seed=1), tmp_path / "run")
+    assert equal(before, weights(tmp_path / "run"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
+    with pytest.raises(LowtideError, match=r"the loss is (nan|inf) at epoch \d+, step \d+"):
+        train(replace(config, lr=1e30, epochs=3, method=METHODS["full"]()), tmp_path / "run")
+
+
+def test_resume_refuses_changed_data(config, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("lowtide.train._finish", lambda run, model: {})
+    train(replace(config, epochs=1), tmp_path / "run")
+    (folder / "train/rows/0.png").rename(folder / "train/rows/zero.png")
+    try:
+        with pytest.raises(InputError, match="has changed"):
+            train(replace(config, epochs=1), tmp_path / "run", resume=True)
+    finally:
+        (folder / "train/rows/zero.png").rename(folder / "train/rows/0.png")
