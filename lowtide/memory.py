@@ -156,6 +156,8 @@ class Meter(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.prim.device.default:
+            return result
         if func is torch.ops.aten.convolution_backward.default:
             # oneDNN makes the weight's gradient whenever it makes the bias's. What nobody asked for
             # is scratch of that kernel, and fake tensors do not have it.

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-SLICE = 1 << 18
+SLICE = 1 << 20
 """Numbers that are packed at a time, so that what packing needs besides its result stays small."""
 
 

@@ -46,14 +46,14 @@ def pack_bits(codes: Tensor, bits: int) -> tuple[Tensor, ...]:
     packed = []
     for width in fields(bits):
         per_byte = 8 // width
-        field = codes & (2**width - 1)
-        codes = codes >> width if width < bits else codes
+        field = codes if width == bits else codes & (2**width - 1)
+        codes = codes if width == bits else codes >> width
         if missing := -len(field) % per_byte:
             field = torch.cat((field, field.new_zeros(missing)))
         byte = field[::per_byte]
         for place in range(1, per_byte):
             byte = byte | field[place::per_byte] << place * width
-        packed.append(byte.contiguous())
+        packed.append(byte)
     return tuple(packed)
 
 
