@@ -7,9 +7,10 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from lowtide.families import FAMILIES, GENERIC, Family, image_shape
 from lowtide.methods import METHODS
-from torch import Tensor, nn
 
 TABLES: dict[str, Family] = {**FAMILIES, GENERIC.name: GENERIC}
 """Every table, the generic one included."""

@@ -32,7 +32,9 @@ def family_of(model: nn.Module) -> Family:
     Returns:
         Its family; the generic one where no table names its class.
     """
-    for family in FAMILIES.values():
-        if type(model).__name__ in family.classes:
-            return family
+    kind = type(model)
+    if kind.__module__.startswith("timm."):  # torchvision's classes have the same names
+        for family in FAMILIES.values():
+            if kind.__name__ in family.classes:
+                return family
     return GENERIC

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lowtide.zoo.vit_micro import vit_micro_patch4_32
+from .vit_micro import vit_micro_patch4_32
 
 __all__ = ["vit_micro_patch4_32"]

@@ -6,18 +6,18 @@ import copy
 import itertools
 import re
 
-import lowtide.tune
 import pytest
 import torch
+from nets import COMBINATIONS, FEW, TABLES, backward, images, near, stir, tiny
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+import lowtide.tune
 from lowtide.adapter import STATISTICS
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import classifiers, family_of, measure, prepare
 from lowtide.graft import METHODS, Beside, Graft, Method, Swap, Thaw
 from lowtide.tune import Tuned
-from timm.layers import DropPath
-from torch import Tensor, nn
-
-from nets import COMBINATIONS, FEW, TABLES, backward, images, near, stir, tiny
 
 REFUSALS = {("s2a", "generic"): "blocks"}
 """Pairs that cannot be, and a word of the reason."""

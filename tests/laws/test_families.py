@@ -1,0 +1,269 @@
+"""A table tells the truth: its steps are the model's forward, its roles are what stands there."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from nets import FEW, TABLES, backward, images, near, stir, tiny, wake
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torch import Tensor, nn
+from torchvision import models
+
+import lowtide.tune
+from lowtide.errors import InputError, Unsupported
+from lowtide.families import FAMILIES, Family, classifiers, family_of, measure, prepare
+from lowtide.graft import METHODS
+from lowtide.methods.bias import Bias
+from lowtide.methods.lora import LoRA
+from lowtide.methods.s2a import S2A
+from lowtide.methods.ssf import SSF
+from lowtide.site import Layout, Role
+
+ARCHITECTURES = {
+    "vit_tiny_patch16_224": {},
+    "vit_base_patch16_224": {"img_size": 64},
+    "deit3_small_patch16_224": {"img_size": 96},
+    "vit_small_patch14_reg4_dinov2": {"img_size": 56},
+    "vit_base_patch16_clip_224": {"img_size": 64},
+    "vit_base_patch16_siglip_224": {"img_size": 64},
+    "swin_tiny_patch4_window7_224": {},
+    "swinv2_tiny_window8_256": {},
+    "swin_base_patch4_window12_384": {"img_size": 192},
+    "convnext_atto": {},
+    "convnext_tiny": {},
+    "convnextv2_atto": {},
+    "resnet18": {},
+    "resnet50": {},
+    "resnet50d": {},
+    "resnext50_32x4d": {},
+    "seresnet50": {},
+}
+FIXED = {"vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"}
+"""Run at the size they were made for; the others run small."""
+EXPECTED = {"vit": "vit", "dei": "vit", "swi": "swin", "con": "convnext", "res": "resnet"}
+
+
+def composed(family: Family, model: nn.Module, x: Tensor) -> Tensor:
+    x = family.stem(model, x)
+    for path in family.chain(model):
+        x = model.get_submodule(path)(x)
+    return model.get_classifier()(model.forward_head(family.finish(model, x), pre_logits=True))
+
+
+def same_answer(family: Family, model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        y = model.eval()(x)
+        assert y.std(0).mean() > 0.001 * y.abs().mean(), "the backbone is asleep"
+        torch.testing.assert_close(composed(family, model, x), y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_steps_compose_to_the_forward(name: str) -> None:
+    model = tiny(name)
+    assert family_of(model) is TABLES[name]
+    same_answer(TABLES[name], model, images(model))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_steps_compose_to_the_forward_of_real_architectures(name: str) -> None:
+    model = timm.create_model(name, num_classes=FEW, **ARCHITECTURES[name])
+    family = family_of(model)
+    assert family.name == EXPECTED.get(name[:3], "resnet")
+    x = images(model, batch=2)
+    same_answer(
+        family,
+        wake(model),
+        x if name in FIXED or "img_size" in ARCHITECTURES[name] else x[..., :96, :96],
+    )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sites_cover_real_architectures(name: str) -> None:
+    """On the meta device: no weight is drawn, and every method is measured and guarded."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=FEW)
+    sites = measure(model, family_of(model))
+    assert {f"{s.path}.{p}".lstrip(".") for s in sites for p in s.params} == {
+        n for n, _ in model.named_parameters()
+    }
+    blocks, qkv = sites.of(Role.BLOCK), sites.of(Role.QKV)
+    assert len(blocks) > 7 and [s.depth for s in blocks] == list(range(len(blocks)))
+    assert (
+        len(qkv) in {0, len(blocks)}
+        and [s.depth for s in qkv] == [s.depth for s in blocks][: len(qkv)]
+    )
+    assert len(sites.of(Role.FC1)) == len(sites.of(Role.FC2))
+    assert {s.path for s in sites.of(Role.HEAD)} == set(classifiers(model))
+    loose = [s for s in sites.of(Role.OTHER) if type(model.get_submodule(s.path)) is nn.Linear]
+    assert all("cpb_mlp" in s.path or "attn_pool" in s.path for s in loose)
+    for method in METHODS.values():
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=FEW)
+        lowtide.tune.apply(model, method())
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_sites_are_measured_facts(name: str) -> None:
+    model = tiny(name)
+    sites = measure(model, FAMILIES[name])
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    for s in sites:
+
+        def note(_: nn.Module, args: tuple[Tensor], y: Tensor, path: str = s.path) -> None:
+            seen.setdefault(path, (args[0], y))
+
+        model.get_submodule(s.path).register_forward_hook(note)
+    model(images(model, batch=1))
+    for s in sites:
+        if not s.in_shape:
+            assert s.path not in seen
+            continue
+        module, (x, y) = model.get_submodule(s.path), seen[s.path]
+        assert (s.in_shape, s.out_shape) == (x.shape, y.shape)
+        assert s.params == tuple(n for n, _ in module.named_parameters(recurse=False))
+        if isinstance(module, nn.Linear):
+            assert (s.in_dim, s.dim) == (module.in_features, module.out_features)
+        if isinstance(module, nn.Conv2d):
+            assert (s.in_dim, s.dim) == (module.in_channels, module.out_channels)
+            assert s.layout is Layout.FIRST and s.tokens == x[0, 0].numel()
+        if s.role is Role.BLOCK:
+            assert s.grid[0] * s.grid[1] + s.prefix == y.numel() // s.dim
+
+
+def test_measuring_touches_nothing() -> None:
+    model = tiny("resnet").train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    measure(model, FAMILIES["resnet"])
+    assert model.training and not any(m._forward_hooks for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def swin_v2() -> nn.Module:
+    return SwinTransformerV2(
+        img_size=32, patch_size=2, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4),
+        num_classes=10, drop_path_rate=0.0,
+    )  # fmt: skip
+
+
+def beit() -> nn.Module:
+    return Beit(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10,
+        use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1,
+    )  # fmt: skip
+
+
+def eva() -> nn.Module:
+    return Eva(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10,
+        use_rot_pos_emb=True, qkv_fused=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("build", [swin_v2, beit, eva])
+def test_a_qkv_read_past_the_module_still_trains_what_is_put_there(build) -> None:
+    """SwinV2, BEiT and EVA add q and v biases of their own to the fused projection."""
+    model = wake(build().double()).eval()
+    x = images(model)
+    before = model(x)
+    prepare(model)
+    near(model(x), before)
+    generic = family_of(model).name == "generic"
+    tuned = lowtide.tune.apply(model, LoRA(roles=(Role.LINEAR,) if generic else ()))
+    backward(tuned, x)
+    ups = [p for n, p in tuned.named_parameters() if "qkv.up" in n]
+    assert len(ups) >= 2 and all(p.grad is not None and p.grad.abs().max() > 1e-9 for p in ups)
+    stir(tuned)
+    expected = tuned.eval()(x)
+    assert (expected - before).abs().max() > 1e-3
+    plain = build().double().eval()
+    plain.load_state_dict(tuned.merge_and_unload().state_dict())
+    near(plain(x), expected)
+
+
+@pytest.mark.parametrize("build", [swin_v2, beit, eva])
+@pytest.mark.parametrize("method", [Bias(), SSF()], ids=str)
+def test_separate_biases_train_and_merge(build, method) -> None:
+    model = wake(build().double())
+    tuned = lowtide.tune.apply(model, method).eval()
+    if isinstance(method, Bias):
+        assert any(k.endswith("/bias/q_bias") for k in tuned.adapter_state())
+        assert not any("relative_position" in k for k in tuned.adapter_state())
+    stir(tuned)
+    x = images(model)
+    expected = tuned(x)
+    plain = build().double().eval()
+    plain.load_state_dict(tuned.merge_and_unload().state_dict())
+    near(plain(x), expected)
+
+
+def sequential() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=4, padding_mode="reflect", padding=2),
+        nn.GELU(),
+        nn.Conv2d(8, 12, 3, stride=2, groups=4, dilation=2),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 16),
+        nn.LayerNorm(16),
+        nn.Linear(16, 10),
+    )
+
+
+def torchvision_resnet() -> nn.Module:
+    return models.resnet18(num_classes=10)
+
+
+@pytest.mark.parametrize("build", [sequential, torchvision_resnet])
+@pytest.mark.parametrize("name", sorted({"full", "linear", "bias", "lora", "ssf"}))
+def test_backbones_of_no_table_keep_the_methods_that_need_no_blocks(build, name: str) -> None:
+    model = wake(build().double())
+    model.pretrained_cfg = {"input_size": (3, 64, 64)}
+    x = images(model)
+    expected = {f"backbone.{n}" for n, _ in model.named_parameters()}
+    tuned = lowtide.tune.apply(model, METHODS[name]())
+    tuned.checkpointing = True
+    backward(tuned.train(), x)
+    got = {n for n, p in tuned.named_parameters() if p.grad is not None}
+    if name == "full":
+        assert got == expected
+    elif name == "linear":
+        assert len(got) == 2
+    elif name == "bias":
+        assert got == {n for n in expected if n.endswith(".bias")} | {
+            f"backbone.{classifiers(model)[0]}.weight"
+        }
+    else:
+        assert len(got) > 3
+    stir(tuned)
+    y = tuned.eval()(x)
+    near(tuned.merge_and_unload().eval()(x), y)
+
+
+@pytest.mark.parametrize("build", [sequential, torchvision_resnet])
+def test_backbones_of_no_table_refuse_what_needs_blocks(build) -> None:
+    with pytest.raises(Unsupported, match="blocks.*no table"):
+        lowtide.tune.apply(build(), S2A())
+
+
+def test_a_backbone_without_classifier_says_so() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(InputError, match="classifier"):
+        lowtide.tune.apply(model, Bias())
+
+
+def test_a_headless_backbone_gets_a_classifier() -> None:
+    model = timm.create_model("resnet18", num_classes=0)
+    tuned = lowtide.tune.apply(model, Bias(), num_classes=FEW)
+    assert tuned(images(model, batch=1)).shape == (1, FEW)
+
+
+def test_a_wrong_image_size_is_refused_in_one_line() -> None:
+    model = tiny("vit")
+    model.patch_embed.img_size = (40, 40)
+    with pytest.raises(InputError, match=r"does not run on a \(3, 40, 40\) image"):
+        measure(model, FAMILIES["vit"])
