@@ -8,10 +8,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from lowtide.memory import PARTS, Footprint, Meter, footprint
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+
+from lowtide.memory import PARTS, Footprint, Meter, footprint
 
 TINY: dict[str, dict[str, object]] = {
     "test_vit": {"img_size": 64},

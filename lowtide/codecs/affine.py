@@ -72,7 +72,7 @@ class Affine:
             groups = piece.unsqueeze(0) if whole else _in_groups(piece, size)
             low, high = whole or groups.aminmax(dim=1, keepdim=True)
             low, step = self._outward(low, high, dtype)
-            codes.append(pack_bits(self._codes(groups, low, step)[: len(piece)], self.bits))
+            codes.append(pack_bits(self._codes(groups, low, step, len(piece)), self.bits))
             lows.append(low.flatten())
             steps.append(step.flatten())
         if not codes:
@@ -130,7 +130,7 @@ class Affine:
         # Besides: the rounding of the arithmetic itself, and steps too small to divide by.
         float_ = torch.finfo(residue.dtype)
         most = share * step + 8 * float_.eps * (low.abs() + step * 2**self.bits)
-        most = most + float_.tiny * 2**self.bits
+        most = most + torch.finfo(self._stats_dtype(residue.dtype)).tiny * 2**self.bits
         per_number = most.repeat_interleave(self._size(residue.shape))
         return per_number[: residue.numel()].view(residue.shape)
 
@@ -160,7 +160,7 @@ class Affine:
         wide = low.to(high.dtype)
         return low, ((high / top - wide / top) * (1 + slack)).to(dtype)
 
-    def _codes(self, groups: Tensor, low: Tensor, step: Tensor) -> Tensor:
+    def _codes(self, groups: Tensor, low: Tensor, step: Tensor, count: int) -> Tensor:
         step = step.to(groups.dtype)
         # A constant group has no step; its one value is the minimum, code 0.
         scale = torch.where(step < torch.finfo(step.dtype).tiny, 0, 1 / step)
@@ -169,7 +169,7 @@ class Affine:
             x = x.round_()
         else:
             x = (x.add_(torch.rand_like(x)) if self.rounding == "stochastic" else x).floor_()
-        return x.clamp_(0, 2**self.bits - 1).to(torch.uint8).flatten()
+        return x.clamp_(0, 2**self.bits - 1).flatten()[:count].to(torch.uint8)
 
 
 def _multiple_of_8(size: int) -> int:

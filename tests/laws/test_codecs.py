@@ -1,0 +1,215 @@
+"""Every codec keeps the bytes it declares and errs no more than it declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowtide.codecs import CODECS
+from lowtide.codecs.affine import Affine
+from lowtide.codecs.base import SLICE, Residue
+from lowtide.codecs.bits import pack_bits, packed_bytes, unpack_bits
+from lowtide.codecs.codebook import Codebook
+from lowtide.codecs.exact import Exact
+from lowtide.codecs.levels import LEVELS
+from lowtide.codecs.sign import Sign
+from lowtide.codecs.sine import Sine
+from lowtide.errors import InputError
+from lowtide.ops import slopes
+
+GENERAL = {
+    "exact": Exact(),
+    **{f"affine{bits}": Affine(bits, 16) for bits in (2, 4, 8)},
+    "affine4_row": Affine(4, "row"),
+    "affine4_tensor": Affine(4, "tensor"),
+    "affine4_floor": Affine(4, 16, "floor"),
+    "affine4_stochastic": Affine(4, 16, "stochastic"),
+    "affine4_short": Affine(4, 64, stats=torch.bfloat16),
+    "affine8_short": Affine(8, "row", stats=torch.bfloat16),
+    "sign": Sign(),
+}
+"""Codecs for any residue."""
+BOOKS = {f"{name}{b}": Codebook.of(name, b) for name in LEVELS for b in (1, 2, 3, 4)}
+
+INPUTS: dict[str, Callable[[], Tensor]] = {
+    "tokens": lambda: torch.randn(3, 10, 32),
+    "odd": lambda: torch.randn(3, 7, 13),
+    "one": lambda: torch.randn(1),
+    "scalar": lambda: torch.randn(()),
+    "empty": lambda: torch.randn(0, 5),
+    "images": lambda: torch.randn(2, 3, 7, 7),
+    "permuted": lambda: torch.randn(2, 9, 3, 8).permute(0, 2, 1, 3),
+    "constant": lambda: torch.full((4, 33), 3.7),
+    "zeros": lambda: torch.zeros(4, 33),
+    "huge": lambda: torch.randn(5, 16) * 1e37,
+    "tiny": lambda: torch.randn(5, 16) * 1e-42,
+    "offset": lambda: 1000 + torch.randn(5, 64),
+    "outlier": lambda: torch.cat((torch.randn(63), torch.tensor([1e4]))),
+    "sliced": lambda: torch.randn(3, SLICE // 2 + 24),
+}
+
+
+def kept_bytes(packed: tuple[Tensor, ...]) -> int:
+    return sum(t.untyped_storage().nbytes() for t in packed)
+
+
+def test_every_codec_of_the_folder_is_tested() -> None:
+    tested = {type(c).__name__ for c in (*GENERAL.values(), *BOOKS.values(), Sine())}
+    assert set(CODECS) == tested
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("given", INPUTS)
+@pytest.mark.parametrize("name", GENERAL)
+def test_bytes_and_bound(name: str, given: str, dtype: torch.dtype) -> None:
+    codec, x = GENERAL[name], INPUTS[given]().to(dtype)
+    packed = codec.pack(Residue(x))
+    if name != "exact":
+        assert kept_bytes(packed) == codec.nbytes(x.shape, x.dtype)
+    again = codec.unpack(packed, x.shape, x.dtype)
+    assert again.shape == x.shape and again.dtype == x.dtype
+    # The bound is of the codec; what a low precision cannot represent comes on top.
+    coarse = torch.finfo(dtype).eps * again.double().abs() if dtype == torch.bfloat16 else 0
+    wide = x if dtype == torch.float64 else x.float()
+    error = (again.double() - x.double()).abs() - coarse
+    assert (error <= codec.bound(wide).double() * (1 + 1e-6)).all()
+
+
+def test_the_affine_bound_is_tight() -> None:
+    """A bound that is never nearly met would not catch a codec that got twice as bad."""
+    x = torch.randn(50, 64)
+    for codec, share in ((Affine(4, 64), 0.97), (Affine(4, 64, "floor"), 0.97)):
+        again = codec.unpack(codec.pack(Residue(x)), x.shape, x.dtype)
+        assert ((again - x).abs() / codec.bound(x)).max() > share
+
+
+def test_short_statistics_cost_no_quality() -> None:
+    x = torch.randn(200, 64)
+    errors = []
+    for stats in (None, torch.bfloat16):
+        codec = Affine(4, 64, stats=stats)
+        again = codec.unpack(codec.pack(Residue(x)), x.shape, x.dtype)
+        errors.append((again - x).square().mean().sqrt())
+    assert errors[1] < 1.03 * errors[0]
+
+
+def test_constant_groups_are_exact() -> None:
+    x = torch.full((3, 40), 0.1234567)
+    again = Affine(4, 8).unpack(Affine(4, 8).pack(Residue(x)), x.shape, x.dtype)
+    assert torch.equal(again, x)
+
+
+def test_stochastic_rounding_has_the_right_mean() -> None:
+    x, codec = torch.randn(1, 64), Affine(2, 64, "stochastic")
+    drawn = [codec.unpack(codec.pack(Residue(x)), x.shape, x.dtype) for _ in range(2000)]
+    mean = torch.stack(drawn).mean(0)
+    step = (x.max() - x.min()) / 3
+    # Each draw is off by less than a step, so the mean of 2000 is off by less than step / 10.
+    assert (mean - x).abs().max() < step / 10
+    nearest = Affine(2, 64)
+    once = nearest.unpack(nearest.pack(Residue(x)), x.shape, x.dtype)
+    assert (once - x).abs().max() > step / 4
+
+
+@pytest.mark.parametrize("name", [n for n in GENERAL if n.startswith("affine")])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_never_hidden(name: str, bad: float) -> None:
+    x = torch.randn(4, 16)
+    x[1, 3] = bad
+    again = GENERAL[name].unpack(GENERAL[name].pack(Residue(x)), x.shape, x.dtype)
+    assert not again[1, 3].isfinite()
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_codebooks(name: str) -> None:
+    codec, slope = BOOKS[name], getattr(slopes, name[:-1])
+    x = torch.cat((torch.linspace(-9, 9, 4001), torch.tensor([-1e6, 1e6])))
+    residue = Residue(x, slope)
+    packed = codec.pack(residue)
+    assert kept_bytes(packed) == codec.nbytes(x.shape, x.dtype)
+    again = codec.unpack(packed, x.shape, x.dtype)
+    error = (again - slope(x)).abs()
+    assert (error <= codec.bound(slope(x))).all()
+    # The nearest level, by hand.
+    levels = torch.tensor(codec.levels)
+    nearest = (slope(x)[:, None] - levels).abs().amin(1)
+    assert torch.allclose(error, nearest, atol=1e-6)
+
+
+def test_more_bits_err_less() -> None:
+    x = torch.randn(4000)
+    for function in LEVELS:
+        residue, rms = Residue(x, getattr(slopes, function)), []
+        for bits in (1, 2, 3, 4):
+            codec = Codebook.of(function, bits)
+            again = codec.unpack(codec.pack(residue), x.shape, x.dtype)
+            rms.append((again - residue.of(x)).square().mean().sqrt())
+        assert rms[0] > 1.7 * rms[1] > 2.8 * rms[2] > 4.5 * rms[3]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "floor"])
+@pytest.mark.parametrize("rate", [1.702, 1.0])
+def test_sine_against_its_formula(rate: float, rounding: str) -> None:
+    """Equations 8, 9 and 12 of S2A, written out on their own."""
+    x = torch.randn(5, 33)
+    u = x * rate / 1.702  # the variable of the paper's GELU
+    u = u.clamp(-2, 2)
+    low, high = u.min(), u.max()
+    s = (high - low) / 15
+    q = (u - low) / s
+    moved = q if rounding == "floor" else q + 0.5
+    safe = (moved - moved.round()).abs() > 1e-4  # not on the edge of two codes
+    q = moved.floor()
+    u_hat = q * s + low
+    expected = torch.sigmoid(1.702 * u_hat) + 0.22 * torch.sin(1.5 * u_hat)
+    codec = Sine(rate, rounding=rounding)
+    packed = codec.pack(Residue(x, slopes.quick_gelu))
+    again = codec.unpack(packed, x.shape, x.dtype)
+    assert safe.float().mean() > 0.5
+    assert torch.allclose(again[safe], expected[safe], atol=1e-5)
+    assert kept_bytes(packed) == codec.nbytes(x.shape, x.dtype) == 83 + 8
+
+
+@pytest.mark.parametrize("rate", [1.702, 1.0])
+def test_sine_stays_in_its_bound(rate: float) -> None:
+    x = torch.linspace(-8, 8, 5001)
+    slope = slopes.quick_gelu if rate == 1.702 else slopes.silu
+    for rounding in ("nearest", "floor"):
+        codec = Sine(rate, rounding=rounding)
+        again = codec.unpack(codec.pack(Residue(x)), x.shape, x.dtype)
+        error, bound = (again - slope(x)).abs(), codec.bound(x)
+        assert (error <= bound).all() and error.max() > 0.4 * bound.max()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_bits_round_trip(bits: int, count: int) -> None:
+    codes = torch.randint(0, 2**bits, (count,), dtype=torch.uint8)
+    packed = pack_bits(codes, bits)
+    assert kept_bytes(packed) == packed_bytes(count, bits)
+    assert torch.equal(unpack_bits(packed, bits, count), codes)
+
+
+def test_slices_hold_the_whole_residue() -> None:
+    x = torch.randn(5, 3, SLICE // 8)
+    pieces = list(Residue(x).slices(8))
+    assert len(pieces) > 1 and torch.equal(torch.cat(pieces), x.flatten())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Affine(3),
+        lambda: Affine(4, 0),
+        lambda: Affine(4, 64, "up"),
+        lambda: Codebook((1.0, 0.0)),
+        lambda: Codebook.of("gelu", 5),
+        lambda: Codebook.of("gulu"),
+    ],
+)
+def test_wrong_codecs_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(InputError):
+        make()
