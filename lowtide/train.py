@@ -247,7 +247,7 @@ def _update(
             wrapped,
             list(zip(images.chunk(parts), labels.chunk(parts), strict=True)),
             smoothing=config.smoothing,
-            backward=accelerator.backward,
+            backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),
         )
     if meter is None:

@@ -27,15 +27,15 @@ MODEL = "vit_micro_patch4_32"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three classes of noisy stripes and checks, 12 images each and split."""
+    """Noise with a tint: three classes, 12 images each and split."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[:32, :32] // 4 % 2
     for split in ("train", "val", "test"):
-        for name, pattern in (("rows", y), ("columns", x), ("checks", x ^ y)):
+        for channel, name in enumerate(("red", "green", "blue")):
             (root / split / name).mkdir(parents=True)
             for i in range(12):
-                pixels = pattern * 160 + rng.integers(0, 90, (32, 32))
+                pixels = rng.integers(0, 190, (32, 32, 3))
+                pixels[..., channel] += 60
                 Image.fromarray(pixels.astype("uint8")).save(root / split / name / f"{i}.png")
     return root
 
@@ -73,7 +73,7 @@ def test_a_run_learns_and_leaves_a_record(config, tmp_path):
     size = (tmp_path / "run/adapter_model.safetensors").stat().st_size
     assert size < 200_000
     trained = open_run(tmp_path / "run", device="cpu")
-    assert trained.classes == ("checks", "columns", "rows")
+    assert trained.classes == ("blue", "green", "red")
 
 
 def test_the_same_config_repeats_the_run(config, tmp_path, monkeypatch):
@@ -115,11 +115,11 @@ def test_only_trained_state_is_stored(config, tmp_path, monkeypatch):
 
 
 def test_accumulation_gives_the_same_update(config, tmp_path):
-    config = replace(config, method=METHODS["bias"](), epochs=1, augment="none")
+    config = replace(config, method=METHODS["bias"](), epochs=1, opt="sgd", augment="none")
     train(config, tmp_path / "whole")
     train(replace(config, accumulate=3), tmp_path / "parts")
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
 
 
 def test_bf16_autocast_learns(config, tmp_path):
@@ -141,14 +141,14 @@ def test_merged_checkpoint_loads_in_plain_timm(config, tmp_path):
 def test_eval_and_predict_agree(config, folder, tmp_path, capsys):
     train(config, tmp_path / "run")
     trained = open_run(tmp_path / "run", device="cpu")
-    paths = sorted((folder / "test/rows").glob("*.png"))
+    paths = sorted((folder / "test/red").glob("*.png"))
     answers = list(predict(trained, paths, top=2))
     assert [len(a["probabilities"]) for a in answers] == [2] * 12
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "run"), "--json", "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)
-    right = sum(a["class"] == "rows" for a in answers) / len(answers)
-    assert result["class_accuracy"]["rows"] == pytest.approx(right)
+    right = sum(a["class"] == "red" for a in answers) / len(answers)
+    assert result["class_accuracy"]["red"] == pytest.approx(right)
     assert result["accuracy"] == pytest.approx(sum(result["class_accuracy"].values()) / 3)
     with pytest.raises(InputError, match="no images"):
         score(trained, [])
@@ -171,9 +171,9 @@ def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
 def test_resume_refuses_changed_data(config, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("lowtide.train._finish", lambda run, model: {})
     train(replace(config, epochs=1), tmp_path / "run")
-    (folder / "train/rows/0.png").rename(folder / "train/rows/zero.png")
+    (folder / "train/red/0.png").rename(folder / "train/red/zero.png")
     try:
         with pytest.raises(InputError, match="has changed"):
             train(replace(config, epochs=1), tmp_path / "run", resume=True)
     finally:
-        (folder / "train/rows/zero.png").rename(folder / "train/rows/0.png")
+        (folder / "train/red/zero.png").rename(folder / "train/red/0.png")
