@@ -60,6 +60,7 @@ class Adapter:
             backbone: Carries this adapter; changed in place.
         """
         for (path, name), original in self.originals.items():
+            original.requires_grad_(False)
             root(backbone.get_submodule(path))._parameters[name] = original
         self.originals.clear()
         for path, _, graft in reversed(self.grafts):

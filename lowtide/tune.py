@@ -137,15 +137,25 @@ class Tuned(nn.Module):
 
         Raises:
             UnknownName: No adapter has that name.
+            InputError: The active adapter trains the backbone's own weights in place.
         """
         if name not in self.adapters:
             raise UnknownName("adapter", name, self.adapters)
+        if name != self.active:
+            self._may_leave()
         self._take_out()
         adapter = self.adapters[name]
         adapter.put_in(self.backbone)
         self.sides = nn.ModuleDict(dict(adapter.sides))
         self.active = name
         self.train(self.training)
+
+    def _may_leave(self) -> None:
+        if self.active and (lost := [m for m in self.methods if m.overwrites]):
+            raise InputError(
+                f"{method_name(type(lost[0]))} trains the backbone's own weights in place; there is"
+                " no backbone to return to"
+            )
 
     def _take_out(self) -> None:
         if self.active:
@@ -163,11 +173,7 @@ class Tuned(nn.Module):
             InputError: The active adapter trains the backbone's own weights in place.
         """
         name = self.active
-        if name and (lost := [m for m in self.methods if m.overwrites]):
-            raise InputError(
-                f"{method_name(type(lost[0]))} trains the backbone's own weights in place; there is"
-                " no backbone to return to"
-            )
+        self._may_leave()
         self._take_out()
         try:
             yield
@@ -266,6 +272,7 @@ class Tuned(nn.Module):
         try:
             self.load_adapter_state(state)
         except InputError:
+            self._take_out()  # nothing was copied yet, so even an overwriting method may leave
             self.set_adapter(before)
             del self.adapters[name]
             raise
