@@ -1,4 +1,4 @@
-"""One seed and one thread for every test: small nets are slower on more, much so on a busy machine."""
+"""One seed and one thread for every test: small nets are slower on more threads."""
 
 from __future__ import annotations
 

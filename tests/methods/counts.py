@@ -1,0 +1,30 @@
+"""What a method trains on a real backbone, counted on the meta device with 100 classes."""
+
+from __future__ import annotations
+
+import timm
+import torch
+
+import lowtide.tune
+from lowtide.graft import Method
+from lowtide.tune import Tuned
+
+CLASSES = 100
+WIDTH = {"vit": 768, "swin": 1024, "convnext": 1024}
+NAMES = {
+    "vit": "vit_base_patch16_224",
+    "swin": "swin_base_patch4_window7_224",
+    "convnext": "convnext_base",
+}
+
+
+def on_meta(backbone: str, *methods: Method) -> Tuned:
+    with torch.device("meta"):
+        model = timm.create_model(NAMES.get(backbone, backbone), num_classes=CLASSES)
+        return lowtide.tune.apply(model, *methods)
+
+
+def trained(backbone: str, *methods: Method) -> int:
+    """Trained parameters without the classifier of the backbone's own features."""
+    head = (WIDTH.get(backbone, 2048) + 1) * CLASSES
+    return on_meta(backbone, *methods).trainable_counts()[0] - head
