@@ -27,7 +27,7 @@ class LoRA(Method):
     own pair of factors for each part named in `parts`. Any affine map can be adapted by role. A
     convolution is factored as one of the same kernel to `rank` channels and a 1x1 back.
 
-    Parameters: `2 rank (in + out)` per adapted map; ViT-B/16 q, v at rank 8: 294,912.
+    Parameters: `rank (in + out)` per pair of factors; ViT-B/16 q, v at rank 8: 294,912.
 
     Merge: exact, `W' = W + s B A`.
 
