@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             **RECIPE,
         )
         print(folder, flush=True)
-        train(config, folder, resume=(folder / CONFIG).exists())
+        train(config, folder, continues=(folder / CONFIG).exists())
 
 
 def report(args: argparse.Namespace) -> None:

@@ -42,13 +42,16 @@ class Parser(ArgumentParser):
         """
         raise InputError(self._one_line(message)) from ex
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: Any = None) -> str:
         """Write the help.
+
+        Args:
+            formatter: Lays it out.
 
         Returns:
             jsonargparse's text, with `--method` spelt as users do.
         """
-        return super().format_help().replace("--method.name", "--method")
+        return super().format_help(formatter).replace("--method.name", "--method")
 
     def read(self, args: Sequence[str], given: dict[str, Any] | None = None) -> dict[str, Any]:
         """Parse arguments.

@@ -78,7 +78,7 @@ def _train(args: Sequence[str]) -> None:
         args = [*args, "--config", str(Path(resumed) / CONFIG)]
     config, own = run_config(parser, args)
     folder = Path(resumed or own["output"] or _free(config.data, config.method))
-    summary = train(config, folder, resume=resumed is not None, overwrite=own["overwrite"])
+    summary = train(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
     _print_run(folder, summary)
 
 

@@ -20,8 +20,9 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torch.optim import Optimizer
 
+from . import resume
 from .backbone import create
-from .checkpoint import read_metadata, read_tensors, write_tensors, write_text
+from .checkpoint import write_text
 from .compress import POLICIES, compress
 from .config import RunConfig, write_yaml
 from .data import Cache, Dataset, Preprocessing, Sample, loader, read
@@ -102,7 +103,7 @@ class Run:
 
 
 def train(
-    config: RunConfig, folder: Path, *, resume: bool = False, overwrite: bool = False
+    config: RunConfig, folder: Path, *, continues: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
     """Fine-tune a backbone and leave a run folder.
 
@@ -112,7 +113,7 @@ def train(
     Args:
         config: What to do.
         folder: Where to leave the files.
-        resume: Continue the run in `folder` from its last finished epoch; a finished run is left
+        continues: Continue the run in `folder` from its last finished epoch; a finished run is left
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
 
@@ -122,16 +123,16 @@ def train(
     Raises:
         InputError: The folder already holds a run.
     """
-    if not (resume or overwrite) and (folder / CONFIG).exists():
+    if not (continues or overwrite) and (folder / CONFIG).exists():
         raise InputError(
             f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
         )
-    if resume and (folder / SUMMARY).exists():
+    if continues and (folder / SUMMARY).exists():
         return json.loads((folder / SUMMARY).read_text())
     run = prepare(config, folder)
     optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
     model, wrapped = run.accelerator.prepare(run.tuned, optimizer)
-    if resume:
+    if continues:
         _restore(run, optimizer)
     elif run.main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -281,23 +282,13 @@ def _accuracy(run: Run, model: Any, samples: tuple[Sample, ...]) -> float | None
 
 
 def _save(run: Run, optimizer: Optimizer) -> None:
-    """Write what a later process needs to continue: trained tensors, optimiser state, history."""
-    tensors = {f"model/{k}": v for k, v in run.tuned.adapter_state().items()}
-    plain: dict[str, Any] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            where = tensors if isinstance(value, Tensor) else plain
-            where[f"optimiser/{index}/{name}"] = value
-    scaler = run.accelerator.scaler
-    progress = {
+    record = {
         "history": run.history,
-        "plain": plain,
-        "scaler": scaler.state_dict() if scaler is not None else None,
         "measured_bytes": run.measured_bytes,
         "data": run.dataset.fingerprint,
     }
-    write_tensors(run.folder / CHECKPOINT, tensors, {"progress": json.dumps(progress)})
-    write_text(run.folder / LOG, "".join(json.dumps(record) + "\n" for record in run.history))
+    resume.write(run.folder / CHECKPOINT, run.tuned, optimizer, run.accelerator.scaler, record)
+    write_text(run.folder / LOG, "".join(json.dumps(line) + "\n" for line in run.history))
 
 
 def _restore(run: Run, optimizer: Optimizer) -> None:
@@ -305,23 +296,11 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     path = run.folder / CHECKPOINT
     if not path.is_file():
         return
-    progress = json.loads(read_metadata(path)["progress"])
-    if progress["data"] != run.dataset.fingerprint:
+    record = resume.record_of(path)
+    if record["data"] != run.dataset.fingerprint:
         raise InputError(f"{run.config.data} has changed since {run.folder} was started")
-    tensors = read_tensors(path)
-    run.tuned.load_adapter_state({
-        k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")
-    })
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (tensors | progress["plain"]).items():
-        kind, index, name = key.split("/", 2)
-        if kind == "optimiser":
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    if run.accelerator.scaler is not None:
-        run.accelerator.scaler.load_state_dict(progress["scaler"])
-    run.history = progress["history"]
-    run.measured_bytes = progress["measured_bytes"]
+    resume.read(path, run.tuned, optimizer, run.accelerator.scaler)
+    run.history, run.measured_bytes = record["history"], record["measured_bytes"]
 
 
 def _finish(run: Run, model: Any) -> dict[str, Any]:

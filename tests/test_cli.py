@@ -132,7 +132,9 @@ def test_bad_checkpoints_get_one_line(tmp_path, capsys):
     data = images(tmp_path / "data")
     train = ["train", "--model", MODEL, "--data", data, "--output", tmp_path / "run"]
     (tmp_path / "w.safetensors").write_bytes(b"pickle?")
-    assert "no safetensors file" in refused([*train, "--checkpoint", tmp_path / "w.safetensors"], capsys)
+    assert "no safetensors file" in refused(
+        [*train, "--checkpoint", tmp_path / "w.safetensors"], capsys
+    )
     assert "did you mean" in refused([*train, "--checkpoint", tmp_path / "v.safetensors"], capsys)
     state = timm.create_model(MODEL).state_dict()
     state["norm.weight"] = torch.zeros(7)

@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("graft", "affine", "recompute"),
     ("methods", "families", "compress"),
     ("adapter", "backbone", "checkpoint", "tune", "step", "plan"),
-    ("data", "progress", "config", "evaluate", "train", "arguments"),
+    ("data", "progress", "resume", "config", "evaluate", "train", "arguments"),
     ("bench", "report", "serve"),
     ("cli",),
 )

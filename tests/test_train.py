@@ -174,6 +174,6 @@ def test_resume_refuses_changed_data(config, folder, tmp_path, monkeypatch):
     (folder / "train/red/0.png").rename(folder / "train/red/zero.png")
     try:
         with pytest.raises(InputError, match="has changed"):
-            train(replace(config, epochs=1), tmp_path / "run", resume=True)
+            train(replace(config, epochs=1), tmp_path / "run", continues=True)
     finally:
         (folder / "train/red/zero.png").rename(folder / "train/red/0.png")

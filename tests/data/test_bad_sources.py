@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from lowtide.data import read
 from lowtide.errors import InputError
 

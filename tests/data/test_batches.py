@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+
 from lowtide.data import AUGMENTS, Cache, Preprocessing, UnreadableImage, loader, read
 
 MADE = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.875, "center")

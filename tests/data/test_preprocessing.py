@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from lowtide.data import AUGMENTS, Preprocessing
-from lowtide.errors import InputError
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torchvision.transforms import functional as F
+
+from lowtide.data import AUGMENTS, Preprocessing
+from lowtide.errors import InputError
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
 MADE = Preprocessing((32, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", 0.8, "center")
