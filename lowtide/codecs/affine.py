@@ -70,7 +70,8 @@ class Affine:
         lows, steps, codes = [], [], []
         for piece in residue.slices(8 if whole else _multiple_of_8(size)):
             groups = piece.unsqueeze(0) if whole else _in_groups(piece, size)
-            low, high = whole or groups.aminmax(dim=1, keepdim=True)
+            # aminmax along an axis does the same, ten times slower on a CPU.
+            low, high = whole or (groups.amin(1, keepdim=True), groups.amax(1, keepdim=True))
             low, step = self._outward(low, high, dtype)
             codes.append(pack_bits(self._codes(groups, low, step, len(piece)), self.bits))
             lows.append(low.flatten())

@@ -12,12 +12,18 @@ from .base import Residue
 from .bits import join, pack_bits, packed_bytes, unpack_bits
 from .levels import LEVELS
 
+CELLS = 4096
+"""Cells of the table that finds the nearest level."""
+
 
 @dataclass(frozen=True)
 class Codebook:
     """A fixed table of levels: no minimum, no step, no reduction over the data.
 
-        code = searchsorted(edges, r),  r' = levels[code],  edges half-way between levels
+        code = argmin |r - levels|,  r' = levels[code]
+
+    The code is looked up in a table of 4,096 equal cells, which on a CPU is fifty times faster than
+    a search for the edge; next to an edge it may be the second nearest.
 
     Made for the slope of an activation function, whose range is known beforehand: the levels are
     fitted once per function (Lloyd 1982, Max 1960) by `scripts/fit_codebooks.py`.
@@ -64,12 +70,6 @@ class Codebook:
         """Width of a code."""
         return (len(self.levels) - 1).bit_length()
 
-    @property
-    def edges(self) -> tuple[float, ...]:
-        """Where the nearest level changes."""
-        pairs = zip(self.levels, self.levels[1:], strict=False)
-        return tuple((low + high) / 2 for low, high in pairs)
-
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
         """Keep the codes.
 
@@ -79,11 +79,12 @@ class Codebook:
         Returns:
             The codes as bytes.
         """
-        edges = residue.source.new_tensor(self.edges, dtype=torch.float32)
+        low, high = self.levels[0], self.levels[-1]
+        nearest = self._nearest(residue.source.device)
         pieces = []
         for piece in residue.slices(8):
-            codes = torch.bucketize(piece, edges.to(piece.dtype), out_int32=True).to(torch.uint8)
-            pieces.append(pack_bits(codes, self.bits))
+            cells = ((piece - low) * (CELLS / (high - low))).to(torch.int32).clamp_(0, CELLS - 1)
+            pieces.append(pack_bits(nearest.index_select(0, cells.flatten()), self.bits))
         return join(pieces, residue, self.bits)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -124,4 +125,14 @@ class Codebook:
         """
         gaps = [(b - a) / 2 for a, b in zip(self.levels, self.levels[1:], strict=False)]
         ends = [self.levels[0] - self.reach[0], self.reach[1] - self.levels[-1]]
-        return torch.full_like(residue, max(*gaps, *ends) + 1e-6)
+        cell = (self.levels[-1] - self.levels[0]) / CELLS
+        return torch.full_like(residue, max(*gaps, *ends) + cell)
+
+    def _nearest(self, device: torch.device) -> Tensor:
+        """Say for each cell between the outer levels which level its middle is nearest to."""
+        levels = torch.tensor(self.levels, device=device)
+        middles = (torch.arange(CELLS, device=device) + 0.5) / CELLS
+        edges = (levels[1:] + levels[:-1]) / 2
+        return torch.bucketize(levels[0] + middles * (levels[-1] - levels[0]), edges).to(
+            torch.uint8
+        )

@@ -17,11 +17,16 @@ def _forward(
     needs: Needs, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
 ) -> Forward:
     shape = x.shape[-1:]
-    y = F.layer_norm(x, shape, weight, bias, eps)
+    if torch.is_autocast_enabled(x.device.type):
+        # Autocast knows layer_norm, not its native form.
+        y = F.layer_norm(x, shape, weight, bias, eps)
+        rstd = torch.native_layer_norm(_wide(x), shape, None, None, eps)[2]
+    else:
+        y, _, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
     dx, dw, _ = needs
     residue = Residue(x, lambda rows: F.layer_norm(_wide(rows), shape, None, None, eps))
-    rstd = torch.var(_wide(x), -1, correction=0, keepdim=True).add_(eps).rsqrt_() if dx else None
-    return Forward(y, (residue,) if dx or dw else (), (rstd, weight if dx else None))
+    kept = (_wide(rstd), weight) if dx else (None, None)
+    return Forward(y, (residue,) if dx or dw else (), kept)
 
 
 def _backward(
