@@ -54,6 +54,7 @@ def composed(family: Family, model: nn.Module, x: Tensor) -> Tensor:
 
 
 def same_answer(family: Family, model: nn.Module, x: Tensor) -> None:
+    """The same operations in the same order: equal to the bit, in any precision."""
     with torch.no_grad():
         y = model.eval()(x)
         assert y.std(0).mean() > 0.001 * y.abs().mean(), "the backbone is asleep"
