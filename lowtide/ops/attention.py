@@ -14,7 +14,7 @@ from ..codecs.exact import Exact
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 from .softmax import softmax_backward
 
-PIECE = 1 << 20
+PIECE = 1 << 21
 """Numbers of the attention matrix that the backward holds at a time."""
 
 

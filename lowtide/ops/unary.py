@@ -70,6 +70,15 @@ def _gelu(codecs: Codecs, call: Call) -> Any:
     return activate(name, codecs, lambda x: F.gelu(x, approximate=form), call.argument(0, "input"))
 
 
+def _hardtanh(codecs: Codecs, call: Call) -> Any:
+    bounds = call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0)
+    # nn.ReLU6 is a hard tanh between 0 and 6.
+    if bounds != (0, 6):
+        return NotImplemented
+    x, in_place = call.argument(0, "input"), call.argument(3, "inplace", False)
+    return _RELU6(codecs, Call(F.relu6, (x, in_place), {}))
+
+
 def _answer(name: str, plain: Slope, in_place: bool = False) -> Answer:
     def answer(codecs: Codecs, call: Call) -> Any:
         x = call.argument(0, "input")
@@ -82,6 +91,7 @@ def _answer(name: str, plain: Slope, in_place: bool = False) -> Answer:
     return answer
 
 
+_RELU6 = _answer("relu6", F.relu6)
 NAMES = tuple(SLOPES)
 CALLS: dict[Callable[..., Any], Answer] = {
     F.gelu: _gelu,
@@ -92,7 +102,8 @@ CALLS: dict[Callable[..., Any], Answer] = {
     Tensor.relu: _answer("relu", F.relu),
     torch.relu_: _answer("relu", F.relu, in_place=True),
     Tensor.relu_: _answer("relu", F.relu, in_place=True),
-    F.relu6: _answer("relu6", F.relu6),
+    F.relu6: _RELU6,
+    F.hardtanh: _hardtanh,
 }
 
 MODULES: dict[type[nn.Module], str] = {QuickGELU: "quick_gelu", Swish: "silu"}
