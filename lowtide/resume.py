@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .checkpoint import read_metadata, read_tensors, write_tensors
+from .errors import InputError
 from .tune import Tuned
 
 RECORD, PLAIN, SCALER = "record", "plain", "scaler"
@@ -46,8 +47,14 @@ def record_of(path: Path) -> dict[str, Any]:
 
     Returns:
         The record it was written with.
+
+    Raises:
+        InputError: The file is no checkpoint of this version.
     """
-    return json.loads(read_metadata(path)[RECORD])
+    header = read_metadata(path)
+    if not {RECORD, PLAIN, SCALER} <= header.keys():
+        raise InputError(f"{path} is no checkpoint this version of lowtide can continue from")
+    return json.loads(header[RECORD])
 
 
 def read(path: Path, tuned: Tuned, optimizer: Optimizer, scaler: Any) -> None:
