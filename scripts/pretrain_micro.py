@@ -18,7 +18,6 @@ import os
 import time
 from pathlib import Path
 
-import lowtide.zoo  # noqa: F401  (registers the model)
 import numpy as np
 import timm
 import torch
@@ -28,6 +27,8 @@ from safetensors.torch import save_file
 from timm.layers import PatchDropout, build_sincos2d_pos_embed, set_fused_attn
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+
+import lowtide.zoo  # noqa: F401  (registers the model)
 
 NAME = "vit_micro_patch4_32"
 

@@ -7,7 +7,6 @@ either all or ten of each digit for training.
 
 from __future__ import annotations
 
-import lowtide.zoo
 import timm
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+
+import lowtide.zoo
 
 SPLITS = 5
 
