@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ PIECEWISE: tuple[type[nn.Module], ...] = (
 """Modules that treat every image (or window) by itself and are widest inside: run in pieces."""
 
 _answering = threading.local()
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 @dataclass(frozen=True)
@@ -193,13 +193,16 @@ class _Answers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@functools.cache
 def _answered(plain: type[nn.Module]) -> type[nn.Module]:
+    """Make, once, the subclass that enters the mode."""
+    if plain in _classes:
+        return _classes[plain]
+
     class Answered(plain):  # type: ignore[misc, valid-type]
         _lowtide_plain = plain
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            policy = self._lowtide_policy
+            policy: Policy = self._lowtide_policy
             if not torch.is_grad_enabled():
                 return super().forward(*args, **kwargs)
             before = getattr(_answering, "policy", None)
@@ -217,6 +220,7 @@ def _answered(plain: type[nn.Module]) -> type[nn.Module]:
 
     Answered.__name__, Answered.__qualname__ = plain.__name__, plain.__qualname__
     Answered.__module__, Answered.__doc__ = plain.__module__, plain.__doc__
+    _classes[plain] = Answered
     return Answered
 
 
@@ -232,7 +236,7 @@ def _run(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    plain = module._lowtide_plain
+    plain: type[nn.Module] = module._lowtide_plain  # type: ignore[assignment]
     if plain in MODULES and not getattr(module, "inplace", False):
         result = activate(MODULES[plain], policy.codecs, forward, *args)
         return forward(*args) if result is NotImplemented else result
