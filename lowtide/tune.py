@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, build, set_module
 from .checkpoint import construct, describe, read_adapter, write_adapter
-from .errors import InputError, LowtideError, UnknownName, Unsupported
-from .families import Family, classifiers, family_of, hollow, image_shape, measure, prepare
+from .compress import decompress
+from .errors import InputError, UnknownName, Unsupported
+from .families import Family, classifiers, family_of, image_shape, measure, prepare
 from .graft import Beside, Method, method_name
+from .guard import answer, intact, refuse_dead, refuse_moved
 from .recompute import recompute
 from .site import Role, Sites
 
@@ -310,7 +312,7 @@ def apply(
     Raises:
         InputError: The backbone has no classifier and `num_classes` is not given.
     """
-    with _intact(model):
+    with intact(model):
         if num_classes is not None and getattr(model, "num_classes", num_classes) != num_classes:
             model.reset_classifier(num_classes)
         if not classifiers(model):
@@ -319,9 +321,12 @@ def apply(
         if any(m.overwrites for m in methods) and not next(model.parameters()).is_meta:
             tuned.base_sha256 = fingerprint(tuned)
         tuned.add_adapter(name, *methods, num_classes=num_classes)
-        before = _answer(tuned)
+        image = image_shape(model)
+        before = answer(tuned, image)
         tuned.set_adapter(name)
-        _guard(tuned, before)
+        refuse_dead(tuned, image)
+        if all(m.identity for m in methods):
+            refuse_moved(before, answer(tuned, image))
     return tuned
 
 
@@ -361,7 +366,7 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     if not unfolded:
         for path, module in folded.items():
             set_module(tuned.backbone, path, module.train(tuned.training))
-        tuned.backbone.requires_grad_(True)
+        decompress(tuned).requires_grad_(True)
     return tuned.backbone, unfolded
 
 
@@ -384,27 +389,6 @@ def fingerprint(tuned: Tuned) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _intact(model: Any) -> Iterator[None]:
-    """Put a backbone back as it was when a method refuses it."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    own = {path: dict(m._parameters) for path, m in modules.items()}
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    classes = getattr(model, "num_classes", None)
-    try:
-        yield
-    except LowtideError:
-        for path, module in modules.items():
-            if path:
-                set_module(model, path, module)
-            module._parameters.update(own[path])
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        if classes is not None:
-            model.num_classes = classes
-        raise
-
-
 def _same_base(tuned: Tuned, config: dict[str, Any], folder: Path | str) -> None:
     have = tuned.base_sha256 or fingerprint(tuned)
     want = config["base_model_sha256"]
@@ -420,50 +404,3 @@ def _moves(norm: nn.Module) -> bool:
     """Whether a BatchNorm's statistics should follow the data: only if its weight trains."""
     weight = norm._parameters.get("weight")
     return weight is not None and weight.requires_grad
-
-
-def _probe(model: nn.Module, batch: int) -> Tensor:
-    like = next(model.parameters())
-    shape = (batch, *image_shape(model))
-    generator = torch.Generator().manual_seed(0)
-    if like.is_meta:
-        return torch.empty(shape, device="meta", dtype=like.dtype)
-    return torch.randn(shape, generator=generator).to(like)
-
-
-def _answer(tuned: Tuned) -> Tensor | None:
-    """What the untouched backbone says to a fixed image; None where there are no weights."""
-    image = _probe(tuned.backbone, 1)
-    if image.is_meta:
-        return None
-    training = tuned.training
-    with torch.no_grad():
-        answer = tuned.eval()(image)
-    tuned.train(training)
-    return answer
-
-
-def _guard(tuned: Tuned, before: Tensor | None) -> None:
-    """Refuse dead adapters, and methods that promise to start at the backbone and do not.
-
-    Raises:
-        Unsupported: A declared parameter has no gradient path.
-        LowtideError: The output moved although every method promises the identity.
-    """
-    shadow = hollow(tuned)
-    with torch.enable_grad():
-        shadow(_probe(shadow.backbone, 2)).sum().backward()  # type: ignore[arg-type]
-    dead = [n for n, p in shadow.named_parameters() if p.requires_grad and p.grad is None]
-    if dead:
-        raise Unsupported(
-            f"no gradient reaches {len(dead)} of the trained parameters, first {dead[0]}: the"
-            " backbone does not use the module it was put on"
-        )
-    if before is None or not all(m.identity for m in tuned.methods):
-        return
-    after = _answer(tuned)
-    if after is None or after.shape != before.shape:  # a new classifier has nothing to start from
-        return
-    error = (after - before).abs().max() / before.abs().max().clamp_min(1e-6)
-    if error > torch.finfo(before.dtype).eps ** 0.5:
-        raise LowtideError(f"the methods promise to start at the backbone; {error:.1e} off")

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("graft", "affine", "recompute"),
     ("methods", "families", "compress"),
-    ("adapter", "backbone", "checkpoint", "tune", "step", "plan"),
+    ("adapter", "guard", "backbone", "checkpoint", "tune", "step", "plan"),
     ("data", "progress", "resume", "config", "evaluate", "train", "arguments"),
     ("bench", "report", "serve"),
     ("cli",),

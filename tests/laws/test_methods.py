@@ -347,5 +347,5 @@ def test_a_broken_promise_is_refused() -> None:
     class Liar(METHODS["ssf"]):  # type: ignore[misc]
         identity = True
 
-    with pytest.raises(lowtide.tune.LowtideError, match="promise"):
+    with pytest.raises(lowtide.LowtideError, match="promise"):
         lowtide.tune.apply(tiny("vit"), Liar())
