@@ -100,10 +100,10 @@ def test_sites_cover_real_architectures(name: str) -> None:
     assert {s.path for s in sites.of(Role.HEAD)} == set(classifiers(model))
     loose = [s for s in sites.of(Role.OTHER) if type(model.get_submodule(s.path)) is nn.Linear]
     assert all("cpb_mlp" in s.path or "attn_pool" in s.path for s in loose)
-    for method in METHODS.values():
+    for method in METHODS.keys() - {"full", "linear"}:  # these cannot fail to fit
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=FEW)
-        lowtide.tune.apply(model, method())
+        lowtide.tune.apply(model, METHODS[method]())
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
