@@ -1,0 +1,37 @@
+"""Print the README's memory table: the planned peak of every method, exact and tight.
+
+    python benchmarks/memory.py [--model NAME] [--batch-size B] [--num-classes K]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from lowtide import METHODS, POLICIES, plan
+
+ORDER = ("full", "ssf", "lora", "s2a", "bias", "linear")
+COLUMNS = ("exact", "s2a", "tight")
+
+
+def main() -> None:
+    """Plan every method under every policy, and with gradient checkpointing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="vit_base_patch16_224")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-classes", type=int, default=100)
+    args = parser.parse_args()
+    print(f"| method | trained parameters | {' | '.join(COLUMNS)} | exact, checkpointing |")
+    print("|---|---|" + "---|" * (len(COLUMNS) + 1))
+    for name in ORDER:
+        options = {"num_classes": args.num_classes, "batch_size": args.batch_size}
+        plans = [
+            plan(args.model, METHODS[name](), policy=POLICIES[policy](), **options)
+            for policy in COLUMNS
+        ]
+        plans.append(plan(args.model, METHODS[name](), checkpointing=True, **options))
+        peaks = " | ".join(f"{p.peak_bytes / 2**20:.0f}" for p in plans)
+        print(f"| {name} | {plans[0].trainable_parameters:,} | {peaks} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
