@@ -110,6 +110,22 @@ def test_gradients_and_state_have_their_own_parts() -> None:
     assert found["optimiser"] == 2 * 4 * numbers + 2 * 4  # two moments, and a step count each
 
 
+def test_a_weight_stays_a_weight() -> None:
+    """Whoever else holds it: an optimiser that keeps the starting point, autograd, a gradient."""
+    model = nn.Linear(100, 50, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[model.weight]["start"] = model.weight
+    x = torch.zeros(1, 100, requires_grad=True)
+
+    def step() -> None:
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    found = footprint(step, model, optimizer).parts
+    assert found["weights"] == 4 * 100 * 50
+    assert found["optimiser"] == 0
+
+
 def test_storages_die_with_their_last_view() -> None:
     with Meter(nn.Identity()) as meter:
         big = torch.zeros(1000)
