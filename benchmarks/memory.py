@@ -1,6 +1,6 @@
 """Print the README's memory table: the planned peak of every method, exact and tight.
 
-    python benchmarks/memory.py [--model NAME] [--batch-size B] [--num-classes K]
+python benchmarks/memory.py [--model NAME] [--batch-size B] [--num-classes K]
 """
 
 from __future__ import annotations
