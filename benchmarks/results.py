@@ -66,9 +66,8 @@ def report(args: argparse.Namespace) -> None:
         data = Path(config["data"]).name
         found[data, config["method"]["name"], config["policy"]].append(summary)
     lines = [
-        "| data | method | policy | seeds | test accuracy | validation | trained | peak MiB |"
-        " s / step |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | method | policy | seeds | test accuracy | validation | trained | peak MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for data in (NEAR, FAR):
         for method, policy in METHOD_ROWS:
@@ -95,7 +94,6 @@ def _row(data: str, method: str, policy: str, runs: list[dict]) -> str:
         f"{mean(r['val_accuracy'] for r in runs):.3f}",
         f"{first['trainable_parameters']:,}",
         f"{first['measured_peak_bytes'] / 2**20:.0f}",
-        f"{mean(r['step_seconds'] for r in runs):.2f}",
     )
     return f"| {' | '.join(map(str, cells))} |"
 
