@@ -53,7 +53,7 @@ def main() -> None:
     """Run the six methods and print what each cost and reached."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
     args = parser.parse_args()
     console = Console()
     shutil.rmtree(args.output / "digits", ignore_errors=True)
