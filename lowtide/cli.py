@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -79,7 +80,8 @@ def _train(args: Sequence[str]) -> None:
     config, own = run_config(parser, args)
     folder = Path(resumed or own["output"] or _free(config.data, config.method))
     summary = train(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
-    _print_run(folder, summary)
+    if PartialState().is_main_process:
+        _print_run(folder, summary)
 
 
 def _eval(args: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from lowtide import METHODS, InputError, LowtideError
 from lowtide.cli import main
-from lowtide.config import RunConfig
+from lowtide.config import RunConfig, write_yaml
 from lowtide.evaluate import open_run, predict, score
 from lowtide.train import train
 
@@ -102,6 +102,18 @@ def test_a_killed_run_continues_to_the_same_weights(config, tmp_path):
     assert not (killed / "summary.json").exists()
     assert main(["train", "--resume", str(killed)]) == 0
     assert equal(weights(tmp_path / "whole"), weights(killed))
+
+
+def test_two_processes_train_one_model(config, tmp_path):
+    (tmp_path / "c.yaml").write_text(write_yaml(replace(config, policy="tight").to_dict()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "lowtide"]
+    options = ["train", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "run")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["environment"]["processes"] == 2
+    assert summary["history"][1]["train_loss"] < summary["history"][0]["train_loss"]
 
 
 def test_only_trained_state_is_stored(config, tmp_path, monkeypatch):

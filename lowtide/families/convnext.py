@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.convnext import ConvNeXt
-from torch import nn
 
 from ..site import Layout, Role
-from .table import Family
+from .table import Family, staged
 
 _BLOCK = r"stages\.\d+\.blocks\.\d+"
-
-
-def _chain(model: Any) -> tuple[str, ...]:
-    paths: list[str] = []
-    for i, stage in enumerate(model.stages):
-        if not isinstance(stage.downsample, nn.Identity):
-            paths.append(f"stages.{i}.downsample")
-        paths.extend(f"stages.{i}.blocks.{j}" for j in range(len(stage.blocks)))
-    return tuple(paths)
 
 
 FAMILY = Family(
@@ -38,7 +26,7 @@ FAMILY = Family(
     ),
     layout=Layout.FIRST,
     stem=lambda model, x: model.stem(x),
-    chain=_chain,
+    chain=staged("stages"),
     finish=lambda model, x: model.norm_pre(x),
     tiny=lambda: ConvNeXt(depths=(1, 1, 2, 1), dims=(24, 32, 32, 48), num_classes=10),
     last="norm_pre",

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.swin_transformer import SwinTransformer
-from torch import nn
 
 from ..site import Layout, Role
-from .table import Family
+from .table import Family, staged
 
 _BLOCK = r"layers\.\d+\.blocks\.\d+"
-
-
-def _chain(model: Any) -> tuple[str, ...]:
-    paths: list[str] = []
-    for i, stage in enumerate(model.layers):
-        if not isinstance(stage.downsample, nn.Identity):
-            paths.append(f"layers.{i}.downsample")
-        paths.extend(f"layers.{i}.blocks.{j}" for j in range(len(stage.blocks)))
-    return tuple(paths)
 
 
 FAMILY = Family(
@@ -40,7 +28,7 @@ FAMILY = Family(
     ),
     layout=Layout.LAST,
     stem=lambda model, x: model.patch_embed(x),
-    chain=_chain,
+    chain=staged("layers"),
     finish=lambda model, x: model.norm(x),
     tiny=lambda: SwinTransformer(
         img_size=32,

@@ -73,6 +73,27 @@ class Family:
         return role not in AFFINE or type(module) in MAPS
 
 
+def staged(container: str) -> Callable[[Any], tuple[str, ...]]:
+    """Make the chain of a backbone whose stages hold a `downsample` and `blocks`.
+
+    Args:
+        container: Attribute that holds the stages.
+
+    Returns:
+        A function from the backbone to the paths of its chain; identities are left out.
+    """
+
+    def chain(model: Any) -> tuple[str, ...]:
+        paths: list[str] = []
+        for i, stage in enumerate(getattr(model, container)):
+            if not isinstance(stage.downsample, nn.Identity):
+                paths.append(f"{container}.{i}.downsample")
+            paths.extend(f"{container}.{i}.blocks.{j}" for j in range(len(stage.blocks)))
+        return tuple(paths)
+
+    return chain
+
+
 def prepare(model: nn.Module) -> None:
     """Make a timm backbone call its fused qkv projection as a module.
 
