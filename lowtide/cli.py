@@ -80,8 +80,10 @@ def _train(args: Sequence[str]) -> None:
     config, own = run_config(parser, args)
     folder = Path(resumed or own["output"] or _free(config.data, config.method))
     summary = train(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
-    if PartialState().is_main_process:
+    state = PartialState()
+    if state.is_main_process:
         _print_run(folder, summary)
+    state.destroy_process_group()  # or a process that is done early may abort at its exit
 
 
 def _eval(args: Sequence[str]) -> None:

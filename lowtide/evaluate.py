@@ -58,9 +58,10 @@ def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "aut
         transform = preprocessing.transform(train=False, augment=config["augment"])
         weights = checkpoint or (Path(base["checkpoint"]) if base["checkpoint"] else None)
         options = {"pretrained": base["pretrained"], "image_size": base["image_size"]}
-        name = base["name"]
+        name, seed = base["name"], int(base["seed"])
     except (KeyError, TypeError) as e:
         raise InputError(f"{folder} was not left by lowtide train: its config lacks {e}") from e
+    torch.manual_seed(seed)  # a backbone with random weights is the same one only from its seed
     tuned = load(create(name, checkpoint=weights, **options), folder)
     wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     return Trained(tuned.to(wanted), preprocessing, transform, classes, name)

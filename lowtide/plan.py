@@ -77,7 +77,8 @@ def plan(
 
     Returns:
         The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
-        library, no rounding by the allocator.
+        library, no rounding by the allocator. Under autocast a CPU's own low-precision kernels may
+        keep a few percent more.
 
     Raises:
         InputError: The batch cannot be cut so.

@@ -338,6 +338,7 @@ def _finish(run: Run, model: Any) -> dict[str, Any]:
                 "checkpoint": config.checkpoint,
                 "pretrained": config.pretrained,
                 "image_size": config.image_size,
+                "seed": config.seed,
             },
             preprocessing=run.preprocessing.to_dict(),
             augment=config.augment,

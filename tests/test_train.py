@@ -150,6 +150,12 @@ def test_merged_checkpoint_loads_in_plain_timm(config, tmp_path):
         assert torch.allclose(plain(x), tuned, atol=1e-5)
 
 
+def test_a_run_on_random_weights_can_be_opened(config, tmp_path, capsys):
+    train(replace(config, pretrained=False, epochs=1), tmp_path / "run")
+    torch.manual_seed(7)
+    assert main(["eval", str(tmp_path / "run"), "--split", "all", "--device", "cpu"]) == 0
+
+
 def test_eval_and_predict_agree(config, folder, tmp_path, capsys):
     train(config, tmp_path / "run")
     trained = open_run(tmp_path / "run", device="cpu")

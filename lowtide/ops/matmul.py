@@ -29,9 +29,10 @@ def _forward(needs: Needs, a: Tensor, b: Tensor) -> Forward:
 
 
 def _backward(needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor) -> Tensors:
-    da = torch.matmul(dy, residues[0].mT) if needs[0] else None
-    db = torch.matmul(residues[-1].mT, dy) if needs[1] else None
-    return da, db
+    # Under autocast the product ran in dy's precision, whatever a and b came in.
+    b_t, a_t = (r.mT.to(dy.dtype) for r in (residues[0], residues[-1]))
+    da = torch.matmul(dy, b_t) if needs[0] else None
+    return da, torch.matmul(a_t, dy) if needs[1] else None
 
 
 MATMUL = Op(_forward, _backward)
