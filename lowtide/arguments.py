@@ -174,7 +174,8 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
         InputError: A method is described without its name.
     """
     args, name = method_options(args)
-    given = _config_file(args)
+    path = value_of(args, "--config")
+    given = {} if path is None else read_yaml(Path(path))
     method = given.get("method", {"name": "lora"})
     method = {"name": method} if isinstance(method, str) else dict(method)
     if name is not None and name != method.get("name"):
@@ -191,13 +192,22 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     }
 
 
-def _config_file(args: Sequence[str]) -> dict[str, Any]:
+def value_of(args: Sequence[str], flag: str) -> str | None:
+    """Look an option up before there is a parser that knows the others.
+
+    Args:
+        args: A command's arguments.
+        flag: The option, as `--flag VALUE` or `--flag=VALUE`.
+
+    Returns:
+        Its value, or None where it is not given.
+    """
     for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
-            return read_yaml(Path(args[i + 1]))
-        if arg.startswith("--config="):
-            return read_yaml(Path(arg.partition("=")[2]))
-    return {}
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
+    return None
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from .arguments import Parser, add_fields, add_method, method_options, run_config
+from .arguments import Parser, add_fields, add_method, method_options, run_config, value_of
 from .backbone import create
 from .checkpoint import construct
 from .compress import POLICIES
@@ -72,7 +72,7 @@ def _train(args: Sequence[str]) -> None:
     )
     parser.add_argument("--resume", type=str, help="Run folder to continue; it knows its options.")
     parser.add_argument("--overwrite", action="store_true", help="Replace the run in --output.")
-    resumed = _value(args, "--resume")
+    resumed = value_of(args, "--resume")
     if resumed is not None:
         if not (Path(resumed) / CONFIG).is_file():
             raise InputError(f"{resumed} holds no run to resume: no {CONFIG} in it")
@@ -263,15 +263,6 @@ def _help() -> str:
 
 def _summary(run: Callable[..., Any]) -> str:
     return run.__doc__ or ""
-
-
-def _value(args: Sequence[str], flag: str) -> str | None:
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith(f"{flag}="):
-            return arg.partition("=")[2]
-    return None
 
 
 def _free(data: str, method: object) -> Path:
