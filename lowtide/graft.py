@@ -15,6 +15,9 @@ from .site import Site, Sites
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "normalized_shape")
 """What a backbone may read off a module it is about to call; a graft never changes it."""
 
+Block = Callable[..., Any]
+"""Runs one element of a backbone's chain; see `Side.step`."""
+
 
 class Graft(nn.Module, abc.ABC):
     """A module that stands where `base` stood.
@@ -67,7 +70,7 @@ class Graft(nn.Module, abc.ABC):
 
 
 class Side(nn.Module):
-    """A network beside the backbone that reads its blocks and writes late.
+    """A network beside the backbone that reads its blocks, or writes between them.
 
     State is an argument and a result, never an attribute, so a side network compiles, checkpoints
     and runs on several devices like any pure function.
@@ -77,29 +80,20 @@ class Side(nn.Module):
         "a side network runs beside the backbone, which has no place for it"
     )
 
-    def begin(self, x: Tensor) -> Any:
-        """Make the first state.
+    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Run one element of the backbone's chain: a block, or what stands between stages.
 
         Args:
-            x: What the stem gave.
-
-        Returns:
-            The state the first `step` receives.
-        """
-        return None
-
-    def step(self, path: str, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Read (and maybe change) the output of one block.
-
-        Args:
-            path: The block's path.
-            x: Its output.
-            state: What the previous step returned.
+            path: Its path.
+            block: Runs it. `block(x)` gives its output; where the site is elastic, `block(x, t)`
+                runs it with extra tokens `t` (B, n, C) that its own can see, and gives both.
+            x: Its input.
+            state: What the previous step returned; None before the first.
 
         Returns:
             The output to pass on, and the next state.
         """
-        return x, state
+        return block(x), state
 
     def finish(self, x: Tensor, state: Any) -> Tensor:
         """Read or replace the feature map before the backbone's final norm and pooling.
@@ -172,10 +166,13 @@ class Method(abc.ABC):
     The classifier always trains and is not a method's business.
     """
 
-    identity: ClassVar[bool] = True
-    """Whether training starts exactly at the backbone."""
     overwrites: ClassVar[bool] = False
     """Whether the backbone's own weights change in place, with no copy to return to."""
+
+    @property
+    def identity(self) -> bool:
+        """Whether it promises that training starts exactly at the backbone."""
+        return True
 
     @abc.abstractmethod
     def edits(self, sites: Sites) -> Iterable[Edit]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute(block: nn.Module, x: Tensor) -> Tensor:
+def recompute(run: Callable[..., Any], block: nn.Module, *inputs: Tensor) -> Any:
     """Run a block now and, instead of keeping its activations, once more in backward.
 
     Differs:
@@ -18,19 +19,20 @@ def recompute(block: nn.Module, x: Tensor) -> Tensor:
         run leaves them alone.
 
     Args:
-        block: Takes and gives one tensor.
-        x: Its input, the only activation kept.
+        run: Runs the block.
+        block: The block.
+        *inputs: What it is run on, the only activations kept.
 
     Returns:
-        Its output.
+        What `run` gives.
     """
     moving = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
     moving = [m for m in moving if m.track_running_stats]
     if not moving:  # torch.compile takes no context_fn
-        return checkpoint(block, x, use_reentrant=False)
+        return checkpoint(run, *inputs, use_reentrant=False)
     return checkpoint(
-        block,
-        x,
+        run,
+        *inputs,
         use_reentrant=False,
         context_fn=lambda: (contextlib.nullcontext(), _still(moving)),
     )

@@ -62,7 +62,7 @@ class Site:
         in_shape: Shape of its first input for one image; empty where it is never called.
         out_shape: Shape of its output for one image.
         params: Names of the module's own parameters.
-        elastic: Whether the token axis may change length here.
+        elastic: Whether extra tokens may run along here.
         prefix: Tokens before the patch tokens (class and register tokens).
         depthwise: Whether it is a convolution that keeps channels apart.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .checkpoint import construct, describe, read_adapter, write_adapter
 from .compress import decompress
 from .errors import InputError, UnknownName, Unsupported
 from .families import Family, classifiers, family_of, image_shape, measure, prepare
-from .graft import Beside, Method, method_name
+from .graft import Beside, Block, Method, method_name
 from .guard import answer, intact, refuse_dead, refuse_moved
 from .recompute import recompute
 from .site import Role, Sites
@@ -76,13 +77,12 @@ class Tuned(nn.Module):
         family = self.family
         model = self.backbone
         x = family.stem(model, x)
-        recomputing = self.checkpointing and torch.is_grad_enabled()
-        states = {name: side.begin(x) for name, side in self.sides.items()}
+        states: dict[str, Any] = dict.fromkeys(self.sides)
         for path in family.chain(model):
-            block = model.get_submodule(path)
-            x = recompute(block, x) if recomputing else block(x)
-            for name, side in self.sides.items() if path in self.blocks else ():
-                x, states[name] = side.step(path, x, states[name])
+            run = self._runs(path)
+            for name, side in self.sides.items():
+                run = _beside(side, name, path, run, states)
+            x = run(x)
         for name, side in self.sides.items():
             x = side.finish(x, states[name])
         x = model.forward_head(family.finish(model, x), pre_logits=True)
@@ -90,6 +90,17 @@ class Tuned(nn.Module):
         for name, side in self.sides.items():
             x = side.classify(x, states[name])
         return x
+
+    def _runs(self, path: str) -> Block:
+        """Say how one element of the chain runs, with or without extra tokens."""
+        block, extend = self.backbone.get_submodule(path), self.family.extend
+        recomputing = self.checkpointing and torch.is_grad_enabled()
+
+        def run(x: Tensor, *tokens: Tensor) -> Any:
+            call = partial(extend, block) if tokens and extend else block
+            return recompute(call, block, x, *tokens) if recomputing else call(x, *tokens)
+
+        return run
 
     def train(self, mode: bool = True) -> Tuned:
         """Switch to training; a frozen BatchNorm stays in eval so that its statistics do not move.
@@ -398,6 +409,26 @@ def _same_base(tuned: Tuned, config: dict[str, Any], folder: Path | str) -> None
             f" {want[:12]}, and this backbone's weights are {have[:12]}: load the same pre-trained"
             " checkpoint first"
         )
+
+
+def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
+    """Run a side network around an element of the chain; extra tokens from outside pass through."""
+
+    def run(x: Tensor, *tokens: Tensor) -> Any:
+        passed: list[Tensor] = []
+
+        def block(x: Tensor, *own: Tensor) -> Any:
+            if not tokens:
+                return inner(x, *own)
+            x, *beyond = inner(x, torch.cat([*tokens, *own], 1))
+            outer = tokens[0].shape[1]
+            passed.append(beyond[0][:, :outer])
+            return (x, beyond[0][:, outer:]) if own else x
+
+        x, states[name] = side.step(path, block, x, states[name])
+        return (x, passed[0]) if tokens else x
+
+    return run
 
 
 def _moves(norm: nn.Module) -> bool:

@@ -93,7 +93,7 @@ def methods() -> str:
     families = {**FAMILIES, GENERIC.name: GENERIC}
     counts = [(n, *(count(b, METHODS[n]) for b in BACKBONES.values())) for n in names]
     fits = [(n, *(verdict(f, METHODS[n]) for f in families.values())) for n in names]
-    starts = [(n, "yes" if METHODS[n].identity else "no") for n in names]
+    starts = [(n, "yes" if METHODS[n]().identity else "no") for n in names]
     return "\n\n".join([
         "# Methods",
         NOTE,
@@ -128,7 +128,7 @@ def family_page(family: Family) -> str:
         f"## {family.name}",
         str(doc),
         f"Classes: {classes}. Channels {'last' if family.layout.value < 0 else 'first'}."
-        f" Accepts any number of tokens: {'yes' if family.elastic else 'no'}.",
+        f" Accepts any number of tokens: {'yes' if family.extend else 'no'}.",
         f"Sites of its smallest member ({sum(p.numel() for p in model.parameters()):,} parameters,"
         f" {len(family.chain(model))} steps between stem and head):",
         table(("role", "paths", "sites", "first"), rows),

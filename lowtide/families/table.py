@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..site import Layout, Role, Site, Sites
 
 Roles = tuple[tuple[str, Role], ...]
+Extend = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 AFFINE = {Role.STEM, Role.DOWN, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.CONV}
 
 
@@ -35,7 +36,8 @@ class Family:
         chain: Paths of the blocks, and of what stands between stages, in order.
         finish: Last block's output to the final feature map.
         tiny: Builds a small, fast member for the tests, random weights.
-        elastic: Whether blocks accept any number of tokens.
+        extend: Runs an element of the chain with extra tokens (B, n, C) that its own can attend to,
+            and gives both; None where the number of tokens is fixed.
         last: Path of the module that gives the final feature map, a site even if it is an Identity.
     """
 
@@ -47,7 +49,7 @@ class Family:
     chain: Callable[[Any], tuple[str, ...]]
     finish: Callable[[Any, Tensor], Tensor]
     tiny: Callable[[], nn.Module]
-    elastic: bool = False
+    extend: Extend | None = None
     last: str = ""
 
     def role(self, path: str, module: nn.Module) -> Role | None:
@@ -193,7 +195,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
         raise InputError(f"{type(model).__name__} does not run on a {image} image: {e}") from e
     blocks = [p for p, r in roles.items() if r is Role.BLOCK]
     modules = dict(model.named_modules())
-    prefix = getattr(model, "num_prefix_tokens", 0) if family.elastic else 0
+    prefix = getattr(model, "num_prefix_tokens", 0)
     return Sites(
         Site(
             path,
@@ -202,7 +204,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
             _layout(modules[path], family.layout),
             *seen.get(path, ((), ())),
             tuple(n for n, p in modules[path]._parameters.items() if p is not None),
-            family.elastic and role is Role.BLOCK,
+            family.extend is not None and role is Role.BLOCK,
             prefix,
             _depthwise(modules[path]),
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..site import Layout, Role
 from .table import Family
@@ -14,6 +15,13 @@ from .table import Family
 def _stem(model: Any, x: Tensor) -> Tensor:
     x = model._pos_embed(model.patch_embed(x))
     return model.norm_pre(model.patch_drop(x))
+
+
+def _extend(block: nn.Module, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention has no order of its own, so where the extra tokens stand makes no difference."""
+    n = tokens.shape[1]
+    y = block(torch.cat([tokens, x], 1))
+    return y[:, n:], y[:, :n]
 
 
 FAMILY = Family(
@@ -38,6 +46,6 @@ FAMILY = Family(
     tiny=lambda: VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=10
     ),
-    elastic=True,
+    extend=_extend,
     last="norm",
 )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..graft import Beside, Edit, Graft, Method, Side, Swap, Thaw, method
+from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, method
 from ..site import Layout, Role, Site, Sites
 
 
@@ -175,18 +175,22 @@ class SideBranch(Side):
         self.head = nn.Linear(blocks[-1].dim // config.reduction, classes, bias=False)
         nn.init.zeros_(self.head.weight)
 
-    def step(self, path: str, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def step(
+        self, path: str, block: Block, x: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the branch of one block; the backbone is left alone.
 
         Args:
-            path: The block.
-            x: Its output.
+            path: The block, or what stands between stages.
+            block: Runs it.
+            x: Its input.
             state: The branch's output so far.
 
         Returns:
-            `x` and the new state.
+            The block's output and the new state.
         """
-        return x, self.branches[path.replace(".", "-")](x, state)
+        x, key = block(x), path.replace(".", "-")
+        return x, self.branches[key](x, state) if key in self.branches else state
 
     def classify(self, logits: Tensor, state: Tensor) -> Tensor:
         """Add the side feature's share of the classifier on concatenated features.

@@ -42,9 +42,12 @@ class SSF(Method):
         init: `paper` starts at the random values above; `identity` at gamma = 1, beta = 0.
     """
 
-    identity: ClassVar[bool] = False
-
     init: Literal["paper", "identity"] = "paper"
+
+    @property
+    def identity(self) -> bool:
+        """Whether it promises that training starts exactly at the backbone."""
+        return self.init == "identity"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
         """Graft a scale and shift after every operation.
