@@ -27,7 +27,7 @@ def _forward(
     groups: int,
 ) -> Forward:
     residues = (Residue(x),) if needs[1] else ()
-    y = torch.conv2d(x, weight, bias, *pairs, groups)
+    y = torch.conv2d(x, weight.to(x.dtype), bias, *pairs, groups)
     return Forward(y, residues, (weight if needs[0] or needs[1] else None,))
 
 
@@ -47,8 +47,9 @@ def _backward(
         return None, None, db
     # Only its shape is looked at where no weight trains.
     x = residues[0] if residues else dy.new_empty(1).expand(shape)
+    x, weight = x.to(dy.dtype), weight.to(dy.dtype)
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, x.to(dy.dtype), weight, None, *pairs, False, [0, 0], groups, [needs[0], needs[1], False]
+        dy, x, weight, None, *pairs, False, [0, 0], groups, [needs[0], needs[1], False]
     )
     return dx, dw, db
 
@@ -56,7 +57,8 @@ def _backward(
 CONV = Op(_forward, _backward)
 """y = W * x + b in two dimensions. Residue: x if W wants a gradient.
 
-Options: `shape` of x, `pairs` = (stride, padding, dilation), `groups`.
+Options: `shape` of x, `pairs` = (stride, padding, dilation), `groups`. A weight in fewer bytes than
+x is widened for each product.
 
 Saves:
     What the codec keeps of the numbers in x; nothing if the weight is frozen, where torch keeps x.

@@ -15,19 +15,22 @@ from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 def _forward(needs: Needs, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
     residues = (Residue(x),) if needs[1] else ()
-    return Forward(F.linear(x, weight, bias), residues, (weight if needs[0] else None,))
+    y = F.linear(x, weight.to(x.dtype), bias)
+    return Forward(y, residues, (weight if needs[0] else None,))
 
 
 def _backward(needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor) -> Tensors:
     (weight,) = extras
     rows = dy.flatten(0, -2)
-    dx = torch.matmul(dy, weight) if weight is not None else None
+    dx = torch.matmul(dy, weight.to(dy.dtype)) if weight is not None else None
     dw = rows.mT @ residues[0].flatten(0, -2) if needs[1] else None
     return dx, dw, rows.sum(0) if needs[2] else None
 
 
 LINEAR = Op(_forward, _backward)
 """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum(dy). Residue: x if W wants a gradient.
+
+A weight in fewer bytes than x is widened for the product and once more in the backward.
 
 Saves:
     What the codec keeps of the numbers in x; W itself is no copy.
