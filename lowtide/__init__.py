@@ -40,6 +40,7 @@ from .tune import Tuned as Tuned
 from .tune import apply as apply
 from .tune import load as load
 from .tune import merge as merge
+from .tune import narrow as narrow
 
 __version__ = "0.1.0"
 
@@ -72,5 +73,6 @@ __all__ = [
     "load",
     "merge",
     "method",
+    "narrow",
     "plan",
 ]

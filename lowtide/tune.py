@@ -20,6 +20,7 @@ from .errors import InputError, UnknownName, Unsupported
 from .families import Family, classifiers, family_of, image_shape, measure, prepare
 from .graft import Beside, Block, Method, method_name
 from .guard import answer, intact, refuse_dead, refuse_moved
+from .narrow import is_narrow, narrow_weights, widen_weights
 from .recompute import recompute
 from .site import Role, Sites
 
@@ -126,11 +127,13 @@ class Tuned(nn.Module):
             num_classes: Classes of its classifier; by default the backbone's.
 
         Raises:
-            InputError: The name is taken.
+            InputError: The name is taken, or frozen weights are narrow already.
             Unsupported: A method cannot live on this backbone; nothing was changed.
         """
         if name in self.adapters:
             raise InputError(f"adapter {name!r} exists; choose another name")
+        if is_narrow(self.backbone):
+            raise InputError("frozen weights are kept in bf16; add adapters before narrow")
         names = [method_name(type(m)) for m in methods]
         if twice := [n for n in names if names.count(n) > 1]:
             raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
@@ -363,8 +366,28 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
     return tuned.eval()
 
 
+def narrow(tuned: Tuned) -> Tuned:
+    """Keep the frozen weights of linear maps and convolutions in bfloat16; what trains stays.
+
+    The adapter's files are those of an adapter on the original weights, whose hash they record:
+    loaded on the original backbone, it merges into the original weights.
+
+    Args:
+        tuned: A tuned model, its adapters in place; changed in place.
+
+    Returns:
+        The same object.
+    """
+    if not tuned.base_sha256 and not next(tuned.parameters()).is_meta:
+        tuned.base_sha256 = fingerprint(tuned)
+    narrow_weights(tuned.backbone)
+    return tuned
+
+
 def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     """Fold the active adapter into the backbone, if all of it folds.
+
+    Narrow weights are widened first, so that the result equals the model as it was trained.
 
     Args:
         tuned: A tuned model; once merged it must not be used again.
@@ -373,7 +396,11 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
         The plain backbone and no names; or the backbone as it stands, grafts in place, and what
         cannot be folded, each with the reason.
     """
+    narrowed = is_narrow(tuned.backbone)
+    widen_weights(tuned.backbone)
     folded, unfolded = tuned.adapters[tuned.active].merged()
+    if unfolded and narrowed:
+        narrow_weights(tuned.backbone)
     if not unfolded:
         for path, module in folded.items():
             set_module(tuned.backbone, path, module.train(tuned.training))

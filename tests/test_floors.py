@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("zoo", "memory"),
     ("codecs",),
     ("ops",),
-    ("graft", "affine", "recompute"),
+    ("graft", "narrow", "affine", "recompute"),
     ("methods", "families", "compress"),
     ("adapter", "guard", "backbone", "checkpoint", "tune", "step", "plan"),
     ("data", "progress", "resume", "config", "evaluate", "train", "arguments"),
