@@ -22,6 +22,11 @@ def make_optimizer(
 ) -> Optimizer:
     """Make timm's optimiser over what trains; parameters of one dimension never decay.
 
+    Differs:
+        timm asks whether a parameter has one axis. Here a vector is a vector in any layout, such as
+        the `(C, 1, 1)` of a scale over feature maps or a row `(1, C)`; and the weight of a linear
+        map or a convolution decays even where it has a single row.
+
     Args:
         model: Its parameters that require a gradient are optimised.
         name: Any optimiser timm knows.
@@ -35,10 +40,28 @@ def make_optimizer(
         InputError: timm has no such optimiser.
     """
     fused: Any = {"fused": True} if name in {"adam", "adamw", "sgd"} else {}
+    kernels = _kernels(model) if weight_decay else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if (p in kernels) is decays], "weight_decay": decay}
+        for decays, decay in ((False, 0.0), (True, weight_decay))
+    ]
+    groups = [group for group in groups if group["params"]]
     try:
-        return create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay, **fused)
+        return create_optimizer_v2(groups, opt=name, lr=lr, **fused)
     except (ValueError, AssertionError) as e:
         raise InputError(f"unknown optimiser {name!r}: {e}") from e
+
+
+def _kernels(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that decay: weights of affine maps, and what has two axes longer than one."""
+    maps = (nn.Linear, nn.modules.conv._ConvNd)
+    return {
+        p
+        for module in model.modules()
+        for name, p in module.named_parameters(recurse=False)
+        if (name == "weight" and isinstance(module, maps)) or sum(n > 1 for n in p.shape) > 1
+    }
 
 
 def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManager[object]:
