@@ -10,6 +10,7 @@ import pkgutil
 
 from torch import nn
 
+from .. import zoo
 from .generic import GENERIC as GENERIC
 from .table import Family as Family
 from .table import classifiers as classifiers
@@ -21,6 +22,8 @@ from .table import prepare as prepare
 _FILES = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
 FAMILIES: dict[str, Family] = {m.FAMILY.name: m.FAMILY for m in _FILES if hasattr(m, "FAMILY")}
 """Every family with a table, by name."""
+KNOWN = ("timm.", f"{zoo.__name__}.")
+"""Where the classes that tables describe are defined."""
 
 
 def family_of(model: nn.Module) -> Family:
@@ -33,7 +36,7 @@ def family_of(model: nn.Module) -> Family:
         Its family; the generic one where no table names its class.
     """
     kind = type(model)
-    if kind.__module__.startswith("timm."):  # torchvision's classes have the same names
+    if kind.__module__.startswith(KNOWN):  # torchvision's classes have the same names
         for family in FAMILIES.values():
             if kind.__name__ in family.classes:
                 return family
