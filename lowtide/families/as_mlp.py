@@ -2,7 +2,8 @@
 
 Channels first, every map a 1x1 convolution. `fc1` and `fc2` are the channel MLP's; the projections
 around the shifts are `linear`: space is mixed by the shift, which has no parameters, and not by
-them.
+them. The two norms between them are `other`, as norms inside attention are: SSF's authors put
+nothing after them, which is how they come to 0.37 million parameters on AS-MLP-B.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ FAMILY = Family(
     roles=(
         (r"patch_embed\.proj", Role.STEM),
         (_BLOCK, Role.BLOCK),
-        (rf"(patch_embed|stages\.\d+\.downsample)\.norm|{_BLOCK}(\.shift)?\.norm[12]", Role.NORM),
-        (r"norm", Role.NORM),
+        (rf"{_BLOCK}\.norm[12]|norm|patch_embed\.norm|stages\.\d+\.downsample\.norm", Role.NORM),
         (rf"{_BLOCK}\.shift\.proj_(in|w|h|out)", Role.LINEAR),
         (rf"{_BLOCK}\.mlp", Role.MLP),
         (rf"{_BLOCK}\.mlp\.fc1", Role.FC1),
