@@ -77,6 +77,11 @@ def bare(name: str) -> str:
     return re.sub(r"(\.base)+\.", ".", name)
 
 
+def leaf(key: str) -> str:
+    """The tensor's own name in a key of the adapter's state."""
+    return key.replace("/", ".").rpartition(".")[2]
+
+
 def gradients(tuned: Tuned) -> dict[str, Tensor]:
     """Every gradient of the model, frozen or not, under the name it has without grafts."""
     found = {bare(n): p.grad for n, p in tuned.named_parameters()}
@@ -212,7 +217,7 @@ def test_state_round_trips_and_refuses_what_does_not_fit(name: str, family: str)
     stir(tuned)
     tuned(x)  # moves statistics where they may move
     state = {k: v.clone() for k, v in tuned.adapter_state().items()}
-    trained = {k: v for k, v in state.items() if k.rpartition("/")[2] not in STATISTICS}
+    trained = {k: v for k, v in state.items() if leaf(k) not in STATISTICS}
     assert sum(v.numel() for v in trained.values()) == tuned.trainable_counts()[0]
     torch.manual_seed(7)
     other = apply(twin, name, num_classes=FEW)
@@ -249,7 +254,7 @@ def test_frozen_buffers_and_parameters_do_not_move(name: str, family: str) -> No
         for n in STATISTICS
     }
     assert moved == following
-    saved = {k.rpartition("/")[2] for k in tuned.adapter_state()}
+    saved = {leaf(k) for k in tuned.adapter_state()}
     assert not following or {n.rpartition(".")[2] for n in following} <= saved
 
 
