@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import DropPath
 from torch import nn
 
 from . import zoo as zoo
@@ -31,7 +32,8 @@ def create(
         checkpoint: A safetensors file with timm's keys, instead of timm's own weights.
         pretrained: Whether to take timm's own weights where no file is given.
         image_size: Side of the square input, where it is not the checkpoint's own.
-        drop_path: Stochastic depth rate.
+        drop_path: Stochastic depth rate of its blocks, trained or frozen; 0 switches it off, where
+            timm's own default for some families (Swin) is 0.1.
 
     Returns:
         The backbone.
@@ -55,6 +57,9 @@ def create(
             f"cannot get the pre-trained weights of {name} ({reason}); give --checkpoint FILE,"
             " or --pretrained false for random weights"
         ) from e
+    for module in model.modules() if not drop_path else ():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
     if checkpoint is not None:
         _load(model, name, checkpoint)
     if image_size is not None and image_shape(model)[1:] != (image_size, image_size):
