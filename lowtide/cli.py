@@ -27,6 +27,7 @@ from .errors import InputError, LowtideError, UnknownName
 from .evaluate import Trained, open_run, predict, score
 from .families import family_of, measure, prepare
 from .methods import METHODS
+from .narrow import FrozenDtype
 from .plan import Plan, plan
 from .step import Amp
 from .train import CONFIG, train
@@ -46,6 +47,7 @@ class PlanOptions:
         checkpointing: Recompute each block in backward instead of keeping its activations.
         accumulate: Micro-batches a batch is cut into.
         amp: Mixed precision: no, bf16 or fp16.
+        frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
         opt: timm's name of the optimiser.
         image_size: Side of the square input; by default the model's.
         json: Print one JSON object.
@@ -58,6 +60,7 @@ class PlanOptions:
     checkpointing: bool = False
     accumulate: int = 1
     amp: Amp = "no"
+    frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
     image_size: int | None = None
     json: bool = False
@@ -166,6 +169,7 @@ def _plan(args: Sequence[str]) -> None:
         amp=options.amp,
         optimizer=options.opt,
         image_size=options.image_size,
+        frozen_dtype=options.frozen_dtype,
     )
     if options.json:
         print(json.dumps(planned.to_dict()))

@@ -16,6 +16,7 @@ from .data import Augment
 from .errors import InputError, UnknownName
 from .graft import Method
 from .methods.lora import LoRA
+from .narrow import FrozenDtype
 from .step import Amp
 
 
@@ -36,6 +37,7 @@ class RunConfig:
         accumulate: Micro-batches a batch is cut into.
         checkpointing: Recompute each block in backward instead of keeping its activations.
         amp: Mixed precision: no, bf16 or fp16.
+        frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
         opt: timm's name of the optimiser.
         lr: Peak learning rate.
         weight_decay: Decay of matrices and kernels; biases and norms never decay.
@@ -64,6 +66,7 @@ class RunConfig:
     accumulate: int = 1
     checkpointing: bool = False
     amp: Amp = "no"
+    frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -73,7 +74,9 @@ NARROW: dict[type[nn.Module], type[nn.Module]] = {
 """By exact type: a subclass may use its weight in a way of its own, and stays as it is."""
 
 
-def narrow_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+def narrow_weights(
+    model: nn.Module, dtype: torch.dtype = torch.bfloat16, but: Collection[Tensor] = ()
+) -> None:
     """Keep the frozen weights of a backbone's linear maps and convolutions in fewer bytes.
 
     What grafts brought, whatever trains, biases, norms, statistics and position embeddings (below
@@ -82,13 +85,17 @@ def narrow_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Non
     Args:
         model: The backbone, grafts in place; changed in place. Modules stay the same objects.
         dtype: What to keep the weights in.
+        but: Weights to leave alone.
     """
     grafts = [m for m in model.modules() if isinstance(m, Graft)]
     backbones = {m for g in grafts for m in g.root.modules()}
     brought = {m for g in grafts for m in g.modules()} - backbones
+    held = {id(t) for t in but}
     for module in model.modules():
-        if module not in brought and _narrows(module, dtype):
-            weight = module.get_parameter("weight")
+        if module in brought or not _narrows(module, dtype):
+            continue
+        weight = module.get_parameter("weight")
+        if id(weight) not in held:
             module.wide = weight.dtype  # type: ignore[assignment]
             weight.data = weight.data.to(dtype)
             module.__class__ = NARROW[type(module)]

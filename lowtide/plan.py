@@ -6,6 +6,7 @@ shapes alone, and the meter watches two steps; so a plan equals the real run on 
 
 from __future__ import annotations
 
+import typing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch._subclasses import FakeTensorMode
 
 from .backbone import create
 from .compress import Policy, compress
-from .errors import InputError
+from .errors import InputError, UnknownName
 from .families import hollow, image_shape
 from .graft import Method
 from .memory import Footprint, footprint
+from .narrow import FrozenDtype
 from .step import Amp, make_optimizer, training_step
-from .tune import Tuned, apply
+from .tune import Tuned, apply, narrow
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def plan(
     amp: Amp = "no",
     optimizer: str = "adamw",
     image_size: int | None = None,
+    frozen_dtype: FrozenDtype = "fp32",
 ) -> Plan:
     """Measure a training step that never runs.
 
@@ -74,6 +77,7 @@ def plan(
         amp: Mixed precision.
         optimizer: timm's name of the optimiser.
         image_size: Side of the square input, for a model given by name.
+        frozen_dtype: What frozen weights are kept in; what trains is always in fp32.
 
     Returns:
         The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
@@ -91,11 +95,33 @@ def plan(
         else:
             backbone = hollow(model)
         tuned = apply(backbone, *methods, num_classes=num_classes)
-    tuned.checkpointing = checkpointing
-    if policy is not None:
-        compress(tuned, policy)
+    arrange(tuned, policy or Policy.exact(), checkpointing, frozen_dtype)
     peak = _rehearse(tuned, batch_size, accumulate, amp, optimizer)
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts)
+
+
+def arrange(tuned: Tuned, policy: Policy, checkpointing: bool, frozen_dtype: FrozenDtype) -> Tuned:
+    """Put in place what decides the memory of a step; the plan and the run both do it here.
+
+    Args:
+        tuned: A tuned model; changed in place.
+        policy: What is kept for backward.
+        checkpointing: Recompute each block in backward.
+        frozen_dtype: What frozen weights are kept in.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnknownName: There is no such dtype.
+    """
+    if frozen_dtype not in typing.get_args(FrozenDtype):
+        raise UnknownName("frozen_dtype", frozen_dtype, typing.get_args(FrozenDtype))
+    if frozen_dtype == "bf16":
+        narrow(tuned)
+    tuned.checkpointing = checkpointing
+    compress(tuned, policy)
+    return tuned
 
 
 def _rehearse(tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str) -> Footprint:

@@ -23,12 +23,12 @@ from torch.optim import Optimizer
 from . import resume
 from .backbone import create
 from .checkpoint import write_text
-from .compress import POLICIES, compress
+from .compress import POLICIES
 from .config import RunConfig, write_yaml
 from .data import Cache, Dataset, Preprocessing, Sample, loader, read
 from .errors import InputError, LowtideError
 from .memory import Meter
-from .plan import plan
+from .plan import arrange, plan
 from .progress import Progress
 from .step import make_optimizer, training_step
 from .tune import Tuned, apply
@@ -181,11 +181,11 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         accumulate=config.accumulate,
         amp=config.amp,
         optimizer=config.opt,
+        frozen_dtype=config.frozen_dtype,
     )
     preprocessing = Preprocessing.of(backbone)
     tuned = apply(backbone, config.method, num_classes=classes)
-    tuned.checkpointing = config.checkpointing
-    compress(tuned, policy)
+    arrange(tuned, policy, config.checkpointing, config.frozen_dtype)
     return Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
 
 

@@ -380,7 +380,8 @@ def narrow(tuned: Tuned) -> Tuned:
     """
     if not tuned.base_sha256 and not next(tuned.parameters()).is_meta:
         tuned.base_sha256 = fingerprint(tuned)
-    narrow_weights(tuned.backbone)
+    waiting = [p for adapter in tuned.adapters.values() for *_, p in adapter.thawed]
+    narrow_weights(tuned.backbone, but=waiting)
     return tuned
 
 
@@ -400,7 +401,7 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     widen_weights(tuned.backbone)
     folded, unfolded = tuned.adapters[tuned.active].merged()
     if unfolded and narrowed:
-        narrow_weights(tuned.backbone)
+        narrow(tuned)
     if not unfolded:
         for path, module in folded.items():
             set_module(tuned.backbone, path, module.train(tuned.training))

@@ -95,6 +95,7 @@ def test_methods_lists_every_method(capsys):
         ([*PLAN, "--method.rank", "0"], "rank >= 1"),
         ([*PLAN, "--method.roles", "[qvk]"], "qvk"),
         ([*PLAN, "--policy", "thight"], "did you mean tight"),
+        ([*PLAN, "--frozen-dtype", "bf61"], "bf16"),
         ([*PLAN, "--batch-size", "0"], "batch of 0"),
         ([*PLAN, "--batch-sze", "3"], "did you mean --batch-size"),
         (["plan", "--model", "davit_tiny", "--method", "s2a"], "no table"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from nets import tiny
 
-from lowtide import METHODS, POLICIES, InputError, apply, compress, footprint, plan
+from lowtide import METHODS, POLICIES, InputError, apply, footprint, plan
 from lowtide.families import FAMILIES, image_shape
+from lowtide.plan import arrange
 from lowtide.step import make_optimizer, training_step
 
 MIB = 2**20
@@ -22,10 +25,18 @@ VIT_B = {
 """MiB of one AdamW step, 224 px, batch 32, 100 classes, as measured with PyTorch's allocator."""
 
 
-def real_step(model, method, policy, batch=3, accumulate=1, checkpointing=False, amp="no"):
+def real_step(
+    model,
+    method,
+    policy,
+    batch=3,
+    accumulate=1,
+    checkpointing=False,
+    amp="no",
+    frozen_dtype="fp32",
+):
     tuned = apply(copy.deepcopy(model), method)
-    tuned.checkpointing = checkpointing
-    compress(tuned, policy).train()
+    arrange(tuned, policy, checkpointing, frozen_dtype).train()
     optimizer = make_optimizer(tuned)
     images = torch.randn(batch, *image_shape(model))
     labels = torch.zeros(batch, dtype=torch.long)
@@ -39,7 +50,7 @@ def real_step(model, method, policy, batch=3, accumulate=1, checkpointing=False,
 @pytest.mark.parametrize("name", ["full", "linear", "bias", "lora", "ssf", "s2a"])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_plan_equals_the_real_step(family, name, policy):
-    model = FAMILIES[family].tiny().float()
+    model = tiny(family).float()
     method = METHODS[name](init="identity") if name == "ssf" else METHODS[name]()
     tuned, real = real_step(model, method, POLICIES[policy]())
     planned = plan(model, method, batch_size=3, policy=POLICIES[policy]())
@@ -54,16 +65,38 @@ def test_plan_equals_the_real_step(family, name, policy):
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_plan_is_close_in_mixed_precision(family, name, policy):
     # For real bfloat16 tensors a CPU picks kernels of its own, which keep a little more.
-    model, method = FAMILIES[family].tiny().float(), METHODS[name]()
+    model, method = tiny(family).float(), METHODS[name]()
     _, real = real_step(model, method, POLICIES[policy](), amp="bf16")
     planned = plan(model, method, batch_size=3, policy=POLICIES[policy](), amp="bf16")
     assert planned.peak_bytes == pytest.approx(real.peak_bytes, rel=0.03)
     assert policy != "tight" or planned.parts == real.parts
 
 
+@pytest.mark.parametrize("policy", ["exact", "tight"])
+@pytest.mark.parametrize("name", ["bias", "lora"])
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext", "resnet"])
+def test_plan_equals_the_real_step_with_frozen_weights_in_bf16(family, name, policy):
+    model, options = tiny(family).float(), {"frozen_dtype": "bf16"}
+    _, real = real_step(model, METHODS[name](), POLICIES[policy](), **options)
+    planned = plan(model, METHODS[name](), batch_size=3, policy=POLICIES[policy](), **options)
+    assert planned == dataclasses.replace(planned, peak_bytes=real.peak_bytes, parts=real.parts)
+
+
+def test_frozen_weights_in_bf16_take_half():
+    options = {"num_classes": 100, "policy": POLICIES["tight"]()}
+    wide, narrow = (
+        plan("vit_base_patch16_224", METHODS["bias"](), frozen_dtype=d, **options).parts
+        for d in ("fp32", "bf16")
+    )
+    maps = 12 * (3 + 1 + 4 + 4) * 768**2 + 768 * 3 * 16**2
+    assert wide["weights"] - narrow["weights"] == 2 * maps
+    assert narrow["saved"] == wide["saved"]
+    assert narrow["temporaries"] <= wide["temporaries"] + 4 * 4 * 768**2  # fc1, widened
+
+
 @pytest.mark.parametrize(("accumulate", "checkpointing"), [(2, False), (1, True)])
 def test_plan_follows_micro_batches_and_checkpointing(accumulate, checkpointing):
-    model = FAMILIES["vit"].tiny().float()
+    model = tiny("vit").float()
     options = {"accumulate": accumulate, "checkpointing": checkpointing}
     _, real = real_step(model, METHODS["bias"](), POLICIES["exact"](), batch=8, **options)
     planned = plan(model, METHODS["bias"](), batch_size=8, **options)
@@ -93,7 +126,7 @@ def test_frozen_prefix_keeps_nothing():
 
 
 def test_plan_leaves_the_model_alone():
-    model = FAMILIES["vit"].tiny()
+    model = tiny("vit")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     plan(model, METHODS["s2a"](), num_classes=7, batch_size=2)
     assert model.state_dict().keys() == before.keys()
@@ -102,4 +135,4 @@ def test_plan_leaves_the_model_alone():
 
 def test_more_micro_batches_than_images_are_refused():
     with pytest.raises(InputError, match="5 cannot be cut into 6"):
-        plan(FAMILIES["vit"].tiny(), METHODS["bias"](), batch_size=5, accumulate=6)
+        plan(tiny("vit"), METHODS["bias"](), batch_size=5, accumulate=6)

@@ -139,8 +139,10 @@ def test_bf16_autocast_learns(config, tmp_path):
     assert summary["test_accuracy"] > 0.8
 
 
-def test_merged_checkpoint_loads_in_plain_timm(config, tmp_path):
-    train(config, tmp_path / "run")
+@pytest.mark.parametrize("frozen_dtype", ["fp32", "bf16"])
+def test_merged_checkpoint_loads_in_plain_timm(config, tmp_path, frozen_dtype):
+    summary = train(replace(config, frozen_dtype=frozen_dtype), tmp_path / "run")
+    assert summary["measured_peak_bytes"] == summary["planned"]["peak_bytes"]
     out = tmp_path / "merged.safetensors"
     assert main(["merge", str(tmp_path / "run"), "--output", str(out)]) == 0
     plain = timm.create_model(MODEL, num_classes=3, checkpoint_path=str(out)).eval()
