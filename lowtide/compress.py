@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import timm.layers as layers
@@ -13,6 +15,7 @@ from timm.models import beit, eva, swin_transformer, swin_transformer_v2
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from .codecs.affine import Affine, Rounding
 from .codecs.base import Codec
@@ -21,24 +24,33 @@ from .codecs.sign import Sign
 from .codecs.sine import Sine
 from .errors import UnknownName
 from .ops import CALLS, NAMES
+from .ops.derived import follow
+from .ops.rerun import rerun
 from .ops.saved import Call
 from .ops.unary import MODULES, activate
 
-PIECEWISE: tuple[type[nn.Module], ...] = (
-    layers.Mlp,
-    layers.GluMlp,
-    layers.SwiGLU,
-    layers.ConvMlp,
-    layers.GlobalResponseNormMlp,
+ATTENTIONS: tuple[type[nn.Module], ...] = (
     layers.Attention,
     layers.AttentionRope,
     beit.Attention,
     eva.EvaAttention,
     swin_transformer.WindowAttention,
     swin_transformer_v2.WindowAttention,
+    nn.MultiheadAttention,
 )
-"""Modules that treat every image (or window) by itself and are widest inside: run in pieces."""
+"""Modules that make three tensors of one, and a matrix per head: cheaper to run again than to keep.
+"""
 
+MLPS: tuple[type[nn.Module], ...] = (
+    layers.Mlp,
+    layers.GluMlp,
+    layers.SwiGLU,
+    layers.ConvMlp,
+    layers.GlobalResponseNormMlp,
+)
+"""Modules that treat every image by itself and are widest inside: run in pieces."""
+
+_X = object()
 _answering = threading.local()
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
@@ -49,12 +61,15 @@ class Policy:
 
     Attributes:
         codecs: A codec for each op to answer, by name; ops without one are left to torch.
-        piece: Largest input, in numbers, that an MLP or an attention is run on at once; its hidden
-            tensors exist for one piece at a time. None runs them whole.
+        piece: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
+            backward does not need exists for one piece at a time. None runs them whole.
+        rerun: How the input of an attention module is kept, which is run again in backward; its
+            inside is not kept then. None runs it once.
     """
 
     codecs: Mapping[str, Codec] = field(default_factory=dict)
     piece: int | None = None
+    rerun: Codec | None = None
 
     def __post_init__(self) -> None:
         for name in self.codecs:
@@ -102,8 +117,7 @@ class Policy:
         Returns:
             The policy.
         """
-        four = Affine(4, 64, stats=torch.bfloat16)
-        eight = Affine(8, 64, stats=torch.bfloat16)
+        four, six, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 6, 8))
         smooth = ("gelu", "gelu_tanh", "quick_gelu", "silu", "hardswish")
         return cls(
             {
@@ -111,14 +125,14 @@ class Policy:
                 "relu": Sign(),
                 "relu6": Sign(),
                 "dropout": Sign(),
-                "layer_norm": four,
+                "layer_norm": six,
+                "batch_norm": eight,
                 "attention": four,
                 "softmax": Affine(8, "row", stats=torch.bfloat16),
-                "matmul": eight,
-                "linear": eight,
-                "conv": eight,
+                **dict.fromkeys(("matmul", "mul", "linear", "conv"), eight),
             },
             piece=1 << 20,
+            rerun=eight,
         )
 
 
@@ -145,12 +159,13 @@ def compress(model: nn.Module, policy: Policy) -> nn.Module:
         The same object.
     """
     decompress(model)
-    if not policy.codecs and policy.piece is None:
+    if policy == Policy.exact():
         return model
     for module in model.modules():
         if module is model or any(True for _ in module.children()) or type(module) in MODULES:
             module.__class__ = _answered(type(module))
             module._lowtide_policy = policy  # type: ignore[assignment]
+            module._lowtide_whole = module is model  # type: ignore[assignment]
     return model
 
 
@@ -166,7 +181,7 @@ def decompress(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if (plain := getattr(type(module), "_lowtide_plain", None)) is not None:
             module.__class__ = plain
-            del module._lowtide_policy
+            del module._lowtide_policy, module._lowtide_whole
     return model
 
 
@@ -185,12 +200,29 @@ class _Answers(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        answer = CALLS.get(func)
-        if answer is not None and torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or _silent():
+            return func(*args, **kwargs)
+        answer, result = CALLS.get(func), NotImplemented
+        if answer is not None:
             result = answer(self._codecs, Call(func, args, kwargs))
-            if result is not NotImplemented:
-                return result
-        return func(*args, **kwargs)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+        follow(func, args, kwargs, result)
+        return result
+
+
+def _silent() -> bool:
+    return getattr(_answering, "silent", False)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Leave everything to torch, in this thread; backward may run in one of its own."""
+    before, _answering.silent = _silent(), True
+    try:
+        yield
+    finally:
+        _answering.silent = before
 
 
 def _answered(plain: type[nn.Module]) -> type[nn.Module]:
@@ -203,7 +235,7 @@ def _answered(plain: type[nn.Module]) -> type[nn.Module]:
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             policy: Policy = self._lowtide_policy
-            if not torch.is_grad_enabled():
+            if not torch.is_grad_enabled() or _silent():
                 return super().forward(*args, **kwargs)
             before = getattr(_answering, "policy", None)
             if before is policy:
@@ -240,31 +272,46 @@ def _run(
     if plain in MODULES and not getattr(module, "inplace", False):
         result = activate(MODULES[plain], policy.codecs, forward, *args)
         return forward(*args) if result is NotImplemented else result
+    if policy.rerun is not None and _runs_again(module, args, kwargs):
+        # Where the first argument was, and not itself: what runs again must not hold it.
+        x, places = args[0], tuple(_X if a is args[0] else a for a in args)
+        return rerun(partial(_silently, forward, places, kwargs), policy.rerun, x)
     rows = _rows(module, policy.piece, args, kwargs)
     if rows is None:
         return forward(*args, **kwargs)
     # Every piece has its own autograd nodes, and the backward pass finishes one before the next.
-    return torch.cat([forward(part, *args[1:], **kwargs) for part in args[0].split(rows)])
+    results = [forward(part, *args[1:], **kwargs) for part in args[0].split(rows)]
+    return tree_map(lambda *parts: torch.cat(parts), *results)
+
+
+def _silently(
+    forward: Callable[..., Any], places: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor
+) -> Any:
+    with _silence():
+        return forward(*(x if a is _X else a for a in places), **kwargs)
+
+
+def _runs_again(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether this is an attention whose gradient goes to its first argument and to weights."""
+    # A compiler has its own ways to run something again, and knows none of ours.
+    if torch.compiler.is_compiling() or not isinstance(module, ATTENTIONS) or not args:
+        return False
+    others = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t is not args[0]]
+    return all(t.is_leaf or not t.requires_grad for t in others)
 
 
 def _rows(
     module: nn.Module, piece: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> int | None:
     """Say how many images of the input to run at once, or None for all of them."""
-    if piece is None or not isinstance(module, PIECEWISE) or not args:
+    whole = module._lowtide_whole and not torch.compiler.is_compiling()
+    if piece is None or not args or not (whole or isinstance(module, MLPS)):
         return None
     x, *others = *args, *kwargs.values()
-    shared = [t for t in others if isinstance(t, Tensor)]
-    windows = 1
-    if isinstance(module, (swin_transformer.WindowAttention, swin_transformer_v2.WindowAttention)):
-        # The one other tensor is the mask of each window of an image: pieces are whole images.
-        windows = len(shared[0]) if shared else 1
-    elif any(t.ndim > 2 for t in shared):
+    if others or not isinstance(x, Tensor) or x.numel() <= piece or _mixes_images(module):
         return None
-    if x.numel() <= piece or len(x) <= windows or _mixes_images(module):
-        return None
-    pieces = -(-x.numel() // piece)
-    return -(-len(x) // (pieces * windows)) * windows
+    pieces = min(len(x), -(-x.numel() // piece))
+    return -(-len(x) // pieces)
 
 
 def _mixes_images(module: nn.Module) -> bool:

@@ -339,7 +339,9 @@ def test_compiles_without_a_break(policy: str) -> None:
     again.backward(dy)
     row = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(again, y)
-    assert F.cosine_similarity(row.double(), gradient.double(), dim=0) > 0.999
+    # A compiler keeps q, k and v in few bits, where tight runs attention again.
+    limit = 0.999 if policy == "s2a" else 0.98
+    assert F.cosine_similarity(row.double(), gradient.double(), dim=0) > limit
 
 
 def test_pieces_are_not_cut_through_a_batch_norm() -> None:
@@ -361,7 +363,7 @@ def test_unknown_ops_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("trained", "policy", "most"),
-    [("bias", "exact", 2736), ("bias", "tight", 760), ("bias", "s2a", 2000)],
+    [("bias", "exact", 2736), ("bias", "tight", 600), ("bias", "s2a", 2000)],
 )
 def test_the_memory_table(trained: str, policy: str, most: int) -> None:
     """ViT-B/16, batch 32, 224 pixels, 100 classes, AdamW: MiB at the peak."""

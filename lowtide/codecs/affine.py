@@ -27,7 +27,7 @@ class Affine:
     group NaN: they are never hidden.
 
     Attributes:
-        bits: Width of a code.
+        bits: Width of a code, 1 to 8.
         group: Numbers that share a minimum and a step.
         rounding: To the nearest code, down ("floor"), or at random so that the mean is right.
         stats: Dtype the minimum and the step are kept in; None keeps the residue's own. They are
@@ -43,8 +43,8 @@ class Affine:
     stats: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 4, 8):
-            raise InputError(f"affine codec: bits must be 2, 4 or 8, not {self.bits}")
+        if not 1 <= self.bits <= 8:
+            raise InputError(f"affine codec: bits must be 1 to 8, not {self.bits}")
         if not (self.group in ("row", "tensor") or isinstance(self.group, int) and self.group > 0):
             raise InputError(
                 f"affine codec: group is a count, 'row' or 'tensor', not {self.group!r}"

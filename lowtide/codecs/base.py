@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-SLICE = 1 << 20
+SLICE = 1 << 18
 """Numbers that are packed at a time, so that what packing needs besides its result stays small."""
 
 
@@ -59,15 +59,19 @@ class Residue(NamedTuple):
             yield piece if piece.dtype == torch.float64 else piece.float()
 
 
-class Codec(Protocol):
+class Reader(Protocol):
+    """Reads a tensor off what is kept."""
+
+    def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Turn the kept tensors back into a residue of this shape and dtype."""
+        ...
+
+
+class Codec(Reader, Protocol):
     """A way to keep a tensor. Frozen values: two codecs with equal fields are the same codec."""
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
         """Turn the residue into the tensors that are kept."""
-        ...
-
-    def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Turn the kept tensors back into a residue of this shape and dtype."""
         ...
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Residue
+
+PART = 8
+"""A view this many times smaller than its storage does not hold it."""
 
 
 @dataclass(frozen=True)
 class Exact:
     """Keep the residue itself; the laws of the ops are proved with it.
+
+    Of a small part of a large tensor (the class token among all) it keeps a copy, so that the large
+    one can go.
 
     Saves:
         n * itemsize bytes, shared with the source where the residue is the source.
@@ -27,7 +33,11 @@ class Exact:
         Returns:
             The residue.
         """
-        return (residue.of(residue.source.detach()),)
+        kept = residue.of(residue.source.detach())
+        if torch.compiler.is_compiling() or isinstance(residue.source, nn.Parameter):
+            return (kept,)
+        part = kept.untyped_storage().nbytes() > PART * kept.numel() * kept.itemsize
+        return (kept.clone() if part else kept,)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Give it back.

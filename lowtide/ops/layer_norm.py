@@ -26,7 +26,12 @@ def _forward(
     dx, dw, _ = needs
     residue = Residue(x, lambda rows: F.layer_norm(_wide(rows), shape, None, None, eps))
     kept = (_wide(rstd), weight) if dx else (None, None)
-    return Forward(y, (residue,) if dx or dw else (), kept)
+
+    def again(x_hat: Tensor) -> Tensor:
+        scaled = x_hat if weight is None else x_hat * weight
+        return scaled if bias is None else scaled + bias
+
+    return Forward(y, (residue,) if dx or dw else (), kept, again)
 
 
 def _backward(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.base import Residue
+from ..codecs.exact import Exact
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 
@@ -40,10 +41,11 @@ Saves:
 def _answer(codecs: Codecs, call: Call) -> Any:
     x, weight = call.argument(0, "input"), call.argument(1, "weight")
     bias = call.argument(2, "bias")
-    # Pooled features (B, C) are few and the head learns from them alone: they stay exact.
-    if "linear" not in codecs or not weight.requires_grad or x.ndim < 3:
+    if "linear" not in codecs or not weight.requires_grad or x.ndim < 2:
         return NotImplemented
-    return saved(LINEAR, codecs["linear"], *autocast((x, weight, bias)))
+    # Pooled features (B, C) are few and the head learns from them alone: they stay exact.
+    codec = Exact() if x.ndim == 2 else codecs["linear"]
+    return saved(LINEAR, codec, *autocast((x, weight, bias)))
 
 
 def autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

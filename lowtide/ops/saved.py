@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..codecs.base import Codec, Residue
+from ..codecs.base import Codec, Reader, Residue
+from .derived import Derived, derived, remember
 
 Options = Mapping[str, Any]
 Needs = tuple[bool, ...]
@@ -56,11 +57,14 @@ class Forward(NamedTuple):
         y: The result, computed by torch's own function.
         residues: What the backward needs and a codec may change.
         extras: What it needs as it is: weights, or small tensors.
+        again: Gives y from the one residue, where that is cheap: what reads y later then needs
+            nothing of its own.
     """
 
     y: Tensor
     residues: tuple[Residue, ...] = ()
     extras: Tensors = ()
+    again: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,27 +101,30 @@ def saved(
     return result
 
 
-def kept_once(codec: Codec, residue: Residue) -> tuple[Tensor, ...]:
-    """Pack a residue, or find what was packed when the same tensor was a residue before.
+def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
+    """Pack a residue, unless what is kept already gives it.
 
-    Two adapters that read one tensor, or a softmax and the product behind it, share their bytes.
+    Two adapters that read one tensor share its bytes, and so do a softmax and the product behind
+    it. Of a tensor derived from something kept (see `follow`) nothing is packed.
 
     Args:
         codec: How to keep it.
         residue: What to keep.
 
     Returns:
-        What is kept.
+        What reads it, and what is kept.
     """
     source = residue.source
     if not residue.whole or isinstance(source, nn.Parameter) or torch.compiler.is_compiling():
-        return codec.pack(residue)
+        return codec, codec.pack(residue)
+    if (known := derived(source)) is not None:
+        return known
     # Tied to the tensor object, so it ends with it; the version changes if it is written to.
     memory = source.__dict__.setdefault("_lowtide_kept", {})
     key = (codec, source._version)
     if key not in memory:
         memory[key] = codec.pack(residue)
-    return memory[key]
+    return codec, memory[key]
 
 
 def codec_kept_by(tensor: Tensor) -> Codec | None:
@@ -145,14 +152,16 @@ class _Saved(torch.autograd.Function):
         options: Options,
         *tensors: Tensor | None,
     ) -> Tensor:
-        y, residues, extras = op.forward(needs, *tensors, **options)
+        y, residues, extras, again = op.forward(needs, *tensors, **options)
         each = codecs if isinstance(codecs, tuple) else (codecs,) * len(residues)
-        packed = [kept_once(c, r) for c, r in zip(each, residues, strict=True)]
-        ctx.save_for_backward(*(t for tensors_ in packed for t in tensors_), *extras)
+        kept = [keep(c, r) for c, r in zip(each, residues, strict=True)]
+        ctx.save_for_backward(*(t for _, packed in kept for t in packed), *extras)
         ctx.op, ctx.needs, ctx.options = op, needs, options
         likes = [(r.source.shape, r.source.dtype) for r in residues]
-        ctx.kept = [(c, len(p), *like) for c, p, like in zip(each, packed, likes, strict=True)]
+        ctx.kept = [(c, len(p), *like) for (c, p), like in zip(kept, likes, strict=True)]
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+        if again is not None and residues:
+            remember(y, Derived(kept[0][0], *likes[0], (again,)), kept[0][1])
         return y
 
     @staticmethod

@@ -22,7 +22,7 @@ from lowtide.ops import slopes
 
 GENERAL = {
     "exact": Exact(),
-    **{f"affine{bits}": Affine(bits, 16) for bits in (2, 4, 8)},
+    **{f"affine{bits}": Affine(bits, 16) for bits in (2, 3, 4, 6, 8)},
     "affine4_row": Affine(4, "row"),
     "affine4_tensor": Affine(4, "tensor"),
     "affine4_floor": Affine(4, 16, "floor"),
@@ -123,6 +123,15 @@ def test_what_is_not_finite_is_never_hidden(name: str, bad: float) -> None:
     assert not again[1, 3].isfinite()
 
 
+def test_exact_copies_a_small_part_and_no_more() -> None:
+    """The class token of every image must not hold all the tokens."""
+    x = torch.randn(4, 50, 6)
+    for part, bytes_kept in ((x[:, 0], 4 * 24), (x[:, :25], 4 * 1200), (x, 4 * 1200)):
+        packed = Exact().pack(Residue(part))
+        assert torch.equal(packed[0], part)
+        assert kept_bytes(packed) == bytes_kept
+
+
 @pytest.mark.parametrize("name", BOOKS)
 def test_codebooks(name: str) -> None:
     codec, slope = BOOKS[name], getattr(slopes, name[:-1])
@@ -202,7 +211,7 @@ def test_slices_hold_the_whole_residue() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Affine(3),
+        lambda: Affine(9),
         lambda: Affine(4, 0),
         lambda: Affine(4, 64, "up"),
         lambda: Codebook((1.0, 0.0)),

@@ -1,0 +1,107 @@
+"""Batch norm: with frozen statistics it is a scale per channel and keeps nothing for its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.base import Residue
+from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+Running = tuple[Tensor | None, Tensor | None]
+
+
+def _forward(
+    needs: Needs,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    running: Running,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Forward:
+    mean, var = running
+    if training:
+        # What F.batch_norm calls; it gives the statistics too.
+        y, mean, rstd, *_ = torch._batch_norm_impl_index(
+            x, weight, bias, mean, var, True, momentum, eps, torch.backends.cudnn.enabled
+        )
+    else:
+        assert var is not None
+        y, rstd = (
+            F.batch_norm(x, mean, var, weight, bias, False, momentum, eps),
+            (var + eps).rsqrt(),
+        )
+    dx, dw, _ = needs
+    residues = (Residue(x),) if dw or dx and training else ()
+    return Forward(y, residues, (mean if residues else None, rstd, weight if dx else None))
+
+
+def _backward(
+    needs: Needs,
+    residues: tuple[Tensor, ...],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    training: bool,
+    eps: float,
+    **_: Any,
+) -> Tensors:
+    mean, rstd, weight = extras
+    if training and residues:
+        x = residues[0].to(dy.dtype)
+        return torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, None, None, mean, rstd, True, eps, list(needs)
+        )
+    assert rstd is not None
+    others, channels = (0, *range(2, dy.ndim)), (1, -1, *[1] * (dy.ndim - 2))
+    dx = dw = None
+    if needs[1]:
+        assert mean is not None
+        dw = ((residues[0] - mean.view(channels)) * dy).sum(others) * rstd
+    if needs[0]:
+        scale = rstd if weight is None else weight * rstd
+        dx = dy * scale.view(channels).to(dy.dtype)
+    return dx, dw, dy.sum(others) if needs[2] else None
+
+
+BATCH_NORM = Op(_forward, _backward)
+"""y = w x^ + b with x^ = (x - mean) rstd, by channel (axis 1).
+
+Of frozen statistics dx = w rstd dy. Of the batch's own
+dx = w rstd (dy - mean(dy) - x^ mean(dy x^)). Either way dw = sum(dy x^), db = sum(dy).
+
+Residue: x, if w wants a gradient, or if x does and the statistics are the batch's. Extras: mean,
+rstd and w. Options: `running` mean and variance, `training`, `momentum`, `eps`.
+
+Saves:
+    What the codec keeps of n numbers, or nothing; and one or two numbers per channel.
+"""
+
+
+def _answer(codecs: Codecs, call: Call) -> Any:
+    x, weight, bias = (call.argument(*of) for of in ((0, "input"), (3, "weight"), (4, "bias")))
+    wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if "batch_norm" not in codecs or not wanted:
+        return NotImplemented
+    return saved(
+        BATCH_NORM,
+        codecs["batch_norm"],
+        x,
+        weight,
+        bias,
+        running=(call.argument(1, "running_mean"), call.argument(2, "running_var")),
+        training=call.argument(5, "training", False),
+        momentum=call.argument(6, "momentum", 0.1),
+        eps=call.argument(7, "eps", 1e-5),
+    )
+
+
+NAMES = ("batch_norm",)
+CALLS: dict[Callable[..., Any], Answer] = {F.batch_norm: _answer}

@@ -1,0 +1,72 @@
+"""Products element by element, where a factor that trains makes the other one worth keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..codecs.base import Residue
+from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+SMALL = 8
+"""A factor so many times smaller than the other (a scale per channel) is kept as it is."""
+
+Shapes = tuple[torch.Size, torch.Size]
+
+
+def _forward(needs: Needs, a: Tensor, b: Tensor, *, shapes: Shapes) -> Forward:
+    kept = (b if needs[0] else None, a if needs[1] else None)
+    large = [t is not None and not _is_small(t.shape, shapes) for t in kept]
+    residues = tuple(
+        Residue(t) for t, codes in zip(kept, large, strict=True) if t is not None and codes
+    )
+    as_is = tuple(None if codes else t for t, codes in zip(kept, large, strict=True))
+    return Forward(torch.mul(a, b), residues, as_is)
+
+
+def _backward(
+    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, *, shapes: Shapes
+) -> Tensors:
+    coded, gradients = iter(residues), []
+    for need, other, shape in zip(needs, extras, shapes, strict=True):
+        factor = next(coded) if need and other is None else other
+        gradients.append((dy * factor).sum_to_size(shape) if need and factor is not None else None)
+    return tuple(gradients)
+
+
+MUL = Op(_forward, _backward)
+"""y = a b element by element, da = dy b, db = dy a, summed where they were broadcast.
+
+Residues: b if a wants a gradient, then a if b does. Extras: the same where they are `SMALL`.
+Options: `shapes` of a and b.
+
+Saves:
+    What the codec keeps of the larger factor's numbers; a small factor is a weight, or small.
+"""
+
+
+def _is_small(shape: torch.Size, shapes: Shapes) -> bool:
+    return SMALL * shape.numel() <= max(s.numel() for s in shapes)
+
+
+def _answer(codecs: Codecs, call: Call) -> Any:
+    a, b = call.args if len(call.args) == 2 else (None, None)
+    if "mul" not in codecs or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return NotImplemented
+    shapes = (a.shape, b.shape)
+    large = (
+        kept.is_floating_point() and not _is_small(kept.shape, shapes) and wants.requires_grad
+        for kept, wants in ((a, b), (b, a))
+    )
+    return saved(MUL, codecs["mul"], a, b, shapes=shapes) if any(large) else NotImplemented
+
+
+NAMES = ("mul",)
+CALLS: dict[Callable[..., Any], Answer] = {
+    torch.mul: _answer,
+    Tensor.mul: _answer,
+    Tensor.__mul__: _answer,
+}
