@@ -33,6 +33,6 @@ FAMILY = Family(
     stem=lambda model, x: model.patch_embed(x),
     chain=staged("stages"),
     finish=lambda model, x: model.norm(x),
-    tiny=lambda: AsMlp(embed_dim=24, depths=(1, 1, 2), shift_size=3, num_classes=10),
+    tiny=lambda: AsMlp(embed_dim=24, depths=(2, 2), shift_size=3, num_classes=10),
     last="norm",
 )

@@ -42,6 +42,21 @@ class Mixer(Family):
         return Role.OTHER if type(module) is Affine else super().role(path, module)
 
 
+def _tiny() -> nn.Module:
+    model = MlpMixer(
+        img_size=64,
+        patch_size=16,
+        num_blocks=3,
+        embed_dim=32,
+        mlp_ratio=4,
+        block_layer=SpatialGatingBlock,
+        mlp_layer=GatedMlp,
+        num_classes=10,
+    )
+    model.pretrained_cfg = {"input_size": (3, 64, 64)}  # type: ignore[assignment]
+    return model
+
+
 FAMILY = Mixer(
     name="mixer",
     classes=("MlpMixer",),
@@ -60,15 +75,6 @@ FAMILY = Mixer(
     stem=lambda model, x: model.stem(x),
     chain=lambda model: tuple(f"blocks.{i}" for i in range(len(model.blocks))),
     finish=lambda model, x: model.norm(x),
-    tiny=lambda: MlpMixer(
-        img_size=64,
-        patch_size=16,
-        num_blocks=3,
-        embed_dim=32,
-        mlp_ratio=4,
-        block_layer=SpatialGatingBlock,
-        mlp_layer=GatedMlp,
-        num_classes=10,
-    ),
+    tiny=_tiny,
     last="norm",
 )
