@@ -12,7 +12,7 @@ import yaml
 
 from .checkpoint import construct, describe
 from .compress import POLICIES
-from .data import Augment
+from .data import Augment, Pixels
 from .errors import InputError, UnknownName
 from .graft import Method
 from .methods.lora import LoRA
@@ -40,18 +40,23 @@ class RunConfig:
         frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
         opt: timm's name of the optimiser.
         lr: Peak learning rate.
+        min_lr: Learning rate at the end of the cosine.
         weight_decay: Decay of matrices and kernels; biases and norms never decay.
         warmup_epochs: Epochs of linear warm-up before the cosine; part of `epochs`.
+        cooldown_epochs: Epochs at `min_lr` after the cosine; part of `epochs`.
         smoothing: Label smoothing.
         clip_grad: Largest gradient norm; 0 does not clip.
         drop_path: Stochastic depth rate of the backbone.
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
+        normalize: Mean and deviation of pixels: the checkpoint's own, imagenet's, or inception's
+            (0.5 each).
         seed: Decides splits, order, initialisation, augmentation and dropout.
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.
         skip_bad_images: Leave unreadable images out instead of stopping.
         workers: Processes that load images.
         device: auto or cpu.
+        preset: The recipe the options were taken from, for the record; see `lowtide presets`.
     """
 
     model: str
@@ -69,18 +74,22 @@ class RunConfig:
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
     lr: float = 1e-3
+    min_lr: float = 0.0
     weight_decay: float = 1e-4
     warmup_epochs: float = 1.0
+    cooldown_epochs: int = 0
     smoothing: float = 0.0
     clip_grad: float = 0.0
     drop_path: float = 0.0
     augment: Augment = "none"
+    normalize: Pixels = "checkpoint"
     seed: int = 0
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     skip_bad_images: bool = False
     workers: int = 0
     device: Literal["auto", "cpu"] = "auto"
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -97,6 +106,13 @@ class RunConfig:
             raise InputError(
                 f"warmup_epochs must be at least 0 and below epochs ({self.epochs}),"
                 f" not {self.warmup_epochs}"
+            )
+        if not 0 <= self.min_lr <= self.lr:
+            raise InputError(f"min_lr must be between 0 and lr ({self.lr}), not {self.min_lr}")
+        if self.cooldown_epochs and not 0 < self.cooldown_epochs < self.epochs - self.warmup_epochs:
+            raise InputError(
+                f"cooldown_epochs must be at least 0 and leave a part of epochs ({self.epochs})"
+                f" after warmup_epochs ({self.warmup_epochs}), not {self.cooldown_epochs}"
             )
 
     @property

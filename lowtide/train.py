@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -30,6 +29,7 @@ from .errors import InputError, LowtideError
 from .memory import Meter
 from .plan import arrange, plan
 from .progress import Progress
+from .schedule import make_schedule
 from .step import make_optimizer, training_step
 from .tune import Tuned, apply
 
@@ -183,7 +183,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         optimizer=config.opt,
         frozen_dtype=config.frozen_dtype,
     )
-    preprocessing = Preprocessing.of(backbone)
+    preprocessing = Preprocessing.of(backbone).normalized(config.normalize)
     tuned = apply(backbone, config.method, num_classes=classes)
     arrange(tuned, policy, config.checkpointing, config.frozen_dtype)
     return Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
@@ -193,15 +193,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
     config = run.config
     share = config.batch_size * run.accelerator.num_processes
     steps = -(-len(run.dataset.train) // share)
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
-        warmup_lr=config.lr / 100,
-        min_lr=0.0,
-        step_on_epochs=False,
-        updates_per_epoch=steps,
-    )
+    schedule = make_schedule(optimizer, config, steps)
     meter = Meter(run.tuned, optimizer)
     with Progress(config.epochs, steps, shown=run.main) as progress:
         for epoch in range(len(run.history), config.epochs):

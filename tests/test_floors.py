@@ -22,7 +22,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("graft", "narrow", "affine", "recompute"),
     ("methods", "families", "compress"),
     ("adapter", "guard", "backbone", "checkpoint", "tune", "step", "plan"),
-    ("data", "progress", "resume", "config", "evaluate", "train", "arguments"),
+    (
+        "data",
+        "progress",
+        "resume",
+        "config",
+        "schedule",
+        "presets",
+        "evaluate",
+        "train",
+        "arguments",
+    ),
     ("bench", "report", "serve"),
     ("cli",),
 )

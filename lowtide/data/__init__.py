@@ -10,6 +10,7 @@ from .images import UnreadableImage as UnreadableImage
 from .images import decode as decode
 from .preprocessing import AUGMENTS as AUGMENTS
 from .preprocessing import Augment as Augment
+from .preprocessing import Pixels as Pixels
 from .preprocessing import Preprocessing as Preprocessing
 from .preprocessing import Transform as Transform
 from .reading import read as read

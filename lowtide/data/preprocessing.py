@@ -11,6 +11,12 @@ from typing import Any, Literal, get_args
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 from torch import Tensor, nn
 from torchvision import transforms
 
@@ -19,6 +25,15 @@ from ..errors import InputError, UnknownName
 Augment = Literal["none", "flip", "crop"]
 """What training does to an image at random. `none`: nothing; `flip`: mirror half of them;
 `crop`: timm's random resized crop and mirror."""
+
+Pixels = Literal["checkpoint", "imagenet", "inception"]
+"""Whose mean and standard deviation of pixels: the checkpoint's own, or one of two that published
+recipes use whatever the checkpoint wants. `inception` is 0.5 throughout."""
+
+PIXELS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "inception": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
+}
 
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
@@ -81,6 +96,27 @@ class Preprocessing:
             crop_pct=config["crop_pct"],
             crop_mode=config["crop_mode"],
         )
+
+    def normalized(self, pixels: Pixels) -> Preprocessing:
+        """Take another mean and standard deviation.
+
+        Args:
+            pixels: Whose.
+
+        Returns:
+            The same pre-processing otherwise.
+
+        Raises:
+            UnknownName: There is no such choice.
+        """
+        if pixels == "checkpoint":
+            return self
+        if pixels not in PIXELS:
+            raise UnknownName("normalize", pixels, get_args(Pixels))
+        mean, std = PIXELS[pixels]
+        if self.channels == 1:
+            mean, std = (math.fsum(mean) / len(mean),), (math.fsum(std) / len(std),)
+        return dataclasses.replace(self, mean=mean, std=std)
 
     @property
     def channels(self) -> int:

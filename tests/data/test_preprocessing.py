@@ -124,3 +124,17 @@ def test_only_augmented_training_is_random():
 def test_an_unknown_augmentation_is_refused():
     with pytest.raises(InputError, match="unknown augmentation 'flop': did you mean flip"):
         MADE.transform(train=True, augment="flop")
+
+
+def test_pixels_can_be_normalised_as_a_recipe_does():
+    assert MADE.normalized("checkpoint") is MADE
+    half = MADE.normalized("inception")
+    assert half.transform(train=False)(Image.new("RGB", (9, 9), (255, 255, 255))).unique() == 1.0
+    made = MADE.normalized("imagenet")
+    assert (made.mean, made.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert Preprocessing.from_dict(made.to_dict()) == made
+    assert (made.size, made.interpolation) == (MADE.size, MADE.interpolation)
+    grey = Preprocessing((32, 48), (0.1,), (0.4,), "bicubic", 0.8, "center")
+    assert grey.normalized("imagenet").mean == pytest.approx([0.449])
+    with pytest.raises(InputError, match="unknown normalize 'imagnet': did you mean imagenet"):
+        MADE.normalized("imagnet")
