@@ -42,10 +42,10 @@ class Adapter:
         """
         device = next(backbone.parameters()).device
         for path, _, graft in self.grafts:
-            graft.base = backbone.get_submodule(path)
+            graft.base = find(backbone, path)
             set_module(backbone, path, graft.to(device))
         for path, _, name, p in self.thawed:
-            module = root(backbone.get_submodule(path))
+            module = root(find(backbone, path))
             p.data = p.data.to(device)
             self.originals[path, name] = module.get_parameter(name)
             p.requires_grad_(True)
@@ -61,7 +61,7 @@ class Adapter:
         """
         for (path, name), original in self.originals.items():
             original.requires_grad_(False)
-            root(backbone.get_submodule(path))._parameters[name] = original
+            root(find(backbone, path))._parameters[name] = original
         self.originals.clear()
         for path, _, graft in reversed(self.grafts):
             set_module(backbone, path, graft.base)
@@ -84,7 +84,7 @@ class Adapter:
                     state[f"{path or '.'}/{method}/{name}"] = value
         for path, method, name, p in self.thawed:
             state[f"{path or '.'}/{method}/{name}"] = p
-            module = root(backbone.get_submodule(path))
+            module = root(find(backbone, path))
             if name == "weight" and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 moved = {b: module._buffers.get(b) for b in STATISTICS}
                 state |= {f"{path}/{method}/{b}": v for b, v in moved.items() if v is not None}
@@ -170,7 +170,22 @@ def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, leaf = path.rpartition(".")
     if not leaf:
         raise InputError("the backbone itself cannot be replaced")
-    model.get_submodule(parent)._modules[leaf] = module
+    root(find(model, parent))._modules[leaf] = module
+
+
+def find(model: nn.Module, path: str) -> nn.Module:
+    """Find what stands at a place, also inside a module that a graft has taken the place of.
+
+    Args:
+        model: The backbone, with or without grafts.
+        path: Where, in the untouched backbone.
+
+    Returns:
+        The backbone's own module there, or the graft around it.
+    """
+    for name in path.split(".") if path else ():
+        model = root(model).get_submodule(name)
+    return model
 
 
 def root(module: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ be wrong in silence.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from timm import layers as tl
 from torch import Tensor, nn
 
 from .errors import Unsupported
+from .site import Layout
 
 MAPS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, tl.Conv2dSame)
 """y = W x + b."""
@@ -65,6 +67,26 @@ def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module,
         down = nn.Linear(module.in_features, rank, bias=False, **like)
         up = nn.Linear(rank, out or module.out_features, bias=False, **like)
     nn.init.zeros_(up.weight)
+    return down, up
+
+
+def bottleneck(layout: Layout, channels: int, rank: int) -> tuple[nn.Module, nn.Module]:
+    """Build `down` and `up` of a bottleneck that maps the channels of each position on their own.
+
+    Args:
+        layout: Channel axis of what it maps.
+        channels: Channels of its input and output.
+        rank: Width between the maps.
+
+    Returns:
+        Two maps with biases, Linear where channels come last and 1x1 convolutions where they come
+        first: `down` with PyTorch's own initialisation (Kaiming-uniform, a = sqrt(5)) and a zero
+        bias, `up` at zero.
+    """
+    kind: Any = nn.Linear if layout is Layout.LAST else partial(nn.Conv2d, kernel_size=1)
+    down, up = kind(channels, rank), kind(rank, channels)
+    for zero in (down.bias, up.weight, up.bias):
+        nn.init.zeros_(zero)
     return down, up
 
 

@@ -10,8 +10,9 @@ from nets import near, wake
 from timm import layers as tl
 from torch import Tensor, nn
 
-from lowtide.affine import MAPS, NORMS, fold, low_rank, product
+from lowtide.affine import MAPS, NORMS, bottleneck, fold, low_rank, product
 from lowtide.errors import Unsupported
+from lowtide.site import Layout
 
 LINEARS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),
@@ -134,3 +135,22 @@ def test_what_computes_something_else_is_not_folded() -> None:
     assert fold(nn.ConvTranspose2d(2, 2, 1), scale=torch.ones(2)) is None
     with pytest.raises(Unsupported, match="Linear or Conv2d, not Standardised"):
         low_rank(Standardised(2, 2, 1), 1)
+
+
+def test_a_bottleneck_maps_channels_wherever_they_are() -> None:
+    torch.manual_seed(0)
+    last = bottleneck(Layout.LAST, 6, 2)
+    first = bottleneck(Layout.FIRST, 6, 2)
+    for down, up in (last, first):
+        assert down.weight.abs().max() > 0
+        assert not any(p.abs().max() for p in (down.bias, up.weight, up.bias))
+    for one, other in zip(last, first, strict=True):
+        wake(one)
+        other.weight = nn.Parameter(one.weight[..., None, None])
+        other.bias = one.bias
+    x = torch.randn(2, 6, 4, 5)
+    rows = last[1](last[0](x.permute(0, 2, 3, 1)))
+    near(first[1](first[0](x)), rows.permute(0, 3, 1, 2), 1e-5)
+    w = last[1].weight @ last[0].weight
+    b = last[1].weight @ last[0].bias + last[1].bias
+    near(rows, x.permute(0, 2, 3, 1) @ w.T + b, 1e-5)

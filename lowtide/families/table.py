@@ -221,9 +221,15 @@ def _depthwise(module: nn.Module) -> bool:
 
 
 def _layout(module: nn.Module, otherwise: Layout) -> Layout:
-    """Read the channel axis off an op that fixes it; containers take their family's."""
+    """Read the channel axis off what fixes it: an op, or the maps inside a container if they agree.
+
+    ConvNeXt's blocks are channels first, and their MLPs may be either.
+    """
     if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
         return Layout.FIRST
     if type(module) in NORMS:
         return Layout.FIRST if type(module).__name__.endswith("2d") else Layout.LAST
-    return Layout.LAST if isinstance(module, nn.Linear) else otherwise
+    if isinstance(module, nn.Linear):
+        return Layout.LAST
+    inside = {_layout(m, otherwise) for m in module.modules() if type(m) in MAPS}
+    return inside.pop() if len(inside) == 1 else otherwise
