@@ -1,7 +1,7 @@
 """What a run will need, before it runs: one training step on tensors that have no storage.
 
 No formula is kept true by hand. The model is built, tuned and compressed as for a real run, on
-shapes alone, and the meter watches two steps; so a plan equals the real run on the same device.
+shapes alone, and the meter watches a step; so a plan equals the real run on the same device.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.optim import Optimizer
 
 from .backbone import create
 from .compress import Policy, compress
 from .errors import InputError, UnknownName
 from .families import hollow, image_shape
 from .graft import Method
-from .memory import Footprint, footprint
 from .narrow import FrozenDtype
 from .step import Amp, make_optimizer, training_step
 from .tune import Tuned, apply, narrow
+from .work import Work, WorkMeter
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Plan:
         peak_bytes: Largest sum of live tensor bytes in a training step.
         parts: The same bytes by what they are: weights, saved (for backward), temporaries,
             gradients, optimiser.
+        work: What the step computes.
     """
 
     trainable_parameters: int
     total_parameters: int
     peak_bytes: int
     parts: dict[str, int]
+    work: Work
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plan as plain data.
@@ -83,21 +86,35 @@ def plan(
         The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
         library, no rounding by the allocator. Under autocast a CPU's own low-precision kernels may
         keep a few percent more.
-
-    Raises:
-        InputError: The batch cannot be cut so.
     """
-    if not 1 <= accumulate <= batch_size:
-        raise InputError(f"a batch of {batch_size} cannot be cut into {accumulate} micro-batches")
+    tuned = shadow(model, *methods, num_classes=num_classes, image_size=image_size)
+    arrange(tuned, policy or Policy.exact(), checkpointing, frozen_dtype)
+    return rehearse(tuned, batch_size, accumulate, amp, optimizer)
+
+
+def shadow(
+    model: str | nn.Module,
+    *methods: Method,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+) -> Tuned:
+    """Tune a backbone that has shapes and no weights.
+
+    Args:
+        model: A timm name, or a backbone, which is not changed.
+        *methods: What would train.
+        num_classes: Classes of the classifier; by default the backbone's.
+        image_size: Side of the square input, for a model given by name.
+
+    Returns:
+        The tuned model, on the meta device.
+    """
     with torch.device("meta"):
         if isinstance(model, str):
             backbone = create(model, pretrained=False, image_size=image_size)
         else:
             backbone = hollow(model)
-        tuned = apply(backbone, *methods, num_classes=num_classes)
-    arrange(tuned, policy or Policy.exact(), checkpointing, frozen_dtype)
-    peak = _rehearse(tuned, batch_size, accumulate, amp, optimizer)
-    return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts)
+        return apply(backbone, *methods, num_classes=num_classes)
 
 
 def arrange(tuned: Tuned, policy: Policy, checkpointing: bool, frozen_dtype: FrozenDtype) -> Tuned:
@@ -124,16 +141,53 @@ def arrange(tuned: Tuned, policy: Policy, checkpointing: bool, frozen_dtype: Fro
     return tuned
 
 
-def _rehearse(tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str) -> Footprint:
+def rehearse(tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str) -> Plan:
+    """Watch a training step on tensors without storage.
+
+    The optimiser's state is born in an update before it. Of the micro-batches two run: the second
+    finds the gradients of the first, and any other would find the same.
+
+    Args:
+        tuned: A shadow, arranged; it is used up.
+        batch: Images per update.
+        accumulate: Micro-batches the batch is cut into.
+        amp: Mixed precision.
+        optimizer: timm's name of the optimiser.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: The batch cannot be cut so.
+    """
+    if not 1 <= accumulate <= batch:
+        raise InputError(f"a batch of {batch} cannot be cut into {accumulate} micro-batches")
     with FakeTensorMode():
         _materialise(tuned)
         tuned.train()
         opt = make_optimizer(tuned, optimizer)
-        images = torch.empty(batch, *image_shape(tuned.backbone))
-        labels = torch.zeros(batch, dtype=torch.long)
+        meter, passes = WorkMeter(tuned, opt), []
+        with meter:
+            _first_update(tuned, opt)
+            images = torch.empty(batch, *image_shape(tuned.backbone))
+            labels = torch.zeros(batch, dtype=torch.long)
+            batches = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))[:2]
+            before = meter.work
+            training_step(
+                tuned, opt, batches, amp=amp, before_update=lambda: passes.append(meter.work)
+            )
+    update = meter.work - passes[0]
+    work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
+    peak = meter.peak
+    return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work)
 
-        batches = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
-        return footprint(lambda: training_step(tuned, opt, batches, amp=amp), tuned, opt)
+
+def _first_update(model: nn.Module, optimizer: Optimizer) -> None:
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _materialise(model: nn.Module) -> None:

@@ -16,10 +16,10 @@ from lowtide.families import FAMILIES
 PACKAGE = Path(lowtide.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "site"),
-    ("zoo", "memory"),
+    ("zoo", "memory", "kernels", "work"),
     ("codecs",),
     ("ops",),
-    ("graft", "narrow", "affine", "recompute"),
+    ("graft", "narrow", "affine", "scale_shift", "tensor_train", "recompute"),
     ("methods", "families", "compress"),
     ("adapter", "guard", "backbone", "checkpoint", "tune", "step", "plan"),
     (

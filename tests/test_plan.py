@@ -94,7 +94,7 @@ def test_frozen_weights_in_bf16_take_half():
     assert narrow["temporaries"] <= wide["temporaries"] + 4 * 4 * 768**2  # fc1, widened
 
 
-@pytest.mark.parametrize(("accumulate", "checkpointing"), [(2, False), (1, True)])
+@pytest.mark.parametrize(("accumulate", "checkpointing"), [(2, False), (5, False), (1, True)])
 def test_plan_follows_micro_batches_and_checkpointing(accumulate, checkpointing):
     model = tiny("vit").float()
     options = {"accumulate": accumulate, "checkpointing": checkpointing}
@@ -125,8 +125,25 @@ def test_frozen_prefix_keeps_nothing():
     assert saved < MIB
 
 
+def test_work_is_that_of_the_formulas():
+    n, c, depth = 197, 768, 12
+    maps = 32 * depth * 2 * n * 12 * c * c
+    attention = 32 * depth * 2 * 2 * n * n * c
+    stem, head = 32 * 2 * 196 * c * 768, 32 * 2 * c * 100
+    forward = stem + maps + attention + head
+    plain, parts, again = (
+        plan("vit_base_patch16_224", METHODS["bias"](), num_classes=100, **options).work
+        for options in ({}, {"accumulate": 8}, {"checkpointing": True})
+    )
+    # Back through the blocks; attention is computed once more by the fused kernel.
+    assert plain.flops == 2 * forward - stem + head + 1.5 * attention
+    assert parts.flops == plain.flops and parts.calls > 4 * plain.calls
+    # Recomputation stops where nothing more was saved: before fc2, a third of the maps.
+    assert again.flops == plain.flops + maps * 2 // 3 + attention
+
+
 def test_plan_leaves_the_model_alone():
-    model = tiny("vit")
+    model = tiny("vit").float()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     plan(model, METHODS["s2a"](), num_classes=7, batch_size=2)
     assert model.state_dict().keys() == before.keys()

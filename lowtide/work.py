@@ -1,0 +1,106 @@
+"""Count what a training step computes, beside the bytes it keeps, and say how long that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from .memory import Meter
+
+
+@dataclass(frozen=True)
+class Work:
+    """What has to be computed.
+
+    Attributes:
+        flops: Operations of matrix products, convolutions and attention; a multiply-add is two.
+        bytes: Bytes that kernels read and write, each argument and result once.
+        calls: Kernels.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    calls: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.bytes + other.bytes, self.calls + other.calls)
+
+    def __sub__(self, other: Work) -> Work:
+        return self + other * -1
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.flops * times, self.bytes * times, self.calls * times)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast work is done.
+
+        seconds = flops / flops_per_s + bytes / bytes_per_s + calls call_s
+
+    Attributes:
+        flops_per_s: Operations per second.
+        bytes_per_s: Bytes read and written per second.
+        call_s: Seconds per kernel that no size explains.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    call_s: float
+
+    def seconds(self, work: Work) -> float:
+        """Predict how long some work takes.
+
+        Args:
+            work: The work.
+
+        Returns:
+            Seconds.
+        """
+        moved = work.bytes / self.bytes_per_s
+        return work.flops / self.flops_per_s + moved + work.calls * self.call_s
+
+
+class WorkMeter(Meter):
+    """A meter that also counts work, on fake tensors as on real ones."""
+
+    work = Work()
+    """Everything counted so far."""
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if not _free(func):
+            self.work += _work(func, args, kwargs or {}, result)
+        return result
+
+
+@cache
+def _free(func: Any) -> bool:
+    """Whether a call moves no bytes: a view, or memory that is only reserved."""
+    return func.namespace == "prim" or func.is_view or "empty" in func._schema.name
+
+
+def _work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Work:
+    count = flop_registry.get(func.overloadpacket)
+    flops = 0 if count is None else count(*args, **kwargs, out_val=result)
+    tensors = {id(t): t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)}
+    moved = sum(t.numel() * t.itemsize for t in tensors.values())
+    return Work(flops, moved, 1)
+
+
+MACHINES = {
+    "cpu": Machine(45e9, 6e9, 15e-6),
+    "a100": Machine(60e12, 1.2e12, 8e-6),
+}
