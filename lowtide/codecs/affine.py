@@ -9,10 +9,18 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels.affine import (
+    Rounding,
+    affine_pack,
+    affine_unpack,
+    in_groups,
+    multiple_of_8,
+    quantise,
+    statistics,
+)
+from ..kernels.slices import standardise
 from .base import Residue
-from .bits import join, pack_bits, packed_bytes, unpack_bits
-
-Rounding = Literal["nearest", "floor", "stochastic"]
+from .bits import join, pack_bits, packed_bytes
 
 
 @dataclass(frozen=True)
@@ -63,25 +71,28 @@ class Affine:
         Returns:
             Minima (groups,), steps (groups,), and the codes as bytes.
         """
-        source = residue.source
-        size = self._size(source.shape)
-        dtype = self._stats_dtype(source.dtype)
+        source = residue.source.detach()
+        size, dtype = self._size(source.shape), self._stats_dtype(source.dtype)
+        if self._fused and (residue.whole or residue.of is standardise):
+            mean, rstd = residue.beside or (None, None)
+            return affine_pack(source, mean, rstd, self.bits, size, dtype)
         whole = self._range(residue) if self.group == "tensor" else None
         lows, steps, codes = [], [], []
-        for piece in residue.slices(8 if whole else _multiple_of_8(size)):
-            groups = piece.unsqueeze(0) if whole else _in_groups(piece, size)
+        for piece in residue.slices(8 if whole else multiple_of_8(size)):
+            groups = piece.unsqueeze(0) if whole else in_groups(piece, size)
             # aminmax along an axis does the same, ten times slower on a CPU.
             low, high = whole or (groups.amin(1, keepdim=True), groups.amax(1, keepdim=True))
-            low, step = self._outward(low, high, dtype)
-            codes.append(pack_bits(self._codes(groups, low, step, len(piece)), self.bits))
+            low, step = statistics(low, high, self.bits, dtype)
+            code = quantise(groups, len(piece), low, step, self.bits, self.rounding)
+            codes.append(pack_bits(code, self.bits))
             lows.append(low.flatten())
             steps.append(step.flatten())
         if not codes:
             nothing = source.new_empty(0, dtype=dtype)
-            return (nothing, nothing, *join([], residue, self.bits))
+            return nothing, nothing, join([], source)
         if whole:
             lows, steps = lows[:1], steps[:1]
-        return torch.cat(lows), torch.cat(steps), *join(codes, residue, self.bits)
+        return torch.cat(lows), torch.cat(steps), join(codes, source)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Compute q step + lo.
@@ -94,12 +105,9 @@ class Affine:
         Returns:
             The residue, within `bound`.
         """
-        low, step, *codes = packed
-        count, size = shape.numel(), self._size(shape)
-        compute = torch.float64 if dtype == torch.float64 else torch.float32
-        x = _in_groups(unpack_bits(tuple(codes), self.bits, count).to(compute), size)
-        x = x.mul_(step.to(compute).unsqueeze(1)).add_(low.to(compute).unsqueeze(1))
-        return x.flatten()[:count].view(shape).to(dtype)
+        low, step, codes = packed
+        size = self._size(shape)
+        return affine_unpack(low, step, codes, list(shape), self.bits, size, dtype)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
         """Count the bytes kept.
@@ -135,6 +143,10 @@ class Affine:
         per_number = most.repeat_interleave(self._size(residue.shape))
         return per_number[: residue.numel()].view(residue.shape)
 
+    @property
+    def _fused(self) -> bool:
+        return self.rounding == "nearest" and self.group != "tensor"
+
     def _size(self, shape: torch.Size) -> int:
         if self.group == "tensor":
             return max(1, shape.numel())
@@ -151,36 +163,3 @@ class Affine:
             return None
         low = torch.stack([r.min for r in ranges]).amin()
         return low.view(1, 1), torch.stack([r.max for r in ranges]).amax().view(1, 1)
-
-    def _outward(self, low: Tensor, high: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        top = 2**self.bits - 1
-        if dtype.itemsize >= low.dtype.itemsize:
-            return low, high / top - low / top
-        slack = torch.finfo(dtype).eps
-        low = (low - slack * low.abs()).to(dtype)
-        wide = low.to(high.dtype)
-        return low, ((high / top - wide / top) * (1 + slack)).to(dtype)
-
-    def _codes(self, groups: Tensor, low: Tensor, step: Tensor, count: int) -> Tensor:
-        step = step.to(groups.dtype)
-        # A constant group has no step; its one value is the minimum, code 0.
-        scale = torch.where(step < torch.finfo(step.dtype).tiny, 0, 1 / step)
-        x = (groups - low.to(groups.dtype)).mul_(scale)
-        if self.rounding == "nearest":
-            x = x.round_()
-        else:
-            x = (x.add_(torch.rand_like(x)) if self.rounding == "stochastic" else x).floor_()
-        return x.clamp_(0, 2**self.bits - 1).flatten()[:count].to(torch.uint8)
-
-
-def _multiple_of_8(size: int) -> int:
-    while size % 8:
-        size *= 2
-    return size
-
-
-def _in_groups(flat: Tensor, size: int) -> Tensor:
-    missing = -len(flat) % size
-    if missing:
-        flat = torch.cat((flat, flat[-1:].expand(missing)))
-    return flat.view(-1, size)

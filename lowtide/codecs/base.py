@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-SLICE = 1 << 18
-"""Numbers that are packed at a time, so that what packing needs besides its result stays small."""
+from ..kernels.slices import SLICE as SLICE
+from ..kernels.slices import slices
 
 
 def _same(rows: Tensor) -> Tensor:
@@ -24,10 +23,14 @@ class Residue(NamedTuple):
         source: A tensor that is alive anyway.
         of: Maps a slice of `source` along its leading dimensions to the same slice of the residue;
             shapes stay. Identity if not given.
+        beside: What else `of` takes: tensors (..., 1) of numbers per row, sliced alike.
+        pointwise: Whether `of` maps each number by itself.
     """
 
     source: Tensor
-    of: Callable[[Tensor], Tensor] = _same
+    of: Callable[..., Tensor] = _same
+    beside: tuple[Tensor, ...] = ()
+    pointwise: bool = False
 
     @property
     def whole(self) -> bool:
@@ -40,23 +43,10 @@ class Residue(NamedTuple):
         Args:
             unit: Every piece but the last holds a multiple of this many numbers.
 
-        Yields:
+        Returns:
             Pieces (n,), together the flattened residue, in float32 or float64.
         """
-        x = self.source.detach()
-        if x.numel() == 0:
-            return
-        if x.ndim < 2:
-            x = x.reshape(1, -1)
-        elif x.is_contiguous():
-            x = x.flatten(0, -2)
-        row = x[0].numel()
-        step = unit // math.gcd(unit, row)
-        # A compiler fuses the chain by itself, and unrolled slices would only lengthen its graph.
-        rows = len(x) if torch.compiler.is_compiling() else step * max(1, SLICE // (row * step))
-        for start in range(0, len(x), rows):
-            piece = self.of(x[start : start + rows]).reshape(-1)
-            yield piece if piece.dtype == torch.float64 else piece.float()
+        return slices((self.source, *self.beside), unit, self.of)
 
 
 class Reader(Protocol):

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownName
 from .base import Residue
-from .bits import join, pack_bits, packed_bytes, unpack_bits
+from .bits import packed_bytes
 from .levels import LEVELS
-
-CELLS = 4096
-"""Cells of the table that finds the nearest level."""
+from .stairs import pack, scale, unpack
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,8 @@ class Codebook:
 
         code = argmin |r - levels|,  r' = levels[code]
 
-    The code is looked up in a table of 4,096 equal cells, which on a CPU is fifty times faster than
-    a search for the edge; next to an edge it may be the second nearest.
+    Of a slope f'(x) the code is found by comparing x itself with the edges where the code changes:
+    the slope is never computed.
 
     Made for the slope of an activation function, whose range is known beforehand: the levels are
     fitted once per function (Lloyd 1982, Max 1960) by `scripts/fit_codebooks.py`.
@@ -79,13 +77,8 @@ class Codebook:
         Returns:
             The codes as bytes.
         """
-        low, high = self.levels[0], self.levels[-1]
-        nearest = self._nearest(residue.source.device)
-        pieces = []
-        for piece in residue.slices(8):
-            cells = ((piece - low) * (CELLS / (high - low))).to(torch.int32).clamp_(0, CELLS - 1)
-            pieces.append(pack_bits(nearest.index_select(0, cells.flatten()), self.bits))
-        return join(pieces, residue, self.bits)
+        pairs = zip(self.levels, self.levels[1:], strict=False)
+        return pack(residue, tuple((a + b) / 2 for a, b in pairs))
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Look the codes up.
@@ -98,9 +91,19 @@ class Codebook:
         Returns:
             The nearest levels.
         """
-        codes = unpack_bits(packed, self.bits, shape.numel())
-        levels = torch.tensor(self.levels, dtype=dtype, device=codes.device)
-        return levels.index_select(0, codes.int()).view(shape)
+        return unpack(packed, self.levels, shape, dtype)
+
+    def scale(self, packed: tuple[Tensor, ...], dy: Tensor) -> Tensor:
+        """Multiply a gradient with the levels, in one pass.
+
+        Args:
+            packed: What `pack` gave.
+            dy: A gradient in the shape of the residue.
+
+        Returns:
+            dy r'.
+        """
+        return scale(packed, self.levels, dy)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
         """Count the bytes kept.
@@ -125,14 +128,5 @@ class Codebook:
         """
         gaps = [(b - a) / 2 for a, b in zip(self.levels, self.levels[1:], strict=False)]
         ends = [self.levels[0] - self.reach[0], self.reach[1] - self.levels[-1]]
-        cell = (self.levels[-1] - self.levels[0]) / CELLS
-        return torch.full_like(residue, max(*gaps, *ends) + cell)
-
-    def _nearest(self, device: torch.device) -> Tensor:
-        """Say for each cell between the outer levels which level its middle is nearest to."""
-        levels = torch.tensor(self.levels, device=device)
-        middles = (torch.arange(CELLS, device=device) + 0.5) / CELLS
-        edges = (levels[1:] + levels[:-1]) / 2
-        return torch.bucketize(levels[0] + middles * (levels[-1] - levels[0]), edges).to(
-            torch.uint8
-        )
+        # Besides: the rounding of the residue itself.
+        return torch.full_like(residue, max(*gaps, *ends) + 1e-6)

@@ -33,7 +33,7 @@ class Exact:
         Returns:
             The residue.
         """
-        kept = residue.of(residue.source.detach())
+        kept = residue.of(residue.source.detach(), *residue.beside)
         if torch.compiler.is_compiling() or isinstance(residue.source, nn.Parameter):
             return (kept,)
         part = kept.untyped_storage().nbytes() > PART * kept.numel() * kept.itemsize

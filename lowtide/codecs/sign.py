@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .base import Residue
-from .bits import join, pack_bits, packed_bytes, unpack_bits
+from .bits import packed_bytes
+from .stairs import pack, scale, unpack
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Sign:
         Returns:
             One byte per eight numbers.
         """
-        return join([pack_bits((p > 0).to(torch.uint8), 1) for p in residue.slices(8)], residue, 1)
+        return pack(residue, (0.0,))
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Turn the bits into zeros and ones.
@@ -43,7 +44,19 @@ class Sign:
         Returns:
             Zeros and ones.
         """
-        return unpack_bits(packed, 1, shape.numel()).view(shape).to(dtype)
+        return unpack(packed, (0.0, 1.0), shape, dtype)
+
+    def scale(self, packed: tuple[Tensor, ...], dy: Tensor) -> Tensor:
+        """Multiply a gradient with the zeros and ones.
+
+        Args:
+            packed: What `pack` gave.
+            dy: A gradient in the shape of the residue.
+
+        Returns:
+            It where the residue was positive, else zero.
+        """
+        return scale(packed, (0.0, 1.0), dy)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
         """Count the bytes kept.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.base import Residue
+from ..kernels.slices import standardise, wide
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 
@@ -20,12 +21,12 @@ def _forward(
     if torch.is_autocast_enabled(x.device.type):
         # Autocast knows layer_norm, not its native form.
         y = F.layer_norm(x, shape, weight, bias, eps)
-        rstd = torch.native_layer_norm(_wide(x), shape, None, None, eps)[2]
+        _, mean, rstd = torch.native_layer_norm(wide(x), shape, None, None, eps)
     else:
-        y, _, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
     dx, dw, _ = needs
-    residue = Residue(x, lambda rows: F.layer_norm(_wide(rows), shape, None, None, eps))
-    kept = (_wide(rstd), weight) if dx else (None, None)
+    residue = Residue(x, standardise, (mean, rstd))
+    kept = (wide(rstd), weight) if dx else (None, None)
 
     def again(x_hat: Tensor) -> Tensor:
         scaled = x_hat if weight is None else x_hat * weight
@@ -38,9 +39,9 @@ def _backward(
     needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, *, eps: float
 ) -> Tensors:
     rstd, weight = extras
-    dy = _wide(dy)
+    dy = wide(dy)
     rows = tuple(range(dy.ndim - 1))
-    x_hat = _wide(residues[0]) if residues else dy
+    x_hat = wide(residues[0]) if residues else dy
     dx = _dx(dy, x_hat, rstd, weight) if rstd is not None else None
     dw = (dy * x_hat).sum(rows) if needs[1] else None
     return dx, dw, dy.sum(rows) if needs[2] else None
@@ -61,10 +62,6 @@ def _dx(dy: Tensor, x_hat: Tensor, rstd: Tensor, weight: Tensor | None) -> Tenso
         [True, False, False],
     )
     return dx.mul_(rstd)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 LAYER_NORM = Op(_forward, _backward)

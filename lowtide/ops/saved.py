@@ -76,10 +76,12 @@ class Op:
             gradient; what only the others need is left out.
         backward: `(needs, residues, extras, dy, **options) -> gradients`, one for each tensor,
             None where there is no need.
+        scales: Whether the gradient is dy times the one residue, which some codecs do in one pass.
     """
 
     forward: Callable[..., Forward]
     backward: Callable[..., Tensors]
+    scales: bool = False
 
 
 def saved(
@@ -168,6 +170,8 @@ class _Saved(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         tensors, residues = ctx.saved_tensors, []
+        if ctx.op.scales and hasattr(ctx.kept[0][0], "scale"):
+            return None, None, None, None, ctx.kept[0][0].scale(tensors, dy)
         for codec, count, shape, dtype in ctx.kept:
             residues.append(codec.unpack(tensors[:count], shape, dtype))
             tensors = tensors[count:]

@@ -18,7 +18,7 @@ Slope = Callable[[Tensor], Tensor]
 
 
 def _forward(needs: Needs, x: Tensor, *, call: Slope, slope: Slope) -> Forward:
-    return Forward(call(x), (Residue(x, slope),))
+    return Forward(call(x), (Residue(x, slope, pointwise=True),))
 
 
 def _backward(
@@ -27,7 +27,7 @@ def _backward(
     return (dy * residues[0],)
 
 
-UNARY = Op(_forward, _backward)
+UNARY = Op(_forward, _backward, scales=True)
 """y = f(x), dx = dy f'(x). Residue: the slope f'(x), made from x slice by slice.
 
 Options: `call` is f, `slope` is f'.

@@ -1,0 +1,352 @@
+// Codes of a few bits, packed and unpacked in one pass over memory; bit for bit what affine.py and
+// staircase.py define in plain PyTorch. Compiled by native.py at first use, without contraction of
+// products and sums, so every operation rounds as PyTorch's does.
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+constexpr int64_t CHUNK = 64;
+constexpr int64_t SMALL = 1 << 15;  // numbers below which a second thread costs more than it gives
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float wide(float x) { return x; }
+
+inline float wide(bf16 x) {
+  uint32_t u = uint32_t(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+
+inline void narrow(float x, float* out) { *out = x; }
+
+inline void narrow(float x, bf16* out) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  // To the nearest, ties to even; NaN stays NaN.
+  out->bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// Where each field of a code lies: 6 bits are 4 and 2, each in bytes of its own.
+struct Fields {
+  int count = 0;
+  int width[4], shift[4];
+  int64_t start[4];
+
+  Fields(int64_t bits, int64_t numbers) {
+    int64_t bytes = 0;
+    int shifted = 0;
+    for (int w = 8; w >= 1; w /= 2) {
+      if (!(bits & w)) continue;
+      width[count] = w, shift[count] = shifted, start[count] = bytes;
+      count++, shifted += w;
+      bytes += (numbers * w + 7) / 8;
+    }
+  }
+
+  // The first number is a multiple of 8, and `codes` has room for zeros up to the next one.
+  void pack(uint8_t* codes, int64_t first, int64_t n, uint8_t* out) const {
+    for (int64_t i = n; i % 8; i++) codes[i] = 0;
+    for (int f = 0; f < count; f++) {
+      const int w = width[f], s = shift[f];
+      uint8_t* to = out + start[f] + first * w / 8;
+      const int64_t bytes = (n * w + 7) / 8;
+      if (w == 8) std::memcpy(to, codes, n);
+      if (w == 4)
+        for (int64_t i = 0; i < bytes; i++)
+          to[i] = (codes[2 * i] >> s & 15) | (codes[2 * i + 1] >> s & 15) << 4;
+      if (w == 2)
+        for (int64_t i = 0; i < bytes; i++) {
+          const uint8_t* c = codes + 4 * i;
+          to[i] = (c[0] >> s & 3) | (c[1] >> s & 3) << 2 | (c[2] >> s & 3) << 4 | (c[3] >> s & 3) << 6;
+        }
+      if (w == 1)
+        for (int64_t i = 0; i < bytes; i++) {
+          uint8_t byte = 0;
+          for (int p = 0; p < 8; p++) byte |= (codes[8 * i + p] >> s & 1) << p;
+          to[i] = byte;
+        }
+    }
+  }
+
+  // `codes` has room for the next multiple of 8.
+  void unpack(const uint8_t* in, int64_t first, int64_t n, uint8_t* codes) const {
+    for (int f = 0; f < count; f++) {
+      const int w = width[f], s = shift[f];
+      const uint8_t* from = in + start[f] + first * w / 8;
+      const int64_t bytes = (n * w + 7) / 8;
+      const int per = 8 / w, mask = (1 << w) - 1;
+      if (f == 0) std::memset(codes, 0, bytes * per);
+      if (w == 8)
+        std::memcpy(codes, from, n);
+      else if (w == 4)
+        for (int64_t i = 0; i < bytes; i++) {
+          codes[2 * i] |= (from[i] & 15) << s;
+          codes[2 * i + 1] |= (from[i] >> 4) << s;
+        }
+      else
+        for (int64_t i = 0; i < bytes; i++)
+          for (int p = 0; p < per; p++) codes[per * i + p] |= (from[i] >> p * w & mask) << s;
+    }
+  }
+};
+
+// Read n numbers from `first` on, shifted and scaled row by row if asked.
+template <class T>
+void read(const T* x, const float* shift, const float* scale, int64_t row, int64_t first, int64_t n,
+          float* out) {
+  if (!scale) {
+    for (int64_t i = 0; i < n; i++) out[i] = wide(x[first + i]);
+    return;
+  }
+  for (int64_t done = 0; done < n;) {
+    const int64_t at = first + done, r = at / row;
+    const int64_t m = std::min(n - done, (r + 1) * row - at);
+    const float minus = shift[r], times = scale[r];
+    for (int64_t i = 0; i < m; i++) out[done + i] = (wide(x[at + i]) - minus) * times;
+    done += m;
+  }
+}
+
+void extremes(const float* x, int64_t n, float* low, float* high) {
+  float lo = x[0], hi = x[0];
+  int bad = 0;
+  int64_t i = 0;
+  if (n >= LANES) {
+    Floats v, least, most;
+    Ints broken = {};
+    std::memcpy(&least, x, sizeof v);
+    most = least;
+    for (; i + LANES <= n; i += LANES) {
+      std::memcpy(&v, x + i, sizeof v);
+      least = v < least ? v : least;
+      most = v > most ? v : most;
+      broken |= v != v;
+    }
+    for (int64_t l = 0; l < LANES; l++) {
+      lo = std::min(lo, least[l]);
+      hi = std::max(hi, most[l]);
+      bad |= broken[l];
+    }
+  }
+  for (; i < n; i++) {
+    lo = std::min(lo, x[i]);
+    hi = std::max(hi, x[i]);
+    bad |= x[i] != x[i];
+  }
+  *low = bad ? NAN : lo;
+  *high = bad ? NAN : hi;
+}
+
+// Minimum and step of a group as they are kept, and as read back.
+template <class S>
+void statistics(float low, float high, float top, S* kept_low, S* kept_step, float* minus,
+                float* step) {
+  if (sizeof(S) < 4) {
+    const float slack = 0.0078125f;
+    narrow(low - slack * std::fabs(low), kept_low);
+    *minus = wide(*kept_low);
+    narrow((high / top - *minus / top) * (1 + slack), kept_step);
+  } else {
+    narrow(low, kept_low);
+    narrow(high / top - low / top, kept_step);
+    *minus = low;
+  }
+  *step = wide(*kept_step);
+}
+
+inline void quantise(const float* x, int64_t n, float minus, float scale, float top, uint8_t* codes) {
+  for (int64_t i = 0; i < n; i++) {
+    float q = std::rint((x[i] - minus) * scale);
+    q = q > 0 ? q : 0;  // NaN becomes 0
+    codes[i] = uint8_t(int32_t(q < top ? q : top));
+  }
+}
+
+int64_t unit(int64_t group) {
+  int64_t n = group;
+  while (n % 8) n *= 2;
+  return n;
+}
+
+// Blocks that start at a whole byte and at a whole group: at least 64 numbers of them.
+int64_t block_of(int64_t group) {
+  const int64_t u = unit(group);
+  return (CHUNK + u - 1) / u * u;
+}
+
+template <class T, class S>
+void affine_pack(const T* x, const float* shift, const float* scale, int64_t row, int64_t start,
+                 int64_t n, int64_t total, int64_t group, int64_t bits, S* lows, S* steps,
+                 uint8_t* out, int64_t threads) {
+  const Fields fields(bits, total);
+  const int64_t block = block_of(group), blocks = (n + block - 1) / block;
+  const float top = (1 << bits) - 1;
+#pragma omp parallel num_threads(n < SMALL ? 1 : threads)
+  {
+    std::vector<float> values(block);
+    std::vector<uint8_t> codes(block + 8);
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+      const int64_t first = b * block, m = std::min(block, n - first);
+      read(x, shift, scale, row, first, m, values.data());
+      for (int64_t at = 0; at < m; at += group) {
+        const int64_t g = (start + first + at) / group, size = std::min(group, m - at);
+        float low, high, minus, step;
+        extremes(&values[at], size, &low, &high);
+        statistics(low, high, top, lows + g, steps + g, &minus, &step);
+        quantise(&values[at], size, minus, step < FLT_MIN ? 0 : 1 / step, top, &codes[at]);
+      }
+      fields.pack(codes.data(), start + first, m, out);
+    }
+  }
+}
+
+template <class T, class S>
+void affine_unpack(const S* lows, const S* steps, const uint8_t* in, int64_t n, int64_t group,
+                   int64_t bits, T* out, int64_t threads) {
+  const Fields fields(bits, n);
+  const int64_t block = block_of(group), blocks = (n + block - 1) / block;
+#pragma omp parallel num_threads(n < SMALL ? 1 : threads)
+  {
+    std::vector<uint8_t> codes(block + 8);
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+      const int64_t first = b * block, m = std::min(block, n - first);
+      fields.unpack(in, first, m, codes.data());
+      for (int64_t at = 0; at < m; at += group) {
+        const int64_t g = (first + at) / group, size = std::min(group, m - at);
+        const float step = wide(steps[g]), low = wide(lows[g]);
+        const uint8_t* c = &codes[at];
+        T* to = out + first + at;
+        for (int64_t i = 0; i < size; i++) narrow(float(c[i]) * step + low, to + i);
+      }
+    }
+  }
+}
+
+template <class T>
+void staircase_pack(const T* x, int64_t start, int64_t n, int64_t total, const double* edges,
+                    const int64_t* codes, int64_t count, int64_t bits, uint8_t* out,
+                    int64_t threads) {
+  const Fields fields(bits, total);
+  const int64_t blocks = (n + CHUNK - 1) / CHUNK;
+  std::vector<float> edge(count);
+  std::vector<int32_t> rise(count);
+  for (int64_t j = 0; j < count; j++) {
+    // The largest float not above the edge: x > edge says the same of both.
+    edge[j] = float(edges[j]);
+    if (edge[j] > edges[j]) edge[j] = std::nextafter(edge[j], -INFINITY);
+    rise[j] = int32_t(codes[j + 1] - codes[j]);
+  }
+#pragma omp parallel for schedule(static) num_threads(n < SMALL ? 1 : threads)
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t first = b * CHUNK, m = std::min(CHUNK, n - first);
+    float values[CHUNK] = {};
+    int32_t sums[CHUNK];
+    uint8_t bytes[CHUNK] = {};
+    read(x, nullptr, nullptr, 0, first, m, values);
+    Floats v[CHUNK / LANES];
+    Ints code[CHUNK / LANES];
+    std::memcpy(v, values, sizeof v);
+    for (Ints& c : code) c = Ints{} + int32_t(codes[0]);
+    for (int64_t j = 0; j < count; j++)
+      for (int64_t k = 0; k < CHUNK / LANES; k++) code[k] += (v[k] > edge[j]) & rise[j];
+    std::memcpy(sums, code, sizeof code);
+    for (int64_t i = 0; i < CHUNK; i++) bytes[i] = uint8_t(sums[i]);
+    fields.pack(bytes, start + first, m, out);
+  }
+}
+
+// The numbers of each byte at once, from a table of 256 rows.
+template <int PER>
+void look_up(const float* of_byte, const uint8_t* from, int64_t bytes, float* out) {
+  for (int64_t i = 0; i < bytes; i++)
+    std::memcpy(out + i * PER, of_byte + from[i] * PER, PER * sizeof(float));
+}
+
+// levels[code], times dy if there is one.
+template <class T>
+void staircase_unpack(const uint8_t* in, int64_t n, const double* levels, int64_t bits,
+                      const T* dy, T* out, int64_t threads) {
+  const Fields fields(bits, n);
+  const int64_t blocks = (n + CHUNK - 1) / CHUNK;
+  const int per = 8 / bits, mask = (1 << bits) - 1;
+  const bool whole = fields.count == 1;
+  std::vector<float> of_byte(whole ? 256 * per : 0), of_code(1 << bits);
+  for (int c = 0; c <= mask; c++) {
+    T rounded;
+    narrow(float(levels[c]), &rounded);
+    of_code[c] = wide(rounded);
+  }
+  if (whole)
+    for (int i = 0; i < 256 * per; i++) of_byte[i] = of_code[(i / per) >> i % per * bits & mask];
+#pragma omp parallel for schedule(static) num_threads(n < SMALL ? 1 : threads)
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t first = b * CHUNK, m = std::min(CHUNK, n - first);
+    float v[CHUNK];
+    if (whole) {
+      const uint8_t* from = in + first * bits / 8;
+      const int64_t bytes = (m + per - 1) / per;
+      if (per == 1) look_up<1>(of_byte.data(), from, bytes, v);
+      if (per == 2) look_up<2>(of_byte.data(), from, bytes, v);
+      if (per == 4) look_up<4>(of_byte.data(), from, bytes, v);
+      if (per == 8) look_up<8>(of_byte.data(), from, bytes, v);
+    } else {
+      uint8_t codes[CHUNK];
+      fields.unpack(in, first, m, codes);
+      for (int64_t i = 0; i < m; i++) v[i] = of_code[codes[i]];
+    }
+    if (dy)
+      for (int64_t i = 0; i < m; i++) narrow(wide(dy[first + i]) * v[i], out + first + i);
+    else
+      for (int64_t i = 0; i < m; i++) narrow(v[i], out + first + i);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+#define FOR_TYPES(T, t)                                                                            \
+  void staircase_pack_##t(const T* x, int64_t start, int64_t n, int64_t total,                     \
+                          const double* edges, const int64_t* codes, int64_t count, int64_t bits,  \
+                          uint8_t* out, int64_t threads) {                                         \
+    staircase_pack(x, start, n, total, edges, codes, count, bits, out, threads);                   \
+  }                                                                                                \
+  void staircase_unpack_##t(const uint8_t* in, int64_t n, const double* levels, int64_t bits,      \
+                            const T* dy, T* out, int64_t threads) {                                \
+    staircase_unpack(in, n, levels, bits, dy, out, threads);                                       \
+  }
+
+#define FOR_PAIRS(T, t, S, s)                                                                      \
+  void affine_pack_##t##_##s(const T* x, const float* shift, const float* scale, int64_t row,      \
+                             int64_t start, int64_t n, int64_t total, int64_t group, int64_t bits, \
+                             S* lows, S* steps, uint8_t* out, int64_t threads) {                   \
+    affine_pack(x, shift, scale, row, start, n, total, group, bits, lows, steps, out, threads);    \
+  }                                                                                                \
+  void affine_unpack_##t##_##s(const S* lows, const S* steps, const uint8_t* in, int64_t n,        \
+                               int64_t group, int64_t bits, T* out, int64_t threads) {             \
+    affine_unpack(lows, steps, in, n, group, bits, out, threads);                                  \
+  }
+
+FOR_TYPES(float, float32)
+FOR_TYPES(bf16, bfloat16)
+FOR_PAIRS(float, float32, float, float32)
+FOR_PAIRS(float, float32, bf16, bfloat16)
+FOR_PAIRS(bf16, bfloat16, float, float32)
+FOR_PAIRS(bf16, bfloat16, bf16, bfloat16)
+}
