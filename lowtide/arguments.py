@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from .config import RunConfig, read_yaml
 from .errors import InputError, UnknownName
 from .methods import METHODS
+from .presets import preset
 
 
 class Parser(ArgumentParser):
@@ -161,7 +162,9 @@ def add_method(parser: Parser, name: str) -> None:
 
 
 def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
-    """Read a run's config from a file, from arguments, or from both.
+    """Read a run's config from a preset, from a file over it, and from arguments over both.
+
+    A file that holds every option, as the one in a run folder, does without the preset it names.
 
     Args:
         parser: Knows the command's own options; gets the run's.
@@ -176,8 +179,11 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     args, name = method_options(args)
     path = value_of(args, "--config")
     given = {} if path is None else read_yaml(Path(path))
-    method = given.get("method", {"name": "lora"})
-    method = {"name": method} if isinstance(method, str) else dict(method)
+    own = {f.name for f in dataclasses.fields(RunConfig)}
+    recipe = value_of(args, "--preset") or (None if own <= given.keys() else given.get("preset"))
+    if recipe is not None:
+        given = _over(recipe, given)
+    method = _named(given.get("method", "lora"))
     if name is not None and name != method.get("name"):
         method = {"name": name}  # another method's options mean nothing to this one
     if "name" not in method:
@@ -185,8 +191,7 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     given["method"] = method
     add_method(parser, str(method["name"]))
     add_fields(parser, RunConfig)
-    own = {f.name for f in dataclasses.fields(RunConfig)}
-    values = parser.read(args, given)
+    values = parser.read(args, given) | {"preset": given.get("preset")}
     return RunConfig.from_dict({k: v for k, v in values.items() if k in own}), {
         k: v for k, v in values.items() if k not in own
     }
@@ -208,6 +213,19 @@ def value_of(args: Sequence[str], flag: str) -> str | None:
         if arg.startswith(f"{flag}="):
             return arg.partition("=")[2]
     return None
+
+
+def _over(recipe: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Lay options over those of a preset; the same method keeps the preset's other options."""
+    listed, options = preset(recipe)
+    method = _named(given.get("method", {}))
+    if method.get("name", options["method"]["name"]) == options["method"]["name"]:
+        method = options["method"] | method
+    return {**options, **given, "method": method, "preset": listed}
+
+
+def _named(method: Any) -> dict[str, Any]:
+    return {"name": method} if isinstance(method, str) else dict(method)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

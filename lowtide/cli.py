@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .families import family_of, measure, prepare
 from .methods import METHODS
 from .narrow import FrozenDtype
 from .plan import Plan, plan
+from .presets import presets, unknown
 from .step import Amp
 from .train import CONFIG, train
 
@@ -188,6 +190,24 @@ def _methods(args: Sequence[str]) -> None:
     OUT.print(table)
 
 
+def _presets(args: Sequence[str]) -> None:
+    """List published recipes, all of them or those whose names hold a pattern."""
+    parser = Parser("presets", _summary(_presets))
+    parser.add_argument(
+        "pattern", type=str, nargs="?", default="", help="Part of a name, * for anything."
+    )
+    pattern = parser.read(args)["pattern"]
+    found = {n: o for n, o in presets().items() if fnmatch(n, f"*{pattern}*")}
+    if not found:
+        raise unknown(pattern)
+    columns = ("lr", "weight_decay", "drop_path", "batch_size", "epochs")
+    table = Table("preset", *(c.partition("_")[0] for c in columns))
+    for name, options in found.items():
+        table.add_row(name, *(str(options[c]) for c in columns))
+    OUT.print(table)
+    OUT.print(f"{len(found)} presets; lowtide train --preset NAME --help shows all options of one")
+
+
 def _info(args: Sequence[str]) -> None:
     """List the sites of a backbone: where methods can act."""
     parser = Parser("info", _summary(_info))
@@ -219,6 +239,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "merge": _merge,
     "plan": _plan,
     "methods": _methods,
+    "presets": _presets,
     "info": _info,
 }
 

@@ -46,6 +46,7 @@ class RunConfig:
         cooldown_epochs: Epochs at `min_lr` after the cosine; part of `epochs`.
         smoothing: Label smoothing.
         clip_grad: Largest gradient norm; 0 does not clip.
+        ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
         drop_path: Stochastic depth rate of the backbone.
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
         normalize: Mean and deviation of pixels: the checkpoint's own, imagenet's, or inception's
@@ -80,6 +81,7 @@ class RunConfig:
     cooldown_epochs: int = 0
     smoothing: float = 0.0
     clip_grad: float = 0.0
+    ema: float = 0.0
     drop_path: float = 0.0
     augment: Augment = "none"
     normalize: Pixels = "checkpoint"
@@ -109,6 +111,8 @@ class RunConfig:
             )
         if not 0 <= self.min_lr <= self.lr:
             raise InputError(f"min_lr must be between 0 and lr ({self.lr}), not {self.min_lr}")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema must be at least 0 and below 1, not {self.ema}")
         if self.cooldown_epochs and not 0 < self.cooldown_epochs < self.epochs - self.warmup_epochs:
             raise InputError(
                 f"cooldown_epochs must be at least 0 and leave a part of epochs ({self.epochs})"

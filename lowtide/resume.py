@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ RECORD, PLAIN, SCALER = "record", "plain", "scaler"
 
 
 def write(
-    path: Path, tuned: Tuned, optimizer: Optimizer, scaler: Any, record: dict[str, Any]
+    path: Path,
+    tuned: Tuned,
+    optimizer: Optimizer,
+    scaler: Any,
+    record: dict[str, Any],
+    averages: Sequence[Tensor] = (),
 ) -> None:
     """Write a checkpoint; a crash leaves the old one or the new one.
 
@@ -27,8 +33,10 @@ def write(
         optimizer: Its state is stored; its learning rate is the schedule's business.
         scaler: Loss scaler of fp16, or None.
         record: What else to know; plain JSON.
+        averages: Running averages of what trains.
     """
     tensors = {f"model/{key}": value for key, value in tuned.adapter_state().items()}
+    tensors |= {f"average/{i}": value for i, value in enumerate(averages)}
     plain: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -57,7 +65,13 @@ def record_of(path: Path) -> dict[str, Any]:
     return json.loads(header[RECORD])
 
 
-def read(path: Path, tuned: Tuned, optimizer: Optimizer, scaler: Any) -> None:
+def read(
+    path: Path,
+    tuned: Tuned,
+    optimizer: Optimizer,
+    scaler: Any,
+    averages: Sequence[Tensor] = (),
+) -> None:
     """Put model, optimiser and scaler back to where they were.
 
     Args:
@@ -65,6 +79,7 @@ def read(path: Path, tuned: Tuned, optimizer: Optimizer, scaler: Any) -> None:
         tuned: The same methods on the same backbone.
         optimizer: The same optimiser.
         scaler: Loss scaler of fp16, or None.
+        averages: Running averages of what trains, written over.
     """
     tensors, header = read_tensors(path), read_metadata(path)
     state: dict[int, dict[str, Any]] = {}
@@ -73,6 +88,8 @@ def read(path: Path, tuned: Tuned, optimizer: Optimizer, scaler: Any) -> None:
         kind, _, rest = key.partition("/")
         if kind == "model":
             model[rest] = value
+        elif kind == "average":
+            averages[int(rest)].copy_(value)
         else:
             index, _, name = rest.partition("/")
             state.setdefault(int(index), {})[name] = value

@@ -7,7 +7,7 @@ import json
 import math
 import platform
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import resume
+from .average import Average
 from .backbone import create
 from .checkpoint import write_text
 from .compress import POLICIES
@@ -58,6 +59,7 @@ class Run:
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
         cache: Decoded images, kept between epochs.
+        average: The running average of what trains, if one is kept.
     """
 
     config: RunConfig
@@ -71,11 +73,16 @@ class Run:
     step_s: list[float] = field(default_factory=list)
     measured_bytes: int = 0
     cache: Cache = field(default_factory=Cache)
+    average: Average | None = None
 
     @property
     def main(self) -> bool:
         """Whether this process writes the files."""
         return self.accelerator.is_main_process
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Enter the state that is scored and saved."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def batches(self, samples: tuple[Sample, ...], epoch: int = 0, training: bool = False) -> Any:
         """Load one pass over some samples, this process's share of it.
@@ -132,6 +139,8 @@ def train(
     run = prepare(config, folder)
     optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
     model, wrapped = run.accelerator.prepare(run.tuned, optimizer)
+    if config.ema:
+        run.average = Average(run.tuned, config.ema)
     if continues:
         _restore(run, optimizer)
     elif run.main:
@@ -140,7 +149,8 @@ def train(
             (folder / stale).unlink(missing_ok=True)
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     _fit(run, model, wrapped, optimizer)
-    return _finish(run, model)
+    with run.averaged():
+        return _finish(run, model)
 
 
 def prepare(config: RunConfig, folder: Path) -> Run:
@@ -208,16 +218,20 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                 losses.append(
                     _update(run, model, wrapped, images, labels, meter if metered else None)
                 )
+                if run.average:
+                    run.average.update()
                 if not math.isfinite(losses[-1]):
                     raise LowtideError(
                         f"the loss is {losses[-1]} at epoch {epoch + 1}, step {step + 1}: lower"
                         f" --lr ({config.lr:g}) or set --clip-grad 1; finished epochs are kept"
                     )
                 progress.step(losses[-1])
+            with run.averaged():
+                validated = _accuracy(run, model, run.dataset.val)
             run.history.append({
                 "epoch": epoch + 1,
                 "train_loss": sum(losses) / len(losses),
-                "val_accuracy": _accuracy(run, model, run.dataset.val),
+                "val_accuracy": validated,
                 "seconds": round(time.perf_counter() - started, 2),
             })
             progress.epoch(run.history[-1])
@@ -279,7 +293,9 @@ def _save(run: Run, optimizer: Optimizer) -> None:
         "measured_bytes": run.measured_bytes,
         "data": run.dataset.fingerprint,
     }
-    resume.write(run.folder / CHECKPOINT, run.tuned, optimizer, run.accelerator.scaler, record)
+    averages = run.average.averages if run.average else ()
+    scaler = run.accelerator.scaler
+    resume.write(run.folder / CHECKPOINT, run.tuned, optimizer, scaler, record, averages)
     write_text(run.folder / LOG, "".join(json.dumps(line) + "\n" for line in run.history))
 
 
@@ -291,7 +307,8 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     record = resume.record_of(path)
     if record["data"] != run.dataset.fingerprint:
         raise InputError(f"{run.config.data} has changed since {run.folder} was started")
-    resume.read(path, run.tuned, optimizer, run.accelerator.scaler)
+    averages = run.average.averages if run.average else ()
+    resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
     run.history, run.measured_bytes = record["history"], record["measured_bytes"]
 
 

@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "resume",
         "config",
         "schedule",
+        "average",
         "presets",
         "evaluate",
         "train",
