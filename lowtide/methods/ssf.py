@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
-
-from ..affine import fold
-from ..graft import Edit, Graft, Method, Swap, method, need
-from ..site import Layout, Role, Site, Sites
+from ..graft import Edit, Method, Swap, method, need
+from ..scale_shift import ScaleShift
+from ..site import Role, Sites
 
 AFTER = (Role.NORM, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR)
 CONVOLVED = (Role.STEM, Role.CONV, Role.DOWN)
@@ -61,42 +58,8 @@ class SSF(Method):
         after = sites.where(
             lambda s: s.role in AFTER or (s.role in CONVOLVED and "bias" in s.params)
         )
+        spread = 0.0 if self.identity else 0.02
         return [
-            Swap(s, partial(SSFGraft, site=s, init=self.init))
+            Swap(s, partial(ScaleShift, site=s, spread=spread))
             for s in need(after, "ssf", "an affine map or a norm")
         ]
-
-
-class SSFGraft(Graft):
-    """`gamma * base(x) + beta` along the channel axis."""
-
-    unmergeable: ClassVar[str] = "what it scales is a sum of branches, not the output of one map"
-
-    def __init__(self, base: nn.Module, site: Site, init: str) -> None:
-        super().__init__(base)
-        spread = 0.02 if init == "paper" else 0.0
-        shape = (site.dim, 1, 1) if site.layout is Layout.FIRST else (site.dim,)
-        self.gamma = nn.Parameter(1 + spread * torch.randn(shape))
-        absorbs = "bias" in site.params or not site.params
-        self.beta = nn.Parameter(spread * torch.randn(shape)) if absorbs else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift the base's output.
-
-        Args:
-            x: The operation's input.
-
-        Returns:
-            The scaled and shifted output.
-        """
-        y = self.base(x) * self.gamma
-        return y if self.beta is None else y + self.beta
-
-    def merged(self) -> nn.Module | None:
-        """Fold scale and shift into the base's weight and bias.
-
-        Returns:
-            The folded module, or None where the base has no weight to absorb it.
-        """
-        shift = None if self.beta is None else self.beta.flatten()
-        return fold(self.base, scale=self.gamma.flatten(), shift=shift)

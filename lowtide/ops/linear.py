@@ -61,7 +61,7 @@ def autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         The same, or casts with a gradient.
     """
     device = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     low = torch.get_autocast_dtype(device)
     return tuple(
