@@ -1,59 +1,187 @@
 """Compare the gradient under a policy with the exact one, on pre-trained weights and real images.
 
-    python benchmarks/gradient.py --data VTAB_LIKE/dtd10 --checkpoint WEIGHTS [--model NAME]
+    python benchmarks/gradient.py --checkpoint WEIGHTS --data VTAB_LIKE/dtd10 VTAB_LIKE/sign_digits
+        [--model NAME] [--batches N] [--write docs/compression.md]
 
-Cosine and relative error over all trained parameters but the classifier's, averaged over batches.
+Cosine and relative error over all trained parameters but the classifier's, averaged over batches of
+16 images. Two tables: the policies as they are, on every data set; and one op at a time, everything
+else exact, on the first, with the bytes the model then keeps for backward.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import saved_tensors_hooks
 
-from lowtide import METHODS, POLICIES, apply, compress, create
+from lowtide import METHODS, POLICIES, Policy, apply, compress, create
+from lowtide.codecs.affine import Affine
+from lowtide.codecs.codebook import Codebook
+from lowtide.codecs.sine import Sine
 from lowtide.data import Preprocessing, loader, read
 
 METHOD_NAMES = ("bias", "lora", "s2a", "ssf", "full")
+BEGIN, END = "<!-- benchmarks/gradient.py -->", "<!-- end -->"
 
 
-def gradient(tuned, images, labels):
-    """Flatten the gradient of one batch, classifier left out."""
-    tuned.zero_grad()
-    torch.manual_seed(0)
-    F.cross_entropy(tuned(images), labels).backward()
-    heads = {id(p) for p in tuned.backbone.get_classifier().parameters()}
-    trained = [p for p in tuned.parameters() if p.requires_grad and id(p) not in heads]
-    return torch.cat([p.grad.flatten() for p in trained])
+class Row(NamedTuple):
+    """One op kept in one way, under the method that makes it matter."""
+
+    op: str
+    kept: str
+    bits: float
+    policy: Policy
+    method: str = "bias"
+
+
+def affine(bits: int, rounding: str = "nearest") -> Affine:
+    """Quantise as `tight` does, in other widths."""
+    return Affine(bits, 64, rounding, torch.bfloat16)
+
+
+def rows() -> Iterator[Row]:
+    """List what is kept how, one op at a time."""
+    yield Row("GELU", "S2A's sine", 4, Policy({"gelu": Sine()}))
+    for bits in (4, 3, 2, 1):
+        yield Row("GELU", "codebook", bits, Policy({"gelu": Codebook.of("gelu", bits)}))
+    for bits in (8, 6, 5, 4, 3, 2):
+        yield Row("LayerNorm", "groups of 64", bits + 0.5, Policy({"layer_norm": affine(bits)}))
+    for bits in (4, 3):
+        codec = affine(bits, "stochastic")
+        yield Row("LayerNorm", "the same, stochastic", bits + 0.5, Policy({"layer_norm": codec}))
+    for bits in (8, 6, 5, 4, 3):
+        yield Row(
+            "attention: q, k, v", "groups of 64", bits + 0.5, Policy({"attention": affine(bits)})
+        )
+    yield Row(
+        "attention: q, k, v",
+        "the same, stochastic",
+        4.5,
+        Policy({"attention": affine(4, "stochastic")}),
+    )
+    for bits in (8, 6, 5, 4, 3):
+        codec = affine(bits)
+        again = Policy({"layer_norm": codec}, rerun=codec)
+        yield Row("LayerNorm, attention again from it", "groups of 64", bits + 0.5, again)
+    for bits in (4,):
+        yield Row("softmax (S2A)", "rows", bits, Policy({"softmax": Affine(bits, "row")}))
+    for bits in (8, 4, 2):
+        yield Row(
+            "inputs of linear maps",
+            "groups of 64",
+            bits + 0.5,
+            Policy({"linear": affine(bits)}),
+            "full",
+        )
+    for bits in (8, 4, 2):
+        yield Row(
+            "inputs of a trained scale",
+            "groups of 64",
+            bits + 0.5,
+            Policy({"mul": affine(bits)}),
+            "ssf",
+        )
+
+
+class Bench:
+    """A tuned model, some batches, and the exact gradient of each."""
+
+    def __init__(self, args: argparse.Namespace, data: Path, method: str) -> None:
+        dataset = read(data)
+        model = create(args.model, checkpoint=args.checkpoint)
+        transform = Preprocessing.of(model).transform(train=False)
+        torch.manual_seed(0)
+        self.batches = list(loader(dataset.train, transform, 16, shuffle=True))[: args.batches]
+        torch.manual_seed(0)
+        self.tuned = apply(model, METHODS[method](), num_classes=len(dataset.classes)).train()
+        self.exact = [self.gradient(*batch)[0] for batch in self.batches]
+
+    def gradient(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Flatten the gradient of one batch, classifier left out; count the bytes kept for it."""
+        storages, weights = {}, {p.untyped_storage().data_ptr() for p in self.tuned.parameters()}
+
+        def keep(t: torch.Tensor) -> torch.Tensor:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in weights:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        self.tuned.zero_grad()
+        torch.manual_seed(0)
+        with saved_tensors_hooks(keep, lambda t: t):
+            loss = F.cross_entropy(self.tuned(images), labels)
+        loss.backward()
+        heads = {id(p) for p in self.tuned.backbone.get_classifier().parameters()}
+        trained = [p for p in self.tuned.parameters() if p.requires_grad and id(p) not in heads]
+        return torch.cat([p.grad.flatten() for p in trained]), sum(storages.values())
+
+    def compare(self, policy: Policy) -> tuple[float, float, float]:
+        """Give cosine, relative error and MiB kept under a policy."""
+        compress(self.tuned, policy)
+        torch.manual_seed(1)
+        got = [self.gradient(*batch) for batch in self.batches]
+        pairs = [(g, e) for (g, _), e in zip(got, self.exact, strict=True)]
+        cosine = mean(F.cosine_similarity(g, e, dim=0).item() for g, e in pairs)
+        error = mean(((g - e).norm() / e.norm()).item() for g, e in pairs)
+        return cosine, error, got[0][1] / 2**20
+
+
+def of_policies(args: argparse.Namespace) -> Iterator[str]:
+    """Print the table of methods x policies x data sets."""
+    yield "| method | policy | " + " | ".join(f"cosine, {d.name}" for d in args.data) + " |"
+    yield "|---|---|" + "---|" * len(args.data)
+    for method in METHOD_NAMES:
+        benches = [Bench(args, data, method) for data in args.data]
+        for policy in ("s2a", "tight"):
+            cosines = [bench.compare(POLICIES[policy]())[0] for bench in benches]
+            yield f"| {method} | {policy} | " + " | ".join(f"{c:.4f}" for c in cosines) + " |"
+
+
+def of_ops(args: argparse.Namespace) -> Iterator[str]:
+    """Print the table of ops x bits."""
+    yield "| op | kept | bits per number | cosine | relative error | MiB kept | exact, MiB |"
+    yield "|---|---|---|---|---|---|---|"
+    benches: dict[str, Bench] = {}
+    for row in rows():
+        if row.method not in benches:
+            benches[row.method] = Bench(args, args.data[0], row.method)
+        bench = benches[row.method]
+        plain = bench.compare(Policy.exact())[2]
+        cosine, error, kept = bench.compare(row.policy)
+        yield (
+            f"| {row.op} ({row.method}) | {row.kept} | {row.bits:g} | {cosine:.4f} | {error:.3f} |"
+            f" {kept:.0f} | {plain:.0f} |"
+        )
 
 
 def main() -> None:
-    """Print one row per method and policy."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print both tables, and write them where they are shown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--write", type=Path, help="a page that has the markers")
     args = parser.parse_args()
-    dataset = read(args.data)
-    print("| method | policy | cosine | relative error |\n|---|---|---|---|")
-    for name in METHOD_NAMES:
-        model = create(args.model, checkpoint=args.checkpoint)
-        transform = Preprocessing.of(model).transform(train=False)
-        batches = list(loader(dataset.train, transform, 16, shuffle=True))[: args.batches]
-        torch.manual_seed(0)
-        tuned = apply(model, METHODS[name](), num_classes=len(dataset.classes)).train()
-        exact = [gradient(tuned, *batch) for batch in batches]
-        for policy in ("s2a", "tight"):
-            compress(tuned, POLICIES[policy]())
-            got = [gradient(tuned, *batch) for batch in batches]
-            pairs = list(zip(got, exact, strict=True))
-            cosine = mean(F.cosine_similarity(g, e, dim=0).item() for g, e in pairs)
-            error = mean(((g - e).norm() / e.norm()).item() for g, e in pairs)
-            print(f"| {name} | {policy} | {cosine:.4f} | {error:.3f} |", flush=True)
+    lines = []
+    for table in (of_policies, of_ops):
+        for line in table(args):
+            print(line, flush=True)
+            lines.append(line)
+        lines.append("")
+    if args.write:
+        before, _, rest = args.write.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        text = "\n".join((BEGIN, "", *lines, END))
+        args.write.write_text(before + text + after)
 
 
 if __name__ == "__main__":

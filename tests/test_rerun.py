@@ -1,0 +1,193 @@
+"""What follows from something kept costs nothing, and attention runs again from its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws.test_ops import bytes_besides, keeping
+from timm.layers import Attention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lowtide.codecs.affine import Affine
+from lowtide.codecs.exact import Exact
+from lowtide.compress import Policy, compress
+from lowtide.ops.rerun import rerun
+
+SIX, EIGHT = Affine(6, 64), Affine(8, 64)
+ROWS, WIDTH = (4, 9), 64
+
+
+class Block(nn.Module):
+    """A norm, something between, and a trained linear map."""
+
+    def __init__(self, between: Callable[[Tensor, nn.Parameter], Tensor], width: int) -> None:
+        super().__init__()
+        self.norm, self.between = nn.LayerNorm(WIDTH), between
+        self.scale = nn.Parameter(torch.randn(WIDTH))
+        self.map = nn.Linear(width, 5)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(self.between(self.norm(x), self.scale))
+
+
+FOLLOWED: dict[str, tuple[Callable[[Tensor, nn.Parameter], Tensor], int]] = {
+    "nothing": (lambda y, g: y, WIDTH),
+    "scale": (lambda y, g: y * g, WIDTH),
+    "shift": (lambda y, g: y + g, WIDTH),
+    "both, relu": (lambda y, g: F.relu(y * g + g), WIDTH),
+    "part": (lambda y, g: y[:, 1:], WIDTH),
+    "transposed": (lambda y, g: y.mT.unflatten(2, (3, 3)).flatten(2), 9),
+    "windows": (lambda y, g: F.pad(torch.roll(y, 1, 1), (0, 0, 0, 3)).view(8, -1, WIDTH), WIDTH),
+}
+
+
+def gradients(model: nn.Module, x: Tensor, seed: int = 1) -> list[Tensor]:
+    torch.manual_seed(seed)
+    y = model(x)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    torch.manual_seed(seed + 1)
+    return list(torch.autograd.grad(y, (*parameters, x), torch.randn_like(y), allow_unused=True))
+
+
+def near(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        if b is None:
+            assert a is None
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("between", FOLLOWED)
+def test_what_follows_from_a_norm_is_not_kept_again(between: str) -> None:
+    model = Block(*FOLLOWED[between])
+    x = torch.randn(*ROWS, WIDTH, requires_grad=True)
+    compress(model, Policy(dict.fromkeys(("layer_norm", "linear", "mul", "relu"), SIX)))
+    with keeping() as kept:
+        model(x)
+    slope = SIX.nbytes(x.shape, x.dtype) if "relu" in between else 0
+    most = SIX.nbytes(x.shape, x.dtype) + 4 * 36 + slope
+    assert bytes_besides(kept, list(model.parameters())) == most
+
+
+@pytest.mark.parametrize("between", FOLLOWED)
+def test_what_follows_is_computed_again(between: str) -> None:
+    model = Block(*FOLLOWED[between]).double()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    exact = Policy(dict.fromkeys(("layer_norm", "linear", "mul"), Exact()))
+    near(gradients(compress(model, exact), x), plain)
+
+
+def test_what_is_written_to_follows_no_more() -> None:
+    def between(y: Tensor, g: nn.Parameter) -> Tensor:
+        return y.add_(torch.ones(WIDTH))
+
+    model = Block(between, WIDTH).double()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    exact = Policy(dict.fromkeys(("layer_norm", "linear"), Exact()))
+    near(gradients(compress(model, exact), x), plain)
+
+
+class Layer(nn.Module):
+    """A norm and an attention, as in a transformer's block."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(WIDTH), attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attn(self.norm(x))
+
+
+class Written(nn.Module):
+    """What a user may write around torch's module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x, x, x, need_weights=False)[0]
+
+
+INSIDES: dict[str, Callable[[], nn.Module]] = {
+    "timm": lambda: Attention(WIDTH, 2, qkv_bias=True, qk_norm=True, norm_layer=nn.LayerNorm),
+    "timm, dropout": lambda: Attention(WIDTH, 2, attn_drop=0.3, proj_drop=0.2),
+    "torch": Written,
+}
+
+
+@pytest.mark.parametrize("outside", ["plain", "checkpoint"])
+@pytest.mark.parametrize("inside", INSIDES)
+def test_attention_runs_again_to_the_exact_gradient(inside: str, outside: str) -> None:
+    """Under an exact codec, with the same noise in both runs, and inside a checkpointed block."""
+    model = Layer(INSIDES[inside]()).double()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    compress(model, Policy({"layer_norm": Exact()}, rerun=Exact()))
+    if outside == "checkpoint":
+
+        class Checkpointed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, x: Tensor) -> Tensor:
+                return checkpoint(self.model, x, use_reentrant=False)
+
+        near(gradients(Checkpointed(), x), plain)
+    else:
+        near(gradients(model, x), plain)
+
+
+@pytest.mark.parametrize("inside", INSIDES)
+def test_of_an_attention_only_its_input_is_kept(inside: str) -> None:
+    model = Layer(INSIDES[inside]()).requires_grad_(False)
+    x = torch.randn(*ROWS, WIDTH, requires_grad=True)
+    for codecs, declared in (
+        ({"layer_norm": SIX}, SIX.nbytes(x.shape, x.dtype)),
+        ({"layer_norm": Exact()}, 4 * x.numel()),
+    ):
+        compress(model, Policy(codecs, rerun=EIGHT))
+        with keeping() as kept:
+            model(x)
+        assert bytes_besides(kept, [*model.parameters()]) == declared + 4 * 36
+    compress(model.attn, Policy(rerun=EIGHT))
+    with keeping() as kept:
+        model.attn(x)
+    assert bytes_besides(kept, [*model.parameters()]) == EIGHT.nbytes(x.shape, x.dtype)
+
+
+def test_the_input_is_not_held() -> None:
+    x = torch.randn(*ROWS, WIDTH, requires_grad=True)
+    made: list[Tensor] = []
+
+    def run(y: Tensor) -> Tensor:
+        made.append(y)
+        return y.exp()
+
+    y = x * 2
+    z = rerun(run, EIGHT, y)
+    z.backward(torch.ones_like(z))
+    first, second = made
+    assert first is y and second is not y
+    half_step = EIGHT.bound(y.detach())
+    assert ((first - second).abs() <= half_step).all() and not torch.equal(first, second)
+    torch.testing.assert_close(x.grad, 2 * second.exp())
+
+
+def test_a_model_runs_in_pieces_with_the_same_gradient() -> None:
+    sizes: list[int] = []
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).double()
+    x = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    model[0].register_forward_hook(lambda m, i, y: sizes.append(len(y)))
+    near(gradients(compress(model, Policy(piece=20)), x), plain)
+    assert sizes == [4, 4, 2], "three images would fit; the pieces are made equal"
