@@ -28,6 +28,7 @@ from lowtide.ops import NAMES
 EVERYTHING = Policy({name: Exact() for name in NAMES})
 """Every op answered, none of them changed."""
 ALL_IN_PIECES = Policy({name: Exact() for name in NAMES}, piece=1)
+ALL_AGAIN = Policy({name: Exact() for name in NAMES}, rerun=Exact())
 
 VIT = {"num_classes": 4, "img_size": 32, "embed_dim": 32, "num_heads": 2, "depth": 2}
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
@@ -103,7 +104,9 @@ def images() -> Tensor:
     return torch.randn(3, 3, 32, 32, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("policy", [EVERYTHING, ALL_IN_PIECES], ids=["whole", "pieces"])
+@pytest.mark.parametrize(
+    "policy", [EVERYTHING, ALL_IN_PIECES, ALL_AGAIN], ids=["whole", "pieces", "again"]
+)
 @pytest.mark.parametrize("trained", ["biases", "everything"])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_exact_codecs_change_nothing(
@@ -160,6 +163,9 @@ SPELLINGS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "F.dropout": ("dropout", lambda x: F.dropout(x, 0.4)),
     "nn.Dropout": ("dropout", nn.Dropout(0.4)),
     "nn.Dropout_": ("dropout", nn.Dropout(0.4, inplace=True)),
+    "nn.BatchNorm": ("batch_norm", nn.BatchNorm1d(8)),
+    "scale": ("mul", lambda x: x * x.mean()),
+    "torch.mul": ("mul", lambda x: torch.mul(x.sigmoid(), x)),
     "nn.LayerNorm": ("layer_norm", nn.LayerNorm(8)),
     "torch.layer_norm": ("layer_norm", lambda x: torch.layer_norm(x, (8,))),
     "matmul": ("matmul", lambda x: x @ x.mT),
