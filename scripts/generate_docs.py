@@ -213,8 +213,8 @@ def presets() -> str:
         PRESETS_TEXT,
         "Suites, tasks, and what else a task may be called. `few_shot` has `aircraft`, `food`,"
         " `flowers`, `pets` and `cars` with 1, 2, 4, 8 or 16 images per class, as in"
-        " `dtl/few_shot/cars_8`. `generalisation` trains on 16 images per class of ImageNet and is named after what it is"
-        " tested on; `whole` is data sets in full.",
+        " `dtl/few_shot/cars_8`. `generalisation` trains on 16 images per class of ImageNet and is"
+        " named after what it is tested on; `whole` is data sets in full.",
         table(("suite", "task", "also"), aliases),
         *(recipe_page(r) for r in recipes()),
     ]) + "\n"  # fmt: skip

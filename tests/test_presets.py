@@ -145,6 +145,44 @@ def test_parameter_counts_that_follow_from_the_published_tables():
     assert column("rlrr", "augment").count("none") == 9
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("dtl/vtab/cifar", 36_864),
+        ("dtl_plus/vtab/cifar", 43_776),
+        ("dtl_plus/vtab/clevr_dist", 49_152),
+        ("dtl_plus/vtab/dtd", 56_064),
+        ("dtl_swin/vtab/cifar", 90_112),
+        ("dtl_plus_swin/vtab/cifar", 128_512),
+        ("rlrr/vtab/cifar", 288_768),
+        ("ssf/vtab/cifar", 205_824),
+        ("ssf_swin/whole/cifar100", 274_432),
+        ("ssf_convnext/whole/cifar100", 260_608),
+        ("fact_tt/vtab/clevr_dist", 8_448),
+        ("fact_tt/vtab/svhn", 61_440),
+        ("fact_tk/vtab/svhn", 86_528),
+        ("fact_tk/vtab/sun397", 30_976),
+        ("lora/vtab/cifar", 294_912),
+        ("adapter/vtab/cifar", 156_768),
+        ("adaptformer/vtab/cifar", 156_768),
+        ("adaptformer/whole/svhn", 1_189_632),
+        ("arc/vtab/cifar", 96_432),
+        ("arc_swin/vtab/cifar", 218_464),
+        ("vpt/vtab/dmlab", 921_600),
+        ("linear/whole/cifar100", 0),
+    ],
+)
+def test_on_the_recipes_own_backbone_the_published_count_trains(name, count):
+    _, options = preset(name)
+    if options["method"]["name"] not in METHODS:
+        pytest.skip(f"the method {options['method']['name']} is not there yet")
+    with torch.device("meta"):
+        backbone = timm.create_model(options["model"], num_classes=100)
+        head = sum(p.numel() for p in backbone.get_classifier().parameters())
+        tuned = apply(backbone, RunConfig.from_dict({**options, "data": "d"}).method)
+    assert tuned.trainable_counts()[0] - head == count
+
+
 def test_a_preset_decides_everything_but_the_data():
     config = resolved("--data", "d", "--preset", "rlrr/vtab/dmlab") if "rlrr" in METHODS else None
     if config is not None:
