@@ -58,16 +58,32 @@ def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module,
         g = module.groups
         taps = module.kernel_size[0] * module.kernel_size[1]
         r = g * min(rank, module.out_channels // g, module.in_channels // g * taps)
-        kind: Any = type(module)
-        geometry = (module.kernel_size, module.stride, module.padding, module.dilation, g)
-        down = kind(module.in_channels, r, *geometry, bias=False, **like)
-        down.padding_mode = module.padding_mode
+        down = parallel(module, r, groups=g, bias=False)
         up = nn.Conv2d(r, out or module.out_channels, 1, groups=g, bias=False, **like)
     else:
         down = nn.Linear(module.in_features, rank, bias=False, **like)
         up = nn.Linear(rank, out or module.out_features, bias=False, **like)
     nn.init.zeros_(up.weight)
     return down, up
+
+
+def parallel(module: Any, out: int, groups: int, bias: bool) -> nn.Conv2d:
+    """Build a convolution that reads the positions a given one reads and writes where it writes.
+
+    Args:
+        module: The convolution.
+        out: Output channels.
+        groups: Groups of channels.
+        bias: Whether it has a bias.
+
+    Returns:
+        A convolution of the same kind, kernel, stride, padding and dilation.
+    """
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, groups)
+    like: Any = {"device": module.weight.device, "dtype": module.weight.dtype}
+    conv: nn.Conv2d = type(module)(module.in_channels, out, *geometry, bias=bias, **like)
+    conv.padding_mode = module.padding_mode
+    return conv
 
 
 def bottleneck(layout: Layout, channels: int, rank: int) -> tuple[nn.Module, nn.Module]:

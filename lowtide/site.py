@@ -65,6 +65,7 @@ class Site:
         elastic: Whether extra tokens may run along here.
         prefix: Tokens before the patch tokens (class and register tokens).
         depthwise: Whether it is a convolution that keeps channels apart.
+        kernel: Height and width of what a convolution reads at once; 1 and 1 for anything else.
     """
 
     path: str
@@ -77,6 +78,7 @@ class Site:
     elastic: bool = False
     prefix: int = 0
     depthwise: bool = False
+    kernel: tuple[int, int] = (1, 1)
 
     @property
     def dim(self) -> int:

@@ -207,6 +207,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
             family.extend is not None and role is Role.BLOCK,
             prefix,
             _depthwise(modules[path]),
+            _kernel(modules[path]),
         )
         for path, role in roles.items()
     )
@@ -218,6 +219,10 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+
+
+def _kernel(module: nn.Module) -> tuple[int, int]:
+    return module.kernel_size if isinstance(module, nn.Conv2d) else (1, 1)  # type: ignore[return-value]
 
 
 def _layout(module: nn.Module, otherwise: Layout) -> Layout:
