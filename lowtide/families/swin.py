@@ -1,8 +1,18 @@
-"""Swin Transformer, versions 1 and 2."""
+"""Swin Transformer."""
 
 from __future__ import annotations
 
-from timm.models.swin_transformer import SwinTransformer
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import (
+    PatchMerging,
+    SwinTransformer,
+    window_partition,
+    window_reverse,
+)
+from torch import Tensor
 
 from ..site import Layout, Role
 from .table import Family, staged
@@ -10,9 +20,54 @@ from .table import Family, staged
 _BLOCK = r"layers\.\d+\.blocks\.\d+"
 
 
+def _extend(module: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    # Every window sees the same extra tokens, and they become the mean of what the windows make of
+    # them. Between stages, where four patches become one, a token stands for all four.
+    if isinstance(module, PatchMerging):
+        return module(x), module.reduction(module.norm(tokens.repeat(1, 1, 4)))
+    around_windows, seen = _attend(module, module.norm1(x), module.norm1(tokens))
+    x, tokens = x + module.drop_path1(around_windows), tokens + module.drop_path1(seen)
+    both = torch.cat([tokens, x.flatten(1, 2)], 1)
+    both = both + module.drop_path2(module.mlp(module.norm2(both)))
+    n = tokens.shape[1]
+    return both[:, n:].unflatten(1, x.shape[1:3]), both[:, :n]
+
+
+def _attend(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend in shifted windows of `x` (B, H, W, C), the tokens (B, n, C) in front of each."""
+    batch, height, width, channels = x.shape
+    (h, w), (down, right), n = block.window_size, block.shift_size, tokens.shape[1]
+    x = F.pad(x.roll((-down, -right), (1, 2)), (0, 0, 0, -width % w, 0, -height % h))
+    padded = x.shape[1:3]
+    mask = block.get_attn_mask(x) if block.dynamic_mask else block.attn_mask
+    windows = window_partition(x, (h, w)).flatten(1, 2)
+    count = len(windows) // batch
+    inside = torch.cat([tokens.repeat_interleave(count, 0), windows], 1)
+    y = _window_attention(block.attn, inside, mask, n)
+    seen = y[:, :n].unflatten(0, (batch, count)).mean(1)
+    y = window_reverse(y[:, n:].reshape(-1, h, w, channels), (h, w), *padded)
+    return y[:, :height, :width].roll((down, right), (1, 2)), seen
+
+
+def _window_attention(attn: Any, x: Tensor, mask: Tensor | None, n: int) -> Tensor:
+    """Window attention where the first `n` of the tokens have no place and thus no bias."""
+    q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    bias = attn._get_rel_pos_bias()
+    if mask is not None:
+        bias = bias + mask.unsqueeze(1).repeat(len(x) // len(mask), 1, 1, 1)
+    y = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=F.pad(bias, (n, 0, n, 0)),
+        dropout_p=attn.attn_drop.p if attn.training else 0.0,
+    )
+    return attn.proj_drop(attn.proj(y.transpose(1, 2).flatten(2)))
+
+
 FAMILY = Family(
     name="swin",
-    classes=("SwinTransformer", "SwinTransformerV2"),
+    classes=("SwinTransformer",),
     roles=(
         (r"patch_embed\.proj", Role.STEM),
         (_BLOCK, Role.BLOCK),
@@ -39,5 +94,6 @@ FAMILY = Family(
         num_heads=(2, 4),
         num_classes=10,
     ),
+    extend=_extend,
     last="norm",
 )

@@ -90,7 +90,7 @@ def gradients(tuned: Tuned) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name, family", sorted(REFUSALS))
 def test_refusal_says_why_and_changes_nothing(name: str, family: str) -> None:
-    model = tiny(family)
+    model = tiny(family).eval()
     before, x = dict(model.named_modules()), images(model)
     answer, flags = model(x), [p.requires_grad for p in model.parameters()]
     with pytest.raises(Unsupported) as refusal:
