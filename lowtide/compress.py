@@ -292,9 +292,11 @@ def _silently(
 
 
 def _runs_again(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Say whether this is an attention whose gradient goes to its first argument and to weights."""
+    """Say whether this is an attention with a gradient, to its first argument and weights only."""
     # A compiler has its own ways to run something again, and knows none of ours.
     if torch.compiler.is_compiling() or not isinstance(module, ATTENTIONS) or not args:
+        return False
+    if not (args[0].requires_grad or any(p.requires_grad for p in module.parameters())):
         return False
     others = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t is not args[0]]
     return all(t.is_leaf or not t.requires_grad for t in others)
