@@ -1,0 +1,131 @@
+"""ARC: one adapter's projection shared by all layers. Dong et al. 2023, arXiv:2310.06234."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..affine import fold
+from ..graft import Edit, Graft, Method, Swap, method, need
+from ..site import Role, Site, Sites
+
+INPUTS = {"both": (Role.QKV, Role.FC1), "attention": (Role.QKV,), "mlp": (Role.FC1,)}
+
+
+@method
+@dataclass(frozen=True)
+class ARC(Method):
+    """Adapt the inputs of attention and MLP by a symmetric projection with a scale per layer.
+
+        z' = z + drop(z U diag(c_l)) U^T + b_l
+
+    U (C, rank) is shared by all layers of one width, one for attention and one for the MLP; each
+    layer has its own c_l and b_l. There is no nonlinearity. `U` starts Xavier-uniform, `b = 0`;
+    `c = 0` for attention and Xavier-uniform for the MLP, so training starts off the backbone.
+
+    Parameters: ViT-B/16 96,432; Swin-B 218,464.
+
+    Merge: exact, into the map that reads z: `W' = W (I + U diag(c) U^T)`, `b' = b + W b_l`.
+
+    Saves:
+        Its input z, and three times the `rank` channels in between.
+
+    Differs:
+        It is applied to what the qkv and fc1 maps read, so a windowed backbone that pads its
+        windows adapts the padding as well; merged it does so in any case. Where that map has no
+        bias there is no b_l, which would have no place to merge into. Xavier takes c for one row.
+
+    Attributes:
+        rank: Columns of U.
+        dropout: Probability of dropping one of the `rank` channels.
+        where: `both`; `attention` alone (the paper's ARC_att); or `mlp` alone.
+        init: `paper` starts as above; `identity` with c = 0 for the MLP as well.
+    """
+
+    rank: int = 50
+    dropout: float = 0.1
+    where: Literal["both", "attention", "mlp"] = "both"
+    init: Literal["paper", "identity"] = "paper"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1 or self.where not in INPUTS:
+            raise ValueError(
+                f"arc needs rank >= 1, dropout in [0, 1) and where both, attention or mlp,"
+                f" not rank={self.rank} dropout={self.dropout} where={self.where!r}"
+            )
+
+    @property
+    def identity(self) -> bool:
+        """Whether it promises that training starts exactly at the backbone."""
+        return self.init == "identity" or self.where == "attention"
+
+    def edits(self, sites: Sites) -> Iterable[Edit]:
+        """Graft the adapters in front of attention and MLP.
+
+        Args:
+            sites: Every site of the backbone.
+
+        Returns:
+            One edit per adapter.
+        """
+        edits = []
+        for role in INPUTS[self.where]:
+            called = sites.of(role).where(lambda s: bool(s.in_shape))
+            read = need(called, "arc", f"maps of role {role}")
+            shared = {
+                width: nn.Parameter(nn.init.xavier_uniform_(torch.empty(width, self.rank)))
+                for width in dict.fromkeys(s.in_dim for s in read)
+            }
+            edits += [
+                Swap(s, partial(ARCGraft, site=s, shared=shared[s.in_dim], config=self))
+                for s in read
+            ]
+        return edits
+
+
+class ARCGraft(Graft):
+    """`base(z + drop(z U diag(c)) U^T + b)`; U is shared, c and b are its own."""
+
+    unmergeable: ClassVar[str] = "what it stands in front of cannot be folded"
+
+    def __init__(self, base: nn.Module, site: Site, shared: nn.Parameter, config: ARC) -> None:
+        super().__init__(base)
+        self.axis = site.layout.value
+        self.drop = nn.Dropout(config.dropout)
+        self.U = shared
+        self.c = nn.Parameter(torch.zeros(config.rank))
+        if site.role is Role.FC1 and config.init == "paper":
+            nn.init.xavier_uniform_(self.c.data[None])
+        self.b = nn.Parameter(torch.zeros(site.in_dim)) if "bias" in site.params else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adapt the base's input.
+
+        Args:
+            x: The input z.
+
+        Returns:
+            The base's output at z'.
+        """
+        z = x.movedim(self.axis, -1)
+        z = z + self.drop(z @ self.U * self.c) @ self.U.T
+        z = z if self.b is None else z + self.b
+        return self.base(z.movedim(-1, self.axis))
+
+    def merged(self) -> nn.Module | None:
+        """Fold the adapter into the map behind it.
+
+        Returns:
+            The folded map, or None where another graft is left there.
+        """
+        if isinstance(self.base, Graft):
+            return None
+        base: Any = self.base
+        weight = base.weight.flatten(1)
+        delta = (weight @ self.U * self.c @ self.U.T).view_as(base.weight)
+        return fold(base, delta=delta, shift=None if self.b is None else weight @ self.b)
