@@ -3,9 +3,9 @@
     python -m benchmarks.methods run --coil VTAB_LIKE/coil20_pose --output runs/methods
     python -m benchmarks.methods report --output runs/methods
 
-The bundled backbone on scikit-learn's digits and on COIL-20's poses. For each method three learning
-rates are tried with seed 0; the one with the best validation accuracy is run with seeds 1 and 2, and
-its last epochs are tested. Finished runs are kept, so an interrupted command continues;
+The bundled backbone on digits and on COIL-20's poses. For each method three learning rates are tried
+with seed 0; the one with the best validation accuracy is run with two more seeds, and the model of
+the last epoch is tested. Finished runs are kept, so an interrupted command continues;
 `--part 0/2` and `--part 1/2` share the rows between two processes.
 """
 
@@ -195,11 +195,11 @@ def _table(found: list[Result]) -> str:
 
 def _plot(found: list[Result], name: str, axis: str, path: Path) -> None:
     """Draw accuracy against a cost, and the line no method is above and left of."""
-    import matplotlib  # noqa: PLC0415 - only the report needs it
+    import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "lowtide"  # the same plot is the same file
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     front, best = [], -1.0
