@@ -6,8 +6,9 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -58,7 +59,8 @@ struct Fields {
   }
 
   // The first number is a multiple of 8, and `codes` has room for zeros up to the next one.
-  void pack(uint8_t* codes, int64_t first, int64_t n, uint8_t* out) const {
+  template <class N>
+  void pack(uint8_t* codes, int64_t first, N n, uint8_t* out) const {
     for (int64_t i = n; i % 8; i++) codes[i] = 0;
     for (int f = 0; f < count; f++) {
       const int w = width[f], s = shift[f];
@@ -83,7 +85,8 @@ struct Fields {
   }
 
   // `codes` has room for the next multiple of 8.
-  void unpack(const uint8_t* in, int64_t first, int64_t n, uint8_t* codes) const {
+  template <class N>
+  void unpack(const uint8_t* in, int64_t first, N n, uint8_t* codes) const {
     for (int f = 0; f < count; f++) {
       const int w = width[f], s = shift[f];
       const uint8_t* from = in + start[f] + first * w / 8;
@@ -105,23 +108,29 @@ struct Fields {
 };
 
 // Read n numbers from `first` on, shifted and scaled row by row if asked.
-template <class T>
-void read(const T* x, const float* shift, const float* scale, int64_t row, int64_t first, int64_t n,
+template <class T, class N>
+void read(const T* x, const float* shift, const float* scale, int64_t row, int64_t first, N n,
           float* out) {
   if (!scale) {
     for (int64_t i = 0; i < n; i++) out[i] = wide(x[first + i]);
     return;
   }
+  if (first / row == (first + n - 1) / row) {
+    const float minus = shift[first / row], times = scale[first / row];
+    for (int64_t i = 0; i < n; i++) out[i] = (wide(x[first + i]) - minus) * times;
+    return;
+  }
   for (int64_t done = 0; done < n;) {
     const int64_t at = first + done, r = at / row;
-    const int64_t m = std::min(n - done, (r + 1) * row - at);
+    const int64_t m = std::min<int64_t>(n - done, (r + 1) * row - at);
     const float minus = shift[r], times = scale[r];
     for (int64_t i = 0; i < m; i++) out[done + i] = (wide(x[at + i]) - minus) * times;
     done += m;
   }
 }
 
-void extremes(const float* x, int64_t n, float* low, float* high) {
+template <class N>
+void extremes(const float* x, N n, float* low, float* high) {
   float lo = x[0], hi = x[0];
   int bad = 0;
   int64_t i = 0;
@@ -168,12 +177,28 @@ void statistics(float low, float high, float top, S* kept_low, S* kept_step, flo
   *step = wide(*kept_step);
 }
 
-inline void quantise(const float* x, int64_t n, float minus, float scale, float top, uint8_t* codes) {
+template <class N>
+void quantise(const float* x, N n, float minus, float scale, float top, uint8_t* codes) {
   for (int64_t i = 0; i < n; i++) {
     float q = std::rint((x[i] - minus) * scale);
     q = q > 0 ? q : 0;  // NaN becomes 0
     codes[i] = uint8_t(int32_t(q < top ? q : top));
   }
+}
+
+using Usual = std::integral_constant<int64_t, CHUNK>;
+
+// Of a block of the usual size, the one group is all of it.
+inline Usual least(Usual group, int64_t) { return group; }
+inline int64_t least(int64_t group, int64_t rest) { return std::min(group, rest); }
+
+// Most blocks are of the usual size, for which the compiler unrolls every loop.
+template <class F>
+void sized(int64_t n, int64_t group, F f) {
+  if (n == CHUNK && group == CHUNK)
+    f(Usual(), Usual());
+  else
+    f(n, group);
 }
 
 int64_t unit(int64_t group) {
@@ -201,16 +226,20 @@ void affine_pack(const T* x, const float* shift, const float* scale, int64_t row
     std::vector<uint8_t> codes(block + 8);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
-      const int64_t first = b * block, m = std::min(block, n - first);
-      read(x, shift, scale, row, first, m, values.data());
-      for (int64_t at = 0; at < m; at += group) {
-        const int64_t g = (start + first + at) / group, size = std::min(group, m - at);
-        float low, high, minus, step;
-        extremes(&values[at], size, &low, &high);
-        statistics(low, high, top, lows + g, steps + g, &minus, &step);
-        quantise(&values[at], size, minus, step < FLT_MIN ? 0 : 1 / step, top, &codes[at]);
-      }
-      fields.pack(codes.data(), start + first, m, out);
+      const int64_t first = b * block;
+      const auto pack = [&](auto m, auto most) {
+        read(x, shift, scale, row, first, m, values.data());
+        for (int64_t at = 0; at < m; at += most) {
+          const int64_t g = (start + first + at) / group;
+          const auto size = least(most, m - at);
+          float low, high, minus, step;
+          extremes(&values[at], size, &low, &high);
+          statistics(low, high, top, lows + g, steps + g, &minus, &step);
+          quantise(&values[at], size, minus, step < FLT_MIN ? 0 : 1 / step, top, &codes[at]);
+        }
+        fields.pack(codes.data(), start + first, m, out);
+      };
+      sized(std::min(block, n - first), group, pack);
     }
   }
 }
@@ -225,15 +254,19 @@ void affine_unpack(const S* lows, const S* steps, const uint8_t* in, int64_t n, 
     std::vector<uint8_t> codes(block + 8);
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
-      const int64_t first = b * block, m = std::min(block, n - first);
-      fields.unpack(in, first, m, codes.data());
-      for (int64_t at = 0; at < m; at += group) {
-        const int64_t g = (first + at) / group, size = std::min(group, m - at);
-        const float step = wide(steps[g]), low = wide(lows[g]);
-        const uint8_t* c = &codes[at];
-        T* to = out + first + at;
-        for (int64_t i = 0; i < size; i++) narrow(float(c[i]) * step + low, to + i);
-      }
+      const int64_t first = b * block;
+      const auto unpack = [&](auto m, auto most) {
+        fields.unpack(in, first, m, codes.data());
+        for (int64_t at = 0; at < m; at += most) {
+          const int64_t g = (first + at) / group;
+          const auto size = least(most, m - at);
+          const float step = wide(steps[g]), low = wide(lows[g]);
+          const uint8_t* c = &codes[at];
+          T* to = out + first + at;
+          for (int64_t i = 0; i < size; i++) narrow(float(c[i]) * step + low, to + i);
+        }
+      };
+      sized(std::min(block, n - first), group, unpack);
     }
   }
 }
@@ -244,30 +277,36 @@ void staircase_pack(const T* x, int64_t start, int64_t n, int64_t total, const d
                     int64_t threads) {
   const Fields fields(bits, total);
   const int64_t blocks = (n + CHUNK - 1) / CHUNK;
-  std::vector<float> edge(count);
-  std::vector<int32_t> rise(count);
+  std::vector<float> up, down;
   for (int64_t j = 0; j < count; j++) {
     // The largest float not above the edge: x > edge says the same of both.
-    edge[j] = float(edges[j]);
-    if (edge[j] > edges[j]) edge[j] = std::nextafter(edge[j], -INFINITY);
-    rise[j] = int32_t(codes[j + 1] - codes[j]);
+    float edge = float(edges[j]);
+    if (edge > edges[j]) edge = std::nextafter(edge, -INFINITY);
+    const int64_t rise = codes[j + 1] - codes[j];
+    (rise > 0 ? up : down).insert((rise > 0 ? up : down).end(), std::abs(rise), edge);
   }
 #pragma omp parallel for schedule(static) num_threads(n < SMALL ? 1 : threads)
   for (int64_t b = 0; b < blocks; b++) {
-    const int64_t first = b * CHUNK, m = std::min(CHUNK, n - first);
-    float values[CHUNK] = {};
-    int32_t sums[CHUNK];
-    uint8_t bytes[CHUNK] = {};
-    read(x, nullptr, nullptr, 0, first, m, values);
-    Floats v[CHUNK / LANES];
-    Ints code[CHUNK / LANES];
-    std::memcpy(v, values, sizeof v);
-    for (Ints& c : code) c = Ints{} + int32_t(codes[0]);
-    for (int64_t j = 0; j < count; j++)
-      for (int64_t k = 0; k < CHUNK / LANES; k++) code[k] += (v[k] > edge[j]) & rise[j];
-    std::memcpy(sums, code, sizeof code);
-    for (int64_t i = 0; i < CHUNK; i++) bytes[i] = uint8_t(sums[i]);
-    fields.pack(bytes, start + first, m, out);
+    const int64_t first = b * CHUNK;
+    const auto pack = [&](auto m, auto) {
+      float values[CHUNK] = {};
+      int32_t sums[CHUNK];
+      uint8_t bytes[CHUNK] = {};
+      read(x, nullptr, nullptr, 0, first, m, values);
+      Floats v[CHUNK / LANES];
+      Ints code[CHUNK / LANES];
+      std::memcpy(v, values, sizeof v);
+      for (Ints& c : code) c = Ints{} + int32_t(codes[0]);
+      // A comparison that holds is -1.
+      for (const float edge : up)
+        for (int64_t k = 0; k < CHUNK / LANES; k++) code[k] -= v[k] > edge;
+      for (const float edge : down)
+        for (int64_t k = 0; k < CHUNK / LANES; k++) code[k] += v[k] > edge;
+      std::memcpy(sums, code, sizeof code);
+      for (int64_t i = 0; i < CHUNK; i++) bytes[i] = uint8_t(sums[i]);
+      fields.pack(bytes, start + first, m, out);
+    };
+    sized(std::min(CHUNK, n - first), CHUNK, pack);
   }
 }
 

@@ -24,9 +24,11 @@ def _forward(
         _, mean, rstd = torch.native_layer_norm(wide(x), shape, None, None, eps)
     else:
         y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+    if mean.dtype.itemsize < 4:
+        _, mean, rstd = torch.native_layer_norm(wide(x), shape, None, None, eps)
     dx, dw, _ = needs
     residue = Residue(x, standardise, (mean, rstd))
-    kept = (wide(rstd), weight) if dx else (None, None)
+    kept = (rstd, weight) if dx else (None, None)
 
     def again(x_hat: Tensor) -> Tensor:
         scaled = x_hat if weight is None else x_hat * weight
@@ -40,28 +42,24 @@ def _backward(
 ) -> Tensors:
     rstd, weight = extras
     dy = wide(dy)
-    rows = tuple(range(dy.ndim - 1))
     x_hat = wide(residues[0]) if residues else dy
-    dx = _dx(dy, x_hat, rstd, weight) if rstd is not None else None
+    if rstd is not None and weight is not None:
+        dx, dw, db = _all(needs, dy, x_hat, weight.to(dy.dtype))
+        return dx.mul_(rstd), dw, db
+    rows = tuple(range(dy.ndim - 1))
+    dx = None if rstd is None else _all((True, False, False), dy, x_hat, None)[0].mul_(rstd)
     dw = (dy * x_hat).sum(rows) if needs[1] else None
     return dx, dw, dy.sum(rows) if needs[2] else None
 
 
-def _dx(dy: Tensor, x_hat: Tensor, rstd: Tensor, weight: Tensor | None) -> Tensor:
-    weight = None if weight is None else weight.to(dy.dtype)
+def _all(needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None) -> Any:
     rows = (*dy.shape[:-1], 1)
     # Of the normalised input the mean is 0 and the deviation 1; the true one is multiplied in last.
-    dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-        dy,
-        x_hat,
-        dy.shape[-1:],
-        dy.new_zeros(rows),
-        dy.new_ones(rows),
-        weight,
-        None,
-        [True, False, False],
+    # Of the bias only the shape is looked at.
+    mean, rstd = dy.new_zeros(rows), dy.new_ones(rows)
+    return torch.ops.aten.native_layer_norm_backward(
+        dy, x_hat, dy.shape[-1:], mean, rstd, weight, weight, list(needs)
     )
-    return dx.mul_(rstd)
 
 
 LAYER_NORM = Op(_forward, _backward)
