@@ -28,10 +28,12 @@ class DTL(Method):
         z_{i+1} = b_i(z_i) + g(theta(h_i)),    theta(x) = x sigmoid(beta x)           for i >= M
 
     g is the identity, or for DTL+ one depthwise convolution per stage, without bias, that class and
-    register tokens bypass. h restarts at 0 where width or resolution change; a block that changes
-    them itself has no CSN. By default M is the middle of the blocks that have one: of all from the
-    stage on that holds the middle block. That is 7 of 12 on ViT-B and 15 of 24 on Swin-B, where
-    stages 3 and 4 have a CSN, as in the paper. DTL+* is `plus=True, start_block=1`.
+    register tokens bypass; DTL+* is `plus=True, start_block=1`.
+
+    h restarts at 0 in every stage, so only stages that are corrected have a CSN; a block that
+    changes width or resolution itself has none. The paper corrects half of the blocks: by default M
+    is the middle one of those from the stage on that holds the backbone's middle block. That is 7
+    of 12 on ViT-B and, as in the authors' code, 15 of 24 on Swin-B, whose stages 3 and 4 are read.
 
     Parameters: ViT-B/16 36,864; Swin-B 45,056; ConvNeXt-B 67,584; ResNet-50 36,864. DTL+ on
     ViT-B/16 with a kernel of 3, 4, 5: 43,776, 49,152, 56,064. Swin-B at the paper's rank of 4:
@@ -51,7 +53,7 @@ class DTL(Method):
 
     Attributes:
         rank: Width r between A and B; the paper takes 2 on ViT and 4 on Swin.
-        start_block: M, the first block whose output is corrected, counted from 1; 0 takes the half.
+        start_block: M, the first block whose output is corrected, counted from 1; 0 finds it.
         plus: DTL+, with the convolution g.
         kernel: Side of g's kernel; the paper takes 3, 4 or 5 by task on ViT and 5 on Swin.
         beta: Sharpness of theta.
