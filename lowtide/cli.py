@@ -27,12 +27,15 @@ from .data import Sample, read
 from .errors import InputError, LowtideError, UnknownName
 from .evaluate import Trained, open_run, predict, score
 from .families import family_of, measure, prepare
+from .graft import Method, method_name
 from .methods import METHODS
 from .narrow import FrozenDtype
 from .plan import Plan, plan
 from .presets import presets, unknown
+from .search import free, parse_bytes, search
 from .step import Amp
 from .train import CONFIG, train
+from .work import MACHINES
 
 OUT = Console(highlight=False, soft_wrap=True)
 
@@ -52,7 +55,11 @@ class PlanOptions:
         frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
         opt: timm's name of the optimiser.
         image_size: Side of the square input; by default the model's.
-        json: Print one JSON object.
+        budget: Most bytes of a step, such as 640MiB: print what fits, fastest first. Policy,
+            checkpointing, accumulate and frozen_dtype are searched, save those that are given.
+        methods: What to search where no --method is given, with commas between.
+        machine: Whose speed orders what fits: cpu or a100.
+        json: Print one JSON object, or for a budget one per line.
     """
 
     model: str
@@ -65,6 +72,9 @@ class PlanOptions:
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
     image_size: int | None = None
+    budget: str | None = None
+    methods: str = "lora,bias,s2a"
+    machine: str = "cpu"
     json: bool = False
 
 
@@ -160,6 +170,9 @@ def _plan(args: Sequence[str]) -> None:
     options = PlanOptions(**given)
     if options.policy not in POLICIES:
         raise UnknownName("policy", options.policy, POLICIES)
+    if options.budget is not None:
+        names = [] if name else options.methods.split(",")
+        return _print_choices(options, [construct({"name": n}) for n in names] or [method])
     planned = plan(
         options.model,
         method,
@@ -346,6 +359,36 @@ def _print_plan(planned: Plan) -> None:
         f"trainable {planned.trainable_parameters:,} of {planned.total_parameters:,} parameters"
         f" ({share:.3f} %)"
     )
+
+
+def _print_choices(options: PlanOptions, methods: list[Method]) -> None:
+    budget = parse_bytes(options.budget or "")
+    choices = search(
+        options.model,
+        *methods,
+        budget=budget,
+        num_classes=options.num_classes,
+        batch_size=options.batch_size,
+        amp=options.amp,
+        optimizer=options.opt,
+        image_size=options.image_size,
+        machine=options.machine,
+        **free(options.policy, options.checkpointing, options.frozen_dtype, options.accumulate),
+    )
+    if options.json:
+        for choice in choices:
+            print(json.dumps(choice.to_dict()))
+        return
+    columns = ("method", "policy", "checkpointing", "frozen", "micro-batches", "MiB", "time")
+    table = Table(*columns, title=f"within {budget / 2**20:,.1f} MiB, fastest first")
+    for c in choices:
+        s, size = c.setting, -(-options.batch_size // c.accumulate)
+        peak, time = c.plan.peak_bytes / 2**20, c.seconds / choices[0].seconds
+        again, cut = "yes" if s.checkpointing else "no", f"{c.accumulate} of {size}"
+        name = method_name(type(c.method))
+        table.add_row(name, s.policy, again, s.frozen_dtype, cut, f"{peak:,.1f}", f"{time:.2f}")
+    OUT.print(table)
+    OUT.print(f"time, relative: {MACHINES[options.machine]} ({options.machine})")
 
 
 def _print_run(folder: Path, summary: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from .errors import InputError, UnknownName
 from .graft import Method
 from .methods.lora import LoRA
 from .narrow import FrozenDtype
+from .search import parse_bytes
 from .step import Amp
 
 
@@ -38,6 +39,8 @@ class RunConfig:
         checkpointing: Recompute each block in backward instead of keeping its activations.
         amp: Mixed precision: no, bf16 or fp16.
         frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
+        memory_budget: Most bytes of a step, such as 640MiB; policy, checkpointing, accumulate and
+            frozen_dtype are then chosen to be fast within it, save those that are given.
         opt: timm's name of the optimiser.
         lr: Peak learning rate.
         min_lr: Learning rate at the end of the cosine.
@@ -73,6 +76,7 @@ class RunConfig:
     checkpointing: bool = False
     amp: Amp = "no"
     frozen_dtype: FrozenDtype = "fp32"
+    memory_budget: str | None = None
     opt: str = "adamw"
     lr: float = 1e-3
     min_lr: float = 0.0
@@ -102,6 +106,8 @@ class RunConfig:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
             )
+        if self.memory_budget is not None:
+            parse_bytes(self.memory_budget)
         if not self.lr > 0:
             raise InputError(f"lr must be positive, not {self.lr}")
         if not 0 <= self.warmup_epochs < self.epochs and self.epochs > 1:

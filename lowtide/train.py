@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import resume
@@ -31,6 +31,7 @@ from .memory import Meter
 from .plan import arrange, plan
 from .progress import Progress
 from .schedule import make_schedule
+from .search import free, parse_bytes, search
 from .step import make_optimizer, training_step
 from .tune import Tuned, apply
 
@@ -137,6 +138,7 @@ def train(
     if continues and (folder / SUMMARY).exists():
         return json.loads((folder / SUMMARY).read_text())
     run = prepare(config, folder)
+    config = run.config  # with what a memory budget decided
     optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
     model, wrapped = run.accelerator.prepare(run.tuned, optimizer)
     if config.ema:
@@ -180,7 +182,9 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         image_size=config.image_size,
         drop_path=config.drop_path,
     )
-    classes, policy = len(dataset.classes), POLICIES[config.policy]()
+    classes = len(dataset.classes)
+    config = _within_budget(config, backbone, classes)
+    policy = POLICIES[config.policy]()
     planned = plan(
         backbone,
         config.method,
@@ -197,6 +201,25 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     tuned = apply(backbone, config.method, num_classes=classes)
     arrange(tuned, policy, config.checkpointing, config.frozen_dtype)
     return Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
+
+
+def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:
+    """Replace a memory budget by the fastest settings that stay within it."""
+    if config.memory_budget is None:
+        return config
+    choice = search(
+        backbone,
+        config.method,
+        budget=parse_bytes(config.memory_budget),
+        num_classes=classes,
+        batch_size=config.batch_size,
+        amp=config.amp,
+        optimizer=config.opt,
+        **free(config.policy, config.checkpointing, config.frozen_dtype, config.accumulate),
+    )[0]
+    return replace(
+        config, memory_budget=None, accumulate=choice.accumulate, **asdict(choice.setting)
+    )
 
 
 def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:

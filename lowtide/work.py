@@ -54,6 +54,12 @@ class Machine:
     bytes_per_s: float
     call_s: float
 
+    def __str__(self) -> str:
+        return (
+            f"flops / {self.flops_per_s:.3g}/s + bytes / {self.bytes_per_s:.3g}/s"
+            f" + kernels x {self.call_s:.1g} s"
+        )
+
     def seconds(self, work: Work) -> float:
         """Predict how long some work takes.
 

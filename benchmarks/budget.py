@@ -1,0 +1,93 @@
+"""Print images per second at a memory budget: the search's choice beside LoRA as it is used today.
+
+Every row is planned first, so it fits; then a few micro-batches are run and timed in CPU seconds of
+one thread, which other load on the machine does not change.
+
+python benchmarks/budget.py [--model NAME] [--batch-size B] [--images N] [BUDGET ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import cache
+
+import torch
+
+from lowtide import METHODS, POLICIES, apply, create
+from lowtide.errors import InputError
+from lowtide.families import image_shape
+from lowtide.plan import arrange
+from lowtide.search import Choice, Setting, parse_bytes, search
+from lowtide.step import make_optimizer, training_step
+
+LORA = METHODS["lora"]()
+RIVALS = {
+    "LoRA": {"policies": ("exact",), "checkpointing": (False,), "frozen_dtypes": ("fp32",)},
+    "LoRA + checkpointing": {
+        "policies": ("exact",),
+        "checkpointing": (True,),
+        "frozen_dtypes": ("fp32",),
+    },
+    "lowtide, lora": {},
+}
+
+
+def main() -> None:
+    """Search, run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="vit_base_patch16_224")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=8, help="Images timed per row, at least.")
+    parser.add_argument("budgets", nargs="*", default=["512MiB", "640MiB", "1GiB", "2GiB"])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    @cache
+    def measured(setting: Setting, accumulate: int) -> float:
+        return images_per_s(args.model, setting, -(-args.batch_size // accumulate), args.images)
+
+    print("| budget | run | setting | peak MiB | predicted images/s | measured images/s |")
+    print("|---|---|---|---|---|---|")
+    for budget in args.budgets:
+        for name, options in RIVALS.items():
+            choice = fastest(args.model, args.batch_size, parse_bytes(budget), options)
+            if choice is None:
+                print(f"| {budget} | {name} | does not fit | | | |")
+                continue
+            peak, rate = choice.plan.peak_bytes / 2**20, args.batch_size / choice.seconds
+            speed = measured(choice.setting, choice.accumulate)
+            words = choice.describe(args.batch_size).removeprefix("lora, ")
+            print(
+                f"| {budget} | {name} | {words} | {peak:.0f} | {rate:.2f} | {speed:.2f} |",
+                flush=True,
+            )
+
+
+def fastest(model: str, batch_size: int, budget: int, options: dict) -> Choice | None:
+    """The first choice of a search, if there is any."""
+    options = {"num_classes": 100, "batch_size": batch_size, **options}
+    try:
+        return search(model, LORA, budget=budget, **options)[0]
+    except InputError:
+        return None
+
+
+def images_per_s(model: str, setting: Setting, size: int, images: int) -> float:
+    """Time forward and backward of enough micro-batches, and one update, after a warm-up."""
+    backbone = create(model, pretrained=False)
+    tuned = apply(backbone, LORA, num_classes=100)
+    arrange(tuned, POLICIES[setting.policy](), setting.checkpointing, setting.frozen_dtype).train()
+    optimizer = make_optimizer(tuned)
+    batches = [
+        (torch.randn(size, *image_shape(backbone)), torch.zeros(size, dtype=torch.long))
+        for _ in range(-(-images // size))
+    ]
+    training_step(tuned, optimizer, [(x[:1], labels[:1]) for x, labels in batches[:1]])
+    started = time.process_time()
+    training_step(tuned, optimizer, batches)
+    return size * len(batches) / (time.process_time() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The search: what it offers fits, is the most that fits, and is refused in one line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from nets import tiny
+
+from lowtide import METHODS, InputError, plan
+from lowtide.cli import main
+from lowtide.compress import POLICIES
+from lowtide.search import Setting, parse_bytes, search
+from lowtide.work import MACHINES, Work, WorkMeter
+
+BATCH = 5
+CUTS = (1, 2, 3, 5)
+
+
+def planned(setting: Setting, accumulate: int, method: str = "bias"):
+    return plan(
+        tiny("vit").float(),
+        METHODS[method](),
+        batch_size=BATCH,
+        accumulate=accumulate,
+        policy=POLICIES[setting.policy](),
+        checkpointing=setting.checkpointing,
+        frozen_dtype=setting.frozen_dtype,
+    )
+
+
+@pytest.fixture(scope="module")
+def every():
+    """The plan of every setting and cut, by brute force."""
+    settings = itertools.product(("exact", "tight"), (False, True), ("fp32", "bf16"))
+    return {(s, cut): planned(s, cut) for s in itertools.starmap(Setting, settings) for cut in CUTS}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
+def test_the_search_finds_what_trying_everything_finds(every, share):
+    peaks = sorted({p.peak_bytes for p in every.values()})
+    budget = peaks[int(share * (len(peaks) - 1))]
+    seconds = {key: MACHINES["cpu"].seconds(p.work) for key, p in every.items()}
+    fitting = {key: s for key, s in seconds.items() if every[key].peak_bytes <= budget}
+    choices = search(tiny("vit").float(), METHODS["bias"](), budget=budget, batch_size=BATCH)
+    assert choices[0].seconds == min(fitting.values())
+    assert [c.seconds for c in choices] == sorted(c.seconds for c in choices)
+    for c in choices:
+        assert c.plan == every[c.setting, c.accumulate]
+        larger = [cut for setting, cut in fitting if setting == c.setting and cut < c.accumulate]
+        assert c.plan.peak_bytes <= budget and not larger
+
+
+def test_nothing_fits_is_one_line_with_the_smallest_peak(every, capsys):
+    least = min(every.values(), key=lambda p: p.peak_bytes).peak_bytes
+    with pytest.raises(InputError, match=f"smallest possible peak is {least / 2**20:.1f} MiB"):
+        search(tiny("vit").float(), METHODS["bias"](), budget=least - 1, batch_size=BATCH)
+
+
+def test_what_is_given_is_kept():
+    budget = 100 * 2**20
+    choices = search(
+        tiny("vit").float(),
+        METHODS["bias"](),
+        budget=budget,
+        batch_size=BATCH,
+        policies=("tight",),
+        checkpointing=(True,),
+        accumulate=3,
+    )
+    assert [(c.setting, c.accumulate) for c in choices] == [(Setting("tight", True, "fp32"), 3)]
+
+
+def test_methods_that_cannot_live_there_are_left_out():
+    model, methods = tiny("resnet").float(), [METHODS[n]() for n in ("dtl", "bias")]
+    found = search(model, *methods, budget=2**30, batch_size=2)
+    assert {c.method for c in found} <= set(methods)
+    with pytest.raises(InputError, match="no table"):
+        search("davit_tiny", METHODS["s2a"](), budget=2**30)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1GiB", 2**30),
+        ("640MiB", 6400 * 2**20),
+        ("2e9", 2_000_000_000),
+        ("1.5GB", 1_500_000_000),
+        ("512 kib", 2**19),
+        ("3M", 3_000_000),
+        ("1000", 1000),
+    ],
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "1Gii", "-1MiB", "0", "1iB", "12 parsecs", "1..5GB"])
+def test_no_sizes(text):
+    with pytest.raises(InputError, match="write 640MiB"):
+        parse_bytes(text)
+
+
+def test_work_counts_products_bytes_and_kernels():
+    a, b = torch.randn(3, 4), torch.randn(4, 5)
+    with WorkMeter(torch.nn.Identity()) as meter:
+        (a @ b).t().neg()
+    assert meter.work == Work(2 * 3 * 4 * 5, 4 * (12 + 20 + 15) + 4 * 2 * 15, 2)
+
+
+def test_the_command_prints_what_fits(capsys):
+    args = ["plan", "--model", "vit_micro_patch4_32", "--batch-size", "8", "--budget"]
+    assert main([*args, "400MiB", "--methods", "bias,lora", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {r["method"]["name"] for r in rows} == {"bias", "lora"}
+    assert all(r["plan"]["peak_bytes"] <= 400 * 2**20 for r in rows)
+    assert main([*args, "400MiB", "--method", "lora"]) == 0
+    out = capsys.readouterr().out
+    assert "lora" in out and "bias" not in out and "flops / " in out
+    for bad, said in (("1MiB", "smallest possible peak"), ("lots", "write 640MiB")):
+        assert main([*args, bad, "--method", "lora"]) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
