@@ -51,7 +51,9 @@ def create(
         model = timm.create_model(name, pretrained=own, **options)
     except TypeError as e:
         raise InputError(f"{name} has no option drop_path: {e}") from e
-    except OSError as e:
+    except (OSError, RuntimeError) as e:
+        if not own:
+            raise
         reason = str(e).splitlines()[0]
         raise LowtideError(
             f"cannot get the pre-trained weights of {name} ({reason}); give --checkpoint FILE,"

@@ -33,7 +33,7 @@ class Role(StrEnum):
     FC1 = "fc1"
     FC2 = "fc2"
     LINEAR = "linear"
-    """A linear map of a backbone no table describes."""
+    """A linear map with no other role."""
     ACT = "act"
     CONV = "conv"
     """An affine map that mixes space."""

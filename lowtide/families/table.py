@@ -138,7 +138,8 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     shape = tuple(cfg.get("input_size") or (3, 224, 224))
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    stem = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
+    size = getattr(stem, "img_size", None)
     if size is not None:
         shape = (shape[0], *size)
     return (getattr(model, "in_chans", None) or shape[0], *shape[1:])
