@@ -51,9 +51,7 @@ def create(
         model = timm.create_model(name, pretrained=own, **options)
     except TypeError as e:
         raise InputError(f"{name} has no option drop_path: {e}") from e
-    except (OSError, RuntimeError) as e:
-        if not own:
-            raise
+    except (OSError, RuntimeError) as e:  # the hub is out of reach, or holds none
         reason = str(e).splitlines()[0]
         raise LowtideError(
             f"cannot get the pre-trained weights of {name} ({reason}); give --checkpoint FILE,"

@@ -227,10 +227,7 @@ def _kernel(module: nn.Module) -> tuple[int, int]:
 
 
 def _layout(module: nn.Module, otherwise: Layout) -> Layout:
-    """Read the channel axis off what fixes it: an op, or the maps inside a container if they agree.
-
-    ConvNeXt's blocks are channels first, and their MLPs may be either.
-    """
+    # ConvNeXt's blocks are channels first, and their MLPs may be either.
     if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
         return Layout.FIRST
     if type(module) in NORMS:
