@@ -156,7 +156,9 @@ class _Saved(torch.autograd.Function):
     ) -> Tensor:
         y, residues, extras, again = op.forward(needs, *tensors, **options)
         each = codecs if isinstance(codecs, tuple) else (codecs,) * len(residues)
-        kept = [keep(c, r) for c, r in zip(each, residues, strict=True)]
+        # Packing has dtypes of its own, which autocast would change or refuse.
+        with torch.autocast(y.device.type, enabled=False):
+            kept = [keep(c, r) for c, r in zip(each, residues, strict=True)]
         ctx.save_for_backward(*(t for _, packed in kept for t in packed), *extras)
         ctx.op, ctx.needs, ctx.options = op, needs, options
         likes = [(r.source.shape, r.source.dtype) for r in residues]
