@@ -20,7 +20,6 @@ CELLS = 4096
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def staircase(
     function: Callable[[Tensor], Tensor], cuts: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
@@ -37,6 +36,13 @@ def staircase(
     Returns:
         Edges, rising, and codes, one more: `codes[j]` is that of x if edges[j - 1] < x <= edges[j].
     """
+    return _staircase(function, cuts)
+
+
+@functools.cache
+def _staircase(
+    function: Callable[[Tensor], Tensor], cuts: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
     with _disable_current_modes(), torch.no_grad():
         grid = torch.linspace(-REACH, REACH, STEPS + 1, dtype=torch.float64)
         between = torch.tensor(cuts, dtype=torch.float64)
