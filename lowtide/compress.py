@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from .codecs.affine import Affine, Rounding
 from .codecs.base import Codec
 from .codecs.codebook import Codebook
+from .codecs.exact import Exact
 from .codecs.sign import Sign
 from .codecs.sine import Sine
 from .errors import UnknownName
@@ -117,7 +118,7 @@ class Policy:
         Returns:
             The policy.
         """
-        four, six, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 6, 8))
+        four, five, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 5, 8))
         smooth = ("gelu", "gelu_tanh", "quick_gelu", "silu", "hardswish")
         return cls(
             {
@@ -125,7 +126,10 @@ class Policy:
                 "relu": Sign(),
                 "relu6": Sign(),
                 "dropout": Sign(),
-                "layer_norm": six,
+                "mean_pool": Exact(),
+                # A place in a window is an integer up to 15: kept without loss.
+                "max_pool": Affine(4, "tensor"),
+                "layer_norm": five,
                 "batch_norm": eight,
                 "attention": four,
                 "softmax": Affine(8, "row", stats=torch.bfloat16),

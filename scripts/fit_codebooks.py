@@ -5,10 +5,17 @@ Max 1960), from evenly spaced levels, for x from N(-1, 1.2^2) or N(0, 4^2), one 
 other: trained networks keep the inputs of their activation functions below zero, and the broad part
 puts levels near 0 and 1, where the slope settles. With N(0, 1.5^2) alone those ends are missed by
 0.03 and 0.04 for most of a layer at once, which costs a ViT more than half of its gradient error.
+
+Of the sixteen levels of four bits two are pinned to 0 and 1, where the slope settles, and below 0
+and above 1 there are as many as the range asks for (two and one for GELU). In these long flat
+stretches of x one code covers all inputs of a neuron, so that its error does not average out: with
+the levels of the smallest squared error, the gradient of a ViT's biases errs by 0.113, with these
+by 0.080.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,14 +34,30 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 TARGET = Path(__file__).parents[1] / "lowtide" / "codecs" / "levels.py"
 
 
+def start(low: float, high: float, count: int) -> tuple[Tensor, list[int]]:
+    """Give the first levels, evenly spaced between those that are pinned, and which those are."""
+    if count < 16:
+        return torch.linspace(low, high, count + 2).double()[1:-1], []
+    below = math.ceil(count * -low / (high - low))
+    above = math.floor(count * (high - 1) / (high - low))
+    top = count - 1 - above
+    pieces = (
+        torch.linspace(low, 0, below + 2)[1:-1],
+        torch.linspace(0, 1, top - below + 1),
+        torch.linspace(1, high, above + 2)[1:-1],
+    )
+    return torch.cat(pieces).double(), [below, top]
+
+
 def fit(slope: Tensor, weight: Tensor, count: int) -> Tensor:
     """Run Lloyd's iteration until the levels stand still."""
-    levels = torch.linspace(float(slope.min()), float(slope.max()), count + 2).double()[1:-1]
+    levels, pinned = start(float(slope.min()), float(slope.max()), count)
     for _ in range(20_000):
         code = torch.bucketize(slope, (levels[1:] + levels[:-1]) / 2)
         mass = torch.zeros(count).double().index_add_(0, code, weight)
         moment = torch.zeros(count).double().index_add_(0, code, weight * slope)
         moved = torch.where(mass > 0, moment / mass, levels)
+        moved[pinned] = levels[pinned]
         if (moved - levels).abs().max() < 1e-9:
             break
         levels = moved

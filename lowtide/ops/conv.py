@@ -81,12 +81,20 @@ def _answer(codecs: Codecs, call: Call) -> Any:
         codecs["conv"],
         *autocast((x, weight, bias)),
         shape=x.shape,
-        pairs=(_pair(stride), _pair(padding), _pair(dilation)),
+        pairs=(pair(stride), pair(padding), pair(dilation)),
         groups=call.argument(6, "groups", 1),
     )
 
 
-def _pair(value: Any) -> list[int]:
+def pair(value: Any) -> list[int]:
+    """Read a size that may be one number for both axes.
+
+    Args:
+        value: One integer, or one or two in a sequence.
+
+    Returns:
+        Height and width.
+    """
     return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
 
 

@@ -91,6 +91,21 @@ def batch_norm(training: bool, shape: tuple[int, ...] = (3, 4, 6, 5)) -> Case:
     )
 
 
+def max_pool(*window: list[int], ceil: bool = False) -> Case:
+    def plain(x: Tensor) -> Tensor:
+        return F.max_pool2d(x, *window, ceil)
+
+    out = tuple(plain(torch.zeros(2, 3, 9, 7)).shape)
+    return Case(
+        "MAX_POOL",
+        ((2, 3, 9, 7),),
+        plain,
+        lambda n: [out],
+        {"window": window, "ceil": ceil},
+        lambda n: 4,
+    )
+
+
 CASES: dict[str, Case] = {
     **{
         name: Case(
@@ -160,6 +175,16 @@ CASES: dict[str, Case] = {
         {"shapes": (torch.Size((4, 1, 1)), torch.Size((2, 4, 3, 3)))},
         as_is=0,
     ),
+    "mean_pool": Case(
+        "MEAN_POOL",
+        ((2, 3, 7, 6),),
+        lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
+        lambda n: [],
+        {"size": (3, 2)},
+        lambda n: 4,
+    ),
+    "max_pool": max_pool([3, 2], [2, 1], [1, 0], [1, 2]),
+    "max_pool_even": max_pool([2, 2], [2, 2], [0, 0], [1, 1], ceil=True),
     "batch_norm": batch_norm(training=True),
     "batch_norm_frozen": batch_norm(training=False),
     "batch_norm_frozen_1d": batch_norm(training=False, shape=(5, 4)),
@@ -279,7 +304,7 @@ def test_only_the_declared_bytes_are_kept(name: str, codec: str) -> None:
         with keeping() as kept:
             y = saved(OPS[case.op], how, *given, **options(case, torch.float32))
         declared = sum(how.nbytes(torch.Size(s), torch.float32) for s in case.kept(needs))
-        if codec == "exact" and case.op not in ("UNARY", "LAYER_NORM", "SOFTMAX"):
+        if codec == "exact" and case.op not in ("UNARY", "LAYER_NORM", "SOFTMAX", "MAX_POOL"):
             # Residues that are arguments: kept by reference.
             declared = 4 * 150 if case.op == "ATTENTION_TAKEN_APART" else 0
         assert bytes_besides(kept, given) == declared + case.beside(needs)
@@ -372,6 +397,17 @@ def test_dropout_keeps_its_mask_in_bits() -> None:
     ours, theirs = (torch.autograd.grad(t, x, dy)[0] for t in (y, plain))
     torch.testing.assert_close(ours, theirs)
     assert bytes_besides(kept, [x]) == 150
+
+
+@pytest.mark.parametrize("name", ["max_pool", "max_pool_even"])
+def test_four_bits_lose_nothing_of_a_maximum(name: str) -> None:
+    case, how = CASES[name], Affine(4, "tensor")
+    for _ in range(5):
+        x = torch.randn(case.shapes[0] or (), requires_grad=True)
+        y = saved(OPS["MAX_POOL"], how, x, **case.options)
+        dy = torch.randn_like(y)
+        ours, theirs = (torch.autograd.grad(t, x, dy)[0] for t in (y, case.plain(x)))
+        assert torch.equal(ours, theirs)
 
 
 def test_relu6_is_one_bit() -> None:

@@ -1,0 +1,116 @@
+"""Pooling: a mean needs nothing of its input, a maximum only which of its window it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.base import Residue
+from .conv import pair
+from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+TAPS = 16
+"""Places of a window that four bits tell apart."""
+
+Window = tuple[list[int], list[int], list[int], list[int]]
+
+
+def _mean_forward(needs: Needs, x: Tensor, *, size: Any) -> Forward:
+    # Only the shape of x is looked at in backward.
+    return Forward(F.adaptive_avg_pool2d(x, size), (), (x.new_empty(1).expand(x.shape),))
+
+
+def _mean_backward(
+    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, *, size: Any
+) -> Tensors:
+    return (torch.ops.aten._adaptive_avg_pool2d_backward(dy, extras[0]),)
+
+
+MEAN_POOL = Op(_mean_forward, _mean_backward)
+"""y = the mean of each of `size` parts of the grid; dx spreads dy over them. No residue.
+
+Saves:
+    One number that stands for a tensor of x's shape; torch keeps x.
+"""
+
+
+def _max_forward(needs: Needs, x: Tensor, *, window: Window, ceil: bool) -> Forward:
+    y, found = F.max_pool2d_with_indices(x, *window, ceil)
+    (_, columns), dilation = window[0], window[3]
+    width, origin = x.shape[-1], _origins(y, window)
+    row, column = found // width - origin[0], found % width - origin[1]
+    tap = row // dilation[0] * columns + column // dilation[1]
+    return Forward(y, (Residue(tap.to(x.dtype)),), (x.new_empty(1).expand(x.shape),))
+
+
+def _max_backward(
+    needs: Needs,
+    residues: tuple[Tensor, ...],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    window: Window,
+    ceil: bool,
+) -> Tensors:
+    (like,) = extras
+    assert like is not None
+    origin, kernel, dilation = _origins(dy, window), window[0], window[3]
+    tap = residues[0].round().long()
+    row = origin[0] + tap // kernel[1] * dilation[0]
+    column = origin[1] + tap % kernel[1] * dilation[1]
+    # A codec that errs by half a place or more may point beside the grid.
+    row, column = row.clamp_(0, like.shape[-2] - 1), column.clamp_(0, like.shape[-1] - 1)
+    found = row.mul_(like.shape[-1]).add_(column)
+    return (torch.ops.aten.max_pool2d_with_indices_backward(dy, like, *window, ceil, found),)
+
+
+MAX_POOL = Op(_max_forward, _max_backward)
+"""y = the largest number of each window; dx is dy where it stood.
+
+Residue: its place in the window, 0 to h w - 1, rounded in backward, so that a codec that errs by
+less than a half loses nothing. Options: `window` = (kernel, stride, padding, dilation), `ceil`.
+
+Saves:
+    What the codec keeps of the numbers in y; torch keeps x, and 8 bytes for each of y.
+"""
+
+
+def _origins(y: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Say in which row and column of the input each window begins."""
+    _, stride, padding, _ = window
+    row, column = (
+        torch.arange(n, device=y.device) * s - p
+        for n, s, p in zip(y.shape[-2:], stride, padding, strict=True)
+    )
+    return row[:, None], column
+
+
+def _answer_mean(codecs: Codecs, call: Call) -> Any:
+    x, size = call.argument(0, "input"), call.argument(1, "output_size")
+    if "mean_pool" not in codecs or not x.requires_grad:
+        return NotImplemented
+    return saved(MEAN_POOL, codecs["mean_pool"], x, size=size)
+
+
+def _answer_max(codecs: Codecs, call: Call) -> Any:
+    x, kernel = call.argument(0, "input"), pair(call.argument(1, "kernel_size"))
+    stride = call.argument(2, "stride")
+    given = (stride or kernel, call.argument(3, "padding", 0), call.argument(4, "dilation", 1))
+    known = "max_pool" in codecs and kernel[0] * kernel[1] <= TAPS
+    if not known or not x.requires_grad or call.argument(6, "return_indices", False):
+        return NotImplemented
+    window = (kernel, *(pair(value) for value in given))
+    return saved(
+        MAX_POOL, codecs["max_pool"], x, window=window, ceil=call.argument(5, "ceil_mode", False)
+    )
+
+
+NAMES = ("mean_pool", "max_pool")
+CALLS: dict[Callable[..., Any], Answer] = {
+    F.adaptive_avg_pool2d: _answer_mean,
+    F.max_pool2d: _answer_max,
+}
