@@ -157,7 +157,8 @@ class _Saved(torch.autograd.Function):
         y, residues, extras, again = op.forward(needs, *tensors, **options)
         each = codecs if isinstance(codecs, tuple) else (codecs,) * len(residues)
         # Packing has dtypes of its own, which autocast would change or refuse.
-        with torch.autocast(y.device.type, enabled=False):
+        device = "cpu" if y.is_meta else y.device.type  # autocast knows no meta device
+        with torch.autocast(device, enabled=False):
             kept = [keep(c, r) for c, r in zip(each, residues, strict=True)]
         ctx.save_for_backward(*(t for _, packed in kept for t in packed), *extras)
         ctx.op, ctx.needs, ctx.options = op, needs, options
