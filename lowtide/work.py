@@ -107,5 +107,5 @@ def _work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any)
 
 
 MACHINES = {"cpu": Machine(90e9, 11e9, 17e-6), "a100": Machine(19.5e12, 1.55e12, 8e-6)}
-"""`cpu`: fitted to ViT-B/16 steps on one thread of an AVX-512 server core, within 6 % of each.
+"""`cpu`: fitted to ViT-B/16 steps on one thread of an AMD EPYC, within 6 % of each.
 `a100`: its data sheet in float32, and an assumed launch time; not measured."""

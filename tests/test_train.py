@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lowtide import METHODS, InputError, LowtideError
+from lowtide import METHODS, InputError, LowtideError, plan
 from lowtide.cli import main
-from lowtide.config import RunConfig, write_yaml
+from lowtide.config import RunConfig, read_yaml, write_yaml
 from lowtide.evaluate import open_run, predict, score
 from lowtide.train import train
 
@@ -132,6 +132,21 @@ def test_accumulation_gives_the_same_update(config, tmp_path):
     train(replace(config, accumulate=3), tmp_path / "parts")
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+def test_a_memory_budget_decides_what_is_kept(config, tmp_path):
+    whole = plan(MODEL, config.method, num_classes=3, batch_size=8).peak_bytes
+    folder, budget = tmp_path / "run", int(whole * 0.6)
+    summary = train(replace(config, memory_budget=str(budget), epochs=1), folder)
+    assert summary["measured_peak_bytes"] == summary["planned"]["peak_bytes"] <= budget
+    chosen = summary["config"]
+    assert chosen["memory_budget"] is None
+    assert (chosen["accumulate"], chosen["policy"]) != (1, "exact")
+    assert read_yaml(folder / "config.yaml") == chosen
+    with pytest.raises(InputError, match="smallest possible peak"):
+        train(replace(config, memory_budget="1MiB"), tmp_path / "none")
+    with pytest.raises(InputError, match="write 640MiB"):
+        replace(config, memory_budget="little")
 
 
 def test_bf16_autocast_learns(config, tmp_path):
