@@ -414,3 +414,24 @@ def test_functional_calls_and_hooks() -> None:
     compress(model, EVERYTHING)
     close(both(), expected)
     close(seen[1], seen[0])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_convnext"])
+def test_autocast_keeps_no_cast_copy_of_a_frozen_weight(name: str) -> None:
+    options = SMALL if name.startswith("vit") else {}
+    model = awake(timm.create_model(name, num_classes=4, **options))
+    for key, p in model.named_parameters():
+        p.requires_grad_(key.endswith("bias"))
+    compress(model, IN_PIECES)
+    maps = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    shapes = {tuple(w.shape) for w in maps} | {tuple(w.mT.shape) for w in maps}
+    own, copies = {p.data_ptr() for p in model.parameters()}, []
+
+    def pack(t: Tensor) -> Tensor:
+        if tuple(t.shape) in shapes and t.data_ptr() not in own:
+            copies.append(t)
+        return t
+
+    with saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        model(batch()[0])
+    assert not copies

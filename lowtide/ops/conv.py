@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.base import Residue
-from .linear import autocast
+from .linear import autocast, but_frozen
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 Pairs = tuple[list[int], list[int], list[int]]
@@ -79,7 +79,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(
         CONV,
         codecs["conv"],
-        *autocast((x, weight, bias)),
+        *but_frozen(autocast((x, weight, bias)), weight),
         shape=x.shape,
         pairs=(pair(stride), pair(padding), pair(dilation)),
         groups=call.argument(6, "groups", 1),

@@ -41,11 +41,12 @@ Saves:
 def _answer(codecs: Codecs, call: Call) -> Any:
     x, weight = call.argument(0, "input"), call.argument(1, "weight")
     bias = call.argument(2, "bias")
-    if "linear" not in codecs or not weight.requires_grad or x.ndim < 2:
+    cast = torch.is_autocast_enabled(x.device.type)
+    if "linear" not in codecs or not (weight.requires_grad or cast) or x.ndim < 2:
         return NotImplemented
     # Pooled features (B, C) are few and the head learns from them alone: they stay exact.
     codec = Exact() if x.ndim == 2 else codecs["linear"]
-    return saved(LINEAR, codec, *autocast((x, weight, bias)))
+    return saved(LINEAR, codec, *but_frozen(autocast((x, weight, bias)), weight))
 
 
 def autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -67,6 +68,20 @@ def autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(
         None if t is None else t.to(low) if t.dtype == torch.float32 else t for t in tensors
     )
+
+
+def but_frozen(cast: tuple[Tensor | None, ...], weight: Tensor) -> tuple[Tensor | None, ...]:
+    """Leave a frozen weight as it is: the op casts it, and keeps no cast copy for the backward.
+
+    Args:
+        cast: Input, weight and bias, cast by `autocast`.
+        weight: The weight as it was.
+
+    Returns:
+        The three, the weight cast only if it trains.
+    """
+    x, low, bias = cast
+    return x, low if weight.requires_grad else weight, bias
 
 
 NAMES = ("linear",)
