@@ -171,7 +171,8 @@ def _plan(args: Sequence[str]) -> None:
     if options.policy not in POLICIES:
         raise UnknownName("policy", options.policy, POLICIES)
     if options.budget is not None:
-        names = [] if name else options.methods.split(",")
+        told = any(arg.startswith("--method.") for arg in args)
+        names = [] if told else options.methods.split(",")
         return _print_choices(options, [construct({"name": n}) for n in names] or [method])
     planned = plan(
         options.model,

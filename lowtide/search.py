@@ -248,9 +248,9 @@ class _Search:
         """Give the largest micro-batch of each setting that fits, where the setting can gain."""
         choices: list[Choice] = []
         whole: list[Setting] = []
+        if not self.tuned.blocks:  # then checkpointing changes nothing
+            settings = [s for s in settings if not s.checkpointing] or settings
         for setting in settings:
-            if setting.checkpointing and not self.tuned.blocks:
-                continue
             if any(setting.keeps_no_more_than(other) for other in whole):
                 continue
             choice = self._largest(setting, min((c.seconds for c in choices), default=math.inf))

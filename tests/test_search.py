@@ -77,6 +77,10 @@ def test_methods_that_cannot_live_there_are_left_out():
     model, methods = tiny("resnet").float(), [METHODS[n]() for n in ("dtl", "bias")]
     found = search(model, *methods, budget=2**30, batch_size=2)
     assert {c.method for c in found} <= set(methods)
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+    flat.pretrained_cfg = {"input_size": (3, 8, 8)}
+    options = {"budget": 2**30, "batch_size": 2, "checkpointing": (True,)}
+    assert search(flat, METHODS["linear"](), **options)
     with pytest.raises(InputError, match="no table"):
         search("davit_tiny", METHODS["s2a"](), budget=2**30)
 
@@ -119,6 +123,9 @@ def test_the_command_prints_what_fits(capsys):
     assert main([*args, "400MiB", "--method", "lora"]) == 0
     out = capsys.readouterr().out
     assert "lora" in out and "bias" not in out and "flops / " in out
+    assert main([*args, "400MiB", "--method.rank", "2", "--json"]) == 0
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row["method"]["name"] == "lora" and row["method"]["rank"] == 2
     for bad, said in (("1MiB", "smallest possible peak"), ("lots", "write 640MiB")):
         assert main([*args, bad, "--method", "lora"]) == 2
         err = capsys.readouterr().err
