@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -46,9 +47,11 @@ def real_step(
     )
 
 
-@pytest.mark.parametrize("policy", ["exact", "s2a", "tight"])
-@pytest.mark.parametrize("name", ["full", "linear", "bias", "lora", "ssf", "s2a"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+EVERYWHERE = itertools.product(sorted(FAMILIES), ("full", "lora", "s2a"), ("exact", "tight"))
+ON_VIT = itertools.product(["vit"], ("linear", "bias", "ssf", "s2a"), ("exact", "s2a", "tight"))
+
+
+@pytest.mark.parametrize(("family", "name", "policy"), sorted({*EVERYWHERE, *ON_VIT}))
 def test_plan_equals_the_real_step(family, name, policy):
     model = tiny(family).float()
     method = METHODS[name](init="identity") if name == "ssf" else METHODS[name]()
@@ -62,7 +65,7 @@ def test_plan_equals_the_real_step(family, name, policy):
 
 @pytest.mark.parametrize("policy", ["exact", "s2a", "tight"])
 @pytest.mark.parametrize("name", ["lora", "s2a"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext", "resnet"])
 def test_plan_is_close_in_mixed_precision(family, name, policy):
     # For real bfloat16 tensors a CPU picks kernels of its own, which keep a little more.
     model, method = tiny(family).float(), METHODS[name]()
@@ -91,7 +94,7 @@ def test_frozen_weights_in_bf16_take_half():
     )
     maps = 12 * (3 + 1 + 4 + 4) * 768**2 + 768 * 3 * 16**2
     assert wide["weights"] - narrow["weights"] == 2 * maps
-    assert narrow["saved"] == wide["saved"]
+    assert sum(narrow.values()) <= 420 * MIB
     assert narrow["temporaries"] <= wide["temporaries"] + 4 * 4 * 768**2  # fc1, widened
 
 
@@ -114,7 +117,7 @@ def test_published_table(name, checkpointing):
     assert abs(planned.peak_bytes / MIB - VIT_B[name, checkpointing]) < 1
 
 
-@pytest.mark.parametrize(("name", "limit"), [("bias", 800), ("s2a", 850), ("lora", 1000)])
+@pytest.mark.parametrize(("name", "limit"), [("bias", 600), ("s2a", 850), ("lora", 600)])
 def test_tight_stays_below_its_promise(name, limit):
     policy = POLICIES["tight"]()
     planned = plan("vit_base_patch16_224", METHODS[name](), num_classes=100, policy=policy)
