@@ -92,6 +92,22 @@ class Adapter:
             state |= {f"./{method}/{n}": v for n, v in side.state_dict(keep_vars=True).items()}
         return {key: value.detach() for key, value in state.items()}
 
+    def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fit a saved state to this backbone's image size, graft by graft.
+
+        Args:
+            state: What `state` gave, maybe on another image size.
+
+        Returns:
+            The state to load.
+        """
+        keys = {
+            f"{path or '.'}/{method}/{name}": (graft, name)
+            for path, method, graft in self.grafts
+            for name, _ in graft.own()
+        }
+        return {k: keys[k][0].fitted(keys[k][1], v) if k in keys else v for k, v in state.items()}
+
     def merged(self) -> tuple[dict[str, nn.Module], list[str]]:
         """Fold every graft that can be folded, innermost first.
 

@@ -58,6 +58,18 @@ class Graft(nn.Module, abc.ABC):
         """
         return None
 
+    def fitted(self, name: str, value: Tensor) -> Tensor:
+        """Fit a saved tensor to this place, where its size follows that of the image.
+
+        Args:
+            name: Local name of one of its own.
+            value: What was saved.
+
+        Returns:
+            The value to load; by default the one saved.
+        """
+        return value
+
     def own(self) -> Iterator[tuple[str, Tensor]]:
         """List the parameters and persistent buffers this graft brought.
 

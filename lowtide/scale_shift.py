@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from .affine import fold
 from .graft import Graft
 from .site import Layout, Site
+
+Init = Literal["paper", "identity", "uniform", "trunc_normal", "random"]
+SPREAD = 0.02
+"""Standard deviation of the factors around 1 and of the summands around 0."""
 
 
 class ScaleShift(Graft):
@@ -21,19 +25,32 @@ class ScaleShift(Graft):
 
     unmergeable: ClassVar[str] = "what it scales is a sum of branches, not the output of one map"
 
-    def __init__(self, base: nn.Module, site: Site, spread: float) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        site: Site,
+        init: Init = "paper",
+        scale: Literal["vector", "scalar", "none"] = "vector",
+        shift: bool = True,
+    ) -> None:
         """Draw gamma and beta.
 
         Args:
             base: What stands there.
             site: Where it stands.
-            spread: Standard deviation of gamma around 1 and of beta around 0.
+            init: `paper` N(1, 0.02^2) and N(0, 0.02^2); `identity` 1 and 0; `uniform` and
+                `trunc_normal` of the same spread; `random` has gamma at N(0, 0.02^2) too.
+            scale: A factor per channel, one for all, or none.
+            shift: Whether there is a beta.
         """
         super().__init__(base)
-        shape = (site.dim, 1, 1) if site.layout is Layout.FIRST else (site.dim,)
-        self.gamma = nn.Parameter(1 + spread * torch.randn(shape))
-        absorbs = "bias" in site.params or not site.params
-        self.beta = nn.Parameter(spread * torch.randn(shape)) if absorbs else None
+        tail = (1, 1) if site.layout is Layout.FIRST else ()
+        count = 1 if scale == "scalar" else site.dim
+        self.gamma = None if scale == "none" else nn.Parameter(_draw((count, *tail), init))
+        if self.gamma is not None and init != "random":
+            self.gamma.data += 1
+        wanted = shift and absorbs_shift(site)
+        self.beta = nn.Parameter(_draw((site.dim, *tail), init)) if wanted else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift the base's output.
@@ -44,7 +61,9 @@ class ScaleShift(Graft):
         Returns:
             The scaled and shifted output.
         """
-        y = self.base(x) * self.gamma
+        y = self.base(x)
+        if self.gamma is not None:
+            y = y * self.gamma
         return y if self.beta is None else y + self.beta
 
     def merged(self) -> nn.Module | None:
@@ -53,5 +72,26 @@ class ScaleShift(Graft):
         Returns:
             The folded module, or None where the base has no weight to absorb it.
         """
-        shift = None if self.beta is None else self.beta.flatten()
-        return fold(self.base, scale=self.gamma.flatten(), shift=shift)
+        scale, shift = (None if v is None else v.flatten() for v in (self.gamma, self.beta))
+        return fold(self.base, scale=scale, shift=shift)
+
+
+def absorbs_shift(site: Site) -> bool:
+    """Whether the plain backbone has a place for a shift: a bias, or no parameters at all.
+
+    Args:
+        site: Where.
+
+    Returns:
+        Whether a merged checkpoint can hold it.
+    """
+    return "bias" in site.params or not site.params
+
+
+def _draw(shape: tuple[int, ...], init: Init) -> Tensor:
+    drawn = torch.zeros(shape)
+    if init == "uniform":
+        return drawn.uniform_(-(3**0.5) * SPREAD, 3**0.5 * SPREAD)
+    if init == "trunc_normal":
+        return nn.init.trunc_normal_(drawn, std=SPREAD, a=-2 * SPREAD, b=2 * SPREAD)
+    return drawn if init == "identity" else drawn.normal_(0, SPREAD)

@@ -221,6 +221,7 @@ class Tuned(nn.Module):
                 f"the file does not fit this adapter: {len(missing)} keys missing {missing[:2]},"
                 f" {len(extra)} unexpected {extra[:2]}"
             )
+        state = self.adapters[self.active].fitted(state)
         for key, value in own.items():
             if value.shape != state[key].shape:
                 raise InputError(

@@ -101,9 +101,7 @@ class RLRR(Method):
             inside = not staged or s.depth >= 0 or i > blocks_end
             normed = s.role is Role.NORM and bool(s.params) and inside
             if normed or s.depthwise or (s.role is Role.STEM and not staged):
-                edits.append(
-                    Swap(s, partial(ScaleShift, site=s, spread=0.02 * (not self.identity)))
-                )
+                edits.append(Swap(s, partial(ScaleShift, site=s, init=self.init)))
             elif s in maps:
                 parts = 3 if s.role is Role.QKV and not staged else 1
                 edits.append(Swap(s, partial(RLRRGraft, site=s, config=self, parts=parts)))

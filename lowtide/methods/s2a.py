@@ -132,6 +132,7 @@ class PromptGraft(Graft):
     def __init__(self, base: nn.Module, site: Site, config: S2A) -> None:
         super().__init__(base)
         self.tile = None if site.layout is Layout.LAST else min(config.tile, *site.in_shape[2:])
+        self.prefix = site.prefix if self.tile is None else 0
         tokens = site.tokens if self.tile is None else self.tile**2
         self.A = nn.Parameter(torch.zeros(tokens, config.rank))
         self.B = nn.Parameter(config.sigma * torch.randn(config.rank, site.in_dim))
@@ -144,21 +145,38 @@ class PromptGraft(Graft):
 
         Returns:
             The base's output.
-
-        Raises:
-            Unsupported: The tokens are not as many as the prompt was made for.
         """
-        prompt = self.A @ self.B
         if self.tile is None:
-            if x.shape[-2] != len(prompt):
-                raise Unsupported(
-                    f"s2a's prompt has {len(prompt)} positions and the input {x.shape[-2]};"
-                    " use the image size it was trained for"
-                )
-            return self.base(x + prompt)
+            return self.base(x + self._rows(self.A, x.shape[-2]) @ self.B)
         h, w = x.shape[2:]
-        square = prompt.T.unflatten(1, (self.tile, self.tile))
+        square = (self.A @ self.B).T.unflatten(1, (self.tile, self.tile))
         return self.base(x + square.repeat(1, -(-h // self.tile), -(-w // self.tile))[:, :h, :w])
+
+    def fitted(self, name: str, value: Tensor) -> Tensor:
+        """Resample A where it was trained on another number of positions.
+
+        Args:
+            name: Name of a parameter.
+            value: What a file holds for it.
+
+        Returns:
+            The value for this image size.
+        """
+        return self._rows(value, len(self.A)) if name == "A" else value
+
+    def _rows(self, rows: Tensor, count: int) -> Tensor:
+        """Interpolate the rows of patch positions, as position embeddings are, on square grids."""
+        before, after = (round((n - self.prefix) ** 0.5) for n in (len(rows), count))
+        if len(rows) == count:
+            return rows
+        if before**2 + self.prefix != len(rows) or after**2 + self.prefix != count:
+            raise Unsupported(
+                f"s2a's prompt has {len(rows)} positions and the input {count}; only square grids"
+                " can be resampled: use the image size it was trained for"
+            )
+        grid = rows[self.prefix :].T.unflatten(1, (before, before))[None]
+        grid = F.interpolate(grid, (after, after), mode="bicubic", antialias=True)
+        return torch.cat([rows[: self.prefix], grid[0].flatten(1).T])
 
 
 class SideBranch(Side):

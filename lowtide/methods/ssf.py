@@ -8,11 +8,17 @@ from functools import partial
 from typing import Literal
 
 from ..graft import Edit, Method, Swap, method, need
-from ..scale_shift import ScaleShift
-from ..site import Role, Sites
+from ..scale_shift import Init, ScaleShift, absorbs_shift
+from ..site import Role, Site, Sites
 
 AFTER = (Role.NORM, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR)
 CONVOLVED = (Role.STEM, Role.CONV, Role.DOWN)
+OPERATIONS = {
+    "mlp": (Role.FC1, Role.FC2),
+    "attention": (Role.QKV, Role.PROJ),
+    "embedding": (Role.STEM,),
+    "norm": (Role.NORM,),
+}
 
 
 @method
@@ -35,11 +41,32 @@ class SSF(Method):
         The output of every operation it follows, for gamma's gradient: 11 u per ViT block, more
         than full fine-tuning keeps.
 
+    The other attributes are the paper's ablations (table 6). Its counts say that `layers` leaves
+    the patch embedding and the final norm in, and that without `norm` the final norm stays.
+
     Attributes:
-        init: `paper` starts at the random values above; `identity` at gamma = 1, beta = 0.
+        init: `paper` starts at the random values above; `identity` at gamma = 1, beta = 0;
+            `uniform` and `trunc_normal` with the same spread; `random` with gamma around 0.
+        layers: Blocks that get it, counted from the image; 0 for all.
+        without: Operations that get none: any of mlp attention embedding norm.
+        scale: A factor per channel, one `scalar` for all, or `none`.
+        shift: Whether there is a beta.
     """
 
-    init: Literal["paper", "identity"] = "paper"
+    init: Init = "paper"
+    layers: int = 0
+    without: tuple[Literal["mlp", "attention", "embedding", "norm"], ...] = ()
+    scale: Literal["vector", "scalar", "none"] = "vector"
+    shift: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = set(self.without) - set(OPERATIONS)
+        if self.layers < 0 or unknown or (self.scale == "none" and not self.shift):
+            raise ValueError(
+                f"ssf needs layers >= 0, without of {' '.join(OPERATIONS)}, and a scale or a shift,"
+                f" not layers={self.layers} without={self.without!r} scale={self.scale}"
+                f" shift={self.shift}"
+            )
 
     @property
     def identity(self) -> bool:
@@ -55,11 +82,16 @@ class SSF(Method):
         Returns:
             One edit per operation.
         """
-        after = sites.where(
-            lambda s: s.role in AFTER or (s.role in CONVOLVED and "bias" in s.params)
-        )
-        spread = 0.0 if self.identity else 0.02
+        graft = partial(ScaleShift, init=self.init, scale=self.scale, shift=self.shift)
         return [
-            Swap(s, partial(ScaleShift, site=s, spread=spread))
-            for s in need(after, "ssf", "an affine map or a norm")
+            Swap(s, partial(graft, site=s))
+            for s in need(sites.where(self._follows), "ssf", "an affine map or a norm")
         ]
+
+    def _follows(self, site: Site) -> bool:
+        affine = site.role in AFTER or (site.role in CONVOLVED and "bias" in site.params)
+        kept = site.depth < (self.layers or site.depth + 1)
+        left_out = any(site.role in OPERATIONS[o] for o in self.without)
+        if site.role is Role.NORM and site.depth < 0:
+            left_out = False
+        return affine and kept and not left_out and (self.scale != "none" or absorbs_shift(site))

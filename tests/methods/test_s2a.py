@@ -148,3 +148,28 @@ def test_a_width_cap_cannot_divide_is_refused() -> None:
 def test_wrong_options_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         S2A(**{option: 0})
+
+
+def test_a_prompt_is_resampled_for_another_image_size() -> None:
+    """A plane over the grid stays that plane; the class token keeps its row."""
+    model = tiny("vit")
+    tuned = lowtide.tune.apply(model, S2A(bias=False, side=False, rank=2), num_classes=FEW).eval()
+    state = tuned.adapter_state()
+    key = "blocks.0.attn.qkv/s2a/A"
+    centres = (torch.arange(4, dtype=torch.float64) + 0.5) / 4
+    state[key] = torch.cat([
+        torch.tensor([[7.0, -7.0]]),
+        torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1).reshape(16, 2),
+    ]).double()
+    large = tiny("vit")
+    large.set_input_size((64, 64))
+    other = lowtide.tune.apply(large, S2A(bias=False, side=False, rank=2), num_classes=FEW)
+    other.load_adapter_state(state)
+    loaded = other.adapter_state()[key]
+    assert loaded.shape == (65, 2)
+    near(loaded[0], state[key][0])
+    inner = loaded[1:].reshape(8, 8, 2)[2:-2, 2:-2]
+    centres = (torch.arange(8, dtype=torch.float64)[2:-2] + 0.5) / 8
+    near(inner, torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1), 0.02)
+    graft = other.backbone.blocks[0].attn.qkv
+    near(graft._rows(graft.A, 17)[0], loaded[0])
