@@ -1,3 +1,15 @@
-"""Torch ops that pack and unpack: each a plain PyTorch definition, and kernels that equal it."""
+"""Torch ops that pack and unpack: each a plain PyTorch definition, and kernels that equal it.
+
+On a CPU a kernel compiled at first use runs them, where there is a C++ compiler; on an NVIDIA GPU a
+Triton kernel; everywhere else, and in float64, the definition itself.
+"""
 
 from __future__ import annotations
+
+import importlib
+import importlib.util
+
+import torch
+
+if torch.cuda.is_available() and importlib.util.find_spec("triton"):
+    importlib.import_module(f"{__name__}.triton")

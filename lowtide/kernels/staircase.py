@@ -68,6 +68,20 @@ def _double(ordinal: Tensor) -> Tensor:
     return torch.where(ordinal < 0, -size, size)
 
 
+def floats_below(edges: tuple[float, ...]) -> tuple[float, ...]:
+    """Round edges to float32 without moving a float32 from one side to the other.
+
+    Args:
+        edges: In float64.
+
+    Returns:
+        The largest float32 not above each: x > edge says the same of both.
+    """
+    exact = torch.tensor(edges, dtype=torch.float64)
+    near = exact.float()
+    return tuple(torch.where(near > exact, near.nextafter(near - torch.inf), near).tolist())
+
+
 def staircase_pack_plain(
     x: Tensor, edges: Sequence[float], codes: Sequence[int], bits: int
 ) -> Tensor:
@@ -82,15 +96,14 @@ def staircase_pack_plain(
     Returns:
         codes[number of edges below x], (bytes,).
     """
-    exact = torch.tensor(edges, dtype=torch.float64, device=x.device)
-    if x.dtype != torch.float64:
-        # The largest float not above the edge: x > edge says the same of both.
-        near = exact.float()
-        exact = torch.where(near > exact, near.nextafter(near.new_tensor(-torch.inf)), near)
+    if x.dtype == torch.float64:
+        at = torch.tensor(edges, dtype=torch.float64, device=x.device)
+    else:
+        at = torch.tensor(floats_below(tuple(edges)), device=x.device)
     table = torch.tensor(codes, dtype=torch.uint8, device=x.device)
     packed = []
     for piece in slices((x,), 8, wide):
-        packed.append(pack_bits(table.index_select(0, _edges_below(piece, exact)), bits))
+        packed.append(pack_bits(table.index_select(0, _edges_below(piece, at)), bits))
     return join(packed, x)
 
 

@@ -1,0 +1,72 @@
+"""The Triton kernels, without a GPU: under the interpreter, and compiled for one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from lowtide.kernels import triton as gpu
+
+CASES = Path(__file__).with_name("triton_cases.py")
+FLOATS = {"fp32": "*fp32", "bf16": "*bf16"}
+
+
+@pytest.mark.parametrize("interpreted", ["1", "0"])
+def test_equal_to_the_definitions(interpreted: str) -> None:
+    if interpreted == "0" and not torch.cuda.is_available():
+        pytest.skip("the compiled kernels need a GPU")
+    # Triton decides at its first import, so in a process of its own. Numpy, which the interpreter
+    # computes with, warns of the groups behind the last one.
+    quiet = ("-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *quiet, str(CASES)],
+        env=os.environ | {"TRITON_INTERPRET": interpreted, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "passed" in run.stdout or "%]" in run.stdout
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+@pytest.mark.parametrize("number", FLOATS.values(), ids=FLOATS)
+def test_compiled_for_a_gpu(number: str, bits: int) -> None:
+    """The interpreter takes more than the compiler does; the code has no fused multiply-add."""
+    kernels = {
+        gpu._affine_pack: (
+            {"x": number, "row": "i32", "n": "i32", "out": "*u8"}
+            | dict.fromkeys(("mean", "rstd"), "*fp32")
+            | dict.fromkeys(("low_out", "step_out"), "*bf16"),
+            {"ROWS": True, "SHORT": True, "BITS": bits, "GROUP": 64, "SIZE": 1024},
+        ),
+        gpu._affine_unpack: (
+            {"lows": "*bf16", "steps": "*bf16", "packed": "*u8", "out": number}
+            | {"group": "i32", "n": "i32"},
+            {"BITS": bits, "SIZE": 1024},
+        ),
+        gpu._staircase_pack: (
+            {"x": number, "edges": "*fp32", "codes": "*i32", "out": "*u8"}
+            | {"count": "i32", "n": "i64"},
+            {"BITS": bits, "SIZE": 1024},
+        ),
+        gpu._staircase_unpack: (
+            {"packed": "*u8", "levels": "*fp32", "dy": number, "out": number, "n": "i32"},
+            {"SCALE": True, "BITS": bits, "SIZE": 1024},
+        ),
+    }
+    for kernel, (types, fixed) in kernels.items():
+        signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
+        places = {(kernel.arg_names.index(n),): value for n, value in fixed.items()}
+        source = ASTSource(kernel, signature, places)
+        made = compile(source, target=GPUTarget("cuda", 80, 32), options=gpu.EXACT)
+        assert "cubin" in made.asm and "fma" not in made.asm["ptx"]

@@ -1,0 +1,101 @@
+"""The Triton kernels equal the plain definitions; `test_triton.py` runs this on a CPU too."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lowtide.kernels import triton as gpu
+from lowtide.kernels.affine import affine_pack, affine_pack_plain, affine_unpack_plain
+from lowtide.kernels.staircase import (
+    staircase,
+    staircase_pack_plain,
+    staircase_scale_plain,
+    staircase_unpack_plain,
+)
+from lowtide.ops import slopes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHAPES = [(3, 50, 64), (3, 7, 13), (1,), (), (0, 5)]
+DTYPES = [torch.float32, torch.bfloat16]
+LEVELS = [i / 10 for i in range(11)]
+EDGES, CODES = map(list, staircase(slopes.gelu, tuple((i + 0.5) / 10 for i in range(10))))
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    torch.manual_seed(0)
+
+
+def randn(shape, dtype=torch.float32):
+    return torch.randn(shape).to(DEVICE, dtype)
+
+
+def equal(ours, theirs) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("bits", "group"), [(b, 64) for b in range(1, 9)] + [(4, 8), (6, 2048)])
+def test_affine(bits, group, shape, dtype) -> None:
+    x = randn(shape, dtype)
+    for stats in DTYPES:
+        packed = gpu.affine_pack_triton(x, None, None, bits, group, stats)
+        equal(packed, affine_pack_plain(x, None, None, bits, group, stats))
+        back = (*packed, list(shape), bits, group, dtype)
+        equal([gpu.affine_unpack_triton(*back)], [affine_unpack_plain(*back)])
+
+
+def test_standardised_rows_and_other_layouts() -> None:
+    x = 2 + 3 * randn((4, 5, 96))
+    mean, rstd = x.mean(-1, keepdim=True), 1 / x.std(-1, keepdim=True)
+    given = (mean, rstd, 6, 64, torch.bfloat16)
+    equal(gpu.affine_pack_triton(x, *given), affine_pack_plain(x, *given))
+    swapped = (x.mT, None, None, 6, 64, torch.bfloat16)
+    equal(gpu.affine_pack_triton(*swapped), affine_pack_plain(*swapped))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_never_hidden(bad) -> None:
+    x = randn((3, 64))
+    x[1, 5] = bad
+    packed = gpu.affine_pack_triton(x, None, None, 4, 64, torch.bfloat16)
+    again = gpu.affine_unpack_triton(*packed, [3, 64], 4, 64, torch.float32)
+    assert not again[1, 5].isfinite() and again[::2].isfinite().all()
+
+
+def test_ties_go_to_the_even_code() -> None:
+    x = torch.tensor([[0.0, 15.0, 0.5, 1.5, 2.5, 3.5, 14.5, 13.5]], device=DEVICE)
+    packed = gpu.affine_pack_triton(x, None, None, 4, 8, torch.float32)
+    assert packed[2].tolist() == [0xF0, 0x20, 0x42, 0xEE]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 1500)])
+def test_staircase(shape, dtype) -> None:
+    x, dy = 2 * randn(shape, dtype), randn(shape, dtype)
+    packed = gpu.staircase_pack_triton(x, EDGES, CODES, 4)
+    equal([packed], [staircase_pack_plain(x, EDGES, CODES, 4)])
+    back = (packed, LEVELS, list(shape), 4, dtype)
+    equal([gpu.staircase_unpack_triton(*back)], [staircase_unpack_plain(*back)])
+    given = (dy, packed, LEVELS, 4)
+    equal([gpu.staircase_scale_triton(*given)], [staircase_scale_plain(*given)])
+
+
+def test_signs_and_transposed_gradients() -> None:
+    x, dy = randn((33, 9)), randn((9, 33)).mT
+    packed = gpu.staircase_pack_triton(x, [0.0], [0, 1], 1)
+    dx = gpu.staircase_scale_triton(dy, packed, [0.0, 1.0], 1)
+    assert torch.equal(dx, dy * (x > 0)) and dx.is_contiguous()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the dispatcher chooses Triton for CUDA tensors")
+def test_the_dispatcher_chooses_them() -> None:
+    x = randn((3, 64))
+    given = (x, None, None, 4, 64, torch.bfloat16)
+    equal(affine_pack(*given), gpu.affine_pack_triton(*given))
+    torch.library.opcheck(affine_pack, given)
