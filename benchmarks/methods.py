@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
@@ -90,9 +92,7 @@ def chosen(output: Path, data: str, row: Row) -> float | None:
 def run(args: argparse.Namespace) -> None:
     """Train what is missing of this part."""
     part, parts = map(int, args.part.split("/"))
-    digits = args.output / "data" / "digits"
-    if not digits.exists():
-        write_digits(digits)
+    digits = _digits(args.output)
     for data, source in (("digits", digits), ("coil20_pose", args.coil)):
         for row in rows()[part::parts]:
             for rate in rates(row):
@@ -101,6 +101,19 @@ def run(args: argparse.Namespace) -> None:
         for data, source in (("digits", digits), ("coil20_pose", args.coil)):
             for row in rows()[part::parts]:
                 _train(args.output, data, source, row, chosen(args.output, data, row), seed)
+
+
+def _digits(output: Path) -> Path:
+    """Write the digits unless they are there; another process may be doing the same."""
+    digits = output / "data" / "digits"
+    if not digits.exists():
+        mine = output / "data" / f"digits-{os.getpid()}"
+        write_digits(mine)
+        try:
+            mine.rename(digits)
+        except OSError:
+            shutil.rmtree(mine)
+    return digits
 
 
 def _train(output: Path, data: str, source: Path, row: Row, rate: float | None, seed: int) -> None:
