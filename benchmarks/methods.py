@@ -3,8 +3,8 @@
     python -m benchmarks.methods run --coil VTAB_LIKE/coil20_pose --output runs/methods
     python -m benchmarks.methods report --output runs/methods
 
-The bundled backbone on digits and on COIL-20's poses. For each method three learning rates are tried
-with seed 0; the one with the best validation accuracy is run with two more seeds, and the model of
+The bundled backbone on digits and on COIL-20's poses. For each method three learning rates are
+tried with seed 0; the one with the best validation accuracy is run with two more seeds, and the model of
 the last epoch is tested. Finished runs are kept, so an interrupted command continues;
 `--part 0/2` and `--part 1/2` share the rows between two processes.
 """
@@ -27,7 +27,8 @@ from lowtide.train import CONFIG, train
 from scripts.demo import write_digits
 
 MODEL = "vit_micro_patch4_32"
-EPOCHS = {"digits": 3, "coil20_pose": 8}
+EPOCHS = {"digits": 2, "coil20_pose": 5}
+BATCH = 16
 RATES = (1e-3, 4e-3, 1.6e-2)
 OVERWRITING = {"full": 0.1, "partial": 0.1}
 """Methods that move pre-trained weights themselves take a tenth of every learning rate."""
@@ -127,6 +128,7 @@ def _train(output: Path, data: str, source: Path, row: Row, rate: float | None, 
         method=row.method,
         policy=row.policy,
         epochs=EPOCHS[data],
+        batch_size=BATCH,
         lr=rate,
         seed=seed,
         device="cpu",
