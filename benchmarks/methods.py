@@ -4,8 +4,8 @@
     python -m benchmarks.methods report --output runs/methods
 
 The bundled backbone on digits and on COIL-20's poses. For each method three learning rates are
-tried with seed 0; the one with the best validation accuracy is run with two more seeds, and the model of
-the last epoch is tested. Finished runs are kept, so an interrupted command continues;
+tried with seed 0; the one with the best validation accuracy is run with two more seeds, and the
+model of the last epoch is tested. Finished runs are kept, so an interrupted command continues;
 `--part 0/2` and `--part 1/2` share the rows between two processes.
 """
 
