@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
@@ -21,6 +22,9 @@ from lowtide.graft import METHODS, Method
 from lowtide.presets import SUITES, Recipe, recipes
 from lowtide.site import Role
 from lowtide.tune import apply, merge
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from nets import TABLES, images, tiny
 
 BACKBONES = {
     "ViT-B/16": "vit_base_patch16_224",
@@ -74,15 +78,63 @@ def count(backbone: str, method: type[Method]) -> str:
             return "–"
 
 
-def verdict(family: Family, method: type[Method]) -> str:
-    """What a method does on the family's smallest member."""
+class Found(NamedTuple):
+    """What the laws find of a method on a family's smallest member."""
+
+    refusal: str = ""
+    merges: bool = False
+    starts: bool = False
+    without_graph: int = 0
+
+
+def look(family: str, method: type[Method]) -> Found:
+    """Apply a method to the backbone the laws use, and see."""
+    model = tiny(family).eval()
+    x = images(model)
+    before = model(x)
     torch.manual_seed(0)
     try:
-        tuned = apply(family.tiny(), method())
+        tuned = apply(model, method()).eval()
     except Unsupported as refusal:
-        return f"no: {refusal}"
-    unfolded = merge(tuned)[1]
-    return "yes, merges" if not unfolded else "yes, does not merge"
+        return Found(str(refusal))
+    starts = bool((tuned(x) - before).abs().max() < 1e-9)
+    outputs: list[bool] = []
+    for path in tuned.family.chain(tuned.backbone):
+        block = tuned.backbone.get_submodule(path)
+        block.register_forward_hook(lambda m, i, y: outputs.append(y.requires_grad))
+    tuned(x)
+    return Found("", not merge(tuned)[1], starts, (*outputs, True).index(True))
+
+
+def matrix() -> str:
+    """Methods times families: what the laws find."""
+    families = [*FAMILIES, GENERIC.name]
+    found = {(m, f): look(f, METHODS[m]) for m in sorted(METHODS) for f in families}
+    chains = {f: len(TABLES[f].chain(tiny(f))) for f in families}
+
+    def cell(method: str, family: str) -> str:
+        facts = found[method, family]
+        if facts.refusal:
+            return "–"
+        marks = ("M" if facts.merges else "") + ("S" if facts.starts else "")
+        prefix = f"{facts.without_graph}/{chains[family]}" if facts.without_graph else ""
+        return " ".join(filter(None, ("yes", marks, prefix)))
+
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (method, family), facts in found.items():
+        if facts.refusal:
+            reasons.setdefault((method, facts.refusal), []).append(family)
+    return "\n\n".join([
+        "Where each fits, found on the backbones of the tests: **M** merges into a plain"
+        " checkpoint, **S** starts exactly at the backbone; a/b: in the first a of the b elements between stem"
+        " and head there is no graph, and nothing is kept there.",
+        table(
+            ("method", *families),
+            [(m, *(cell(m, f) for f in families)) for m in sorted(METHODS)],
+        ),
+        "Why not:",
+        "\n".join(f"- {', '.join(fs)}: {why}" for (_, why), fs in reasons.items()),
+    ])  # fmt: skip
 
 
 def sections(method: type[Method]) -> tuple[str, dict[str, str]]:
@@ -116,10 +168,7 @@ def method_page(name: str, method: type[Method]) -> str:
 def methods() -> str:
     """The page about methods."""
     names = sorted(METHODS)
-    families = {**FAMILIES, GENERIC.name: GENERIC}
     counts = [(n, *(count(b, METHODS[n]) for b in BACKBONES.values())) for n in names]
-    fits = [(n, *(verdict(f, METHODS[n]) for f in families.values())) for n in names]
-    starts = [(n, "yes" if METHODS[n]().identity else "no") for n in names]
     return "\n\n".join([
         "# Methods",
         NOTE,
@@ -128,10 +177,7 @@ def methods() -> str:
         f"Trained parameters at default options, {CLASSES} classes, without the `(C + 1) K` of the"
         " classifier on the backbone's own features:",
         table(("method", *BACKBONES), counts),
-        "Where each fits, on every family's smallest member:",
-        table(("method", *families), fits),
-        "Whether training starts exactly at the backbone:",
-        table(("method", "starts at the backbone"), starts),
+        matrix(),
         *(method_page(n, METHODS[n]) for n in names),
     ]) + "\n"  # fmt: skip
 

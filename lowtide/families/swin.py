@@ -14,6 +14,8 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor
 
+from ..errors import Unsupported
+from ..graft import Graft
 from ..site import Layout, Role
 from .table import Family, staged
 
@@ -36,6 +38,11 @@ def _extend(module: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 def _attend(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Attend in shifted windows of `x` (B, H, W, C), the tokens (B, n, C) in front of each."""
     batch, height, width, channels = x.shape
+    if isinstance(block.attn, Graft):
+        raise Unsupported(
+            "vpt on a backbone of windows runs inside window attention, and another method stands"
+            " around it: choose one of the two"
+        )
     (h, w), (down, right), n = block.window_size, block.shift_size, tokens.shape[1]
     x = F.pad(x.roll((-down, -right), (1, 2)), (0, 0, 0, -width % w, 0, -height % h))
     padded = x.shape[1:3]

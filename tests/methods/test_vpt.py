@@ -10,6 +10,8 @@ from nets import FEW, TABLES, images, near, stir, tiny
 from torch import Tensor
 
 import lowtide.tune
+from lowtide.errors import Unsupported
+from lowtide.graft import METHODS
 from lowtide.methods.vpt import VPT
 
 
@@ -132,3 +134,11 @@ def test_prompts_are_dropped_in_training_only() -> None:
 
 def _sites(family: str) -> lowtide.site.Sites:
     return lowtide.families.measure(tiny(family), TABLES[family])
+
+
+def test_another_graft_around_window_attention_is_refused() -> None:
+    model = tiny("swin")
+    with pytest.raises(Unsupported, match="vpt.*stands around it"):
+        lowtide.tune.apply(model, VPT(), METHODS["conv_adapter"]())
+    tuned = lowtide.tune.apply(model, VPT(), METHODS["lora"](), METHODS["bias"](), num_classes=FEW)
+    assert tuned(images(model)).shape == (3, FEW)
