@@ -65,7 +65,8 @@ class Policy:
         piece: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
             backward does not need exists for one piece at a time. None runs them whole.
         rerun: How the input of an attention module is kept, which is run again in backward; its
-            inside is not kept then. None runs it once.
+            inside is not kept then. It follows from the norm before it, so the norms of a block
+            that holds an attention are kept so as well. None runs it once.
     """
 
     codecs: Mapping[str, Codec] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class Policy:
         Returns:
             The policy.
         """
-        four, five, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 5, 8))
+        four, five, six, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 5, 6, 8))
         smooth = ("gelu", "gelu_tanh", "quick_gelu", "silu", "hardswish")
         return cls(
             {
@@ -136,7 +137,7 @@ class Policy:
                 **dict.fromkeys(("matmul", "mul", "linear", "conv"), eight),
             },
             piece=1 << 20,
-            rerun=eight,
+            rerun=six,
         )
 
 
@@ -276,6 +277,9 @@ def _run(
     if plain in MODULES and not getattr(module, "inplace", False):
         result = activate(MODULES[plain], policy.codecs, forward, *args)
         return forward(*args) if result is NotImplemented else result
+    if policy.rerun is not None and _holds_attention(module) and "layer_norm" in policy.codecs:
+        with _Answers({**policy.codecs, "layer_norm": policy.rerun}):
+            return forward(*args, **kwargs)
     if policy.rerun is not None and _runs_again(module, args, kwargs):
         # Where the first argument was, and not itself: what runs again must not hold it.
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
@@ -295,9 +299,14 @@ def _silently(
         return forward(*(x if a is _X else a for a in places), **kwargs)
 
 
+def _holds_attention(module: nn.Module) -> bool:
+    # A compiler has its own ways to run something again, and knows none of ours.
+    held = (isinstance(child, ATTENTIONS) for child in module.children())
+    return not torch.compiler.is_compiling() and any(held)
+
+
 def _runs_again(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Say whether this is an attention with a gradient, to its first argument and weights only."""
-    # A compiler has its own ways to run something again, and knows none of ours.
     if torch.compiler.is_compiling() or not isinstance(module, ATTENTIONS) or not args:
         return False
     if not (args[0].requires_grad or any(p.requires_grad for p in module.parameters())):

@@ -337,9 +337,11 @@ def test_autocast(name: str, policy: str) -> None:
     assert F.cosine_similarity(kept.double(), gradient.double(), dim=0) > 0.8
 
 
-@pytest.mark.parametrize("policy", ["s2a", "tight"])
-def test_compiles_without_a_break(policy: str) -> None:
-    model = train_biases(awake("vit", torch.float32))
+@pytest.mark.parametrize(
+    ("name", "policy"), [("vit", "s2a"), *((name, "tight") for name in ("vit", "swin", "resnet"))]
+)
+def test_compiles_without_a_break(name: str, policy: str) -> None:
+    model = train_biases(awake(name, torch.float32))
     x, dy = torch.randn(2, 3, 32, 32), torch.randn(2, 4)
     y, gradient = run(compress(model, POLICIES[policy]()), x, dy)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -138,6 +138,8 @@ def codec_kept_by(tensor: Tensor) -> Codec | None:
     Returns:
         The codec, or None.
     """
+    if torch.compiler.is_compiling():
+        return None
     keys = [
         c for c, version in tensor.__dict__.get("_lowtide_kept", ()) if version == tensor._version
     ]
