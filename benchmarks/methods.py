@@ -1,11 +1,12 @@
 """Train every method with the same budget, or write tables and Pareto plots from finished runs.
 
-    python -m benchmarks.methods run --coil VTAB_LIKE/coil20_pose --output runs/methods
-    python -m benchmarks.methods report --output runs/methods
+    python -m benchmarks.methods run --coil VTAB_LIKE/coil20_pose
+    python -m benchmarks.methods report
 
 The bundled backbone on digits and on COIL-20's poses. For each method three learning rates are
 tried with seed 0; the one with the best validation accuracy is run with two more seeds, and the
-model of the last epoch is tested. Finished runs are kept, so an interrupted command continues;
+model of the last epoch is tested. What a finished run says of itself is kept in `results/methods`,
+so an interrupted command continues, on another machine too;
 `--part 0/2` and `--part 1/2` share the rows between two processes.
 """
 
@@ -29,11 +30,15 @@ from scripts.demo import write_digits
 MODEL = "vit_micro_patch4_32"
 EPOCHS = {"digits": 2, "coil20_pose": 5}
 BATCH = 16
+WARMUP = 0.2
+"""Epochs."""
 RATES = (1e-3, 4e-3, 1.6e-2)
 OVERWRITING = {"full": 0.1, "partial": 0.1}
 """Methods that move pre-trained weights themselves take a tenth of every learning rate."""
 SEEDS = (0, 1, 2)
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "results" / "methods"
+PAGE = ROOT / "docs" / "results.md"
 FIGURES = PAGE.parent / "figures"
 
 
@@ -71,20 +76,20 @@ def rates(row: Row) -> tuple[float, ...]:
     return tuple(OVERWRITING.get(name, 1.0) * r for r in RATES)
 
 
-def folder(output: Path, data: str, row: Row, rate: float, seed: int) -> Path:
-    """Where a run is kept."""
-    return output / f"{data}-{row.label.replace(', ', '-')}-{rate:g}-{seed}"
+def name_of(data: str, row: Row, rate: float, seed: int) -> str:
+    """Name of a run."""
+    return f"{data}-{row.label.replace(', ', '-')}-{rate:g}-{seed}"
 
 
-def summary(path: Path) -> dict | None:
+def summary(name: str) -> dict | None:
     """What a finished run says of itself."""
-    file = path / "summary.json"
+    file = ROWS / f"{name}.json"
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def chosen(output: Path, data: str, row: Row) -> float | None:
+def chosen(data: str, row: Row) -> float | None:
     """The learning rate with the best validation accuracy; None before all are tried."""
-    tried = {r: summary(folder(output, data, row, r, SEEDS[0])) for r in rates(row)}
+    tried = {r: summary(name_of(data, row, r, SEEDS[0])) for r in rates(row)}
     if not all(tried.values()):
         return None
     return max(tried, key=lambda r: tried[r]["val_accuracy"])
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     for seed in SEEDS[1:]:
         for data, source in (("digits", digits), ("coil20_pose", args.coil)):
             for row in rows()[part::parts]:
-                _train(args.output, data, source, row, chosen(args.output, data, row), seed)
+                _train(args.output, data, source, row, chosen(data, row), seed)
 
 
 def _digits(output: Path) -> Path:
@@ -119,9 +124,10 @@ def _digits(output: Path) -> Path:
 
 def _train(output: Path, data: str, source: Path, row: Row, rate: float | None, seed: int) -> None:
     assert rate is not None
-    path = folder(output, data, row, rate, seed)
-    if summary(path):
+    name = name_of(data, row, rate, seed)
+    if summary(name):
         return
+    path = output / name
     config = RunConfig(
         model=MODEL,
         data=str(source),
@@ -129,12 +135,18 @@ def _train(output: Path, data: str, source: Path, row: Row, rate: float | None, 
         policy=row.policy,
         epochs=EPOCHS[data],
         batch_size=BATCH,
+        warmup_epochs=WARMUP,
         lr=rate,
         seed=seed,
         device="cpu",
     )
     print(path, flush=True)
-    train(config, path, continues=(path / CONFIG).exists())
+    said = train(config, path, continues=(path / CONFIG).exists())
+    said["config"]["data"] = said["data"]["root"] = data
+    ROWS.mkdir(parents=True, exist_ok=True)
+    unfinished = ROWS / f"{name}.{os.getpid()}"
+    unfinished.write_text(json.dumps(said, indent=1) + "\n")
+    unfinished.rename(ROWS / f"{name}.json")
 
 
 class Result(NamedTuple):
@@ -160,12 +172,12 @@ class Result(NamedTuple):
         return self.runs[0]["planned"]["peak_bytes"] / 2**20
 
 
-def results(output: Path, data: str) -> Iterator[Result]:
+def results(data: str) -> Iterator[Result]:
     """Read the rows whose learning rate is chosen."""
     for row in rows():
-        rate = chosen(output, data, row)
+        rate = chosen(data, row)
         if rate is not None:
-            found = [summary(folder(output, data, row, rate, s)) for s in SEEDS]
+            found = [summary(name_of(data, row, rate, s)) for s in SEEDS]
             yield Result(row.label, rate, [r for r in found if r])
 
 
@@ -173,7 +185,7 @@ def report(args: argparse.Namespace) -> None:
     """Write the tables and draw the plots."""
     parts = []
     for data in EPOCHS:
-        found = sorted(results(args.output, data), key=lambda r: -r.accuracy)
+        found = sorted(results(data), key=lambda r: -r.accuracy)
         if not found:
             continue
         parts += [f"### {data}", _table(found)]
@@ -243,11 +255,10 @@ def main() -> None:
     verbs = parser.add_subparsers(required=True)
     runner = verbs.add_parser("run")
     runner.add_argument("--coil", type=Path, required=True)
-    runner.add_argument("--output", type=Path, required=True)
+    runner.add_argument("--output", type=Path, default=ROOT / "runs" / "methods")
     runner.add_argument("--part", default="0/1")
     runner.set_defaults(verb=run)
     reporter = verbs.add_parser("report")
-    reporter.add_argument("--output", type=Path, required=True)
     reporter.set_defaults(verb=report)
     args = parser.parse_args()
     args.verb(args)
