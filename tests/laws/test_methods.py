@@ -345,7 +345,9 @@ def test_compiles_without_a_break(names: tuple[str, ...], family: str, checkpoin
 
 
 @pytest.mark.parametrize(
-    "names", [("ssf", "lora"), ("lora", "ssf"), ("bias", "lora"), ("s2a", "lora")], ids=str
+    "names",
+    [("ssf", "lora"), ("lora", "ssf"), ("bias", "lora"), ("s2a", "lora"), ("bias", "vpt")],
+    ids=str,
 )
 @over_families
 def test_two_methods_compose(names: tuple[str, str], family: str) -> None:
