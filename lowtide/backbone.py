@@ -109,6 +109,8 @@ def _resize(model: nn.Module, name: str, size: int) -> None:
         model.pretrained_cfg = cfg | {"input_size": (before[0], size, size)}  # type: ignore[assignment]
         with torch.no_grad():
             measure(model, family_of(model))
+        if image_shape(model)[1:] != (size, size):
+            raise ValueError("its stem holds on to the size it was built for")
     except (AssertionError, RuntimeError, ValueError) as e:
         raise InputError(
             f"{name} takes {before[1]} x {before[2]} images and cannot be given {size}"
