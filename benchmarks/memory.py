@@ -9,7 +9,20 @@ import argparse
 
 from lowtide import METHODS, POLICIES, plan
 
-ORDER = ("full", "ssf", "lora", "s2a", "bias", "linear")
+ORDER = (
+    "full",
+    "ssf",
+    "rlrr",
+    "vpt",
+    "lora",
+    "s2a",
+    "adapter",
+    "bias",
+    "dtl",
+    "lst",
+    "unipt",
+    "linear",
+)
 COLUMNS = ("exact", "s2a", "tight")
 
 
