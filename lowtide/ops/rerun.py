@@ -33,7 +33,9 @@ def rerun(run: Callable[[Tensor], Tensor], codec: Codec, x: Tensor) -> Tensor:
 
     def once_or_again(*kept: Tensor) -> Tensor:
         if given:
-            return run(given.pop())
+            # An alias, which carries no note of what it follows from: the second run has none.
+            once = given.pop()
+            return run(once.view_as(once))
         with torch.no_grad():
             x = reader.unpack(kept, shape, dtype)
         return run(x.requires_grad_(wanted))
