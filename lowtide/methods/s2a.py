@@ -162,7 +162,8 @@ class PromptGraft(Graft):
         Returns:
             The value for this image size.
         """
-        return self._rows(value, len(self.A)) if name == "A" else value
+        same = value.shape[1:] == self.A.shape[1:]
+        return self._rows(value, len(self.A)) if name == "A" and same else value
 
     def _rows(self, rows: Tensor, count: int) -> Tensor:
         """Interpolate the rows of patch positions, as position embeddings are, on square grids."""
