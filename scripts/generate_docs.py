@@ -126,8 +126,8 @@ def matrix() -> str:
             reasons.setdefault((method, facts.refusal), []).append(family)
     return "\n\n".join([
         "Where each fits, found on the backbones of the tests: **M** merges into a plain"
-        " checkpoint, **S** starts exactly at the backbone; a/b: in the first a of the b elements between stem"
-        " and head there is no graph, and nothing is kept there.",
+        " checkpoint, **S** starts exactly at the backbone; a/b: in the first a of the b elements"
+        " between stem and head there is no graph, and nothing is kept there.",
         table(
             ("method", *families),
             [(m, *(cell(m, f) for f in families)) for m in sorted(METHODS)],
