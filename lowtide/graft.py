@@ -132,6 +132,18 @@ class Side(nn.Module):
         return logits
 
 
+def key(path: str) -> str:
+    """Name what a side network has for one site; its modules are named without dots.
+
+    Args:
+        path: The site's path.
+
+    Returns:
+        A key for `nn.ModuleDict` or `nn.ParameterDict`.
+    """
+    return path.replace(".", "-")
+
+
 @dataclass(frozen=True)
 class Swap:
     """Put a graft where a module stood.

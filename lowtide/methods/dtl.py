@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Method, Side, method, need
+from ..graft import Beside, Block, Edit, Method, Side, key, method, need
 from ..site import Layout, Role, Site, Sites
 
 
@@ -130,9 +130,9 @@ class CSN(Side):
         self.stage_of: dict[str, str] = {}
         for i, stage in enumerate(read.stages):
             for s in stage:
-                self.layers[_key(s.path)] = _low_rank(s, config.rank)
+                self.layers[key(s.path)] = _low_rank(s, config.rank)
                 if s.depth >= start:
-                    self.stage_of[_key(s.path)] = str(i)
+                    self.stage_of[key(s.path)] = str(i)
             self.g[str(i)] = Depthwise(stage[0], config.kernel) if config.plus else nn.Identity()
 
     def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -147,14 +147,14 @@ class CSN(Side):
         Returns:
             The block's output, corrected or not, and the new h.
         """
-        key = _key(path)
-        if key not in self.layers:
+        name = key(path)
+        if name not in self.layers:
             return block(x), None
-        h = self.layers[key](x)
+        h = self.layers[name](x)
         h = h if state is None else state + h
         x = block(x)
-        if key in self.stage_of:
-            x = x + self.g[self.stage_of[key]](F.silu(self.beta * h) / self.beta)
+        if name in self.stage_of:
+            x = x + self.g[self.stage_of[name]](F.silu(self.beta * h) / self.beta)
         return x, h
 
     def finish(self, x: Tensor, state: Any) -> Tensor:
@@ -208,7 +208,3 @@ def _low_rank(site: Site, rank: int) -> nn.Module:
     down, up = affine(site.dim, rank, bias=False), affine(rank, site.dim, bias=False)
     nn.init.zeros_(up.weight)
     return nn.Sequential(down, up)
-
-
-def _key(path: str) -> str:
-    return path.replace(".", "-")

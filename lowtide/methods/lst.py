@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Method, Side, method, need
+from ..graft import Beside, Block, Edit, Method, Side, key, method, need
 from ..site import Role, Sites
 
 
@@ -112,7 +112,7 @@ class Ladder(Side):
         wide, narrow = blocks[0].dim, blocks[0].dim // config.reduction
         self.first, self.residual = blocks[0].path, config.identity
         self.enter = nn.Linear(wide, narrow, bias=config.bias)
-        self.rungs = nn.ModuleDict({_key(s.path): Rung(wide, narrow, config) for s in blocks})
+        self.rungs = nn.ModuleDict({key(s.path): Rung(wide, narrow, config) for s in blocks})
         self.leave = nn.Linear(narrow, wide, bias=config.bias)
         if self.residual:
             for p in self.leave.parameters():
@@ -132,8 +132,8 @@ class Ladder(Side):
         """
         if path == self.first:
             state = self.enter(x)
-        x, key = block(x), _key(path)
-        return x, self.rungs[key](x, state) if key in self.rungs else state
+        x, name = block(x), key(path)
+        return x, self.rungs[name](x, state) if name in self.rungs else state
 
     def finish(self, x: Tensor, state: Any) -> Tensor:
         """Replace the feature map by the ladder's.
@@ -181,7 +181,3 @@ class Rung(nn.Module):
     def _attention(self, s: Tensor) -> Tensor:
         q, k, v = self.qkv(s).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def _key(path: str) -> str:
-    return path.replace(".", "-")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, method
+from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, key, method
 from ..site import Layout, Role, Site, Sites
 
 
@@ -188,7 +188,7 @@ class SideBranch(Side):
     def __init__(self, blocks: Sites, config: S2A, classes: int) -> None:
         super().__init__()
         self.branches = nn.ModuleDict({
-            s.path.replace(".", "-"): Branch(s, before, config)
+            key(s.path): Branch(s, before, config)
             for before, s in zip((blocks[0], *blocks), blocks, strict=False)
         })
         self.head = nn.Linear(blocks[-1].dim // config.reduction, classes, bias=False)
@@ -208,8 +208,8 @@ class SideBranch(Side):
         Returns:
             The block's output and the new state.
         """
-        x, key = block(x), path.replace(".", "-")
-        return x, self.branches[key](x, state) if key in self.branches else state
+        x, name = block(x), key(path)
+        return x, self.branches[name](x, state) if name in self.branches else state
 
     def classify(self, logits: Tensor, state: Tensor) -> Tensor:
         """Add the side feature's share of the classifier on concatenated features.

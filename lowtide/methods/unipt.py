@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Method, Side, method, need
+from ..graft import Beside, Block, Edit, Method, Side, key, method, need
 from ..site import Layout, Role, Sites
 
 
@@ -100,7 +100,7 @@ class Taps(Side):
         self.residual = config.identity
         m = last.dim // config.reduction
         self.stem = _down(blocks[0].in_dim, m)
-        self.taps = nn.ModuleDict({_key(s.path): _down(s.dim, m) for s in blocks[:-1]})
+        self.taps = nn.ModuleDict({key(s.path): _down(s.dim, m) for s in blocks[:-1]})
         self.anchor, self.project = _down(last.dim, m), _down(m, m)
         self.gate, self.up = nn.Linear(m, 1, bias=False), nn.Linear(m, last.dim)
         if self.residual:
@@ -121,8 +121,8 @@ class Taps(Side):
         """
         if path == self.first:
             state = (self.stem(self._tokens(x)),)
-        x, key = block(x), _key(path)
-        return x, (*state, self.taps[key](self._tokens(x))) if key in self.taps else state
+        x, name = block(x), key(path)
+        return x, (*state, self.taps[name](self._tokens(x))) if name in self.taps else state
 
     def finish(self, x: Tensor, state: Any) -> Tensor:
         """Gather the taps and replace the feature map.
@@ -168,7 +168,3 @@ def _gather(a: Tensor, t: Tensor, w: Tensor) -> Tensor:
 
 def _down(wide: int, narrow: int) -> nn.Module:
     return nn.Sequential(nn.Linear(wide, narrow), nn.LayerNorm(narrow))
-
-
-def _key(path: str) -> str:
-    return path.replace(".", "-")

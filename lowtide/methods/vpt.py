@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, method
+from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
 from ..site import Layout, Role, Site, Sites
 
 
@@ -104,9 +104,7 @@ class Prompts(Side):
         patch = channels * (height // rows) * (width // columns)
         bound = (6 / (patch + blocks[0].dim)) ** 0.5
         self.prompts = nn.ParameterDict({
-            s.path.replace(".", "-"): nn.Parameter(
-                torch.empty(config.tokens, s.dim).uniform_(-bound, bound)
-            )
+            key(s.path): nn.Parameter(torch.empty(config.tokens, s.dim).uniform_(-bound, bound))
             for s in prompted
         })
         self.drop = nn.Dropout(config.dropout)
@@ -124,9 +122,9 @@ class Prompts(Side):
         Returns:
             Its output without prompts, and the prompts that run on.
         """
-        key = path.replace(".", "-")
-        if key in self.prompts:
-            state = self.drop(self.prompts[key]).expand(len(x), -1, -1)
+        name = key(path)
+        if name in self.prompts:
+            state = self.drop(self.prompts[name]).expand(len(x), -1, -1)
         if state is None:
             return block(x), None
         x, state = block(x, state)

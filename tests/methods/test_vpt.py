@@ -142,3 +142,14 @@ def test_another_graft_around_window_attention_is_refused() -> None:
         lowtide.tune.apply(model, VPT(), METHODS["conv_adapter"]())
     tuned = lowtide.tune.apply(model, VPT(), METHODS["lora"](), METHODS["bias"](), num_classes=FEW)
     assert tuned(images(model)).shape == (3, FEW)
+
+
+@pytest.mark.parametrize("depth", ["deep", "shallow"])
+def test_a_side_network_inside_or_around_lets_the_tokens_pass(depth: str) -> None:
+    prompts, side = VPT(depth=depth, tokens=3), METHODS["dtl"](start_block=2)
+    inside = lowtide.tune.apply(tiny("vit"), prompts, side, num_classes=FEW).eval()
+    stir(inside)
+    around = lowtide.tune.apply(tiny("vit"), side, prompts, num_classes=FEW).eval()
+    around.load_adapter_state(inside.adapter_state())
+    x = images(inside.backbone)
+    near(around(x), inside(x))
