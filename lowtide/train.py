@@ -111,7 +111,12 @@ class Run:
 
 
 def train(
-    config: RunConfig, folder: Path, *, continues: bool = False, overwrite: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    continues: bool = False,
+    overwrite: bool = False,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Fine-tune a backbone and leave a run folder.
 
@@ -124,6 +129,7 @@ def train(
         continues: Continue the run in `folder` from its last finished epoch; a finished run is left
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
+        test: Whether the test images are looked at, once, at the end.
 
     Returns:
         The summary.
@@ -152,7 +158,7 @@ def train(
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     _fit(run, model, wrapped, optimizer)
     with run.averaged():
-        return _finish(run, model)
+        return _finish(run, model, test)
 
 
 def prepare(config: RunConfig, folder: Path) -> Run:
@@ -172,6 +178,8 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         test_fraction=config.test_fraction,
         skip_bad_images=config.skip_bad_images,
     )
+    if config.train_on_val:
+        dataset = replace(dataset, train=dataset.train + dataset.val, val=())
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
     torch.manual_seed(config.seed)
@@ -250,7 +258,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                     )
                 progress.step(losses[-1])
             with run.averaged():
-                validated = _accuracy(run, model, run.dataset.val)
+                validated = _accuracy(_confusion(run, model, run.dataset.val))
             run.history.append({
                 "epoch": epoch + 1,
                 "train_loss": sum(losses) / len(losses),
@@ -293,21 +301,23 @@ def _clip(run: Run) -> None:
         run.accelerator.clip_grad_norm_(trained, run.config.clip_grad)
 
 
-def _accuracy(run: Run, model: Any, samples: tuple[Sample, ...]) -> float | None:
-    """Top-1 accuracy over all processes; None without samples."""
-    if not samples:
-        return None
+def _confusion(run: Run, model: Any, samples: tuple[Sample, ...]) -> Tensor:
+    """Count, over all processes, images by true class and predicted class `(K, K)`."""
+    classes, device = len(run.dataset.classes), run.accelerator.device
+    counts = torch.zeros(classes * classes, dtype=torch.int64)
     model.eval()
-    hits = torch.zeros(2, device=run.accelerator.device)
     with torch.no_grad():
-        for images, labels in run.batches(samples):
-            predicted = model(images.to(hits.device)).argmax(-1)
-            right, count = run.accelerator.gather_for_metrics((
-                predicted == labels.to(hits.device),
-                torch.ones_like(predicted),
-            ))
-            hits += torch.stack([right.sum(), count.sum()])
-    return (hits[0] / hits[1]).item()
+        for images, labels in run.batches(samples) if samples else ():
+            predicted = model(images.to(device)).argmax(-1)
+            pairs = run.accelerator.gather_for_metrics(labels.to(device) * classes + predicted)
+            counts += pairs.cpu().bincount(minlength=classes * classes)
+    return counts.view(classes, classes)
+
+
+def _accuracy(confusion: Tensor) -> float | None:
+    """Top-1 accuracy; None without samples."""
+    images = int(confusion.sum())
+    return int(confusion.trace()) / images if images else None
 
 
 def _save(run: Run, optimizer: Optimizer) -> None:
@@ -335,9 +345,10 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     run.history, run.measured_bytes = record["history"], record["measured_bytes"]
 
 
-def _finish(run: Run, model: Any) -> dict[str, Any]:
+def _finish(run: Run, model: Any, test: bool) -> dict[str, Any]:
     """Test the last epoch's model, save the adapter and the record, drop the checkpoint."""
     config = run.config
+    confusion = _confusion(run, model, run.dataset.test if test else ())
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
     trained, total = run.tuned.trainable_counts()
@@ -352,7 +363,11 @@ def _finish(run: Run, model: Any) -> dict[str, Any]:
         "step_seconds": median(run.step_s) if run.step_s else None,
         "history": run.history,
         "val_accuracy": run.history[-1]["val_accuracy"],
-        "test_accuracy": _accuracy(run, model, run.dataset.test),
+        "test_accuracy": _accuracy(confusion),
+        "test_confusion": [
+            [true, predicted, int(confusion[true, predicted])]
+            for true, predicted in confusion.nonzero().tolist()
+        ],
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from lowtide import METHODS, InputError, LowtideError, plan
 from lowtide.cli import main
 from lowtide.config import RunConfig, read_yaml, write_yaml
+from lowtide.data import read
 from lowtide.evaluate import open_run, predict, score
 from lowtide.train import train
 
@@ -76,6 +77,27 @@ def test_a_run_learns_and_leaves_a_record(config, tmp_path):
     assert trained.classes == ("blue", "green", "red")
 
 
+def test_the_confusion_counts_every_test_image_as_score_does(config, tmp_path):
+    summary = train(config, tmp_path / "run")
+    trained = open_run(tmp_path / "run", device="cpu")
+    scored = score(trained, read(config.data).test)
+    counts = np.zeros((3, 3), int)
+    for truth, predicted, count in summary["test_confusion"]:
+        counts[truth, predicted] = count
+    assert counts.sum(1).tolist() == [12, 12, 12]
+    by_class = dict(zip(trained.classes, counts.diagonal() / 12, strict=True))
+    assert by_class == pytest.approx(scored["class_accuracy"])
+    assert summary["test_accuracy"] == scored["accuracy"]
+
+
+def test_validation_images_can_be_learnt_from_and_test_images_left_alone(config, tmp_path):
+    summary = train(replace(config, train_on_val=True, epochs=1), tmp_path / "run", test=False)
+    assert (summary["data"]["train"], summary["data"]["val"]) == (72, 0)
+    assert summary["val_accuracy"] is None
+    assert summary["test_accuracy"] is None
+    assert summary["test_confusion"] == []
+
+
 def test_the_same_config_repeats_the_run(config, tmp_path, monkeypatch):
     train(config, tmp_path / "a")
     monkeypatch.chdir(tmp_path)
@@ -117,7 +139,7 @@ def test_two_processes_train_one_model(config, tmp_path):
 
 
 def test_only_trained_state_is_stored(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowtide.train._finish", lambda run, model: {})
+    monkeypatch.setattr("lowtide.train._finish", lambda *_: {})
     train(replace(config, epochs=1), tmp_path / "run")
     state = load_file(tmp_path / "run/checkpoint.safetensors")
     trained = sum(v.numel() for k, v in state.items() if k.startswith("model/"))
@@ -204,7 +226,7 @@ def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
 
 
 def test_resume_refuses_changed_data(config, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowtide.train._finish", lambda run, model: {})
+    monkeypatch.setattr("lowtide.train._finish", lambda *_: {})
     train(replace(config, epochs=1), tmp_path / "run")
     (folder / "train/red/0.png").rename(folder / "train/red/zero.png")
     try:
