@@ -22,12 +22,11 @@ from .arguments import Parser, add_fields, add_method, method_options, run_confi
 from .backbone import create
 from .checkpoint import construct
 from .compress import POLICIES
-from .config import RunConfig, read_yaml
-from .data import Sample, read
 from .errors import InputError, LowtideError, UnknownName
-from .evaluate import Trained, open_run, predict, score
+from .evaluate import predict, score
 from .families import family_of, measure, prepare
 from .graft import Method, method_name
+from .loading import add_loading, open_given, read_samples
 from .methods import METHODS
 from .narrow import FrozenDtype
 from .plan import Plan, plan
@@ -107,11 +106,11 @@ def _eval(args: Sequence[str]) -> None:
     parser.add_argument("run", type=str, help="Run folder.")
     parser.add_argument("--data", type=str, help="Other images; by default the run's own.")
     parser.add_argument("--split", type=str, default="test", help="train, val, test or all.")
-    _add_loading(parser)
+    add_loading(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
-    trained = _open(given)
-    result = score(trained, _samples(trained, given), given["batch_size"])
+    trained = open_given(given)
+    result = score(trained, read_samples(trained, given), given["batch_size"])
     if given["json"]:
         print(json.dumps(result))
         return
@@ -131,10 +130,12 @@ def _predict(args: Sequence[str]) -> None:
     parser.add_argument("run", type=str, help="Run folder.")
     parser.add_argument("images", type=str, nargs="+", help="Image files.")
     parser.add_argument("--top", type=int, default=5, help="How many classes to print.")
-    _add_loading(parser)
+    add_loading(parser)
     given = parser.read(args)
     paths = [Path(p) for p in given["images"]]
-    for answer in predict(_open(given), paths, top=given["top"], batch_size=given["batch_size"]):
+    for answer in predict(
+        open_given(given), paths, top=given["top"], batch_size=given["batch_size"]
+    ):
         print(json.dumps(answer), flush=True)
 
 
@@ -143,12 +144,12 @@ def _merge(args: Sequence[str]) -> None:
     parser = Parser("merge", _summary(_merge))
     parser.add_argument("run", type=str, help="Run folder.")
     parser.add_argument("--output", type=str, required=True, help="Safetensors file to write.")
-    _add_loading(parser)
+    add_loading(parser)
     given = parser.read(args)
     output = Path(given["output"])
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
-    trained = _open({**given, "device": "cpu"})
+    trained = open_given({**given, "device": "cpu"})
     model = trained.tuned.merge_and_unload()
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output)
@@ -309,42 +310,6 @@ def _free(data: str, method: object) -> Path:
     stem = f"{Path(data).resolve().stem}-{type(method).__name__.lower()}"
     names = (stem, *(f"{stem}-{i}" for i in range(2, 10_000)))
     return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
-
-
-def _add_loading(parser: Parser) -> None:
-    parser.add_argument(
-        "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", type=str, default="auto", help="auto or cpu.")
-
-
-def _samples(trained: Trained, given: dict[str, Any]) -> list[Sample]:
-    """Read the images to score, their labels in the order of the run's classes."""
-    config = RunConfig.from_dict(read_yaml(Path(given["run"]) / CONFIG))
-    dataset = read(
-        given["data"] or config.data,
-        seed=config.seed,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        skip_bad_images=config.skip_bad_images,
-    )
-    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    splits["all"] = dataset.train + dataset.val + dataset.test
-    if given["split"] not in splits:
-        raise UnknownName("split", given["split"], splits)
-    for name in dataset.classes:
-        if name not in trained.classes:
-            raise InputError(
-                f"the run knows no class {name!r}: it was trained on {trained.classes}"
-            )
-    order = [trained.classes.index(name) for name in dataset.classes]
-    return [Sample(s.path, order[s.label]) for s in splits[given["split"]]]
-
-
-def _open(given: dict[str, Any]) -> Trained:
-    checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
-    return open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
 
 
 def _print_plan(planned: Plan) -> None:

@@ -33,8 +33,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "evaluate",
         "train",
         "arguments",
+        "loading",
     ),
-    ("bench", "report", "serve"),
+    ("inside", "bench", "report", "serve"),
     ("cli",),
 )
 """Every room of the house, from the ground up; a new one is given its floor here.
