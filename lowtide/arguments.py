@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from .config import RunConfig, read_yaml
 from .errors import InputError, UnknownName
 from .methods import METHODS
-from .presets import preset
+from .presets import named, over_preset
 
 
 class Parser(ArgumentParser):
@@ -182,19 +182,39 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     own = {f.name for f in dataclasses.fields(RunConfig)}
     recipe = value_of(args, "--preset") or (None if own <= given.keys() else given.get("preset"))
     if recipe is not None:
-        given = _over(recipe, given)
-    method = _named(given.get("method", "lora"))
+        given = over_preset(recipe, given)
+    method = named(given.get("method", "lora"))
     if name is not None and name != method.get("name"):
         method = {"name": name}  # another method's options mean nothing to this one
-    if "name" not in method:
-        raise InputError(f"method needs a name: one of {', '.join(sorted(METHODS))}")
-    given["method"] = method
-    add_method(parser, str(method["name"]))
-    add_fields(parser, RunConfig)
-    values = parser.read(args, given) | {"preset": given.get("preset")}
+    values = _read(parser, args, {**given, "method": method})
     return RunConfig.from_dict({k: v for k, v in values.items() if k in own}), {
         k: v for k, v in values.items() if k not in own
     }
+
+
+def config_of(given: Mapping[str, Any]) -> RunConfig:
+    """Read a run's config from options alone, as from a file.
+
+    Args:
+        given: Options by name; a preset among them is laid under the others.
+
+    Returns:
+        The config, each value of the kind its option wants.
+    """
+    if given.get("preset") is not None:
+        given = over_preset(given["preset"], given)
+    method = named(given.get("method", "lora"))
+    return RunConfig.from_dict(_read(Parser("train", ""), [], {**given, "method": method}))
+
+
+def _read(parser: Parser, args: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
+    """Parse a run's options once its method is known."""
+    name = given["method"].get("name")
+    if name is None:
+        raise InputError(f"method needs a name: one of {', '.join(sorted(METHODS))}")
+    add_method(parser, str(name))
+    add_fields(parser, RunConfig)
+    return parser.read(args, given) | {"preset": given.get("preset")}
 
 
 def value_of(args: Sequence[str], flag: str) -> str | None:
@@ -213,19 +233,6 @@ def value_of(args: Sequence[str], flag: str) -> str | None:
         if arg.startswith(f"{flag}="):
             return arg.partition("=")[2]
     return None
-
-
-def _over(recipe: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Lay options over those of a preset; the same method keeps the preset's other options."""
-    listed, options = preset(recipe)
-    method = _named(given.get("method", {}))
-    if method.get("name", options["method"]["name"]) == options["method"]["name"]:
-        method = options["method"] | method
-    return {**options, **given, "method": method, "preset": listed}
-
-
-def _named(method: Any) -> dict[str, Any]:
-    return {"name": method} if isinstance(method, str) else dict(method)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,12 +20,14 @@ from safetensors.torch import save_file
 
 from .arguments import Parser, add_fields, add_method, method_options, run_config, value_of
 from .backbone import create
+from .bench import Suite, read_results, run_suite
 from .checkpoint import construct
 from .compress import POLICIES
 from .errors import InputError, LowtideError, UnknownName
 from .evaluate import predict, score
 from .families import family_of, measure, prepare
 from .graft import Method, method_name
+from .inside.command import inspect
 from .loading import add_loading, open_given, read_samples
 from .methods import METHODS
 from .narrow import FrozenDtype
@@ -247,11 +249,46 @@ def _info(args: Sequence[str]) -> None:
     OUT.print(f"{given['model']}: {family.name} family, {len(sites)} sites")
 
 
+def _bench(args: Sequence[str]) -> None:
+    """Run every row of a suite that is not finished: methods x data sets x seeds."""
+    parser = Parser("bench", _summary(_bench))
+    parser.add_argument("suite", type=str, help="YAML file, or the folder of a suite begun before.")
+    parser.add_argument("--output", type=str, help="Where rows go; by default runs/SUITE.")
+    parser.add_argument(
+        "--launcher", type=str, default="local", help="local: one row at a time; ray: on a cluster."
+    )
+    parser.add_argument("--processes", type=int, default=1, help="Processes of each row.")
+    given = parser.read(args)
+    path = Path(given["suite"])
+    suite = Suite.read(path)
+    output = Path(given["output"] or (path if path.is_dir() else Path("runs") / suite.name))
+    failed = run_suite(suite, output, launcher=given["launcher"], processes=given["processes"])
+    table = Table("data", "method", "learning rate", "seeds", "test accuracy")
+    for r in read_results(output):
+        accuracy = "" if r.accuracy is None else f"{r.accuracy:.4f}"
+        spread = "" if r.spread is None else f" ± {r.spread:.4f}"
+        rate = "" if r.rate is None else f"{r.rate:g}"
+        table.add_row(r.data, r.label, rate, f"{len(r.runs)} of {r.planned}", accuracy + spread)
+    OUT.print(table)
+    if failed:
+        raise LowtideError(
+            f"{len(failed)} rows failed, first {failed[0]}: see its failed.txt; the same command"
+            " tries them again"
+        )
+
+
+def _inspect(args: Sequence[str]) -> None:
+    """Draw what training did: parameters, cka, tsne or attention."""
+    inspect(args)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
+    "bench": _bench,
     "eval": _eval,
     "predict": _predict,
     "merge": _merge,
+    "inspect": _inspect,
     "plan": _plan,
     "methods": _methods,
     "presets": _presets,

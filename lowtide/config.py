@@ -58,6 +58,7 @@ class RunConfig:
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.
         train_on_val: Learn from the validation images too, once the options are chosen.
+        skip_test: Leave the test images alone, while options are being chosen.
         skip_bad_images: Leave unreadable images out instead of stopping.
         workers: Processes that load images.
         device: auto or cpu.
@@ -94,6 +95,7 @@ class RunConfig:
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     train_on_val: bool = False
+    skip_test: bool = False
     skip_bad_images: bool = False
     workers: int = 0
     device: Literal["auto", "cpu"] = "auto"

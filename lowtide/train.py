@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +25,7 @@ from .checkpoint import write_text
 from .compress import POLICIES
 from .config import RunConfig, write_yaml
 from .data import Cache, Dataset, Preprocessing, Sample, loader, read
+from .environment import environment
 from .errors import InputError, LowtideError
 from .memory import Meter
 from .plan import arrange, plan
@@ -111,12 +111,7 @@ class Run:
 
 
 def train(
-    config: RunConfig,
-    folder: Path,
-    *,
-    continues: bool = False,
-    overwrite: bool = False,
-    test: bool = True,
+    config: RunConfig, folder: Path, *, continues: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
     """Fine-tune a backbone and leave a run folder.
 
@@ -129,7 +124,6 @@ def train(
         continues: Continue the run in `folder` from its last finished epoch; a finished run is left
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
-        test: Whether the test images are looked at, once, at the end.
 
     Returns:
         The summary.
@@ -158,7 +152,7 @@ def train(
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     _fit(run, model, wrapped, optimizer)
     with run.averaged():
-        return _finish(run, model, test)
+        return _finish(run, model)
 
 
 def prepare(config: RunConfig, folder: Path) -> Run:
@@ -236,6 +230,8 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
     steps = -(-len(run.dataset.train) // share)
     schedule = make_schedule(optimizer, config, steps)
     meter = Meter(run.tuned, optimizer)
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # an earlier run of this process has its own
     with Progress(config.epochs, steps, shown=run.main) as progress:
         for epoch in range(len(run.history), config.epochs):
             started = time.perf_counter()
@@ -345,10 +341,10 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     run.history, run.measured_bytes = record["history"], record["measured_bytes"]
 
 
-def _finish(run: Run, model: Any, test: bool) -> dict[str, Any]:
+def _finish(run: Run, model: Any) -> dict[str, Any]:
     """Test the last epoch's model, save the adapter and the record, drop the checkpoint."""
     config = run.config
-    confusion = _confusion(run, model, run.dataset.test if test else ())
+    confusion = _confusion(run, model, () if config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
     trained, total = run.tuned.trainable_counts()
@@ -368,14 +364,7 @@ def _finish(run: Run, model: Any, test: bool) -> dict[str, Any]:
             [true, predicted, int(confusion[true, predicted])]
             for true, predicted in confusion.nonzero().tolist()
         ],
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "device": str(run.accelerator.device),
-            "threads": torch.get_num_threads(),
-            "processes": run.accelerator.num_processes,
-        },
+        "environment": environment(run.accelerator.device, run.accelerator.num_processes),
     }
     if run.main:
         run.tuned.save_pretrained(

@@ -91,7 +91,7 @@ def test_the_confusion_counts_every_test_image_as_score_does(config, tmp_path):
 
 
 def test_validation_images_can_be_learnt_from_and_test_images_left_alone(config, tmp_path):
-    summary = train(replace(config, train_on_val=True, epochs=1), tmp_path / "run", test=False)
+    summary = train(replace(config, train_on_val=True, skip_test=True, epochs=1), tmp_path / "run")
     assert (summary["data"]["train"], summary["data"]["val"]) == (72, 0)
     assert summary["val_accuracy"] is None
     assert summary["test_accuracy"] is None

@@ -78,6 +78,35 @@ def preset(name: str) -> tuple[str, dict[str, Any]]:
     return listed, {**others, "method": method}
 
 
+def over_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay options over those of a preset; the same method keeps the preset's other options.
+
+    Args:
+        name: The preset.
+        given: Options that override it.
+
+    Returns:
+        Options as `RunConfig.from_dict` takes them, with the name the preset is listed under.
+    """
+    listed, options = preset(name)
+    method = named(given.get("method", {}))
+    if method.get("name", options["method"]["name"]) == options["method"]["name"]:
+        method = options["method"] | method
+    return {**options, **given, "method": method, "preset": listed}
+
+
+def named(method: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Give a method's description as a mapping.
+
+    Args:
+        method: Its name, or its name and options.
+
+    Returns:
+        Name and options.
+    """
+    return {"name": method} if isinstance(method, str) else dict(method)
+
+
 def unknown(name: str) -> UnknownName:
     """Refuse a name.
 

@@ -1,0 +1,8 @@
+"""Suites: methods x data sets x seeds, selected on validation, tested once, every row a file."""
+
+from __future__ import annotations
+
+from .results import Result as Result
+from .results import read_results as read_results
+from .run import run_suite as run_suite
+from .suite import Suite as Suite

@@ -1,0 +1,203 @@
+"""Read finished rows back: what the report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ..errors import InputError
+from ..train import SUMMARY
+from .suite import SUITE, Cell, Row, Suite
+
+FAILED = "failed.txt"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one method on one data set.
+
+    Attributes:
+        suite: Name of the suite; empty for runs that belong to none.
+        data: Name of the data set.
+        group: Name of its group, or empty.
+        label: Name of the method.
+        searched: Validation accuracy by learning rate; empty where none was chosen.
+        rate: The learning rate of `runs`; None while it is open.
+        runs: Summaries of finished test rows, one per seed.
+        folders: Where each of `runs` lies.
+        planned: Number of test rows the suite asks for.
+        failed: Why rows failed, by folder.
+    """
+
+    suite: str
+    data: str
+    group: str
+    label: str
+    searched: Mapping[float, float]
+    rate: float | None
+    runs: tuple[Mapping[str, Any], ...]
+    folders: tuple[Path, ...]
+    planned: int
+    failed: Mapping[Path, str]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy of each finished row."""
+        return [r["test_accuracy"] for r in self.runs]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean test accuracy over seeds."""
+        return mean(self.accuracies) if self.runs else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of test accuracy over seeds (of a sample, n - 1)."""
+        return stdev(self.accuracies) if len(self.runs) > 1 else None
+
+
+def summary_of(folder: Path) -> dict[str, Any] | None:
+    """Read what a finished row says of itself.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Its summary; None where it is not finished.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = folder / SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise InputError(f"{path} is no JSON: {e}") from e
+    if not isinstance(summary, dict) or "config" not in summary:
+        raise InputError(f"{path} was not left by lowtide train")
+    return summary
+
+
+def chosen_rate(cell: Cell, output: Path) -> float | None:
+    """Choose a cell's learning rate by accuracy on val, the first of equals.
+
+    Args:
+        cell: The cell.
+        output: Where the suite's rows lie.
+
+    Returns:
+        The rate; None while a search row is unfinished or failed.
+
+    Raises:
+        InputError: There are several to choose from and nothing to validate on.
+    """
+    if not cell.searches:
+        return next(iter(cell.tests))
+    scores = {}
+    for lr, row in cell.searches.items():
+        summary = summary_of(output / row.folder)
+        if summary is None:
+            return None
+        scores[lr] = summary["val_accuracy"]
+        if scores[lr] is None:
+            raise InputError(
+                f"{cell.data} has no validation images to choose among {len(cell.searches)}"
+                " learning rates; give one lr"
+            )
+    return max(scores, key=lambda lr: scores[lr])
+
+
+def chosen_tests(cell: Cell, output: Path) -> tuple[Row, ...]:
+    """List a cell's test rows.
+
+    Args:
+        cell: The cell.
+        output: Where the suite's rows lie.
+
+    Returns:
+        Those at the chosen learning rate; none while it is open.
+    """
+    rate = chosen_rate(cell, output)
+    return () if rate is None else cell.tests[rate]
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Read the rows of a suite, or a run, or a folder of runs.
+
+    Args:
+        folder: What `lowtide bench` or `lowtide train` left, or a folder that holds such run
+            folders.
+
+    Returns:
+        Results in the order of the suite; runs without one by folder name, one result for each
+        data set, method and policy, that of its seeds taken together.
+
+    Raises:
+        InputError: Nothing in the folder was left by lowtide.
+    """
+    if (folder / SUITE).is_file():
+        suite = Suite.read(folder)
+        return [_of_cell(suite.name, cell, folder) for cell in suite.cells]
+    found = sorted(p.parent for p in folder.glob(f"**/{SUMMARY}"))
+    if not found:
+        raise InputError(f"{folder} holds no {SUITE} and no finished run ({SUMMARY})")
+    together: dict[str, list[Path]] = {}
+    for path in found:
+        together.setdefault(str(_identity(summary_of(path) or {})), []).append(path)
+    return [_of_runs(paths) for paths in together.values()]
+
+
+def _of_cell(suite: str, cell: Cell, output: Path) -> Result:
+    searched = {
+        lr: summary["val_accuracy"]
+        for lr, row in cell.searches.items()
+        if (summary := summary_of(output / row.folder))
+    }
+    rows = [*cell.searches.values(), *chosen_tests(cell, output)]
+    folders = [output / row.folder for row in chosen_tests(cell, output)]
+    finished = [(f, s) for f in folders if (s := summary_of(f))]
+    return Result(
+        suite=suite,
+        data=cell.data,
+        group=cell.group,
+        label=cell.label,
+        searched=searched,
+        rate=chosen_rate(cell, output),
+        runs=tuple(s for _, s in finished),
+        folders=tuple(f for f, _ in finished),
+        planned=len(next(iter(cell.tests.values()))),
+        failed={
+            path.parent: path.read_text().strip()
+            for row in rows
+            if (path := output / row.folder / FAILED).is_file()
+        },
+    )
+
+
+def _identity(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs share that differ in nothing but their seed."""
+    return {k: v for k, v in summary["config"].items() if k != "seed"}
+
+
+def _of_runs(folders: list[Path]) -> Result:
+    runs = tuple(summary_of(f) or {} for f in folders)
+    config = runs[0]["config"]
+    policy = "" if config["policy"] == "exact" else f", {config['policy']}"
+    return Result(
+        suite="",
+        data=Path(config["data"]).name,
+        group="",
+        label=config["method"]["name"] + policy,
+        searched={},
+        rate=config["lr"],
+        runs=runs,
+        folders=tuple(folders),
+        planned=len(folders),
+        failed={},
+    )

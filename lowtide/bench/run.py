@@ -1,0 +1,157 @@
+"""Run what is missing of a suite."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from os.path import expandvars
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import write_text
+from ..config import RunConfig, read_yaml, write_yaml
+from ..errors import InputError, UnknownName
+from ..train import CONFIG, SUMMARY, train
+from .results import FAILED, chosen_tests, summary_of
+from .suite import SUITE, Row, Suite
+
+PATHS = ("data", "checkpoint")
+ELSEWHERE = {*PATHS, "device", "workers"}
+"""Options that may differ between the machines that share a suite."""
+
+Jobs = Sequence[tuple[Path, RunConfig]]
+
+
+def run_suite(
+    suite: Suite, output: Path, *, launcher: str = "local", processes: int = 1
+) -> list[Path]:
+    """Run every row that is not finished; a row that fails is recorded and the others go on.
+
+    Each row leaves its run folder, or at least `summary.json` or `failed.txt`, under `output`; an
+    interrupted row continues at its last finished epoch, a failed one is tried again.
+
+    Args:
+        suite: What to run.
+        output: Where to leave the rows.
+        launcher: `local`, one row after the other, or `ray`, as many at once as the cluster takes.
+        processes: Processes of each row, through Accelerate.
+
+    Returns:
+        Folders of the rows that failed.
+
+    Raises:
+        InputError: A row there was run with other options; nothing was run.
+        UnknownName: There is no such launcher.
+    """
+    if launcher not in LAUNCHERS:
+        raise UnknownName("launcher", launcher, LAUNCHERS)
+    _refuse_others(suite, output)
+    _unfinished(output, list(suite.rows()))  # every path is known before anything runs
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / SUITE, suite.source)
+    launch = LAUNCHERS[launcher]
+    searches = [row for cell in suite.cells for row in cell.searches.values()]
+    launch(_unfinished(output, searches), processes)
+    tests = [row for cell in suite.cells for row in chosen_tests(cell, output)]
+    launch(_unfinished(output, tests), processes)
+    return [output / r.folder for r in searches + tests if (output / r.folder / FAILED).exists()]
+
+
+def _unfinished(output: Path, rows: Sequence[Row]) -> Jobs:
+    return [
+        ((output / row.folder).resolve(), _located(row.config))
+        for row in rows
+        if not (output / row.folder / SUMMARY).exists()
+    ]
+
+
+def _located(config: RunConfig) -> RunConfig:
+    """Replace environment variables in paths."""
+    found = {name: expandvars(path) for name in PATHS if (path := getattr(config, name))}
+    for name, path in found.items():
+        if "$" in path:
+            raise InputError(f"{name} {path} needs an environment variable that is not set")
+    return replace(config, **found)
+
+
+def _refuse_others(suite: Suite, output: Path) -> None:
+    """Refuse to mix rows of this suite with rows that were run otherwise."""
+    for row in suite.rows():
+        folder = output / row.folder
+        summary = summary_of(folder)
+        if summary is not None:
+            kept = summary["config"]
+        elif (folder / CONFIG).is_file():
+            kept = read_yaml(folder / CONFIG)
+        else:
+            continue
+        wanted = row.config.to_dict()
+        for name, value in wanted.items():
+            if name not in ELSEWHERE and json.dumps(kept.get(name)) != json.dumps(value):
+                raise InputError(
+                    f"{folder} was run with {name} {kept.get(name)} and the suite says {value}:"
+                    " choose another --output, or remove that folder to run it again"
+                )
+
+
+def _local(jobs: Jobs, processes: int) -> None:
+    """Run one row after the other."""
+    for number, (folder, config) in enumerate(jobs, 1):
+        print(f"{number} of {len(jobs)}: {folder}", file=sys.stderr, flush=True)
+        _run(folder, config, processes)
+
+
+def _ray(jobs: Jobs, processes: int) -> None:
+    """Run rows on a Ray cluster, joined or started here, whose machines share the output folder."""
+    try:
+        import ray
+    except ImportError as e:
+        raise InputError('the ray launcher needs ray: pip install "lowtide[ray]"') from e
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    gpus = processes if ray.cluster_resources().get("GPU") else 0
+    row: Any = ray.remote(num_cpus=processes, num_gpus=gpus, max_calls=1)(_run)
+    waiting: dict[Any, Path] = {row.remote(f, config, processes): f for f, config in jobs}
+    while waiting:
+        (done,), _ = ray.wait(list(waiting))
+        ray.get(done)
+        print(f"{waiting.pop(done)}; {len(waiting)} to go", file=sys.stderr, flush=True)
+
+
+LAUNCHERS: Mapping[str, Callable[[Jobs, int], None]] = {"local": _local, "ray": _ray}
+
+
+def _run(folder: Path, config: RunConfig, processes: int = 1) -> None:
+    """Run one row; leave why it failed, if it does."""
+    (folder / FAILED).unlink(missing_ok=True)
+    try:
+        if processes > 1:
+            _run_apart(folder, config, processes)
+        else:
+            train(config, folder, continues=(folder / CONFIG).exists())
+    except Exception as e:  # whatever stops one row must not stop the others
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / FAILED, f"{type(e).__name__}: {e}\n")
+
+
+def _run_apart(folder: Path, config: RunConfig, processes: int) -> None:
+    """Run one row in several processes."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1"]
+    command += [f"--num_processes={processes}", "--mixed_precision=no", "--dynamo_backend=no"]
+    command += ["--cpu" if config.device == "cpu" else "--multi_gpu", "-m", "lowtide", "train"]
+    with tempfile.TemporaryDirectory() as kept:
+        if (folder / CONFIG).exists():
+            command += ["--resume", str(folder)]
+        else:
+            wanted = Path(kept) / CONFIG
+            wanted.write_text(write_yaml(config.to_dict()))
+            command += ["--config", str(wanted), "--output", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.splitlines()
+        ours = [line for line in lines if line.startswith("lowtide: ")]
+        raise RuntimeError("\n".join(ours[:1] or lines[-20:]))

@@ -1,0 +1,182 @@
+"""A suite: methods x data sets x learning rates x seeds, declared in one YAML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..arguments import config_of
+from ..config import RunConfig, read_yaml
+from ..errors import InputError, UnknownName
+
+SUITE = "suite.yaml"
+KEYS = ("defaults", "data", "methods", "lr", "seeds")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of a suite.
+
+    Attributes:
+        folder: Where its run folder lies, relative to the suite's.
+        config: What is run.
+    """
+
+    folder: Path
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one data set.
+
+    With several learning rates, each is tried with the first seed: learnt on train, scored on val,
+    test left alone. The best is then learnt on train and val together, once per seed, and the model
+    of the last epoch is tested once.
+
+    Attributes:
+        data: Name of the data set.
+        group: Name of its group, or empty.
+        label: Name of the method.
+        searches: Rows that choose the learning rate; empty where only one is given.
+        tests: By learning rate, the rows that give the result.
+    """
+
+    data: str
+    group: str
+    label: str
+    searches: Mapping[float, Row]
+    tests: Mapping[float, tuple[Row, ...]]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is compared, and on what.
+
+    Attributes:
+        name: Its name: that of its file or folder.
+        source: Its YAML text, variables not yet replaced.
+        cells: Methods x data sets, in the order of the file.
+    """
+
+    name: str
+    source: str
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Suite:
+        """Read a suite and check every row of it.
+
+        `defaults`, each of `data` and each of `methods` hold options of `lowtide train`, later ones
+        over earlier ones; a name alone is short for its `data` or `method`. `lr` (there or at the
+        top) is a number or a list to choose from. `$NAME` in a path is an environment variable,
+        replaced when the row is run; `{data}` and `{seed}` in any text are the row's. A data set
+        may name its `group`.
+
+        Args:
+            path: The file, or a folder that holds `suite.yaml`.
+
+        Returns:
+            The suite.
+
+        Raises:
+            InputError: There is no such file, or a row cannot be run.
+            UnknownName: The file has a key that means nothing.
+        """
+        path = path / SUITE if path.is_dir() else path
+        content = read_yaml(path)
+        for key in content:
+            if key not in KEYS:
+                raise UnknownName("key of a suite", key, KEYS)
+        defaults = {k: content[k] for k in ("lr",) if k in content}
+        defaults |= _mapping(path, content, "defaults") if "defaults" in content else {}
+        seeds = content.get("seeds", [0])
+        if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
+            raise InputError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
+        cells = []
+        for data, about in _mapping(path, content, "data").items():
+            for label, method in _mapping(path, content, "methods").items():
+                options = {**defaults, **_options(about, "data"), **_options(method, "method")}
+                try:
+                    cells.append(_cell(str(data), str(label), options, seeds))
+                except InputError as e:
+                    raise InputError(f"{path}: {label} on {data}: {e}") from e
+        folders = [_folder(c.data, c.label) for c in cells]
+        if twice := [c for c, f in zip(cells, folders, strict=True) if folders.count(f) > 1]:
+            raise InputError(f"{path}: {twice[0].label} and {twice[1].label} share a folder name")
+        name = path.resolve().parent.name if path.name == SUITE else path.stem
+        return cls(name, path.read_text(), tuple(cells))
+
+    def rows(self) -> Iterator[Row]:
+        """List every row that may be run.
+
+        Yields:
+            Searches, then tests at every learning rate.
+        """
+        for cell in self.cells:
+            yield from cell.searches.values()
+            for tests in cell.tests.values():
+                yield from tests
+
+
+def _mapping(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = content.get(key)
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"{path}: {key} must map names to options of lowtide train")
+    return found
+
+
+def _options(value: Any, short: str) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {short: value}
+
+
+def _cell(data: str, label: str, options: dict[str, Any], seeds: Sequence[int]) -> Cell:
+    group = str(options.pop("group", ""))
+    rates = options.pop("lr", None)
+    folder = _folder(data, label)
+    configs = [_config(options, data, seed) for seed in seeds]
+    rates = _rates(configs[0].lr if rates is None else rates)
+    searches = {}
+    if len(rates) > 1:
+        first = replace(configs[0], skip_test=True)
+        searches = {
+            lr: Row(folder / f"search-lr{lr:g}-seed{seeds[0]}", replace(first, lr=lr))
+            for lr in rates
+        }
+    tests = {
+        lr: tuple(
+            Row(folder / f"lr{lr:g}-seed{c.seed}", replace(c, lr=lr, train_on_val=True))
+            for c in configs
+        )
+        for lr in rates
+    }
+    return Cell(data, group, label, searches, tests)
+
+
+def _rates(given: Any) -> list[float]:
+    rates = given if isinstance(given, list) else [given]
+    try:
+        numbers = [float(r) for r in rates]  # YAML reads 1e-3 as text
+    except (TypeError, ValueError) as e:
+        raise InputError(f"lr must be a number or a list of numbers, not {given!r}") from e
+    if not numbers:
+        raise InputError("lr must not be an empty list")
+    return numbers
+
+
+def _config(options: Mapping[str, Any], data: str, seed: int) -> RunConfig:
+    options = {k: _filled(v, data, seed) for k, v in options.items()}
+    return config_of({**options, "seed": seed})
+
+
+def _filled(value: Any, data: str, seed: int) -> Any:
+    if isinstance(value, str):
+        return value.replace("{data}", data).replace("{seed}", str(seed))
+    return value
+
+
+def _folder(data: str, label: str) -> Path:
+    return Path(*(re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "-" for name in (data, label)))
