@@ -7,22 +7,36 @@ from pathlib import Path
 
 from ..errors import InputError
 from .listing import Entry, Listing, children, is_image, role
+from .lists import lists_in
+
+
+def has_split_folders(folder: Path) -> bool:
+    """Tell whether a folder declares its splits by folders.
+
+    Args:
+        folder: Any path.
+
+    Returns:
+        Whether it has a folder named as `train`, `val` or `test` are.
+    """
+    return folder.is_dir() and any(role(c.name) and c.is_dir() for c in children(folder))
 
 
 def read_split_folders(root: Path) -> Listing:
     """Read `root/{train,val,test}/<class>/**/<image>`.
 
     Args:
-        root: A folder with a `train` folder in it.
+        root: A folder with at least one of these folders in it.
 
     Returns:
         The entries of each role that has a folder.
 
     Raises:
-        InputError: Two folders for one role, or a folder that does not hold class folders.
+        InputError: Two folders for one role, folders of other names and none for train, or a
+            folder that does not hold class folders.
     """
     folders: dict[str, Path] = {}
-    ignored = []
+    ignored: list[str] = []
     for child in children(root):
         which = role(child.name) if child.is_dir() else None
         if which is None:
@@ -31,6 +45,11 @@ def read_split_folders(root: Path) -> Listing:
             raise InputError(f"{root}: both {folders[which].name} and {child.name} are {which}")
         else:
             folders[which] = child
+    others = [name for name in ignored if (root / name).is_dir()]
+    if "train" not in folders and others:  # more likely something else than a set without train
+        names = ", ".join(child.name for child in children(root) if child.is_dir())
+        above = f"; did you mean {root.parent}?" if lists_in(root.parent) else ""
+        raise InputError(f"{root} has no train folder, only {names}{above}")
     splits, notes = {}, [f"ignored {', '.join(ignored)}"] if ignored else []
     for which, folder in folders.items():
         splits[which], more = _read_class_folders(folder)
@@ -57,6 +76,12 @@ def _read_class_folders(folder: Path) -> tuple[list[Entry], list[str]]:
     loose = [child for child in found if child.is_file() and is_image(child)]
     if not classes and not loose:
         raise InputError(f"{folder} is empty: expected one sub-folder of images per class")
+    if loose and loose[0].name.startswith("ILSVRC2012_val_"):
+        raise InputError(
+            f"{folder}: ImageNet's validation images lie flat, their classes in a list that counts "
+            "them in another order than folder names do; expected them sorted into folders named "
+            "by WordNet id (n01440764/...), as train is"
+        )
     if loose:
         raise InputError(
             f"{folder}: {len(loose)} images lie outside any class folder (first: {loose[0].name}); "

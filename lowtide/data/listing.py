@@ -113,6 +113,21 @@ def hint(path: Path) -> str:
     return f"; did you mean {whole if whole.exists() else missing.parent / near[0]}?"
 
 
+def place(entries: Sequence[Entry], roots: Sequence[Path]) -> list[Entry]:
+    """Make the paths of a list whole, by looking where its first image lies.
+
+    Args:
+        entries: Entries with paths as written.
+        roots: Folders that they may be relative to, most usual first.
+
+    Returns:
+        The entries below the first folder that has the first image, or else below `roots[0]`.
+    """
+    first = entries[0].path
+    root = next((root for root in roots if os.path.isfile(root / first)), roots[0])
+    return [entry._replace(path=root / entry.path) for entry in entries]
+
+
 def read_text(path: Path) -> str:
     """Read a small text file a person wrote, with or without a byte-order mark.
 

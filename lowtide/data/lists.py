@@ -1,11 +1,14 @@
-"""Text lists of `path label`: VTAB-1k's own names, plain ones, or a single list."""
+"""Lists of images and classes: VTAB-1k's, FGVC's JSON, DomainNet's, plain ones, or a single one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from . import fgvc, vtab
+from .json_list import read_pairs
 from .listing import (
     SPLITS,
     Entry,
@@ -13,43 +16,67 @@ from .listing import (
     children,
     is_image,
     name_labels,
+    place,
     read_classes,
     read_text,
     role,
 )
+from .tasks import Task, differences, find
 
 _LIST = re.compile(
-    r"(?P<role>train(ing)?|val(id(ation)?)?|test(ing)?)\d*(?P<all>val\d*)?\.txt", re.IGNORECASE
+    r"((?P<domain>clipart|infograph|painting|quickdraw|real|sketch)_)?"
+    r"(?P<role>train(ing)?|val(id(ation)?)?|test(ing)?)\d*(?P<all>val\d*)?\.(?P<kind>txt|json)",
+    re.IGNORECASE,
 )
+_VTAB = {"train800.txt", "train800val200.txt"}
+
+
+def is_list(path: Path) -> bool:
+    """Tell whether a path is a list.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        Whether it is a `.txt` or `.json` file.
+    """
+    return path.suffix.lower() in {".txt", ".json"} and path.is_file()
 
 
 def lists_in(folder: Path) -> list[Path]:
     """Find the lists of a folder.
 
     Args:
-        folder: An existing folder.
+        folder: Any path.
 
     Returns:
-        Files named as lists are: `train800.txt`, `val.txt`, `train800val200.txt`, `test.txt`.
+        Files named as lists are: `train800.txt`, `val.txt`, `train800val200.txt`, `test.json`,
+        `real_train.txt`. JSON beside a `train` folder is something else: that folder counts.
     """
-    return [path for path in children(folder) if path.is_file() and _LIST.fullmatch(path.name)]
+    if not folder.is_dir():
+        return []
+    found = children(folder)
+    declared = any(role(child.name) == "train" and child.is_dir() for child in found)
+    lists = [child for child in found if _LIST.fullmatch(child.name) and child.is_file()]
+    return [path for path in lists if path.suffix.lower() == ".txt" or not declared]
 
 
 def read_lists(folder: Path) -> Listing:
     """Read the lists of a folder: train and val apart where both are there, and test.
 
     VTAB-1k (Zhai et al. 2019, in the list format of NOAH and SSF) gives `train800.txt`,
-    `val200.txt` and their union `train800val200.txt`: the first two are taken, to select on val.
-    For its final protocol (train on all 1000, no selection) name the union itself.
+    `val200.txt` and their union `train800val200.txt`, VPT's FGVC `train.json`, `val.json` and
+    perhaps `trainval.json`: the first two are taken, to select on val. For the final protocol
+    (train on both, no selection) name the union itself.
 
     Args:
-        folder: A folder with at least one list for training.
+        folder: A folder with at least one list.
 
     Returns:
         The entries of each role that has a list.
 
     Raises:
-        InputError: No list for training, or several for one role.
+        InputError: There are several lists for one role.
     """
     found = lists_in(folder)
     unions = [path for path in found if _is_union(path)]
@@ -61,40 +88,59 @@ def read_lists(folder: Path) -> Listing:
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
             raise InputError(f"{folder}: {names} are all lists for {which}; name the one to use")
-    if not roles["train"]:
-        raise InputError(f"{folder}: found {found[0].name} but no list for training (train*.txt)")
-    chosen = {which: paths[0] for which, paths in roles.items() if paths}
-    return _listing(folder, chosen)
+    return _listing(folder, {which: paths[0] for which, paths in roles.items() if paths})
 
 
 def read_list(path: Path) -> Listing:
     """Read one list, with its siblings if its name says it is for training.
 
     Args:
-        path: A `.txt` file of lines `path label`.
+        path: A `.txt` file of lines `path label`, or a `.json` file `{path: label}`.
 
     Returns:
         The entries of the list as train, next to those of val and test lists beside it. A union
-        of train and val (`train800val200.txt`) has no val: its images are trained on. A list of
-        any other name is all there is, to be split.
-
-    Raises:
-        InputError: The list is one for val or test.
+        of train and val (`train800val200.txt`) has no val: its images are trained on. A list for
+        val or test stands alone. A list of any other name is all there is, to be split.
     """
-    match = _LIST.fullmatch(path.name)
-    if not match:
-        return _listing(path.parent, {"all": path})
-    if _role(path) != "train":
-        raise InputError(f"{path} is a list for {_role(path)}: name the list for training")
+    which = _role(path)
+    if which != "train":
+        return _listing(path.parent, {which or "all": path})
     chosen = {"train": path}
     for which in ("test",) if _is_union(path) else ("val", "test"):
-        siblings = [p for p in lists_in(path.parent) if _role(p) == which]
+        siblings = [p for p in lists_in(path.parent) if _role(p) == which and _akin(p, path)]
         if len(siblings) == 1:
             chosen[which] = siblings[0]
     listing = _listing(path.parent, chosen)
     if _is_union(path):
         listing.splits["val"] = []
     return listing
+
+
+def read_lines(path: Path) -> list[Entry]:
+    """Read lines `path label`, in order.
+
+    Args:
+        path: The list.
+
+    Returns:
+        Entries with paths and labels as written.
+
+    Raises:
+        InputError: A line does not parse, or there is none.
+    """
+    entries = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        # The last blank: file names may hold blanks themselves (ImageNet-A), labels do not.
+        name, _, label = line.strip().replace("\t", " ").rpartition(" ")
+        if not name or is_image(Path(label)):
+            raise InputError(f"{path}:{number}: expected `path label`, got {line.strip()!r}")
+        file = Path(name.strip().replace("\\", "/"))
+        entries.append(Entry(file, label, f"{path.name}:{number}"))
+    if not entries:
+        raise InputError(f"{path} is empty: expected lines `path label`")
+    return entries
 
 
 def _role(path: Path) -> str | None:
@@ -107,26 +153,36 @@ def _is_union(path: Path) -> bool:
     return bool(match and match["all"])
 
 
+def _akin(one: Path, other: Path) -> bool:
+    a, b = _LIST.fullmatch(one.name), _LIST.fullmatch(other.name)
+    return bool(a and b and (a["domain"], a["kind"]) == (b["domain"], b["kind"]))
+
+
 def _listing(folder: Path, chosen: dict[str, Path]) -> Listing:
-    classes = read_classes(folder)
-    read = {which: _parse(path) for which, path in chosen.items()}
-    named = iter(name_labels([entry for part in read.values() for entry in part], classes))
+    paths = list(chosen.values())
+    json = paths[0].suffix.lower() == ".json"
+    # CUB and NABirds come with a classes.txt of their own, which is in another format.
+    classes = None if json else read_classes(folder)
+    read = {which: read_pairs(p) if json else read_lines(p) for which, p in chosen.items()}
+    entries = place([entry for part in read.values() for entry in part], _roots(paths[0]))
+    named = iter(name_labels(entries, classes))
     splits = {which: [next(named) for _ in part] for which, part in read.items()}
-    names = ", ".join(path.name for path in chosen.values())
-    return Listing(f"lists ({names})", folder, splits, classes)
+    task = _task(folder, paths)
+    notes = differences(task, splits) if task else ()
+    kind = "JSON lists" if json else "lists"
+    names = ", ".join(path.name for path in paths)
+    return Listing(f"{kind} ({names})", folder, splits, classes, notes)
 
 
-def _parse(path: Path) -> list[Entry]:
-    entries = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        # The last blank: file names may hold blanks themselves (ImageNet-A), labels do not.
-        name, _, label = line.strip().replace("\t", " ").rpartition(" ")
-        if not name or is_image(Path(label)):
-            raise InputError(f"{path}:{number}: expected `path label`, got {line.strip()!r}")
-        file = path.parent / name.strip().replace("\\", "/")
-        entries.append(Entry(file, label, f"{path.name}:{number}"))
-    if not entries:
-        raise InputError(f"{path} is empty: expected lines `path label`")
-    return entries
+def _roots(path: Path) -> list[Path]:
+    """Where a list's paths may be relative to, most usual first."""
+    folder, match = path.parent, _LIST.fullmatch(path.name)
+    if path.suffix.lower() == ".json":
+        return [folder, folder / "images", folder / "Images"]
+    return [folder, folder.parent] if match and match["domain"] else [folder]
+
+
+def _task(folder: Path, paths: Sequence[Path]) -> Task | None:
+    if _VTAB & {path.name for path in paths}:
+        return find(vtab.TASKS, folder.name)
+    return find(fgvc.FGVC, folder.name) if paths[0].suffix.lower() == ".json" else None

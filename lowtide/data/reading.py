@@ -1,21 +1,21 @@
-"""Read a folder, lists or a CSV into a `Dataset`, refusing at the door what cannot work."""
+"""Read any source into a `Dataset`, refusing at the door what cannot work."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import os
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError
 from .dataset import Dataset, Sample, fingerprint, relative
-from .folders import read_class_folders, read_split_folders
+from .formats import find
 from .images import faults
-from .listing import SPLITS, Entry, Listing, children, hint, is_image, order, role
-from .lists import lists_in, read_list, read_lists
-from .tables import read_csv
+from .listing import SPLITS, Entry, Listing, hint, order
 
 
 def read(
@@ -25,13 +25,13 @@ def read(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     skip_bad_images: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """Read a labelled set of images and check all of it once.
 
-    The source is a folder with `train`, `val`, `test` folders of class folders; a folder of class
-    folders; a folder with lists of `path label` (VTAB-1k's names or plain ones); one such list;
-    or a CSV. Where train is declared but val is not, val is split off train; where nothing is
-    declared, val and test are. A test split that was not given is empty.
+    The source is a folder, a list, a table or a name, in any of the formats of `READERS`; it is
+    recognised by what it holds. Where train is declared but val is not, val is split off train;
+    where nothing is declared, val and test are. A test split that was not given is empty.
 
     Args:
         source: The folder or file.
@@ -39,9 +39,11 @@ def read(
         val_fraction: Share of each class that goes to val, where it is split off.
         test_fraction: Share of each class that goes to test, where nothing is declared.
         skip_bad_images: Drop images that cannot be read, and record them, instead of refusing.
+        classes: Those of a model that is to be scored on the set, in order: labels then are
+            indices into these. Such a set may lack some of them, and a train split.
 
     Returns:
-        The data set. Its classes are those of train, or all of a `classes.txt`.
+        The data set. Its classes are those of train, or all of a `classes.txt`, or `classes`.
 
     Raises:
         InputError: The source cannot work; the message names the first offender.
@@ -51,8 +53,11 @@ def read(
             f"val_fraction {val_fraction} and test_fraction {test_fraction}: "
             "expected shares of 0 or more that leave some for train"
         )
-    listing = _list(Path(os.path.abspath(Path(source).expanduser())))
-    classes = _classes(listing)
+    listing = find(source)
+    if classes is None:
+        classes = _classes(listing)
+    else:
+        listing = _adopt(listing, classes)
     _refuse_duplicates(listing)
     _refuse_missing(listing)
     skipped = _check(listing, skip_bad_images)
@@ -66,7 +71,7 @@ def read(
         train=samples["train"],
         val=samples["val"],
         test=samples["test"],
-        classes=classes,
+        classes=tuple(classes),
         fingerprint=fingerprint(listing.root, samples, classes),
         format=listing.format,
         root=listing.root,
@@ -75,58 +80,48 @@ def read(
     )
 
 
-def _list(source: Path) -> Listing:
-    if not os.path.exists(source):
-        raise InputError(f"{source} does not exist{hint(source)}")
-    if source.is_file():
-        if source.suffix.lower() in {".csv", ".tsv"}:
-            return read_csv(source)
-        if source.suffix.lower() == ".txt":
-            return read_list(source)
-        raise InputError(f"{source} is a file: expected a folder, a list (.txt) or a CSV")
-    if lists_in(source):
-        return read_lists(source)
-    found = children(source)
-    folders = [child for child in found if child.is_dir()]
-    roles = {role(child.name) for child in folders}
-    if "train" in roles:
-        return read_split_folders(source)
-    if roles & {"val", "test"}:
-        names = ", ".join(child.name for child in folders)
-        above = f"; did you mean {source.parent}?" if lists_in(source.parent) else ""
-        raise InputError(f"{source} has no train folder, only {names}{above}")
-    tables = [child for child in found if child.suffix.lower() in {".csv", ".tsv"}]
-    meant = [child for child in folders if _holds_a_dataset(child, folders)] or tables
-    if meant:
-        raise InputError(f"{source} holds no class folders; did you mean {meant[0]}?")
-    return read_class_folders(source)
-
-
-def _holds_a_dataset(folder: Path, siblings: list[Path]) -> bool:
-    inside = children(folder)
-    names = {role(child.name) for child in inside if child.is_dir()}
-    only = len(siblings) == 1 and any(child.is_dir() for child in inside)
-    return "train" in names or bool(lists_in(folder)) or (only and not any(map(is_image, inside)))
-
-
 def _classes(listing: Listing) -> tuple[str, ...]:
-    train = listing.splits.get("all") or listing.splits["train"]
+    train = listing.splits.get("all") or listing.splits.get("train")
+    if not train:
+        raise InputError(
+            f"{listing.root} has nothing to train on, only {', '.join(listing.splits)} "
+            f"({listing.format})"
+        )
     present = order(entry.label for entry in train)
     if len(present) < 2:
         raise InputError(
             f"{listing.root}: only one class to learn, {present[0]!r}; expected two or more"
         )
     classes = listing.classes or present
+    _refuse_unknown(listing, classes, "in train")
+    return classes
+
+
+def _adopt(listing: Listing, classes: Sequence[str]) -> Listing:
+    """Give a set to be scored the classes of the model; ImageNet's may be written as 0 to 999."""
+    labels = {entry.label for entries in listing.splits.values() for entry in entries}
+    imagenet = len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes)
+    if imagenet and all(label.isdecimal() and int(label) < 1000 for label in labels):
+        splits = {
+            which: [entry._replace(label=classes[int(entry.label)]) for entry in entries]
+            for which, entries in listing.splits.items()
+        }
+        note = "labels 0 to 999 are WordNet ids in order"
+        listing = dataclasses.replace(listing, splits=splits, notes=(*listing.notes, note))
+    _refuse_unknown(listing, classes, "known to the run")
+    return listing
+
+
+def _refuse_unknown(listing: Listing, classes: Sequence[str], where: str) -> None:
     known = set(classes)
     for which, entries in listing.splits.items():
         for entry in entries:
             if entry.label not in known:
                 near = difflib.get_close_matches(entry.label, classes, n=1)
                 raise InputError(
-                    f"{entry.where}: class {entry.label!r} of {which} is not in train"
+                    f"{entry.where}: class {entry.label!r} of {which} is not {where}"
                     + (f"; did you mean {near[0]}?" if near else "")
                 )
-    return classes
 
 
 def _refuse_duplicates(listing: Listing) -> None:
@@ -185,10 +180,11 @@ def _split(
     test_fraction: float,
 ) -> tuple[dict[str, list[Entry]], list[str]]:
     shares = {"test": test_fraction} if "all" in splits else {}
-    shares |= {} if "val" in splits else {"val": val_fraction}
+    if "val" not in splits and splits.keys() & {"all", "train"}:
+        shares["val"] = val_fraction
     if "all" in splits:
         splits = {"train": splits["all"]}
-    drawn = _draw(splits["train"], shares, seed, listing.root)
+    drawn = _draw(splits.get("train", []), shares, seed, listing.root)
     notes = [
         f"{which}: {len(drawn[which])} images split off, {share:.0%} of each class, seed {seed}"
         for which, share in shares.items()

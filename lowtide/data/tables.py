@@ -14,6 +14,18 @@ LABEL_COLUMNS = ("label", "class")
 SPLIT_COLUMN = "split"
 
 
+def is_table(path: Path) -> bool:
+    """Tell whether a path is a table.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        Whether it is a `.csv` or `.tsv` file.
+    """
+    return path.suffix.lower() in {".csv", ".tsv"} and path.is_file()
+
+
 def read_csv(path: Path) -> Listing:
     """Read a CSV: `path` (or image, file, filename), `label` (or class), perhaps `split`.
 
@@ -46,8 +58,6 @@ def read_csv(path: Path) -> Listing:
     splits: dict[str, list[Entry]] = {which: [] for which in roles}
     for which, entry in zip(roles, name_labels(entries, classes), strict=True):
         splits[which].append(entry)
-    if "all" not in splits and "train" not in splits:
-        raise InputError(f"{path}: the split column has no row for train")
     return Listing(f"csv ({path.name})", path.parent, splits, classes)
 
 

@@ -37,7 +37,11 @@ def test_folders_that_hold_no_data_set(paint, tmp_path):
     assert f"did you mean {root}/lone/pets?" in refusal(root / "lone")
     assert f"did you mean {root}/tabular/labels.csv?" in refusal(root / "tabular")
     assert "2 images lie outside any class folder (first: 1.png)" in refusal(root / "flat")
-    assert "has no train folder, only test, val" in refusal(root / "untrained")
+    assert refusal(root / "untrained") == (
+        f"{root}/untrained has nothing to train on, only test, val (split folders)"
+    )
+    paint("untrained/b/1.png")
+    assert "has no train folder, only b, test, val" in refusal(root / "untrained")
     assert "1.png is a file: expected a folder" in refusal(root / "flat/1.png")
 
 
@@ -118,8 +122,8 @@ def test_lists_for_the_wrong_role(paint):
     root = paint("a.png")
     for name in ("val.txt", "test.txt"):
         (root / name).write_text("a.png 0\n")
-    assert "found test.txt but no list for training" in refusal(root)
-    assert "is a list for val: name the list for training" in refusal(root / "val.txt")
+    assert "has nothing to train on, only val, test (lists (val.txt, test.txt))" in refusal(root)
+    assert "has nothing to train on, only val (lists (val.txt))" in refusal(root / "val.txt")
     for name in ("train800.txt", "train.txt"):
         (root / name).write_text("a.png 0\n")
     assert "train.txt and train800.txt are all lists for train" in refusal(root)
@@ -143,7 +147,10 @@ def test_lists_for_the_wrong_role(paint):
         ('path,label\na.png,0\n"b.png,1\n', "table.csv:2: not a CSV row"),
         ('"path,label\na.png,0\n', "not a CSV row"),
         ("path,label,split\na.png,0,holdout\n", "table.csv:2: unknown split 'holdout', expected"),
-        ("path,label,split\na.png,0,test\n", "the split column has no row for train"),
+        (
+            "path,label,split\na.png,0,test\n",
+            "has nothing to train on, only test (csv (table.csv))",
+        ),
         ("path,label\na.png,0\nc.png,1\n", "1 of 2 files do not exist, first"),
     ],
 )
