@@ -23,8 +23,9 @@ from .backbone import create
 from .bench import Suite, read_results, run_suite
 from .checkpoint import construct
 from .compress import POLICIES
+from .data.corruptions import corruptions_in
 from .errors import InputError, LowtideError, UnknownName
-from .evaluate import predict, score
+from .evaluate import predict, score, score_corruptions
 from .families import family_of, measure, prepare
 from .graft import Method, method_name
 from .inside.command import inspect
@@ -108,11 +109,17 @@ def _eval(args: Sequence[str]) -> None:
     parser.add_argument("run", type=str, help="Run folder.")
     parser.add_argument("--data", type=str, help="Other images; by default the run's own.")
     parser.add_argument("--split", type=str, default="test", help="train, val, test or all.")
+    parser.add_argument(
+        "--over", type=str, default="all", help="Classes to answer from: all, or those present."
+    )
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
     trained = open_given(given)
-    result = score(trained, read_samples(trained, given), given["batch_size"])
+    if given["data"] and corruptions_in(Path(given["data"])):
+        result = score_corruptions(trained, Path(given["data"]), given["batch_size"])
+        return print(json.dumps(result)) if given["json"] else _print_corruptions(result)
+    result = score(trained, read_samples(trained, given), given["batch_size"], given["over"])
     if given["json"]:
         print(json.dumps(result))
         return
@@ -347,6 +354,16 @@ def _free(data: str, method: object) -> Path:
     stem = f"{Path(data).resolve().stem}-{type(method).__name__.lower()}"
     names = (stem, *(f"{stem}-{i}" for i in range(2, 10_000)))
     return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
+
+
+def _print_corruptions(result: dict[str, Any]) -> None:
+    table = Table("corruption", "error")
+    for name, error in result["errors"].items():
+        table.add_row(name, f"{error:.4f}")
+    OUT.print(table)
+    if result["mce"] is None:
+        return OUT.print("no mean: it is defined over all 15 corruptions")
+    OUT.print(f"mean error {result['mean']:.4f}, mCE {result['mce']:.4f} (1 is AlexNet)")
 
 
 def _print_plan(planned: Plan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from torch import Tensor
 
 from .backbone import create
 from .checkpoint import read_config
-from .data import Preprocessing, Sample, Transform, decode, loader
-from .errors import InputError
+from .data import Preprocessing, Sample, Transform, decode, loader, read
+from .data.corruptions import corruption_error, severities_in
+from .errors import InputError, UnknownName
 from .tune import Tuned, load
+
+OVER = ("all", "present")
 
 
 @dataclass(frozen=True)
@@ -67,26 +70,36 @@ def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "aut
     return Trained(tuned.to(wanted), preprocessing, transform, classes, name)
 
 
-def score(trained: Trained, samples: Sequence[Sample], batch_size: int = 32) -> dict[str, Any]:
+def score(
+    trained: Trained, samples: Sequence[Sample], batch_size: int = 32, over: str = "all"
+) -> dict[str, Any]:
     """Measure how often a model is right.
 
     Args:
         trained: The model.
         samples: Images and labels.
         batch_size: Images per forward pass.
+        over: Which classes may be answered: `all` of the model, or those `present` among the
+            samples. ImageNet-A and -R hold 200 of 1000: NOAH and DTL score over all, SSF over
+            those present.
 
     Returns:
         Number of images, top-1 accuracy, mean accuracy over classes, accuracy by class name.
 
     Raises:
         InputError: There are no samples.
+        UnknownName: `over` is neither.
     """
     if not samples:
         raise InputError("there are no images in this split")
-    batches = loader(samples, trained.transform, batch_size, shuffle=False)
-    predicted = [p for images, _ in batches for p in _logits(trained, images).argmax(-1).tolist()]
+    if over not in OVER:
+        raise UnknownName("value of over", over, OVER)
     truth = [s.label for s in samples]
     present = sorted(set(truth))
+    answers = torch.tensor(present if over == "present" else range(len(trained.classes)))
+    batches = loader(samples, trained.transform, batch_size, shuffle=False)
+    logits = (_logits(trained, images)[:, answers] for images, _ in batches)
+    predicted = [p for part in logits for p in answers[part.argmax(-1)].tolist()]
     recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0)
     return {
         "images": len(samples),
@@ -96,6 +109,25 @@ def score(trained: Trained, samples: Sequence[Sample], batch_size: int = 32) -> 
             trained.classes[i]: float(r) for i, r in zip(present, recalls, strict=True)
         },
     }
+
+
+def score_corruptions(trained: Trained, folder: Path, batch_size: int = 32) -> dict[str, Any]:
+    """Measure how often a model is wrong on ImageNet-C.
+
+    Args:
+        trained: The model.
+        folder: A folder `corruption/severity/class/...`.
+        batch_size: Images per forward pass.
+
+    Returns:
+        Top-1 error by `corruption/severity` and by corruption, their mean over the 15, and mCE.
+    """
+    errors = {}
+    for key, path in severities_in(folder).items():
+        data = read(path, classes=trained.classes, val_fraction=0, test_fraction=0)
+        errors[key] = 1 - score(trained, data.train, batch_size)["accuracy"]
+    each = {f"{name}/{severity}": error for (name, severity), error in errors.items()}
+    return {"each": each, **asdict(corruption_error(errors))}
 
 
 def predict(

@@ -8,7 +8,7 @@ from typing import Any
 from .arguments import Parser
 from .config import RunConfig, read_yaml
 from .data import Sample, read
-from .errors import InputError, UnknownName
+from .errors import UnknownName
 from .evaluate import Trained, open_run
 from .train import CONFIG
 
@@ -51,7 +51,6 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> list[Sample]:
 
     Raises:
         UnknownName: There is no such split.
-        InputError: The data has a class the run does not know.
     """
     config = RunConfig.from_dict(read_yaml(Path(given["run"]) / CONFIG))
     dataset = read(
@@ -60,15 +59,10 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> list[Sample]:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         skip_bad_images=config.skip_bad_images,
+        classes=trained.classes,
     )
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     splits["all"] = dataset.train + dataset.val + dataset.test
     if given["split"] not in splits:
         raise UnknownName("split", given["split"], splits)
-    for name in dataset.classes:
-        if name not in trained.classes:
-            raise InputError(
-                f"the run knows no class {name!r}: it was trained on {trained.classes}"
-            )
-    order = [trained.classes.index(name) for name in dataset.classes]
-    return [Sample(s.path, order[s.label]) for s in splits[given["split"]]]
+    return list(splits[given["split"]])

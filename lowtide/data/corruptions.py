@@ -74,11 +74,12 @@ def corruption_error(errors: Mapping[tuple[str, int], float]) -> Corrupted:
     for name, _ in errors:
         if name not in (*ALEXNET, *EXTRA):
             raise UnknownName("corruption", name, (*ALEXNET, *EXTRA))
-    found = {name: {s: e for (n, s), e in errors.items() if n == name} for name, _ in errors}
-    for name, by_severity in found.items():
-        if set(by_severity) != set(SEVERITIES):
-            raise InputError(f"{name} has severities {sorted(by_severity)}, expected 1 to 5")
-    means = {n: fmean(found[n].values()) for n in (*ALEXNET, *EXTRA) if n in found}
+    present = [name for name in (*ALEXNET, *EXTRA) if any(name == found for found, _ in errors)]
+    for name in present:
+        severities = sorted(severity for found, severity in errors if found == name)
+        if severities != list(SEVERITIES):
+            raise InputError(f"{name} has severities {severities}, expected 1 to 5")
+    means = {name: fmean(errors[name, severity] for severity in SEVERITIES) for name in present}
     if not set(ALEXNET) <= set(means):
         return Corrupted(means, None, None)
     mce = fmean(means[name] / alexnet for name, alexnet in ALEXNET.items())
@@ -100,6 +101,26 @@ def corruptions_in(folder: Path) -> dict[str, Path]:
     known = {*ALEXNET, *EXTRA}
     found = {c.name: c for home in within for c in children(home) if c.name in known}
     return {name: path for name, path in found.items() if (path / "1").is_dir()}
+
+
+def severities_in(folder: Path) -> dict[tuple[str, int], Path]:
+    """Find what a run is to be scored on.
+
+    Args:
+        folder: A folder of corruptions.
+
+    Returns:
+        The folder of class folders of each corruption and severity.
+
+    Raises:
+        InputError: A corruption lacks a severity.
+    """
+    homes = corruptions_in(folder)
+    found = {(n, s): home / str(s) for n, home in homes.items() for s in SEVERITIES}
+    for path in found.values():
+        if not path.is_dir():
+            raise InputError(f"{path} does not exist; expected severities 1 to 5")
+    return found
 
 
 def refuse_corruptions(folder: Path) -> NoReturn:
