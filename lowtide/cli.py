@@ -23,6 +23,7 @@ from .backbone import create
 from .bench import Suite, read_results, run_suite
 from .checkpoint import construct
 from .compress import POLICIES
+from .data import check
 from .data.corruptions import corruptions_in
 from .errors import InputError, LowtideError, UnknownName
 from .evaluate import predict, score, score_corruptions
@@ -203,6 +204,17 @@ def _plan(args: Sequence[str]) -> None:
         _print_plan(planned)
 
 
+def _data(args: Sequence[str]) -> None:
+    """Say what a folder, list or table of images holds, and what is wrong with it."""
+    parser = Parser("data", _summary(_data))
+    parser.add_argument("action", choices=["check"], help="check: look at every image.")
+    parser.add_argument("source", type=str, help="What --data of lowtide train would be given.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    given = parser.read(args)
+    found = check(given["source"])
+    print(json.dumps(dataclasses.asdict(found)) if given["json"] else "\n".join(found.lines()))
+
+
 def _methods(args: Sequence[str]) -> None:
     """List the methods and their options."""
     Parser("methods", _summary(_methods)).read(args)
@@ -297,6 +309,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "merge": _merge,
     "inspect": _inspect,
     "plan": _plan,
+    "data": _data,
     "methods": _methods,
     "presets": _presets,
     "info": _info,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .batches import Cache as Cache
 from .batches import loader as loader
+from .check import Findings as Findings
+from .check import check as check
 from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
 from .images import UnreadableImage as UnreadableImage

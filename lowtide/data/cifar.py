@@ -15,7 +15,7 @@ from ..errors import InputError
 from .listing import Listing, read_text
 from .lists import read_lists
 from .store import Picture, keep
-from .tasks import Task, differences
+from .tasks import Task
 
 CIFAR100 = Task("CIFAR-100", 100, {"train": 50000, "test": 10000})
 FILES = {"train": "train.bin", "test": "test.bin"}
@@ -69,9 +69,9 @@ def read_cifar(folder: Path) -> Listing:
         {which: _pictures(records) for which, records in raw.items()},
         classes,
     )
+    notes = (f"images of {folder} written to {kept}",)
     listing = read_lists(kept)
-    notes = (f"images of {folder} written to {kept}", *differences(CIFAR100, listing.splits))
-    return dataclasses.replace(listing, format="CIFAR-100 binary", notes=notes)
+    return dataclasses.replace(listing, format="CIFAR-100 binary", notes=notes, task=CIFAR100)
 
 
 def _has(folder: Path, names: set[str]) -> bool:

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .fgvc import FEW_SHOT
 from .listing import Entry, Listing, children, name_labels, place
 from .lists import read_lines
-from .tasks import Task, differences, find
+from .tasks import Task, find
 
 SHIFTED: tuple[Task, ...] = (
     Task("imagenet", 1000, {"val": 50000}),
@@ -111,10 +111,8 @@ def _listing(chosen: dict[str, Path]) -> Listing:
     entries = place([entry for part in read.values() for entry in part], _roots(home))
     named = iter(name_labels(entries, None))
     splits: dict[str, list[Entry]] = {w: [next(named) for _ in part] for w, part in read.items()}
-    task = _task(home.name, first)
-    notes += differences(task, splits) if task else ()
-    names = ", ".join(path.name for path in chosen.values())
-    return Listing(f"few-shot lists ({names})", home, splits, notes=tuple(notes))
+    kind = f"few-shot lists ({', '.join(path.name for path in chosen.values())})"
+    return Listing(kind, home, splits, notes=tuple(notes), task=_task(home.name, first))
 
 
 def _roots(home: Path) -> list[Path]:

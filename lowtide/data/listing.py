@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import InputError
+from .tasks import Task, differences
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -40,6 +41,7 @@ class Listing:
             A role that is absent may be split off another; one that is there and empty stays empty.
         classes: Class names in the order of a `classes.txt`, if there is one.
         notes: What a reader of the run record should know.
+        task: The published task it claims to be, if any.
     """
 
     format: str
@@ -47,6 +49,19 @@ class Listing:
     splits: dict[str, list[Entry]]
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    task: Task | None = None
+
+    def differences(self) -> tuple[str, ...]:
+        """Compare with what was published.
+
+        Returns:
+            One sentence per difference; none if it claims to be no known task.
+        """
+        if self.task is None:
+            return ()
+        sizes = {which: len(entries) for which, entries in self.splits.items()}
+        classes = len({entry.label for entry in self.splits.get("train", ())})
+        return differences(self.task, sizes, classes)
 
 
 def role(name: str) -> str | None:

@@ -21,7 +21,7 @@ from .listing import (
     read_text,
     role,
 )
-from .tasks import Task, differences, find
+from .tasks import Task, find
 
 _LIST = re.compile(
     r"((?P<domain>clipart|infograph|painting|quickdraw|real|sketch)_)?"
@@ -167,11 +167,9 @@ def _listing(folder: Path, chosen: dict[str, Path]) -> Listing:
     entries = place([entry for part in read.values() for entry in part], _roots(paths[0]))
     named = iter(name_labels(entries, classes))
     splits = {which: [next(named) for _ in part] for which, part in read.items()}
-    task = _task(folder, paths)
-    notes = differences(task, splits) if task else ()
     kind = "JSON lists" if json else "lists"
     names = ", ".join(path.name for path in paths)
-    return Listing(f"{kind} ({names})", folder, splits, classes, notes)
+    return Listing(f"{kind} ({names})", folder, splits, classes, task=_task(folder, paths))
 
 
 def _roots(path: Path) -> list[Path]:

@@ -75,7 +75,7 @@ def read(
         fingerprint=fingerprint(listing.root, samples, classes),
         format=listing.format,
         root=listing.root,
-        notes=(*listing.notes, *notes),
+        notes=(*listing.notes, *listing.differences(), *notes),
         skipped=tuple(f"{relative(path, listing.root)}: {why}" for path, why in skipped.items()),
     )
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-from .listing import Entry
 
 
 @dataclass(frozen=True)
@@ -43,28 +41,28 @@ def find(tasks: Iterable[Task], name: str) -> Task | None:
     return next((t for t in tasks if plain in map(_plain, (t.name, *t.aliases))), None)
 
 
-def differences(task: Task, splits: Mapping[str, Sequence[Entry]]) -> tuple[str, ...]:
-    """Compare what a source lists with what the task should hold.
+def differences(task: Task, sizes: Mapping[str, int], classes: int) -> tuple[str, ...]:
+    """Compare a copy of a task with what was published.
 
     Args:
         task: The task it claims to be.
-        splits: The entries of each role; without `train` only those that are there are compared.
+        sizes: Images in each split; without `train` only the splits that are there are compared.
+        classes: How many classes train has.
 
     Returns:
         One sentence per difference; none if all is as published.
     """
-    sizes, notes = dict(task.sizes), []
-    if "train" not in splits:  # a set to be scored only
-        sizes = {which: size for which, size in sizes.items() if which in splits}
-    elif not splits.get("val") and "val" in sizes:
-        sizes["train"] += sizes.pop("val")
-    found = len({entry.label for entry in splits.get("train", ())})
-    if "train" in splits and found != task.classes:
-        notes.append(f"{task.name} should have {task.classes} classes, found {found}")
-    for which, size in sizes.items():
-        count = len(splits.get(which, ()))
-        if count != size:
-            notes.append(f"{task.name} should have {size} images in {which}, found {count}")
+    wanted, notes = dict(task.sizes), []
+    if "train" not in sizes:  # a set to be scored only
+        wanted = {which: size for which, size in wanted.items() if which in sizes}
+    elif not sizes.get("val") and "val" in wanted:
+        wanted["train"] += wanted.pop("val")
+    if "train" in sizes and classes != task.classes:
+        notes.append(f"{task.name} should have {task.classes} classes, found {classes}")
+    for which, size in wanted.items():
+        found = sizes.get(which, 0)
+        if found != size:
+            notes.append(f"{task.name} should have {size} images in {which}, found {found}")
     return tuple(notes)
 
 

@@ -54,9 +54,9 @@ def test_a_whole_vtab_task_has_no_notes(tmp_path):
     root = tmp_path / "KITTI"
     for name, count in (("train800", 800), ("val200", 200), ("test", 711)):
         lines(root / f"{name}.txt", {f"images/{name}/{n:06}.jpg": n % 4 for n in range(count)})
-    assert read_lists(root).notes == ()
+    assert read_lists(root).differences() == ()
     lines(root / "train800.txt", {f"images/train800/{n:06}.jpg": n % 3 for n in range(800)})
-    assert read_lists(root).notes == ("kitti should have 4 classes, found 3",)
+    assert read_lists(root).differences() == ("kitti should have 4 classes, found 3",)
 
 
 # FGVC
@@ -221,7 +221,7 @@ def test_a_whole_few_shot_list_has_no_notes(tmp_path):
     lines(tmp_path / notes / "train_meta.list.num_shot_4.seed_1", train)
     lines(tmp_path / notes / "test_meta.list", {f"t{n}.jpg": n % 37 for n in range(3669)})
     listing = read_meta(tmp_path / notes / "train_meta.list.num_shot_4.seed_1")
-    assert listing.notes == ()
+    assert listing.notes == listing.differences() == ()
 
 
 # DomainNet
