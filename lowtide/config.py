@@ -54,6 +54,8 @@ class RunConfig:
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
         normalize: Mean and deviation of pixels: the checkpoint's own, imagenet's, or inception's
             (0.5 each).
+        cache_features: Run the part of the backbone that no training changes once per image, and
+            train from what it gave; for linear, mlp_head, partial, lst, unipt and dtl.
         seed: Decides splits, order, initialisation, augmentation and dropout.
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.
@@ -91,6 +93,7 @@ class RunConfig:
     drop_path: float = 0.0
     augment: Augment = "none"
     normalize: Pixels = "checkpoint"
+    cache_features: bool = False
     seed: int = 0
     val_fraction: float = 0.1
     test_fraction: float = 0.2
@@ -109,6 +112,10 @@ class RunConfig:
         if self.accumulate > self.batch_size:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
+            )
+        if self.cache_features and self.augment != "none":
+            raise InputError(
+                f"cache_features needs augment none, not {self.augment}: a feature is computed once"
             )
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)

@@ -8,6 +8,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +28,7 @@ from .config import RunConfig, write_yaml
 from .data import Cache, Dataset, Preprocessing, Sample, loader, read
 from .environment import environment
 from .errors import InputError, LowtideError
+from .features import Features, FromFeatures, Kept
 from .memory import Meter
 from .plan import arrange, plan
 from .progress import Progress
@@ -35,11 +37,12 @@ from .search import free, parse_bytes, search
 from .step import make_optimizer, training_step
 from .tune import Tuned, apply
 
-CHECKPOINT, CONFIG, SUMMARY, LOG = (
+CHECKPOINT, CONFIG, SUMMARY, LOG, FEATURES = (
     "checkpoint.safetensors",
     "config.yaml",
     "summary.json",
     "log.jsonl",
+    "features.f32",
 )
 METERED_STEPS = 2
 
@@ -61,6 +64,7 @@ class Run:
         measured_bytes: Measured peak; 0 until known.
         cache: Decoded images, kept between epochs.
         average: The running average of what trains, if one is kept.
+        features: What stays the same for an image, if that is kept.
     """
 
     config: RunConfig
@@ -75,6 +79,7 @@ class Run:
     measured_bytes: int = 0
     cache: Cache = field(default_factory=Cache)
     average: Average | None = None
+    features: Features | None = None
 
     @property
     def main(self) -> bool:
@@ -96,16 +101,15 @@ class Run:
         Returns:
             An iterable of images and labels.
         """
-        made = loader(
-            samples,
-            self.preprocessing.transform(train=training, augment=self.config.augment),
-            self.config.batch_size,
-            shuffle=training,
-            seed=self.config.seed,
-            epoch=epoch,
-            workers=self.config.workers,
-            cache=self.cache,
-        )
+        config = self.config
+        load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+        transform = self.preprocessing.transform(train=training, augment=config.augment)
+        if self.features:
+            self.features.fill(
+                self.tuned, samples, load(transform, shuffle=False, workers=config.workers)
+            )
+            return load(Kept(), shuffle=training, cache=self.features)
+        made = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
         several = self.accelerator.num_processes > 1
         return self.accelerator.prepare_data_loader(made) if several else made
 
@@ -140,7 +144,8 @@ def train(
     run = prepare(config, folder)
     config = run.config  # with what a memory budget decided
     optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
-    model, wrapped = run.accelerator.prepare(run.tuned, optimizer)
+    whole = FromFeatures(run.tuned, run.features.shapes) if run.features else run.tuned
+    model, wrapped = run.accelerator.prepare(whole, optimizer)
     if config.ema:
         run.average = Average(run.tuned, config.ema)
     if continues:
@@ -164,6 +169,9 @@ def prepare(config: RunConfig, folder: Path) -> Run:
 
     Returns:
         The run, nothing learnt and nothing written yet.
+
+    Raises:
+        InputError: Features are to be kept by several processes.
     """
     dataset = read(
         config.data,
@@ -202,7 +210,12 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     preprocessing = Preprocessing.of(backbone).normalized(config.normalize)
     tuned = apply(backbone, config.method, num_classes=classes)
     arrange(tuned, policy, config.checkpointing, config.frozen_dtype)
-    return Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
+    run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
+    if config.cache_features:
+        if accelerator.num_processes > 1:
+            raise InputError("cache_features works in one process")
+        run.features = Features(tuned, folder / FEATURES)
+    return run
 
 
 def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:
@@ -382,6 +395,8 @@ def _finish(run: Run, model: Any) -> dict[str, Any]:
         )
         write_text(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
+    if run.features:
+        run.features.drop()
     return summary
 
 

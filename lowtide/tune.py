@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,9 @@ from .guard import answer, intact, refuse_dead, refuse_moved
 from .narrow import is_narrow, narrow_weights, widen_weights
 from .recompute import recompute
 from .site import Role, Sites
+
+STEM, FEATURE = "", "pre_logits"
+"""Names, beside the paths of the chain, of what `Tuned.onward` may be given."""
 
 
 class Tuned(nn.Module):
@@ -75,25 +78,71 @@ class Tuned(nn.Module):
         """
         if not self.sides and not (self.checkpointing and self.blocks):
             return self.backbone(x)
-        family = self.family
-        model = self.backbone
-        x = family.stem(model, x)
-        states: dict[str, Any] = dict.fromkeys(self.sides)
-        for path in family.chain(model):
-            run = self._runs(path)
-            for name, side in self.sides.items():
-                run = _beside(side, name, path, run, states)
+        return self.onward({STEM: self.family.stem(self.backbone, x)})
+
+    def onward(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Classify from what the first elements of the chain gave; they are not run.
+
+        Args:
+            given: Outputs by path, of an element and of those after it that side networks read;
+                `STEM` is the stem's, `FEATURE` what the classifier is given.
+
+        Returns:
+            Logits `(B, K)`.
+        """
+        model, family = self.backbone, self.family
+        if FEATURE in given:
+            return model.get_classifier()(given[FEATURE])
+        chain = (STEM, *family.chain(model))
+        start = next(i for i, path in enumerate(chain) if path in given)
+        x, states = given[chain[start]], dict.fromkeys(self.sides)
+        for path in chain[start + 1 :]:
+            run = self.beside(
+                path, _gives(given[path]) if path in given else self.run(path), states
+            )
             x = run(x)
         for name, side in self.sides.items():
             x = side.finish(x, states[name])
-        x = model.forward_head(family.finish(model, x), pre_logits=True)
-        x = model.get_classifier()(x)
+        x = model.get_classifier()(self.feature(x))
         for name, side in self.sides.items():
             x = side.classify(x, states[name])
         return x
 
-    def _runs(self, path: str) -> Block:
-        """Say how one element of the chain runs, with or without extra tokens."""
+    def feature(self, x: Tensor) -> Tensor:
+        """Pool the last element's output.
+
+        Args:
+            x: The output.
+
+        Returns:
+            What the classifier is given.
+        """
+        return self.backbone.forward_head(self.family.finish(self.backbone, x), pre_logits=True)
+
+    def beside(self, path: str, inner: Block, states: dict[str, Any]) -> Block:
+        """Run the side networks around an element of the chain.
+
+        Args:
+            path: The element.
+            inner: Runs it.
+            states: Side networks' states by name; brought up to date by running.
+
+        Returns:
+            Runs the element and the side networks.
+        """
+        for name, side in self.sides.items():
+            inner = _beside(side, name, path, inner, states)
+        return inner
+
+    def run(self, path: str) -> Block:
+        """Say how one element of the chain runs, with or without extra tokens.
+
+        Args:
+            path: The element.
+
+        Returns:
+            Runs it.
+        """
         block, extend = self.backbone.get_submodule(path), self.family.extend
         recomputing = self.checkpointing and torch.is_grad_enabled()
 
@@ -458,6 +507,11 @@ def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any
         return (x, passed[0]) if tokens else x
 
     return run
+
+
+def _gives(y: Tensor) -> Block:
+    """An element of the chain whose output is known."""
+    return lambda x: y
 
 
 def _moves(norm: nn.Module) -> bool:

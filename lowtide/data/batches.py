@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,33 @@ from torch.utils.data import Dataset as TorchDataset
 from .dataset import Sample
 from .images import decode
 from .preprocessing import Preprocessing, Transform
+
+
+class Moving(Protocol):
+    """What a loader does to each image anew, such as `Transform`."""
+
+    @property
+    def random(self) -> bool:
+        """Whether two calls on one image may differ."""
+
+    @property
+    def moving(self) -> Callable[[Any], Tensor]:
+        """From what `Still` gives to the model's input."""
+
+
+class Still(Protocol):
+    """Where a loader finds what is the same every time, such as `Cache`."""
+
+    def still(self, path: Path, transform: Any) -> Any:
+        """Make or find it.
+
+        Args:
+            path: The image.
+            transform: The loader's.
+
+        Returns:
+            What `transform.moving` takes.
+        """
 
 
 class Cache:
@@ -58,7 +85,7 @@ class Cache:
 
 class _Images(TorchDataset[tuple[Tensor, int]]):
     def __init__(
-        self, samples: Sequence[Sample], transform: Transform, key: str, cache: Cache
+        self, samples: Sequence[Sample], transform: Moving, key: str, cache: Still
     ) -> None:
         self.samples, self.transform, self.key, self.cache = samples, transform, key, cache
 
@@ -76,7 +103,7 @@ class _Images(TorchDataset[tuple[Tensor, int]]):
 
 def loader(
     samples: Sequence[Sample],
-    transform: Transform,
+    transform: Moving,
     batch_size: int,
     *,
     shuffle: bool,
@@ -84,7 +111,7 @@ def loader(
     epoch: int = 0,
     workers: int = 0,
     drop_last: bool = False,
-    cache: Cache | None = None,
+    cache: Still | None = None,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Load one epoch of batches: images `(B, C, H, W)` float32, labels `(B,)` int64.
 

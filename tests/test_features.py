@@ -1,0 +1,163 @@
+"""Features kept between epochs: the same logits, gradients and runs as from images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from nets import FEW, TABLES, cotangent, images, near, stir, tiny
+from PIL import Image
+from safetensors.torch import load_file
+
+from lowtide import METHODS, InputError
+from lowtide.config import RunConfig
+from lowtide.errors import Unsupported
+from lowtide.features import features, untouched
+from lowtide.train import train
+from lowtide.tune import FEATURE, STEM, apply
+
+CACHED = {
+    "linear": METHODS["linear"](),
+    "mlp_head": METHODS["mlp_head"](),
+    "partial": METHODS["partial"](),
+    "lst": METHODS["lst"](),
+    "unipt": METHODS["unipt"](),
+    "dtl": METHODS["dtl"](start_block=2),
+}
+
+
+def tuned(name, family, **options):
+    torch.manual_seed(0)
+    try:
+        model = apply(tiny(family), CACHED.get(name) or METHODS[name](), num_classes=FEW, **options)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    stir(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", sorted(TABLES))
+@pytest.mark.parametrize("name", CACHED)
+def test_going_on_from_features_is_the_same_as_from_images(name, family):
+    model = tuned(name, family)
+    x = images(model.backbone)
+    given = untouched(model, x)
+    if not given:
+        assert name in {"dtl", "partial"}  # a chain too short to leave a block alone
+        return
+    whole = model(x)
+    whole.backward(cotangent(whole, 1))
+    grads = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    with torch.no_grad():
+        kept = features(model, given, x)
+    assert kept.keys() == given.keys()
+    again = model.onward(kept)
+    again.backward(cotangent(whole, 1))
+    near(again, whole)
+    for p, grad in zip(model.parameters(), grads, strict=True):
+        assert (p.grad is None) == (grad is None)
+        if grad is not None:
+            near(p.grad, grad)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_only_what_nothing_changes_is_kept(name):
+    """Stirring what trains moves no kept feature, and moves the first output that is not kept."""
+    model = tuned(name, "vit")
+    x = images(model.backbone)
+    given = untouched(model, x)
+    names = list(given)
+    expected = {
+        "linear": [FEATURE],
+        "mlp_head": [FEATURE],
+        "partial": ["blocks.2"],
+        "lst": [STEM, "blocks.0", "blocks.1", "blocks.2", "blocks.3"],
+        "unipt": [STEM, "blocks.0", "blocks.1", "blocks.2", "blocks.3"],
+        "dtl": [STEM, "blocks.0"],
+    }
+    assert names == expected.get(name, [])
+    stir(model)
+    for key, value in features(model, names, x).items():
+        assert torch.equal(value, given[key])
+
+
+def test_random_blocks_are_not_kept():
+    model = tuned("linear", "vit").train()
+    x = images(model.backbone)
+    assert list(untouched(model, x)) == [FEATURE]
+    model.backbone.blocks[1].attn.proj_drop = torch.nn.Dropout(0.1)
+    assert list(untouched(model, x)) == ["blocks.0"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 4), ("test", 5)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 190, (32, 32, 3))
+                pixels[..., channel] += 60
+                Image.fromarray(pixels.astype("uint8")).save(root / split / name / f"{i}.png")
+    return RunConfig(
+        model="vit_micro_patch4_32",
+        data=str(root),
+        epochs=2,
+        batch_size=8,
+        lr=5e-3,
+        warmup_epochs=0.0,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp_head", "dtl"])
+def test_a_run_from_features_is_the_same_run(config, name, tmp_path):
+    config = replace(config, method=METHODS[name]())
+    plain = train(config, tmp_path / "plain")
+    kept = train(replace(config, cache_features=True), tmp_path / "kept")
+    for a, b in zip(plain["history"], kept["history"], strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+        assert a["val_accuracy"] == b["val_accuracy"]
+    assert plain["test_confusion"] == kept["test_confusion"]
+    a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("plain", "kept"))
+    for key, value in a.items():
+        torch.testing.assert_close(value, b[key], rtol=1e-3, atol=1e-4)
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == {
+        p.name for p in (tmp_path / "plain").iterdir()
+    }
+
+
+def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
+    config = replace(config, method=METHODS["linear"](), cache_features=True)
+    whole = train(config, tmp_path / "whole")
+    monkeypatch.setattr("lowtide.train._finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.train._save", _stop_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert train(config, tmp_path / "cut", continues=True)["history"][1]["train_loss"] == (
+        pytest.approx(whole["history"][1]["train_loss"], abs=1e-6)
+    )
+
+
+def _stop_after(epochs):
+    from lowtide.train import _save
+
+    def save(run, optimizer):
+        _save(run, optimizer)
+        if len(run.history) == epochs:
+            raise KeyboardInterrupt
+
+    return save
+
+
+def test_what_cannot_be_kept_is_refused_at_the_door(config, tmp_path):
+    with pytest.raises(InputError, match="lora changes the backbone from its first"):
+        train(replace(config, cache_features=True), tmp_path / "run")
+    with pytest.raises(InputError, match="augment none, not flip"):
+        replace(config, cache_features=True, augment="flip")
+    assert not (tmp_path / "run").exists()
