@@ -35,6 +35,7 @@ from .methods import METHODS
 from .narrow import FrozenDtype
 from .plan import Plan, plan
 from .presets import presets, unknown
+from .report.command import report
 from .search import free, parse_bytes, search
 from .step import Amp
 from .train import CONFIG, train
@@ -301,12 +302,18 @@ def _inspect(args: Sequence[str]) -> None:
     inspect(args)
 
 
+def _report(args: Sequence[str]) -> None:
+    """Write what suites and runs reached: one HTML page, Markdown or CSV."""
+    report(args)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "bench": _bench,
     "eval": _eval,
     "predict": _predict,
     "merge": _merge,
+    "report": _report,
     "inspect": _inspect,
     "plan": _plan,
     "data": _data,

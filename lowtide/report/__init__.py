@@ -1,0 +1,8 @@
+"""What runs and suites reached: one page that needs nothing else, Markdown, or CSV."""
+
+from __future__ import annotations
+
+from .page import Section as Section
+from .rows import Entry as Entry
+from .rows import gather as gather
+from .write import write_report as write_report

@@ -1,0 +1,54 @@
+"""`lowtide report`: parse, write, say where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..arguments import Parser
+from ..errors import InputError
+from .page import Section
+from .write import write_report
+
+
+def report(args: Sequence[str]) -> None:
+    """Run `lowtide report RUNS...`.
+
+    Args:
+        args: The command's arguments.
+    """
+    parser = Parser("report", "Write what suites and runs reached, as a page or a table.")
+    parser.add_argument(
+        "runs", type=str, nargs="+", help="Suites, runs, or folders that hold some."
+    )
+    parser.add_argument(
+        "--output",
+        type=str,
+        default="report.html",
+        help="File to write: .html one page with everything, .md its tables, .csv every row.",
+    )
+    parser.add_argument("--title", type=str, help="Title; by default from the folders' names.")
+    parser.add_argument(
+        "--figures",
+        type=str,
+        nargs="*",
+        default=[],
+        help="SVG files to add to a page, such as those of lowtide inspect.",
+    )
+    given = parser.read(args)
+    sections = [_section(Path(f)) for f in given["figures"]]
+    output = Path(given["output"])
+    entries = write_report(
+        [Path(r) for r in given["runs"]], output, title=given["title"], sections=sections
+    )
+    rows = sum(len(e.result.runs) for e in entries)
+    failed = sum(len(e.result.failed) for e in entries)
+    said = f", {failed} failed" if failed else ""
+    print(f"wrote {output}: {rows} finished rows{said}")
+
+
+def _section(path: Path) -> Section:
+    try:
+        return Section(path.stem.replace("_", " "), path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path} is no SVG file that can be read") from e

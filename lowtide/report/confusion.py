@@ -1,0 +1,173 @@
+"""Which classes are learnt, and which are taken for which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from markupsafe import Markup
+
+from .rows import Entry
+from .svg import drawing, tag
+from .tables import Board, Cell, Column, Table
+
+MOST = 40
+"""Classes that a heat map shows."""
+PAIRS = 15
+SIDE = 300.0
+NUMBERED = 12
+"""Classes up to which a heat map has room for numbers."""
+
+Counts = Mapping[tuple[int, int], int]
+
+
+def confusion(entry: Entry) -> Counts:
+    """Count test images by true and predicted class.
+
+    Args:
+        entry: A method on a data set.
+
+    Returns:
+        Counts over all seeds; empty where rows recorded none.
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    for run in entry.runs:
+        for true, predicted, count in run.get("test_confusion") or ():
+            counts[true, predicted] += count
+    return counts
+
+
+def class_names(entries: Sequence[Entry]) -> list[str]:
+    """Name the classes of a data set.
+
+    Args:
+        entries: The methods on it.
+
+    Returns:
+        Their names in order of their numbers.
+    """
+    return next(([str(c) for c in r["data"]["classes"]] for e in entries for r in e.runs), [])
+
+
+def class_accuracy(counts: Counts) -> dict[int, float]:
+    """Take the share of each class that was recognised.
+
+    Args:
+        counts: Images by true and predicted class.
+
+    Returns:
+        Accuracy by class, of those that have test images.
+    """
+    totals: Counter[int] = Counter()
+    for (true, _), count in counts.items():
+        totals[true] += count
+    return {c: counts.get((c, c), 0) / n for c, n in sorted(totals.items()) if n}
+
+
+def class_table(board: Board) -> Table | None:
+    """Tell how well each method knows each class.
+
+    Args:
+        board: The methods on a data set.
+
+    Returns:
+        A heat map of methods by classes, of many classes the hardest; None where rows have no
+        confusion.
+    """
+    known = {e.label: class_accuracy(confusion(e)) for e in board.entries}
+    known = {label: scores for label, scores in known.items() if scores}
+    if not known:
+        return None
+    names = class_names(board.entries)
+    classes = [c for c in range(len(names)) if any(c in scores for scores in known.values())]
+    title = f"{board.data}: accuracy of each class, %"
+    if len(classes) > MOST:
+        hardness = {c: fmean(s[c] for s in known.values() if c in s) for c in classes}
+        classes = sorted(sorted(classes, key=lambda c: hardness[c])[:MOST])
+        title += f", the {MOST} hardest of {len(names)} classes"
+    rows = tuple(
+        (Cell(label, label), *(_shaded(scores.get(c)) for c in classes))
+        for label, scores in known.items()
+    )
+    return Table(title, (Column("method", False), *(Column(names[c]) for c in classes)), rows)
+
+
+def _shaded(accuracy: float | None) -> Cell:
+    if accuracy is None:
+        return Cell()
+    return Cell(f"{100 * accuracy:.0f}", accuracy, shade=min(int(10 * accuracy), 9))
+
+
+def pairs_table(entry: Entry) -> Table:
+    """List the classes that are most often taken for others.
+
+    Args:
+        entry: A method on a data set of many classes.
+
+    Returns:
+        True class, predicted class and share of the true class, most images first.
+    """
+    counts, names = confusion(entry), class_names([entry])
+    totals: Counter[int] = Counter()
+    for (true, _), count in counts.items():
+        totals[true] += count
+    wrong = sorted((-n, true, taken) for (true, taken), n in counts.items() if true != taken)
+    return Table(
+        f"{entry.label}: most confused pairs of {len(names)} classes",
+        (Column("is", False), Column("taken for", False), Column("images"), Column("% of class")),
+        tuple(
+            (
+                Cell(names[true], names[true]),
+                Cell(names[taken], names[taken]),
+                Cell(f"{-n:d}", -n),
+                Cell(f"{100 * -n / totals[true]:.0f}", -n / totals[true]),
+            )
+            for n, true, taken in wrong[:PAIRS]
+        ),
+    )
+
+
+def heat_map(entry: Entry) -> Markup:
+    """Draw a confusion matrix, each row in shares of its true class.
+
+    Args:
+        entry: A method on a data set of few classes.
+
+    Returns:
+        The plot: true classes down, predicted ones across.
+    """
+    counts, names = confusion(entry), class_names([entry])
+    totals: Counter[int] = Counter()
+    for (true, _), count in counts.items():
+        totals[true] += count
+    size = min(SIDE / max(len(names), 1), 34.0)
+    words = [n if len(n) <= 12 else f"{n[:11]}…" for n in names]
+    margin = 24 + 5.9 * max((len(w) for w in words), default=0)
+    side = size * len(names)
+    drawn = [tag("rect", class_="field", x=margin, y=margin, width=side, height=side)]
+    for (true, taken), n in sorted(counts.items()):
+        share = n / totals[true]
+        x, y = margin + size * taken, margin + size * true
+        text = f"{names[true]} taken for {names[taken]}: {n}, {100 * share:.0f} %"
+        kind = "right" if true == taken else "wrong"
+        box = {"x": x, "y": y, "width": size, "height": size}
+        # The root shows rare mistakes.
+        drawn.append(
+            tag("rect", tag("title", text), class_=kind, fill_opacity=f"{share**0.5:.2f}", **box)
+        )
+        if len(names) <= NUMBERED:
+            inked = "count on" if share > 0.3 else "count"
+            centre = {"x": x + size / 2, "y": y + size / 2 + 3.5}
+            drawn.append(tag("text", str(n), class_=inked, text_anchor="middle", **centre))
+    for i, word in enumerate(words):
+        at, small = margin + size * (i + 0.5), "tiny" if size < 11 else None
+        drawn.append(tag("text", word, x=margin - 5, y=at + 3.5, text_anchor="end", class_=small))
+        turned = f"translate({at + 3.5:.1f} {margin - 5:.1f}) rotate(-90)"
+        drawn.append(tag("text", word, transform=turned, class_=small))
+    down = f"translate(10 {margin + side / 2:.1f}) rotate(-90)"
+    drawn.append(tag("text", "true", class_="axis", transform=down, text_anchor="middle"))
+    across = {"x": margin + side / 2, "y": 11.0, "text_anchor": "middle"}
+    drawn.append(tag("text", "predicted", class_="axis", **across))
+    whole = margin + side + 4
+    return drawing(f"{entry.label}: confusion matrix", *drawn, width=whole, height=whole)

@@ -1,0 +1,257 @@
+"""What is reported: every method on every data set, read and checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from ..bench.results import Result, read_results, summary_of
+from ..bench.suite import SUITE
+from ..data.vtab import GROUPS, group_of
+from ..errors import InputError
+from ..train import SUMMARY
+
+Summary = Mapping[str, Any]
+NUMBER = (int, float)
+NEEDED: Mapping[str, tuple[type, ...]] = {
+    "config": (dict,),
+    "config.model": (str,),
+    "config.data": (str,),
+    "config.method.name": (str,),
+    "config.policy": (str,),
+    "config.lr": NUMBER,
+    "config.seed": (int,),
+    "config.batch_size": (int,),
+    "data.fingerprint": (str,),
+    "data.classes": (list,),
+    "data.test": (int,),
+    "preprocessing": (dict,),
+    "trainable_parameters": (int,),
+    "planned.peak_bytes": (int,),
+    "planned.parts": (dict,),
+    "history": (list,),
+    "environment": (dict,),
+    "val_accuracy": (*NUMBER, type(None)),
+    "test_accuracy": (*NUMBER, type(None)),
+}
+"""What a summary must say, and as what."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method on one data set.
+
+    Attributes:
+        result: Its rows.
+        model: The backbone; empty where no row is finished.
+        group: Group of the data set, or empty.
+        label: Name of the method, unlike any other on the same backbone and data.
+        search: The row that tried the chosen learning rate, which holds the validation accuracy of
+            every epoch; None where there was nothing to choose.
+    """
+
+    result: Result
+    model: str
+    group: str
+    label: str
+    search: Summary | None = None
+
+    @property
+    def data(self) -> str:
+        """Name of the data set."""
+        return self.result.data
+
+    @property
+    def runs(self) -> tuple[Summary, ...]:
+        """Finished rows that were tested."""
+        return tuple(r for r in self.result.runs if r["test_accuracy"] is not None)
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy of each seed."""
+        return [r["test_accuracy"] for r in self.runs]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean test accuracy over seeds."""
+        return fmean(self.accuracies) if self.runs else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of test accuracy over seeds (of a sample, n - 1)."""
+        return stdev(self.accuracies) if len(self.runs) > 1 else None
+
+    @property
+    def images(self) -> int:
+        """Test images, the same for every seed."""
+        return max((r["data"]["test"] for r in self.runs), default=0)
+
+    @property
+    def trained(self) -> int | None:
+        """Trained parameters."""
+        return max((r["trainable_parameters"] for r in self.runs), default=None)
+
+    @property
+    def planned(self) -> int | None:
+        """Planned peak of a step, bytes."""
+        return max((r["planned"]["peak_bytes"] for r in self.runs), default=None)
+
+    @property
+    def measured(self) -> int | None:
+        """Measured peak of a step, bytes; of several rows the largest."""
+        peaks = [p for r in self.runs if (p := r.get("measured_peak_bytes"))]
+        return max(peaks, default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of a step, the median of the rows'."""
+        times = [t for r in self.runs if (t := r.get("step_seconds"))]
+        return median(times) if times else None
+
+    @property
+    def status(self) -> str:
+        """How much of it is there, and why not more."""
+        result = self.result
+        said = f"{len(result.runs)} of {result.planned} seeds"
+        if len(result.runs) == result.planned:
+            said = "1 seed" if result.planned == 1 else f"{result.planned} seeds"
+        if result.rate is None and not result.failed:
+            said = f"learning rate not chosen yet, {len(result.searched)} tried"
+        if untested := len(result.runs) - len(self.runs):
+            said += f", {untested} not tested"
+        if result.failed:
+            reasons = dict.fromkeys(" ".join(r.split()) for r in result.failed.values())
+            said += f"; {len(result.failed)} rows failed: {'; '.join(reasons)}"
+        return said
+
+
+def gather(folders: Iterable[Path]) -> list[Entry]:
+    """Read what is to be reported.
+
+    Args:
+        folders: Suites, runs, or folders that hold some.
+
+    Returns:
+        One entry per backbone, data set and method; groups of VTAB-1k first, data sets otherwise in
+        the order they are met.
+
+    Raises:
+        InputError: A folder holds nothing, or what it holds is damaged.
+    """
+    results = []
+    for folder in dict.fromkeys(Path(f).resolve() for f in folders):
+        found = sorted(_sources(folder))
+        if not found:
+            raise InputError(f"{folder} holds no {SUITE} and no finished run ({SUMMARY})")
+        for source in found:
+            for path in source.glob(f"**/{SUMMARY}"):
+                _check(path)
+            results += read_results(source)
+    entries = _named_apart([_entry(r, results) for r in results])
+    if not any(e.result.runs or e.result.failed for e in entries):
+        raise InputError("no row of these suites is finished yet: lowtide bench runs them")
+    order = [*GROUPS, *dict.fromkeys(e.group for e in entries if e.group), ""]
+    return sorted(entries, key=lambda e: order.index(e.group))
+
+
+def _sources(folder: Path) -> list[Path]:
+    """Find the suites in a folder, and the folders of runs beside them."""
+    if not folder.is_dir() or (folder / SUITE).is_file() or (folder / SUMMARY).is_file():
+        held = any((folder / name).is_file() for name in (SUITE, SUMMARY))
+        return [folder] if held else []
+    if not any(folder.glob(f"**/{SUITE}")):
+        return [folder] if any(folder.glob(f"**/{SUMMARY}")) else []
+    return [s for inner in folder.iterdir() for s in _sources(inner)]
+
+
+def _check(path: Path) -> None:
+    """Refuse a summary that does not say what is reported."""
+    summary = summary_of(path.parent)
+    for name, kinds in NEEDED.items():
+        value: Any = summary
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        if not fits or isinstance(value, float) and not math.isfinite(value):
+            wanted = " or ".join(k.__name__ for k in kinds)
+            raise InputError(f"{path} is damaged: {name} is {value!r}, not {wanted}")
+    assert summary is not None
+    if not all(isinstance(line, dict) for line in summary["history"]):
+        raise InputError(f"{path} is damaged: history is not a list of epochs")
+    classes = range(len(summary["data"]["classes"]))
+    for triple in summary.get("test_confusion") or ():
+        try:
+            true, predicted, count = triple
+            fits = true in classes and predicted in classes and isinstance(count, int)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise InputError(f"{path} is damaged: {triple!r} in test_confusion")
+
+
+def _entry(result: Result, results: Sequence[Result]) -> Entry:
+    models = [r["config"]["model"] for r in result.runs] or [
+        run["config"]["model"] for r in results if r.suite == result.suite for run in r.runs
+    ]
+    return Entry(
+        result=result,
+        model=models[0] if models else "",
+        group=result.group or group_of(result.data) or "",
+        label=result.label,
+        search=_search(result),
+    )
+
+
+def _search(result: Result) -> Summary | None:
+    """Find the row that tried the learning rate which was chosen: it lies beside the test rows."""
+    for folder in result.folders[:1] if result.searched else ():
+        for path in sorted(folder.parent.glob(f"*/{SUMMARY}")):
+            found = summary_of(path.parent)
+            if found and found["config"].get("skip_test") and found["config"]["lr"] == result.rate:
+                return found
+    return None
+
+
+def _named_apart(entries: list[Entry]) -> list[Entry]:
+    """Give methods of one name on the same backbone and data names of their own."""
+    # Rows of several suites are told apart by the suite, others by the options that differ.
+    counts = Counter((e.model, e.data, e.label) for e in entries)
+    twice = {(model, label) for (model, _, label), count in counts.items() if count > 1}
+    for model, label in sorted(twice):
+        same = [i for i, e in enumerate(entries) if (e.model, e.label) == (model, label)]
+        if len({entries[i].result.suite for i in same}) > 1:
+            names = [entries[i].result.suite or "no suite" for i in same]
+        else:
+            names = _differences([entries[i] for i in same])
+        for i, name in zip(same, names, strict=True):
+            entries[i] = replace(entries[i], label=f"{label} ({name})" if name else label)
+    met: Counter[tuple[str, str, str]] = Counter()
+    for i, e in enumerate(entries):
+        met[e.model, e.data, e.label] += 1
+        if (number := met[e.model, e.data, e.label]) > 1:
+            entries[i] = replace(e, label=f"{e.label} #{number}")
+    return entries
+
+
+def _differences(entries: Sequence[Entry]) -> list[str]:
+    """Write the options in which entries differ."""
+    flat = [_flat(e.result.runs[0]["config"]) if e.result.runs else {} for e in entries]
+    names = [
+        name
+        for name in dict.fromkeys(n for options in flat for n in options)
+        if name not in {"data", "seed"} and len({json.dumps(o.get(name)) for o in flat}) > 1
+    ]
+    return [", ".join(f"{n} {o[n]}" for n in names if n in o) for o in flat]
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

@@ -1,0 +1,52 @@
+"""Write a report, in the format its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ..checkpoint import write_text
+from ..errors import InputError
+from .page import Section, html
+from .rows import Entry, gather
+from .text import markdown, rows_csv
+
+Writer = Callable[[str, Sequence[Entry], Iterable[Section]], str]
+FORMATS: Mapping[str, Writer] = {
+    ".html": html,
+    ".md": lambda title, entries, sections: markdown(title, entries),
+    ".csv": lambda title, entries, sections: rows_csv(entries),
+}
+
+
+def write_report(
+    folders: Iterable[Path],
+    output: Path,
+    *,
+    title: str | None = None,
+    sections: Iterable[Section] = (),
+) -> list[Entry]:
+    """Write what suites and runs reached.
+
+    Args:
+        folders: What `lowtide bench` and `lowtide train` left, or folders that hold such folders.
+        output: The file; its ending, `.html`, `.md` or `.csv`, is its format.
+        title: Of the page; by default from the names of the folders.
+        sections: Figures to add to an HTML page.
+
+    Returns:
+        What was reported.
+
+    Raises:
+        InputError: The ending is none of these, or a folder holds nothing to report, or what it
+            holds is damaged; nothing is written.
+    """
+    folders = list(folders)
+    if output.suffix not in FORMATS:
+        raise InputError(f"{output} must end in {' or '.join(FORMATS)}")
+    entries = gather(folders)
+    names = ", ".join(dict.fromkeys(f.resolve().name for f in folders))
+    text = FORMATS[output.suffix](title or f"lowtide report: {names}", entries, sections)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, text)
+    return entries
