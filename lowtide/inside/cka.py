@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from .drawing import new_figure, styled
+
+WRITTEN = 12
+"""Most layers whose similarities are written into the cells."""
 
 
 def cka(x: Tensor, y: Tensor, *, unbiased: bool = False) -> float:
@@ -81,8 +85,13 @@ def draw_cka(matrix: Tensor, rows: str, columns: str) -> Any:
         image = axes.imshow(
             matrix.numpy(), origin="lower", cmap="magma", vmin=lowest, vmax=1, aspect="auto"
         )
-        axes.set_ylabel(f"layer of {rows}")
-        axes.set_xlabel(f"layer of {columns}")
+        for (i, j), value in (
+            np.ndenumerate(matrix.numpy()) if max(height, width) <= WRITTEN else ()
+        ):
+            shade = "black" if value > 0.6 else "white"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=shade)
+        axes.set_ylabel(f"layer ({rows})")
+        axes.set_xlabel(f"layer ({columns})")
         for axis, count in ((axes.yaxis, height), (axes.xaxis, width)):
             axis.set_ticks(range(0, count, -(-count // 12)))
         axes.spines[:].set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,9 +47,11 @@ def draw_parameters(changes: Sequence[Change], title: str = "") -> Any:
             axes.set_title(f"{part}\n{_change(group)}", fontsize=7)
         for axes in panels[len(parts) :]:
             axes.set_visible(False)
-        handles = [library().patches.Patch(color=c, alpha=0.6) for c in (BEFORE, AFTER)]
+        line = library().lines.Line2D([], [], color=BEFORE, lw=0.8, ls=(0, (3, 2)))
+        handles = [line, library().patches.Patch(color=AFTER, alpha=0.5)]
         upper.legend(handles, ["before", "after"], loc="outside upper right", ncols=2)
-        upper.suptitle(title, fontsize=8, x=0.01, ha="left")
+        width = round(14 * (2.3 * columns - 2))  # what the legend leaves, in characters
+        upper.suptitle(textwrap.fill(title, width), fontsize=8, x=0.01, ha="left")
         if lower:
             _relative(lower[0], moved)
     return figure
@@ -56,27 +59,27 @@ def draw_parameters(changes: Sequence[Change], title: str = "") -> Any:
 
 def _bands(axes: Any, group: Sequence[Change]) -> None:
     depth = [c.depth for c in group]
-    for values, colour in (
-        ([c.before for c in group], BEFORE),
-        ([c.after for c in group], AFTER),
-    ):
-        low, q1, median, q3, high = np.transpose([quantiles(v) for v in values])
-        axes.fill_between(depth, low, high, color=colour, alpha=0.18, lw=0)
-        axes.fill_between(depth, q1, q3, color=colour, alpha=0.35, lw=0)
-        axes.plot(depth, median, color=colour, lw=1, marker="." if len(depth) == 1 else "")
+    dot = "." if len(depth) == 1 else ""
+    low, q1, median, q3, high = np.transpose([quantiles(c.after) for c in group])
+    axes.fill_between(depth, low, high, color=AFTER, alpha=0.25, lw=0)
+    axes.fill_between(depth, q1, q3, color=AFTER, alpha=0.45, lw=0)
+    axes.plot(depth, median, color=AFTER, lw=1.2, marker=dot)
+    for line in np.transpose([quantiles(c.before) for c in group]):
+        axes.plot(depth, line, color=BEFORE, lw=0.8, ls=(0, (3, 2)), marker=dot)
     axes.set_xlabel("block")
     axes.set_ylabel("value")
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _histogram(axes: Any, group: Sequence[Change]) -> None:
-    both = [v.float().flatten().numpy() for c in group for v in (c.before, c.after)]
-    edges = np.linspace(min(v.min() for v in both), max(v.max() for v in both), 41)
-    for values, colour in zip(both, (BEFORE, AFTER), strict=True):
-        if values.min() == values.max():  # one value throughout: a histogram of it says nothing
-            axes.axvline(values[0], color=colour, lw=1)
-        else:
-            axes.hist(values, edges, density=True, color=colour, alpha=0.5)
+    before, after = (v.float().flatten().numpy() for v in (group[0].before, group[0].after))
+    lowest, highest = min(before.min(), after.min()), max(before.max(), after.max())
+    edges = np.linspace(lowest, highest, 1 + min(40, 4 + round(after.size**0.5)))
+    axes.hist(after, edges, density=True, color=AFTER, alpha=0.5)
+    if before.min() == before.max():  # one value throughout: its density has no end
+        axes.axvline(before[0], color=BEFORE, lw=0.8, ls=(0, (3, 2)))
+    else:
+        axes.hist(before, edges, density=True, histtype="step", color=BEFORE, lw=0.8)
     axes.set_xlabel("value")
     axes.set_ylabel("density")
 
@@ -102,7 +105,14 @@ def _relative(figure: Any, moved: dict[str, list[Change]]) -> None:
             lw=1,
             label=part,
         )
-    axes.set_yscale("log")
+    every = [c.relative for group in moved.values() for c in group if c.relative]
+    if every and max(every) > 10 * min(every):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(library().ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(library().ticker.NullLocator())
+    else:
+        axes.set_ylim(0)
     axes.set_xlabel("block")
     axes.set_ylabel("relative change |W' - W| / |W|")
     axes.xaxis.get_major_locator().set_params(integer=True)

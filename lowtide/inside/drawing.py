@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 
 SUFFIXES = (".svg", ".png")
-BEFORE, AFTER = "#8a8f98", "#1f6fb4"
+BEFORE, AFTER = "#2b2b2b", "#2f7fc4"
 """Colours of what was there and of what training made of it."""
 STYLE = {
     "svg.hashsalt": "lowtide",

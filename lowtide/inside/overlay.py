@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import decode
 from ..evaluate import Trained
-from .drawing import new_figure, styled
+from .drawing import library, new_figure, styled
 
 SIDE = 1.35
 """Inches an image takes."""
+COLOURS = "inferno"
+DIM = 0.55
+"""Brightness of the image under a map."""
 
 
 def read_images(trained: Trained, paths: Sequence[Path]) -> tuple[Tensor, list[np.ndarray]]:
@@ -39,7 +43,8 @@ def draw_attention(
 ) -> Any:
     """Draw one row per image: the image, then every map over it.
 
-    Each map is scaled to its own largest value and shown transparent over a grey image.
+    Each map is scaled to its own largest value; the less attention, the more of the darkened image
+    is seen through it.
 
     Args:
         pictures: Pixels as uint8 (H, W, C).
@@ -53,34 +58,28 @@ def draw_attention(
     with styled():
         figure = new_figure(SIDE * columns + 0.9, (SIDE + 0.08) * rows + 0.35)
         panels = figure.subplots(rows, columns, squeeze=False)
-        shown = None
         for i, (row, picture, name) in enumerate(zip(panels, pictures, names, strict=True)):
-            height, width = picture.shape[:2]
             grey = picture.mean(-1)
-            row[0].imshow(
-                picture if picture.shape[-1] == 3 else grey, cmap="gray", vmin=0, vmax=255
-            )
+            colour = picture if picture.shape[-1] == 3 else grey
+            row[0].imshow(colour, cmap="gray", vmin=0, vmax=255)
             row[0].set_ylabel(name if len(name) < 20 else f"{name[:18]}...", fontsize=7)
             for axes, (title, values) in zip(row[1:], maps.items(), strict=True):
-                heat = values[i] / values[i].max()
-                axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
-                shown = axes.imshow(
-                    heat.numpy(),
-                    cmap="inferno",
-                    vmin=0,
-                    vmax=1,
-                    alpha=0.6,
-                    interpolation="bilinear",
-                    extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-                )
+                heat = _spread(values[i] / values[i].max(), grey.shape)
+                axes.imshow(grey, cmap="gray", vmin=0, vmax=255 / DIM)
+                axes.imshow(heat, cmap=COLOURS, vmin=0, vmax=1, alpha=0.9 * heat)
                 if i == 0:
                     axes.set_title(title, fontsize=7)
             for axes in row:
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
-        if shown is not None:
-            bar = figure.colorbar(
-                shown, ax=panels[:, -1], shrink=max(0.5, 1 / rows), label="attention / its largest"
-            )
-            bar.outline.set_visible(False)
+        scale = library().cm.ScalarMappable(cmap=COLOURS)
+        bar = figure.colorbar(
+            scale, ax=panels[:, -1], shrink=max(0.5, 1 / rows), label="attention / its largest"
+        )
+        bar.outline.set_visible(False)
     return figure
+
+
+def _spread(heat: Tensor, size: tuple[int, ...]) -> np.ndarray:
+    """Bring a map to the size of its image."""
+    return F.interpolate(heat[None, None], size, mode="bilinear")[0, 0].numpy()
