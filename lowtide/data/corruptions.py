@@ -13,7 +13,6 @@ from statistics import fmean
 from typing import NoReturn
 
 from ..errors import InputError, UnknownName
-from .listing import children
 
 ALEXNET: dict[str, float] = {
     "gaussian_noise": 0.886428,
@@ -97,10 +96,9 @@ def corruptions_in(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         return {}
-    within = [folder, *(folder / group for group in GROUPS if (folder / group).is_dir())]
-    known = {*ALEXNET, *EXTRA}
-    found = {c.name: c for home in within for c in children(home) if c.name in known}
-    return {name: path for name, path in found.items() if (path / "1").is_dir()}
+    homes = [folder, *(folder / group for group in GROUPS)]
+    paths = [home / name for home in homes if home.is_dir() for name in (*ALEXNET, *EXTRA)]
+    return {path.name: path for path in paths if (path / "1").is_dir()}
 
 
 def severities_in(folder: Path) -> dict[tuple[str, int], Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .fgvc import FEW_SHOT
-from .listing import Entry, Listing, children, name_labels, place
+from .listing import Entry, Listing, name_labels, names, place
 from .lists import read_lines
 from .tasks import Task, find
 
@@ -48,7 +48,7 @@ def metas_in(folder: Path) -> list[Path]:
         The lists, sorted by name.
     """
     homes = [home for home in (folder / "annotations", folder) if home.is_dir()]
-    found = ([path for path in children(home) if is_meta(path)] for home in homes)
+    found = ([home / name for name in names(home) if _META.fullmatch(name)] for home in homes)
     return next((paths for paths in found if paths), [])
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import InputError
-from .listing import Entry, Listing, children, is_image, role
+from .listing import Entry, Listing, children, is_image, names, role
 from .lists import lists_in
 
 
@@ -19,7 +19,7 @@ def has_split_folders(folder: Path) -> bool:
     Returns:
         Whether it has a folder named as `train`, `val` or `test` are.
     """
-    return folder.is_dir() and any(role(c.name) and c.is_dir() for c in children(folder))
+    return folder.is_dir() and any(role(n) and (folder / n).is_dir() for n in names(folder))
 
 
 def read_split_folders(root: Path) -> Listing:
@@ -47,9 +47,9 @@ def read_split_folders(root: Path) -> Listing:
             folders[which] = child
     others = [name for name in ignored if (root / name).is_dir()]
     if "train" not in folders and others:  # more likely something else than a set without train
-        names = ", ".join(child.name for child in children(root) if child.is_dir())
+        there = ", ".join(child.name for child in children(root) if child.is_dir())
         above = f"; did you mean {root.parent}?" if lists_in(root.parent) else ""
-        raise InputError(f"{root} has no train folder, only {names}{above}")
+        raise InputError(f"{root} has no train folder, only {there}{above}")
     splits, notes = {}, [f"ignored {', '.join(ignored)}"] if ignored else []
     for which, folder in folders.items():
         splits[which], more = _read_class_folders(folder)
@@ -104,9 +104,9 @@ def _read_class_folders(folder: Path) -> tuple[list[Entry], list[str]]:
 def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
     images: list[Path] = []
     others: list[Path] = []
-    for parent, subfolders, names in os.walk(folder):
+    for parent, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
+        for name in sorted(files):
             if not name.startswith("."):
                 path = Path(parent, name)
                 (images if is_image(path) else others).append(path)

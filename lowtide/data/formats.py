@@ -13,7 +13,7 @@ from .corruptions import corruptions_in, refuse_corruptions
 from .few_shot import is_meta, metas_in, read_meta, read_metas
 from .folders import has_split_folders, read_class_folders, read_split_folders
 from .hub import is_hub, read_hub
-from .listing import Listing, children, hint, is_image, role
+from .listing import Listing, children, hint, is_image, names, role
 from .lists import is_list, lists_in, read_list, read_lists
 from .tables import is_table, read_csv
 
@@ -72,8 +72,9 @@ def find(source: Path | str) -> Listing:
 
 
 def _holds_a_dataset(folder: Path, siblings: list[Path]) -> bool:
-    inside = children(folder)
-    only = len(siblings) == 1 and any(child.is_dir() for child in inside)
-    declared = any(role(child.name) == "train" and child.is_dir() for child in inside)
-    claimed = any(reader.claims(folder) for reader in READERS[:-1])
-    return declared or claimed or (only and not any(map(is_image, inside)))
+    if any(reader.claims(folder) for reader in READERS[:-1]):
+        return True
+    if any(role(name) == "train" and (folder / name).is_dir() for name in names(folder)):
+        return True
+    inside = children(folder) if len(siblings) == 1 else []
+    return any(child.is_dir() for child in inside) and not any(map(is_image, inside))

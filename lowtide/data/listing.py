@@ -73,7 +73,7 @@ def role(name: str) -> str | None:
     Returns:
         `train`, `val`, `test`, or None if it is no name for a role.
     """
-    return next((key for key, names in SPLITS.items() if name.strip().lower() in names), None)
+    return next((key for key, known in SPLITS.items() if name.strip().lower() in known), None)
 
 
 def is_image(path: Path) -> bool:
@@ -88,23 +88,35 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMG_EXTENSIONS
 
 
-def children(folder: Path) -> list[Path]:
+def names(folder: Path) -> list[str]:
     """List a folder in a fixed order, without hidden files and archive litter.
 
     Args:
         folder: An existing folder.
 
     Returns:
-        Its visible children, sorted by name.
+        The names of its visible children, sorted.
 
     Raises:
         InputError: The folder cannot be listed.
     """
     try:
-        found = sorted(folder.iterdir())
+        found = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"cannot list {folder}: {error.strerror}") from error
-    return [path for path in found if not path.name.startswith((".", "__MACOSX"))]
+    return [name for name in found if not name.startswith((".", "__MACOSX"))]
+
+
+def children(folder: Path) -> list[Path]:
+    """List a folder as `names` does.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        Its visible children, sorted by name.
+    """
+    return [folder / name for name in names(folder)]
 
 
 def hint(path: Path) -> str:
@@ -119,9 +131,9 @@ def hint(path: Path) -> str:
     missing = path
     while not os.path.isdir(missing.parent):
         missing = missing.parent
-    names = [child.name for child in missing.parent.iterdir()]
-    same_stem = [name for name in names if Path(name).stem == missing.name]
-    near = same_stem or difflib.get_close_matches(missing.name, names, n=1, cutoff=0.6)
+    there = [child.name for child in missing.parent.iterdir()]
+    same_stem = [name for name in there if Path(name).stem == missing.name]
+    near = same_stem or difflib.get_close_matches(missing.name, there, n=1, cutoff=0.6)
     if not near:
         return ""
     whole = missing.parent / near[0] / path.relative_to(missing)
@@ -177,25 +189,25 @@ def read_classes(folder: Path) -> tuple[str, ...] | None:
     path = folder / "classes.txt"
     if not path.is_file():
         return None
-    names = tuple(line.strip() for line in read_text(path).rstrip().splitlines())
+    classes = tuple(line.strip() for line in read_text(path).rstrip().splitlines())
     seen = {""}
-    for number, name in enumerate(names, start=1):
+    for number, name in enumerate(classes, start=1):
         if name in seen:
             raise InputError(f"{path}:{number}: expected a new class name, got {name!r}")
         seen.add(name)
-    return names
+    return classes
 
 
-def order(names: Iterable[str]) -> tuple[str, ...]:
+def order(classes: Iterable[str]) -> tuple[str, ...]:
     """Put class names in order: by value if all are integers, else alphabetically.
 
     Args:
-        names: Class names, repeated or not.
+        classes: Class names, repeated or not.
 
     Returns:
         Each name once.
     """
-    unique = set(names)
+    unique = set(classes)
     if all(name.isdecimal() for name in unique):
         return tuple(sorted(unique, key=lambda name: (int(name), name)))
     return tuple(sorted(unique))

@@ -13,9 +13,9 @@ from .listing import (
     SPLITS,
     Entry,
     Listing,
-    children,
     is_image,
     name_labels,
+    names,
     place,
     read_classes,
     read_text,
@@ -55,9 +55,10 @@ def lists_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    found = children(folder)
-    declared = any(role(child.name) == "train" and child.is_dir() for child in found)
-    lists = [child for child in found if _LIST.fullmatch(child.name) and child.is_file()]
+    found = names(folder)
+    declared = any(role(name) == "train" and (folder / name).is_dir() for name in found)
+    lists = [folder / name for name in found if _LIST.fullmatch(name)]
+    lists = [path for path in lists if path.is_file()]
     return [path for path in lists if path.suffix.lower() == ".txt" or not declared]
 
 
@@ -86,8 +87,8 @@ def read_lists(folder: Path) -> Listing:
         roles["train"], roles["val"] = unions, []
     for which, paths in roles.items():
         if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
-            raise InputError(f"{folder}: {names} are all lists for {which}; name the one to use")
+            several = " and ".join(path.name for path in paths)
+            raise InputError(f"{folder}: {several} are all lists for {which}; name the one to use")
     return _listing(folder, {which: paths[0] for which, paths in roles.items() if paths})
 
 
@@ -168,8 +169,8 @@ def _listing(folder: Path, chosen: dict[str, Path]) -> Listing:
     named = iter(name_labels(entries, classes))
     splits = {which: [next(named) for _ in part] for which, part in read.items()}
     kind = "JSON lists" if json else "lists"
-    names = ", ".join(path.name for path in paths)
-    return Listing(f"{kind} ({names})", folder, splits, classes, task=_task(folder, paths))
+    kind += f" ({', '.join(path.name for path in paths)})"
+    return Listing(kind, folder, splits, classes, task=_task(folder, paths))
 
 
 def _roots(path: Path) -> list[Path]:
