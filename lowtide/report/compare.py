@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from scipy import stats
 
-from .rows import Entry
+from .rows import Entry, Summary
 
 LEVEL = 0.05
 
@@ -123,19 +124,33 @@ def warnings(entries: Sequence[Entry]) -> list[str]:
     Returns:
         One sentence per reason.
     """
-    runs = [r for e in entries for r in e.runs]
     found = []
-    for seed in sorted({r["config"]["seed"] for r in runs}):
-        prints = {r["data"]["fingerprint"] for r in runs if r["config"]["seed"] == seed}
-        if len(prints) > 1:
-            found.append(f"rows of seed {seed} have {len(prints)} different data fingerprints")
-    ways = {json.dumps(r["preprocessing"], sort_keys=True) for r in runs}
-    if len(ways) > 1:
-        found.append(f"rows have {len(ways)} different kinds of pre-processing")
-    sizes = sorted({r["config"]["batch_size"] for r in runs})
-    if len(sizes) > 1:
-        found.append(f"batch sizes differ ({', '.join(map(str, sizes))}), and with them the peaks")
-    devices = {(r["environment"].get("device_name"), r["environment"].get("threads")) for r in runs}
-    if len(devices) > 1:
-        found.append(f"steps were timed on {len(devices)} different devices or thread counts")
+    if odd := _odd(entries, lambda r: r["data"]["fingerprint"], by_seed=True):
+        found.append(f"other images or splits than most rows (by data fingerprint): {odd}")
+    if odd := _odd(entries, lambda r: json.dumps(r["preprocessing"], sort_keys=True)):
+        found.append(f"other pre-processing than most rows: {odd}")
+    if odd := _odd(entries, lambda r: r["config"]["batch_size"]):
+        found.append(f"another batch size than most rows, so peak and time do not compare: {odd}")
+    if odd := _odd(entries, _timed_on):
+        found.append(f"steps timed on another device or with other threads than most: {odd}")
     return found
+
+
+def _timed_on(run: Summary) -> tuple[str, str]:
+    return str(run["environment"].get("device_name")), str(run["environment"].get("threads"))
+
+
+def _odd(
+    entries: Sequence[Entry], key: Callable[[Summary], Hashable], *, by_seed: bool = False
+) -> str:
+    """Name the methods with a row that differs from most; splits may be drawn by the seed."""
+    kinds: dict[int, Counter[Hashable]] = {}
+    for e in entries:
+        for r in e.runs:
+            kinds.setdefault(r["config"]["seed"] * by_seed, Counter())[key(r)] += 1
+    usual = {seed: counts.most_common(1)[0][0] for seed, counts in kinds.items()}
+    return ", ".join(
+        e.label
+        for e in entries
+        if any(key(r) != usual[r["config"]["seed"] * by_seed] for r in e.runs)
+    )

@@ -86,17 +86,19 @@ def class_table(board: Board) -> Table | None:
         hardness = {c: fmean(s[c] for s in known.values() if c in s) for c in classes}
         classes = sorted(sorted(classes, key=lambda c: hardness[c])[:MOST])
         title += f", the {MOST} hardest of {len(names)} classes"
+    shown = [scores[c] for scores in known.values() for c in classes if c in scores]
     rows = tuple(
-        (Cell(label, label), *(_shaded(scores.get(c)) for c in classes))
+        (Cell(label, label), *(_shaded(scores.get(c), min(shown), max(shown)) for c in classes))
         for label, scores in known.items()
     )
     return Table(title, (Column("method", False), *(Column(names[c]) for c in classes)), rows)
 
 
-def _shaded(accuracy: float | None) -> Cell:
+def _shaded(accuracy: float | None, low: float, high: float) -> Cell:
     if accuracy is None:
         return Cell()
-    return Cell(f"{100 * accuracy:.0f}", accuracy, shade=min(int(10 * accuracy), 9))
+    share = (accuracy - low) / (high - low) if high > low else 0.5
+    return Cell(f"{100 * accuracy:.0f}", accuracy, shade=min(int(10 * share), 9))
 
 
 def pairs_table(entry: Entry) -> Table:

@@ -156,16 +156,21 @@ def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any
         "warnings": warnings(board.entries),
         "table": result_table(board),
         "plots": [
-            _pareto([(e, (e.accuracy or 0), cost(e)) for e in tested], words, numbers)
-            for words, cost in _costs(tested).items()
-            if any(cost(e) for e in tested)
+            *(
+                _pareto([(e, (e.accuracy or 0), cost(e)) for e in tested], words, numbers)
+                for words, cost in _costs(tested).items()
+                if any(cost(e) for e in tested)
+            ),
+            *(
+                curves(lines, numbers, what)
+                for what, lines in (
+                    ("training loss", losses),
+                    ("validation accuracy, %", validated),
+                )
+                if lines
+            ),
         ],
         "legend": _legend(numbers, {e.label: _said(e) for e in tested}),
-        "curves": [
-            curves(lines, numbers, what)
-            for what, lines in (("training loss", losses), ("validation accuracy, %", validated))
-            if lines
-        ],
         "searched": any(e.search for e in tested),
         "classes": class_table(board),
         "confusions": [

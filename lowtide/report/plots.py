@@ -84,8 +84,10 @@ def _labels(
         over = [(x + dx, y + dy) for dy in (-8, 15) for dx in (-wide / 2, 2, -2 - wide)]
         free = None
         for left, base in [*beside, *over]:
-            box = (left, base - LINE + 2, left + wide, base + 2)
-            inside = box[0] > LEFT and box[2] < WIDTH and box[1] > 0 and box[3] < HEIGHT - BOTTOM
+            box = (left - 2, base - LINE + 2, left + wide + 2, base + 2)
+            inside = (
+                box[0] > LEFT - 2 and box[2] < WIDTH and box[1] > 0 and box[3] < HEIGHT - BOTTOM
+            )
             if inside and not any(_overlap(box, other) for other in taken):
                 free = (left, base)
                 taken.append(box)

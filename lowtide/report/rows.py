@@ -116,19 +116,26 @@ class Entry:
 
     @property
     def status(self) -> str:
-        """How much of it is there, and why not more."""
+        """How much of it is there."""
+        done, planned = len(self.runs), self.result.planned
+        return f"{planned}" if done == planned else f"{done} of {planned}"
+
+    @property
+    def missing(self) -> str:
+        """Why not all of it is there; empty where it is."""
         result = self.result
-        said = f"{len(result.runs)} of {result.planned} seeds"
-        if len(result.runs) == result.planned:
-            said = "1 seed" if result.planned == 1 else f"{result.planned} seeds"
-        if result.rate is None and not result.failed:
-            said = f"learning rate not chosen yet, {len(result.searched)} tried"
-        if untested := len(result.runs) - len(self.runs):
-            said += f", {untested} not tested"
+        said = []
         if result.failed:
             reasons = dict.fromkeys(" ".join(r.split()) for r in result.failed.values())
-            said += f"; {len(result.failed)} rows failed: {'; '.join(reasons)}"
-        return said
+            rows = "1 row" if len(result.failed) == 1 else f"{len(result.failed)} rows"
+            said.append(f"{rows} failed: {'; '.join(reasons)}")
+        elif result.rate is None:
+            said.append(f"learning rate not chosen yet, {len(result.searched)} tried")
+        elif len(result.runs) < result.planned:
+            said.append(f"unfinished: {len(result.runs)} of {result.planned} seeds")
+        if untested := len(result.runs) - len(self.runs):
+            said.append(f"not tested: {untested} of {result.planned}")
+        return "; ".join(said)
 
 
 def gather(folders: Iterable[Path]) -> list[Entry]:

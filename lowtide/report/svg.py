@@ -97,18 +97,17 @@ class Scale:
             About five of them.
         """
         if self.log:
-            marks = self._powers((1,))
-            if len(marks) < 3:
-                marks = self._powers((1, 2, 5))
-            if len(marks) >= 3:
-                return marks[:: -(-len(marks) // 6)]
+            for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+                marks = self._powers(factors)
+                if len(marks) >= 3:
+                    return marks[:: -(-len(marks) // 7)]
         rough = (self.high - self.low) / 5
         size = 10 ** math.floor(math.log10(rough))
-        step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough)
+        step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough)
         first = math.ceil(self.low / step)
         return [i * step for i in range(first, math.floor(self.high / step) + 1)]
 
-    def _powers(self, factors: tuple[int, ...]) -> list[float]:
+    def _powers(self, factors: tuple[float, ...]) -> list[float]:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         found = [f * 10.0**p for p in powers for f in factors]
         return [v for v in found if self.low <= v <= self.high]

@@ -58,11 +58,13 @@ class Table:
         title: Its caption.
         columns: Their heads.
         rows: Their cells, the first of which names the row.
+        notes: What is said below it.
     """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def result_table(board: Board) -> Table:
     columns += ["ms per step", "learning rate"]
     return Table(
         f"{board.data}: test accuracy and what it costs",
-        (Column("method", False), *map(Column, columns), Column("rows", False)),
+        (Column("method", False), *map(Column, columns), Column("seeds", False)),
         tuple(
             (
                 Cell(e.label, e.label),
@@ -130,6 +132,7 @@ def result_table(board: Board) -> Table:
             )
             for e in board.entries
         ),
+        tuple(f"{e.label}: {e.missing}" for e in board.entries if e.missing),
     )
 
 
@@ -231,14 +234,15 @@ def provenance_table(entries: Sequence[Entry]) -> Table:
         entries: All that is reported.
 
     Returns:
-        One row per finished row, with the command that repeats it last.
+        One row per finished row, with the command that repeats it.
     """
     words = ("method", "backbone", "data")
     columns = [Column(w, False) for w in words]
     columns += [Column("seed"), Column("learning rate"), Column("test accuracy, %")]
+    columns += [Column("command", False, code=True)]
     more = ["rates tried: validation accuracy, %", "lowtide, commit", "torch, timm, Python"]
     more += ["device", "finished", "data fingerprint", "pre-processing", "folder"]
-    columns += [*(Column(w, False) for w in more), Column("command", False, code=True)]
+    columns += [Column(w, False) for w in more]
     rows = []
     for e in entries:
         for run, folder in zip(e.result.runs, e.result.folders, strict=True):
@@ -250,6 +254,7 @@ def provenance_table(entries: Sequence[Entry]) -> Table:
                 _number(config["seed"], "d"),
                 _number(config["lr"], "g"),
                 _number(run["test_accuracy"], ".2f", 1e-2),
+                _text(command(run)),
                 _text(tried(e)),
                 _text(f"{env.get('lowtide', '')}, {env.get('commit') or 'no commit'}"),
                 _text(versions),
@@ -258,7 +263,6 @@ def provenance_table(entries: Sequence[Entry]) -> Table:
                 _text(data["fingerprint"][:12], data["fingerprint"]),
                 _text(preprocessing(run)),
                 _text(str(folder)),
-                _text(command(run)),
             ))
     return Table("Every finished row", tuple(columns), tuple(rows))
 
@@ -309,10 +313,10 @@ def command(run: Summary) -> str:
 def _accuracy(entry: Entry, verdict: Verdict | None) -> Cell:
     if entry.accuracy is None or verdict is None:
         failed = bool(entry.result.failed)
-        return Cell("failed" if failed else "unfinished", note=entry.status)
+        return Cell("failed" if failed else "unfinished", note=entry.missing)
     spread = "" if entry.spread is None else f" ± {100 * entry.spread:.1f}"
     each = ", ".join(f"{100 * a:.2f}" for a in entry.accuracies)
-    note = f"{entry.status}: {each}"
+    note = f"seeds: {each}"
     if not verdict.best:
         note += f"; against the best p = {verdict.p:.2g}, {verdict.test}"
     text = f"{100 * entry.accuracy:.1f}{spread}"

@@ -43,7 +43,8 @@ def markdown(title: str, entries: Sequence[Entry]) -> str:
         for board in played:
             blocks.append(f"### {_escaped(heading(board))}")
             blocks += [f"Warning: {_escaped(w)}." for w in warnings(board.entries)]
-            blocks.append(_table(result_table(board)))
+            table = result_table(board)
+            blocks += [_table(table), *map(_escaped, table.notes)]
     blocks += ["## Where the numbers are from", REPEAT, _table(provenance_table(entries))]
     return "\n\n".join(blocks) + "\n"
 
@@ -101,7 +102,8 @@ def _lines(entry: Entry) -> list[dict[str, object]]:
         "data": entry.data,
         "backbone": entry.model,
         "method": entry.label,
-        "status": entry.status,
+        "seeds": entry.status,
+        "missing": entry.missing,
         "rates_tried": json.dumps({f"{k:g}": v for k, v in entry.result.searched.items()}),
     }
     return [
