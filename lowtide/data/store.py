@@ -48,27 +48,28 @@ def keep(name: str, splits: Mapping[str, Iterable[Picture]], classes: Sequence[s
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise InputError(
             f"cannot write images to {folder}: {error.strerror}; set LOWTIDE_CACHE to a folder "
             "that can be written"
         ) from error
     try:
-        _write(made, splits, classes)
+        _write(work / "set", splits, classes)
         # Whole or not at all: a run that dies, or a second one beside it, leaves no half folder.
-        made.rename(folder)
+        (work / "set").rename(folder)
     except OSError as error:
         if not folder.is_dir():
             raise InputError(f"cannot write images to {folder}: {error.strerror}") from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
 def _write(
     folder: Path, splits: Mapping[str, Iterable[Picture]], classes: Sequence[str] | None
 ) -> None:
+    folder.mkdir()
     if classes is not None:
         lines = "".join(f"{' '.join(name.split())}\n" for name in classes)
         (folder / "classes.txt").write_text(lines, encoding="utf-8")

@@ -124,6 +124,16 @@ def test_a_store_that_breaks_off_leaves_nothing(store):
     assert list(store.iterdir()) == []
 
 
+def test_of_two_writers_at_once_the_first_to_finish_counts(store):
+    def slow():
+        yield Picture(b"slow", ".png", "0")
+        keep("set", {"train": [Picture(b"fast", ".png", "0")]}, None)
+
+    folder = keep("set", {"train": slow()}, None)
+    assert (folder / "images/train/000000.png").read_bytes() == b"fast"
+    assert [child.name for child in store.iterdir()] == ["set"]
+
+
 def test_a_store_that_cannot_be_written_says_so(store, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOWTIDE_CACHE", str(tmp_path / "file"))
