@@ -8,9 +8,10 @@ from statistics import fmean
 
 from markupsafe import Markup
 
+from .cells import Cell, Column, Table
 from .rows import Entry
 from .svg import drawing, tag
-from .tables import Board, Cell, Column, Table
+from .tables import Board
 
 MOST = 40
 """Classes that a heat map shows."""

@@ -15,20 +15,20 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from .cells import Column
 from .compare import warnings
 from .confusion import MOST, class_names, class_table, confusion, heat_map, pairs_table
 from .plots import Point, bar, curves, histories, pareto
+from .provenance import provenance_table
 from .rows import Entry
 from .svg import drawing, mark
 from .tables import (
     Board,
-    Column,
     boards,
     mean_accuracies,
     memory_table,
     overview_table,
     parts_of,
-    provenance_table,
     result_table,
 )
 from .words import MEMORY, REPEAT, SIGNIFICANCE, heading

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,31 +15,9 @@ from ..bench.suite import SUITE
 from ..data.vtab import GROUPS, group_of
 from ..errors import InputError
 from ..train import SUMMARY
+from .check import check
 
 Summary = Mapping[str, Any]
-NUMBER = (int, float)
-NEEDED: Mapping[str, tuple[type, ...]] = {
-    "config": (dict,),
-    "config.model": (str,),
-    "config.data": (str,),
-    "config.method.name": (str,),
-    "config.policy": (str,),
-    "config.lr": NUMBER,
-    "config.seed": (int,),
-    "config.batch_size": (int,),
-    "data.fingerprint": (str,),
-    "data.classes": (list,),
-    "data.test": (int,),
-    "preprocessing": (dict,),
-    "trainable_parameters": (int,),
-    "planned.peak_bytes": (int,),
-    "planned.parts": (dict,),
-    "history": (list,),
-    "environment": (dict,),
-    "val_accuracy": (*NUMBER, type(None)),
-    "test_accuracy": (*NUMBER, type(None)),
-}
-"""What a summary must say, and as what."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +135,7 @@ def gather(folders: Iterable[Path]) -> list[Entry]:
             raise InputError(f"{folder} holds no {SUITE} and no finished run ({SUMMARY})")
         for source in found:
             for path in source.glob(f"**/{SUMMARY}"):
-                _check(path)
+                check(path)
             results += read_results(source)
     entries = _named_apart([_entry(r, results) for r in results])
     if not any(e.result.runs or e.result.failed for e in entries):
@@ -175,31 +152,6 @@ def _sources(folder: Path) -> list[Path]:
     if not any(folder.glob(f"**/{SUITE}")):
         return [folder] if any(folder.glob(f"**/{SUMMARY}")) else []
     return [s for inner in folder.iterdir() for s in _sources(inner)]
-
-
-def _check(path: Path) -> None:
-    """Refuse a summary that does not say what is reported."""
-    summary = summary_of(path.parent)
-    for name, kinds in NEEDED.items():
-        value: Any = summary
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        fits = isinstance(value, kinds) and not isinstance(value, bool)
-        if not fits or isinstance(value, float) and not math.isfinite(value):
-            wanted = " or ".join(k.__name__ for k in kinds)
-            raise InputError(f"{path} is damaged: {name} is {value!r}, not {wanted}")
-    assert summary is not None
-    if not all(isinstance(line, dict) for line in summary["history"]):
-        raise InputError(f"{path} is damaged: history is not a list of epochs")
-    classes = range(len(summary["data"]["classes"]))
-    for triple in summary.get("test_confusion") or ():
-        try:
-            true, predicted, count = triple
-            fits = true in classes and predicted in classes and isinstance(count, int)
-        except (TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise InputError(f"{path} is damaged: {triple!r} in test_confusion")
 
 
 def _entry(result: Result, results: Sequence[Result]) -> Entry:

@@ -8,17 +8,11 @@ import json
 import re
 from collections.abc import Sequence
 
+from .cells import Cell, Table
 from .compare import warnings
+from .provenance import command, provenance_table
 from .rows import Entry
-from .tables import (
-    Cell,
-    Table,
-    boards,
-    command,
-    overview_table,
-    provenance_table,
-    result_table,
-)
+from .tables import boards, overview_table, result_table
 from .words import MEMORY, REPEAT, SIGNIFICANCE, heading
 
 BAR = r"\|"

@@ -1,0 +1,94 @@
+"""Where every number is from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InputError
+from .cells import Cell, Column, Table, number, text
+from .repeat import repeat
+from .rows import Entry, Summary
+
+
+def provenance_table(entries: Sequence[Entry]) -> Table:
+    """Tell where every number is from.
+
+    Args:
+        entries: All that is reported.
+
+    Returns:
+        One row per finished row, with the command that repeats it.
+    """
+    words = ("method", "backbone", "data")
+    columns = [Column(w, False) for w in words]
+    columns += [Column("seed"), Column("learning rate"), Column("test accuracy, %")]
+    columns += [Column("command", False, code=True)]
+    more = ["rates tried: validation accuracy, %", "lowtide, commit", "torch, timm, Python"]
+    more += ["device", "finished", "data fingerprint", "pre-processing", "folder"]
+    columns += [Column(w, False) for w in more]
+    rows = []
+    for e in entries:
+        for run, folder in zip(e.result.runs, e.result.folders, strict=True):
+            config, env, data = run["config"], run["environment"], run["data"]
+            versions = ", ".join(str(env.get(k, "")) for k in ("torch", "timm", "python"))
+            device = f"{env.get('device_name', '')}, {env.get('threads', '')} threads"
+            rows.append((
+                *(Cell(t, t) for t in (e.label, e.model, e.data)),
+                number(config["seed"], "d"),
+                number(config["lr"], "g"),
+                number(run["test_accuracy"], ".2f", 1e-2),
+                text(command(run)),
+                text(tried(e)),
+                text(f"{env.get('lowtide', '')}, {env.get('commit') or 'no commit'}"),
+                text(versions),
+                text(device),
+                text(str(env.get("finished", ""))),
+                text(data["fingerprint"][:12], data["fingerprint"]),
+                text(preprocessing(run)),
+                text(str(folder)),
+            ))
+    return Table("Every finished row", tuple(columns), tuple(rows))
+
+
+def tried(entry: Entry) -> str:
+    """Write the learning rates that were tried.
+
+    Args:
+        entry: A method on a data set.
+
+    Returns:
+        Each with its validation accuracy in percent; empty where there was no choice.
+    """
+    return ", ".join(f"{lr:g}: {100 * a:.1f}" for lr, a in entry.result.searched.items())
+
+
+def preprocessing(run: Summary) -> str:
+    """Write how images became inputs.
+
+    Args:
+        run: A finished row.
+
+    Returns:
+        Its pre-processing in one line.
+    """
+    return ", ".join(
+        f"{name} {' '.join(map(str, v)) if isinstance(v, list) else v}"
+        for name, v in run["preprocessing"].items()
+    )
+
+
+def command(run: Summary) -> str:
+    """Write the command that repeats a row.
+
+    Args:
+        run: A finished row.
+
+    Returns:
+        The command; where this version does not know its options, why there is none.
+    """
+    processes: Any = run["environment"].get("processes", 1)
+    try:
+        return repeat(run["config"], processes if isinstance(processes, int) else 1)
+    except InputError as e:
+        return f"made by another version: {e}"
