@@ -18,10 +18,13 @@ from lowtide.inside import (
     attention_maps,
     block_features,
     cka,
+    draw_parameters,
     final_features,
     similarity,
+    svg,
     tsne,
 )
+from lowtide.inside.parameters import changes
 
 CHAINED = [name for name, family in TABLES.items() if name != "generic"]
 CHANNELS_FIRST = {"as_mlp", "convnext", "resnet"}
@@ -275,3 +278,39 @@ def test_blocks_and_kinds_that_are_not_there_are_refused():
         attention_maps(model, torch.zeros(1, 3, 32, 32), blocks=[4])
     with pytest.raises(InputError, match="did you mean mean"):
         attention_maps(model, torch.zeros(1, 3, 32, 32), kind="means")
+
+
+# parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "parts"),
+    [
+        ("resnet", "full", {"*.conv1.weight": 6, "*.bn2.bias": 6}),
+        ("swin", "full", {"*.attn.qkv.weight": 4}),
+        ("swin", "dtl", {}),
+        ("vit", "lora", {"*.attn.qkv/lora/down.0.weight": 4}),
+        ("vit", "vpt", {"./vpt/prompts.*": 4}),
+    ],
+)
+def test_changes_are_gathered_by_kind_over_blocks(family, method, parts):
+    model = trained(family, METHODS[method]())
+    state = model.tuned.adapter_state()
+    moved = {name: 2 * value + 1 for name, value in state.items() if value.is_floating_point()}
+    names = {name.replace("/full/", "."): name for name in moved}
+    found = changes(
+        {plain: state[name] for plain, name in names.items()},
+        {plain: moved[name] for plain, name in names.items()},
+        model.tuned.sites,
+    )
+    assert [c.name for c in found] == list(names)
+    depths = {}
+    for c in found:
+        depths.setdefault(c.part, []).append(c.depth)
+        assert c.depth >= 0 or c.part == c.name
+    for part, count in parts.items():
+        assert sorted(depths[part]) == list(range(count))
+    figure = draw_parameters(found, "a long title " * 20)
+    titles = [a.get_title().partition("\n")[0] for f in figure.subfigs for a in f.axes]
+    assert set(depths) <= set(titles)
+    assert svg(figure).startswith("<svg")

@@ -18,6 +18,8 @@ from .drawing import library, new_figure, styled
 SIDE = 1.35
 """Inches an image takes."""
 COLOURS = "inferno"
+FULL = 0.95
+"""Quantile of a map that gets the brightest colour."""
 DIM = 0.55
 """Brightness of the image under a map."""
 
@@ -43,8 +45,9 @@ def draw_attention(
 ) -> Any:
     """Draw one row per image: the image, then every map over it.
 
-    Each map is scaled to its own largest value; the less attention, the more of the darkened image
-    is seen through it.
+    Each map is scaled to the value that one patch in twenty exceeds, since a few patches without
+    content often take most of the attention (Darcet et al. 2024, arXiv:2309.16588). The less
+    attention, the more of the darkened image is seen through it.
 
     Args:
         pictures: Pixels as uint8 (H, W, C).
@@ -64,7 +67,7 @@ def draw_attention(
             row[0].imshow(colour, cmap="gray", vmin=0, vmax=255)
             row[0].set_ylabel(name if len(name) < 20 else f"{name[:18]}...", fontsize=7)
             for axes, (title, values) in zip(row[1:], maps.items(), strict=True):
-                heat = _spread(values[i] / values[i].max(), grey.shape)
+                heat = _spread(_scaled(values[i]), grey.shape)
                 axes.imshow(grey, cmap="gray", vmin=0, vmax=255 / DIM)
                 axes.imshow(heat, cmap=COLOURS, vmin=0, vmax=1, alpha=0.9 * heat)
                 if i == 0:
@@ -74,7 +77,11 @@ def draw_attention(
                 axes.spines[:].set_visible(False)
         scale = library().cm.ScalarMappable(cmap=COLOURS)
         bar = figure.colorbar(
-            scale, ax=panels[:, -1], shrink=max(0.5, 1 / rows), label="attention / its largest"
+            scale,
+            ax=panels[:, -1],
+            shrink=max(0.5, 1 / rows),
+            extend="max",
+            label=f"attention / its {FULL:.0%} quantile",
         )
         bar.outline.set_visible(False)
     return figure
@@ -83,3 +90,8 @@ def draw_attention(
 def _spread(heat: Tensor, size: tuple[int, ...]) -> np.ndarray:
     """Bring a map to the size of its image."""
     return F.interpolate(heat[None, None], size, mode="bilinear")[0, 0].numpy()
+
+
+def _scaled(values: Tensor) -> Tensor:
+    full = values.quantile(FULL).clamp(min=torch.finfo(values.dtype).tiny)
+    return (values / full).clamp(max=1)

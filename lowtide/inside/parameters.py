@@ -28,7 +28,7 @@ class Change:
 
     Attributes:
         name: Of the parameter; in a plain backbone, or `site path/method/name`.
-        part: The name within its block, the same for every block; `name` outside of blocks.
+        part: The name with * for the block, the same for every block; `name` outside of blocks.
         depth: Index of the block; -1 outside of blocks.
         before: Its value as pre-trained, or as it was initialised.
         after: Its value in the run.
@@ -187,7 +187,7 @@ def _place(name: str, blocks: Mapping[str, int]) -> tuple[str, int]:
     words = name.replace("/", ".").split(".")
     for path, depth in blocks.items():
         if name.startswith((f"{path}.", f"{path}/")):
-            return name[len(path) + 1 :], depth
+            return f"*{name[len(path) :]}", depth
         for word in words:  # a side network's modules are named after sites
             if word == key(path) or word.startswith(f"{key(path)}-"):
                 return name.replace(word, f"*{word[len(key(path)) :]}", 1), depth
