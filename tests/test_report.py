@@ -1,0 +1,370 @@
+"""The report's numbers against others of the same rows, its words, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import html
+import itertools
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reported import summary, write_row, write_suite
+from scipy import stats
+
+from lowtide.bench import Suite
+from lowtide.cli import main
+from lowtide.config import RunConfig
+from lowtide.data.vtab import GROUPS, TASKS, vtab_averages
+from lowtide.report import Section, gather, write_report
+from lowtide.report.compare import averages, front, judge, p_value, warnings
+from lowtide.report.confusion import class_accuracy, confusion
+
+METHODS = ("bias", "LoRA, r=2", "s2a")
+DATA = {"dtd": "natural", "svhn": "natural", "kitti": "structured"}
+
+
+@pytest.fixture
+def rights():
+    rng = np.random.default_rng(0)
+    centre = {m: c for m, c in zip(METHODS, (150, 153, 190), strict=True)}
+    return {
+        (m, d): [int(v) for v in centre[m] + rng.integers(-5, 6, 3)] for d in DATA for m in METHODS
+    }
+
+
+def report(folder, name, *more):
+    """Write a report of a folder; give its text."""
+    output = folder.parent / name
+    assert main(["report", str(folder), "--output", str(output), *more]) == 0
+    return output.read_text()
+
+
+def markdown_tables(text):
+    """Tables by the heading above them, as lists of rows of text."""
+    found, heading = {}, ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            heading = line.strip("# ")
+        elif line.startswith("|"):
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            plain = [html.unescape(re.sub(r"\\(.)", r"\1", c.strip())) for c in cells]
+            found.setdefault(heading, []).append(plain)
+    return {h: [rows[0], *rows[2:]] for h, rows in found.items()}
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text of some."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.words, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in {"script", "style"}:
+            self.words.append(data)
+
+
+def test_tables_hold_mean_spread_best_and_marks(tmp_path, rights):
+    text = report(write_suite(tmp_path / "suite", rights, DATA), "report.md")
+    tables = markdown_tables(text)
+    means = {k: np.mean(v) / 2 for k, v in rights.items()}
+    for data, group in DATA.items():
+        best = max(METHODS, key=lambda m: means[m, data])
+        table = tables[f"{data} ({group})"]
+        assert [r[0] for r in table[1:]] == sorted(METHODS, key=lambda m: -means[m, data])
+        for label, accuracy, trained, planned, measured, time, rate, seeds in table[1:]:
+            shown = f"{means[label, data]:.1f} ± {np.std(rights[label, data], ddof=1) / 2:.1f}"
+            p = stats.ttest_ind(rights[label, data], rights[best, data], equal_var=False).pvalue
+            close = " ≈" if p >= 0.05 else ""
+            assert accuracy == (f"**{shown}**" if label == best else shown + close)
+            assert (trained, planned, measured) == ("1,040", "6.0", "7.0")
+            assert (time, rate, seeds) == ("250.0", "0.001", "3")
+    head, *rows = tables["All data sets"]
+    assert head[1:] == [
+        "natural: dtd",
+        "natural: svhn",
+        "structured: kitti",
+        "averages: mean of groups",
+        "averages: mean of data sets",
+    ]
+    for label, *_, of_groups, of_data in rows:
+        dtd, svhn, kitti = (means[label, d] for d in DATA)
+        assert of_groups.strip("*") == f"{((dtd + svhn) / 2 + kitti) / 2:.1f}"
+        assert of_data.strip("*") == f"{(dtd + svhn + kitti) / 3:.1f}"
+        assert of_data.startswith("**") == (label == "s2a")
+
+
+def test_some_methods_are_close_and_some_are_not(tmp_path, rights):
+    """The table test sees both kinds of mark."""
+    entries = gather([write_suite(tmp_path / "suite", rights, DATA)])
+    verdicts = [judge([e for e in entries if e.data == d and e.label != "s2a"]) for d in DATA]
+    far = judge([e for e in entries if e.data == "dtd"])
+    assert any(v.close for judged in verdicts for v in judged.values())
+    assert not far["bias"].close and not far["s2a"].close and far["s2a"].best
+
+
+def test_both_averages_are_those_of_vtab():
+    rng = np.random.default_rng(1)
+    values = {t.name: float(rng.random()) for t in TASKS}
+    assert averages(values, {t.name: t.group for t in TASKS}) == pytest.approx(
+        vtab_averages(values)
+    )
+    assert {t.group for t in TASKS} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("one", "other"), [(100, 120), (180, 184), (199, 200)])
+def test_one_seed_is_tested_on_its_images(tmp_path, one, other):
+    rows = {("a", "digits"): [one], ("b", "digits"): [other]}
+    a, b = gather([write_suite(tmp_path / "suite", rows)])
+    table = [[one, 200 - one], [other, 200 - other]]
+    wanted = stats.chi2_contingency(table, correction=False).pvalue
+    p, test = p_value(a, b)
+    assert p == pytest.approx(wanted)
+    assert "proportions" in test
+
+
+def test_seeds_that_agree_to_the_image_are_tested_on_the_images(tmp_path):
+    rows = {("a", "digits"): [150, 150], ("b", "digits"): [150, 150]}
+    a, b = gather([write_suite(tmp_path / "suite", rows)])
+    assert p_value(a, b) == (1.0, "z-test of two proportions on the test images")
+    assert all(v.best for v in judge([a, b]).values())
+
+
+def test_the_front_is_what_none_beats():
+    rng = np.random.default_rng(2)
+    points = [tuple(map(float, p)) for p in rng.integers(0, 12, (40, 2))]
+    beaten = {
+        i
+        for (i, (cost, value)), (other_cost, other_value) in itertools.product(
+            enumerate(points), points
+        )
+        if other_cost <= cost
+        and other_value >= value
+        and (other_cost, other_value) != (cost, value)
+    }
+    kept = front(points)
+    assert {points[i] for i in kept} == {points[i] for i in range(40) if i not in beaten}
+    assert sorted(kept, key=lambda i: points[i]) == kept
+
+
+def test_confusion_is_summed_over_seeds(tmp_path, rights):
+    entries = gather([write_suite(tmp_path / "suite", rights, DATA)])
+    for e in entries:
+        counts = confusion(e)
+        assert sum(counts.values()) == 600
+        assert sum(n for (i, j), n in counts.items() if i == j) == sum(rights[e.label, e.data])
+        mean = np.mean(list(class_accuracy(counts).values()))
+        assert mean == pytest.approx(e.accuracy)  # classes of one size
+
+
+def test_what_failed_or_is_unfinished_is_shown_with_its_reason(tmp_path):
+    rows = {("a", "digits"): [150, 151, 152], ("b", "digits"): [190, None], ("c", "digits"): [120]}
+    folder = write_suite(tmp_path / "suite", rows)
+    text = report(folder, "report.md")
+    table = {r[0]: r for r in markdown_tables(text)["digits"][1:]}
+    assert table["a"][-1] == "3" and table["b"][-1] == table["c"][-1] == "1 of 3"
+    assert "b: 1 row failed: LowtideError: the loss is nan" in text
+    assert "c: unfinished: 1 of 3 seeds" in text
+    page = html.unescape(report(folder, "report.html"))
+    assert "b: 1 row failed: LowtideError: the loss is nan" in page
+    seeds = [r["seeds"] for r in csv.DictReader(report(folder, "r.csv").splitlines())]
+    assert seeds == ["3", "3", "3", "1 of 3", "1 of 3"]
+
+
+def test_a_rate_that_is_not_chosen_yet_is_said(tmp_path):
+    rows = {("a", "digits"): [150], ("b", "digits"): [120]}
+    folder = write_suite(tmp_path / "suite", rows, lr=[1e-3, 1e-2])
+    cell = Suite.read(folder).cells[1]
+    shutil.rmtree(folder / cell.searches[1e-2].folder)
+    text = report(folder, "report.md")
+    assert "b: learning rate not chosen yet, 1 tried" in text
+    assert dict(r[:2] for r in markdown_tables(text)["digits"][1:])["b"] == "unfinished"
+
+
+def test_csv_holds_every_number_in_full(tmp_path, rights):
+    folder = write_suite(tmp_path / "suite", rights, DATA, lr=[1e-3, 1e-2])
+    lines = list(csv.DictReader(report(folder, "report.csv").splitlines()))
+    assert len(lines) == 27
+    for line in lines:
+        kept = json.loads((Path(line["folder"]) / "summary.json").read_text())
+        config = RunConfig.from_dict(kept["config"])
+        right = rights[line["method"], line["data"]][int(line["seed"])]
+        assert float(line["test_accuracy"]) == right / 200 == kept["test_accuracy"]
+        assert float(line["lr"]) == config.lr == 1e-2
+        assert int(line["planned_peak_bytes"]) == 6 << 20
+        assert json.loads(line["preprocessing"]) == kept["preprocessing"]
+        assert json.loads(line["rates_tried"]) == {"0.001": 0.25, "0.01": 0.255}
+        assert line["group"] == DATA[line["data"]] and line["commit"] == "0123456789ab"
+
+
+def rewritten(folder, label, change):
+    """Change the summaries of one method."""
+    for path in sorted(folder.glob(f"*/{label}/*/summary.json")):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s["data"].update(fingerprint="cd" * 32), "data fingerprint"),
+        (lambda s: s["preprocessing"].update(size=[64, 64]), "pre-processing"),
+        (lambda s: s["environment"].update(threads=8), "threads"),
+        (lambda s: s["config"].update(batch_size=64), "batch size"),
+    ],
+)
+def test_rows_that_do_not_compare_are_named(tmp_path, rights, change, said):
+    rows = {k: v for k, v in rights.items() if k[1] == "dtd"}
+    folder = write_suite(tmp_path / "suite", rows)
+    assert not warnings(gather([folder]))
+    rewritten(folder, "bias", change)
+    (warning,) = warnings(gather([folder]))
+    assert said in warning and warning.endswith(": bias")
+    assert warning in report(folder, "report.md")
+    assert warning in html.unescape(report(folder, "report.html"))
+
+
+def test_splits_drawn_by_the_seed_are_no_reason_to_warn(tmp_path, rights):
+    folder = write_suite(tmp_path / "suite", rights)
+    rewritten(folder, "*", lambda s: s["data"].update(fingerprint=f"{s['config']['seed']:064d}"))
+    entries = gather([folder])
+    assert not [w for d in DATA for w in warnings([e for e in entries if e.data == d])]
+
+
+def test_methods_of_one_name_are_told_apart(tmp_path, rights):
+    first = write_suite(tmp_path / "first", rights)
+    second = write_suite(tmp_path / "second", rights)
+    assert {e.label for e in gather([first, second])} == {
+        f"{m} ({s})" for m in METHODS for s in ("first", "second")
+    }
+    assert gather([tmp_path]) == gather([first, second])
+    for lr, rank in ((1e-3, 2), (1e-2, 2), (1e-3, 4)):
+        given = {"name": "lora", "rank": rank}
+        config = RunConfig.from_dict({"model": "m", "data": "/d", "method": given, "lr": lr})
+        write_row(tmp_path / "loose" / f"{lr}-{rank}", summary(config, 100))
+    assert {e.label for e in gather([tmp_path / "loose"])} == {
+        "lora (method.rank 2, lr 0.001)",
+        "lora (method.rank 2, lr 0.01)",
+        "lora (method.rank 4, lr 0.001)",
+    }
+
+
+def test_what_users_wrote_stays_text(tmp_path):
+    bad = '<script>alert(1)</script> | `x` *y* "&'
+    rows = {(bad, "</title><img src=x onerror=alert(2)>"): [100, 101], ("b", "b"): [None]}
+    folder = write_suite(tmp_path / "suite", rows, classes=50)
+    rewritten(folder, "*", lambda s: s["data"].update(classes=[f"<b>{i}" for i in range(50)]))
+    text = report(folder, "report.html", "--title", "<h1>'\"</h1>")
+    page = Elements(text)
+    assert [t for t, _ in page.found].count("script") == 1
+    assert not [a for t, a in page.found if t in {"img", "b"} or any(k[:2] == "on" for k in a)]
+    assert bad in " ".join(page.words) and "<h1>'\"</h1>" in page.words
+    tables = markdown_tables(report(folder, "report.md"))
+    assert all(len(row) == len(rows[0]) for rows in tables.values() for row in rows)
+    assert any(row[0] == bad for rows in tables.values() for row in rows)
+
+
+def test_the_page_needs_nothing_else(tmp_path, rights):
+    folder = write_suite(tmp_path / "suite", rights, DATA)
+    output = tmp_path / "report.html"
+    drawn = "<svg xmlns='http://www.w3.org/2000/svg'><script>alert(3)</script></svg>"
+    write_report([folder], output, sections=[Section("features", drawn)])
+    page = Elements(output.read_text())
+    links = [a.get("src") or a.get("href") for _, a in page.found if "src" in a or "href" in a]
+    assert links and all(link[:1] == "#" or link[:5] == "data:" for link in links)
+    assert not [t for t, _ in page.found if t in {"iframe", "object", "embed", "base", "form"}]
+    ids = [a["id"] for _, a in page.found if "id" in a]
+    assert len(ids) == len(set(ids)) and {link[1:] for link in links if link[:1] == "#"} <= set(ids)
+    (policy,) = (a["content"] for _, a in page.found if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+    assert not [a for _, a in page.found if "style" in a]
+
+
+def refused(capsys, *args):
+    """Run a report that must fail; give its one line."""
+    assert main(["report", *map(str, args)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("lowtide: ") and err.count("\n") == 1
+    return err
+
+
+def test_folders_with_nothing_in_them_are_refused(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    output = ("--output", tmp_path / "new" / "report.html")
+    for name in ("empty", "missing"):
+        assert "holds no suite.yaml and no finished run" in refused(
+            capsys, tmp_path / name, *output
+        )
+    folder = write_suite(tmp_path / "suite", {("a", "digits"): []} | {("a", "d"): [1]})
+    shutil.rmtree(folder / "d")
+    assert "no row of these suites is finished" in refused(capsys, folder, *output)
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_endings_and_figures_that_are_none_are_refused(tmp_path, capsys, rights):
+    folder = write_suite(tmp_path / "suite", rights)
+    assert ".html or .md or .csv" in refused(capsys, folder, "--output", tmp_path / "r.pdf")
+    gone = tmp_path / "gone.svg"
+    assert str(gone) in refused(capsys, folder, "--figures", gone)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("config", None),
+        ("config.method.name", 3),
+        ("config.seed", "0"),
+        ("test_accuracy", "0.9"),
+        ("test_accuracy", float("nan")),
+        ("planned.parts", {"weights": "1"}),
+        ("planned", []),
+        ("history", [[1]]),
+        ("history", [{"train_loss": "1"}]),
+        ("test_confusion", [[0, 9, 1]]),
+        ("test_confusion", [[0, 1]]),
+        ("test_confusion", [[0, 1, -1]]),
+        ("data.classes", {}),
+    ],
+)
+def test_damaged_rows_are_refused_by_what_is_wrong(tmp_path, capsys, rights, place, value):
+    folder = write_suite(tmp_path / "suite", rights)
+
+    def damage(content):
+        *outer, last = place.split(".")
+        for key in outer:
+            content = content[key]
+        content[last] = value
+
+    rewritten(folder, "bias", damage)
+    output = tmp_path / "report.html"
+    assert str(folder) in refused(capsys, folder, "--output", output)
+    assert not output.exists()
+
+
+def test_rows_of_older_versions_can_be_reported(tmp_path):
+    folder = write_suite(tmp_path / "suite", {("a", "digits"): [100, 101]})
+
+    def older(content):
+        del content["test_confusion"], content["measured_peak_bytes"], content["step_seconds"]
+        content["config"]["forgotten"] = 1
+
+    rewritten(folder, "a", older)
+    text = report(folder, "report.md")
+    assert "made by another version: unknown option 'forgotten'" in text
+    assert "50.2 ± 0.4" in text
+    assert "confusion" not in report(folder, "report.html").partition("<body>")[2]
