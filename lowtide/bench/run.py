@@ -20,8 +20,8 @@ from .results import FAILED, chosen_tests, summary_of
 from .suite import SUITE, Row, Suite
 
 PATHS = ("data", "checkpoint")
-ELSEWHERE = {*PATHS, "device", "workers"}
-"""Options that may differ between the machines that share a suite."""
+NEUTRAL = {*PATHS, "device", "workers", "cache_features"}
+"""Options that no result depends on: rows of one suite may differ in them."""
 
 Jobs = Sequence[tuple[Path, RunConfig]]
 
@@ -91,7 +91,7 @@ def _refuse_others(suite: Suite, output: Path) -> None:
             continue
         wanted = row.config.to_dict()
         for name, value in wanted.items():
-            if name not in ELSEWHERE and json.dumps(kept.get(name)) != json.dumps(value):
+            if name not in NEUTRAL and json.dumps(kept.get(name)) != json.dumps(value):
                 raise InputError(
                     f"{folder} was run with {name} {kept.get(name)} and the suite says {value}:"
                     " choose another --output, or remove that folder to run it again"
@@ -139,10 +139,9 @@ def _run(folder: Path, config: RunConfig, processes: int = 1) -> None:
 
 
 def _run_apart(folder: Path, config: RunConfig, processes: int) -> None:
-    """Run one row in several processes."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1"]
-    command += [f"--num_processes={processes}", "--mixed_precision=no", "--dynamo_backend=no"]
-    command += ["--cpu" if config.device == "cpu" else "--multi_gpu", "-m", "lowtide", "train"]
+    """Run one row in several processes, which Accelerate joins."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", "-m", "lowtide", "train"]
     with tempfile.TemporaryDirectory() as kept:
         if (folder / CONFIG).exists():
             command += ["--resume", str(folder)]
