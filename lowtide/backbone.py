@@ -15,6 +15,7 @@ from torch import nn
 from . import zoo as zoo
 from .errors import InputError, LowtideError, UnknownName
 from .families import classifiers, family_of, image_shape, measure
+from .paths import located
 
 
 def create(
@@ -61,7 +62,7 @@ def create(
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
     if checkpoint is not None:
-        _load(model, name, checkpoint)
+        _load(model, name, located(checkpoint))
     if image_size is not None and image_shape(model)[1:] != (image_size, image_size):
         _resize(model, name, image_size)
     return model

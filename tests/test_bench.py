@@ -101,6 +101,7 @@ def test_a_rate_is_chosen_on_val_and_the_result_is_learnt_on_all_but_test(finish
 def test_a_row_says_all_that_its_result_depends_on(finished):
     row = summaries(finished)["tints/linear/lr0.001-seed1"]
     assert RunConfig.from_dict(row["config"]).seed == 1
+    assert row["config"]["data"] == "$TINTS"
     assert row["environment"].keys() >= {"lowtide", "torch", "timm", "commit", "device", "finished"}
     assert len(row["data"]["fingerprint"]) == 64
     assert row["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
@@ -201,7 +202,7 @@ def test_a_preset_may_name_the_data(write):
     suite = Suite.read(path)
     configs = [next(iter(cell.tests.values()))[0].config for cell in suite.cells]
     assert [c.preset for c in configs] == ["dtl/vtab/cifar", "dtl/vtab/svhn"]
-    assert {(c.epochs, c.batch_size) for c in configs} == {(100, 16)}
+    assert {(c.epochs, c.batch_size) for c in configs} == {(110, 16)}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,10 @@ def test_a_preset_may_name_the_data(write):
         ({"seeds": 3}, "seeds must be a list of whole numbers, not 3"),
         ({"lr": "fast"}, "lr must be a number or a list of numbers"),
         ({"methods": {"a b": "linear", "a, b": "bias"}}, "a b and a, b share a folder name"),
-        ({"data": {"x": "$NO_SUCH_PLACE/x"}}, "needs an environment variable that is not set"),
+        (
+            {"data": {"x": "$NO_SUCH_PLACE/x"}},
+            "$NO_SUCH_PLACE/x: the environment variable $NO_SUCH_PLACE is not set",
+        ),
     ],
 )
 def test_a_suite_that_cannot_work_is_refused_before_anything_runs(

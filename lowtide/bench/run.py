@@ -7,20 +7,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from os.path import expandvars
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_text
 from ..config import RunConfig, read_yaml, write_yaml
 from ..errors import InputError, UnknownName
+from ..paths import located
 from ..train import CONFIG, SUMMARY, train
 from .results import FAILED, chosen_tests, summary_of
 from .suite import SUITE, Row, Suite
 
-PATHS = ("data", "checkpoint")
-NEUTRAL = {*PATHS, "device", "workers", "cache_features"}
+NEUTRAL = {"data", "checkpoint", "device", "workers", "cache_features"}
 """Options that no result depends on: rows of one suite may differ in them."""
 
 Jobs = Sequence[tuple[Path, RunConfig]]
@@ -50,7 +48,9 @@ def run_suite(
     if launcher not in LAUNCHERS:
         raise UnknownName("launcher", launcher, LAUNCHERS)
     _refuse_others(suite, output)
-    _unfinished(output, list(suite.rows()))  # every path is known before anything runs
+    for row in suite.rows():
+        for path in filter(None, (row.config.data, row.config.checkpoint)):
+            located(path)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / SUITE, suite.source)
     launch = LAUNCHERS[launcher]
@@ -63,19 +63,10 @@ def run_suite(
 
 def _unfinished(output: Path, rows: Sequence[Row]) -> Jobs:
     return [
-        ((output / row.folder).resolve(), _located(row.config))
+        ((output / row.folder).resolve(), row.config)
         for row in rows
         if not (output / row.folder / SUMMARY).exists()
     ]
-
-
-def _located(config: RunConfig) -> RunConfig:
-    """Replace environment variables in paths."""
-    found = {name: expandvars(path) for name in PATHS if (path := getattr(config, name))}
-    for name, path in found.items():
-        if "$" in path:
-            raise InputError(f"{name} {path} needs an environment variable that is not set")
-    return replace(config, **found)
 
 
 def _refuse_others(suite: Suite, output: Path) -> None:

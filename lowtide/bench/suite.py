@@ -73,7 +73,7 @@ class Suite:
         `defaults`, each of `data` and each of `methods` hold options of `lowtide train`, later ones
         over earlier ones; a name alone is short for its `data` or `method`. `lr` (there or at the
         top) is a number or a list to choose from. `$NAME` in a path is an environment variable,
-        replaced when the row is run; `{data}` and `{seed}` in any text are the row's. A data set
+        `{data}` and `{seed}` in any text are the row's. A data set
         may name its `group`.
 
         Args:
@@ -92,7 +92,7 @@ class Suite:
             if key not in KEYS:
                 raise UnknownName("key of a suite", key, KEYS)
         defaults = {k: content[k] for k in ("lr",) if k in content}
-        defaults |= _mapping(path, content, "defaults") if "defaults" in content else {}
+        defaults |= _mapping(path, content, "defaults") if content.get("defaults") else {}
         seeds = content.get("seeds", [0])
         if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
             raise InputError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")

@@ -47,10 +47,9 @@ class Dataset:
         """Summarise for the run record.
 
         Returns:
-            What JSON can hold: source, counts, classes, fingerprint, notes, skipped images.
+            What JSON can hold: format, counts, classes, fingerprint, notes, skipped images.
         """
         return {
-            "root": str(self.root),
             "format": self.format,
             "train": len(self.train),
             "val": len(self.val),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..paths import located
 from .cifar import is_cifar, read_cifar
 from .corruptions import corruptions_in, refuse_corruptions
 from .few_shot import is_meta, metas_in, read_meta, read_metas
@@ -52,7 +53,7 @@ def find(source: Path | str) -> Listing:
     """
     if is_hub(source):
         return read_hub(str(source))
-    path = Path(os.path.abspath(Path(source).expanduser()))
+    path = Path(os.path.abspath(located(source)))
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist{hint(path)}")
     for reader in READERS:

@@ -190,7 +190,6 @@ def test_csv_without_a_split_column_is_split(paint):
 def test_description_is_json_and_complete(cats_and_dogs):
     data = read(str(cats_and_dogs))
     assert json.loads(json.dumps(data.describe())) == {
-        "root": str(cats_and_dogs),
         "format": "class folders",
         "train": 21,
         "val": 3,
