@@ -12,7 +12,7 @@ from .compare import front
 from .rows import Entry
 from .svg import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, drawing, frame, mark, tag
 
-LETTER, LINE = 5.9, 11.0
+LETTER, LINE = 6.7, 11.0
 """Width of a letter and height of a line of the plots' small text, about."""
 
 
