@@ -15,7 +15,7 @@ from lowtide.families import FAMILIES
 
 PACKAGE = Path(lowtide.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "site"),
+    ("errors", "site", "paths", "extras"),
     ("zoo", "memory", "kernels", "work"),
     ("codecs",),
     ("ops",),
@@ -31,6 +31,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "average",
         "presets",
         "evaluate",
+        "environment",
+        "features",
         "train",
         "arguments",
         "loading",

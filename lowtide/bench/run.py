@@ -13,6 +13,7 @@ from typing import Any
 from ..checkpoint import write_text
 from ..config import RunConfig, read_yaml, write_yaml
 from ..errors import InputError, UnknownName
+from ..extras import extra
 from ..paths import located
 from ..train import CONFIG, SUMMARY, train
 from .results import FAILED, chosen_tests, summary_of
@@ -98,10 +99,7 @@ def _local(jobs: Jobs, processes: int) -> None:
 
 def _ray(jobs: Jobs, processes: int) -> None:
     """Run rows on a Ray cluster, joined or started here, whose machines share the output folder."""
-    try:
-        import ray
-    except ImportError as e:
-        raise InputError('the ray launcher needs ray: pip install "lowtide[ray]"') from e
+    ray = extra("ray", "ray")
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = processes if ray.cluster_resources().get("GPU") else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InputError
+from ..extras import extra
 from .listing import SPLITS, Listing, role
 from .lists import read_lists
 from .store import Picture, keep
@@ -47,13 +47,10 @@ def read_hub(source: str) -> Listing:
         The entries of train, val and test.
 
     Raises:
-        InputError: `datasets` is missing or cannot load the source, or the columns are unclear.
+        InputError: `datasets` cannot load the source, or the columns are unclear.
     """
     name, _, label = source.removeprefix(PREFIX).partition(":")
-    try:
-        library = importlib.import_module("datasets")
-    except ImportError as error:
-        raise InputError(f"{source} needs the extra hub: pip install 'lowtide[hub]'") from error
+    library = extra("datasets", "hub")
     parts = _load(library, name, source)
     roles = {which: part for key, part in parts.items() if (which := role(key))}
     ignored = sorted(key for key in parts if role(key) is None)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..extras import extra
 
 SUFFIXES = (".svg", ".png")
 BEFORE, AFTER = "#2b2b2b", "#2f7fc4"
@@ -30,15 +30,9 @@ def library() -> Any:
 
     Returns:
         The module; its `figure` is imported too.
-
-    Raises:
-        InputError: It is not installed.
     """
-    try:
-        importlib.import_module("matplotlib.figure")
-        return importlib.import_module("matplotlib")
-    except ImportError as e:
-        raise InputError('drawing needs matplotlib: pip install "lowtide[plots]"') from e
+    extra("matplotlib.figure", "plots")
+    return extra("matplotlib", "plots")
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -241,4 +241,4 @@ def test_the_hub_without_its_extra_is_refused_in_one_line(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    assert refusal("hf:org/name") == "hf:org/name needs the extra hub: pip install 'lowtide[hub]'"
+    assert refusal("hf:org/name") == 'this needs datasets: pip install "lowtide[hub]"'

@@ -1,0 +1,28 @@
+"""Libraries that only some commands need, installed with an extra."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .errors import InputError
+
+
+def extra(module: str, name: str) -> Any:
+    """Import a library that an extra installs.
+
+    Args:
+        module: What to import.
+        name: The extra, as in `pip install "lowtide[NAME]"`.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        library = module.partition(".")[0]
+        raise InputError(f'this needs {library}: pip install "lowtide[{name}]"') from e
