@@ -134,6 +134,14 @@ def test_of_two_writers_at_once_the_first_to_finish_counts(store):
     assert [child.name for child in store.iterdir()] == ["set"]
 
 
+def test_what_is_kept_is_not_made_again(store):
+    def untouched():
+        yield pytest.fail("made again")
+
+    folder = keep("set", {"train": [Picture(b"1", ".png", "0")]}, None)
+    assert keep("set", {"train": untouched()}, None) == folder
+
+
 def test_a_store_that_cannot_be_written_says_so(store, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOWTIDE_CACHE", str(tmp_path / "file"))
