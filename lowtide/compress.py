@@ -11,6 +11,7 @@ from typing import Any
 
 import timm.layers as layers
 import torch
+import torch.nn.functional as F
 from timm.models import beit, eva, swin_transformer, swin_transformer_v2
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,16 +19,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from .codecs.affine import Affine, Rounding
-from .codecs.base import Codec
+from .codecs.base import Codec, Residue
 from .codecs.codebook import Codebook
 from .codecs.exact import Exact
 from .codecs.sign import Sign
 from .codecs.sine import Sine
 from .errors import UnknownName
 from .ops import CALLS, NAMES
-from .ops.derived import follow
+from .ops.derived import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
 from .ops.rerun import rerun
-from .ops.saved import Call
+from .ops.saved import Call, keep
 from .ops.unary import MODULES, activate
 
 ATTENTIONS: tuple[type[nn.Module], ...] = (
@@ -64,9 +65,10 @@ class Policy:
         codecs: A codec for each op to answer, by name; ops without one are left to torch.
         piece: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
             backward does not need exists for one piece at a time. None runs them whole.
-        rerun: How the input of an attention module is kept, which is run again in backward; its
-            inside is not kept then. It follows from the norm before it, so the norms of a block
-            that holds an attention are kept so as well. None runs it once.
+        rerun: How the input of an attention module is kept; in backward q, k and v are made of it
+            again, or where a module does more than that, all of it runs again, and nothing inside
+            is kept. The input follows from the norm before it, so the norms of a block that holds
+            an attention are kept so as well. None keeps what is inside.
     """
 
     codecs: Mapping[str, Codec] = field(default_factory=dict)
@@ -119,7 +121,7 @@ class Policy:
         Returns:
             The policy.
         """
-        four, five, six, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 5, 6, 8))
+        four, six, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 6, 8))
         smooth = ("gelu", "gelu_tanh", "quick_gelu", "silu", "hardswish")
         return cls(
             {
@@ -130,7 +132,7 @@ class Policy:
                 "mean_pool": Exact(),
                 # A place in a window is an integer up to 15: kept without loss.
                 "max_pool": Affine(4, "tensor"),
-                "layer_norm": five,
+                "layer_norm": Affine(5, 128, stats=torch.bfloat16),
                 "batch_norm": eight,
                 "attention": four,
                 "softmax": Affine(8, "row", stats=torch.bfloat16),
@@ -171,6 +173,7 @@ def compress(model: nn.Module, policy: Policy) -> nn.Module:
             module.__class__ = _answered(type(module))
             module._lowtide_policy = policy  # type: ignore[assignment]
             module._lowtide_whole = module is model  # type: ignore[assignment]
+            module._lowtide_derives = True  # type: ignore[assignment]
     return model
 
 
@@ -186,16 +189,20 @@ def decompress(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if (plain := getattr(type(module), "_lowtide_plain", None)) is not None:
             module.__class__ = plain
-            del module._lowtide_policy, module._lowtide_whole
+            del module._lowtide_policy, module._lowtide_whole, module._lowtide_derives
     return model
+
+
+class _NotDerived(Exception):
+    """Queries, keys and values do not follow from the input of their attention module."""
 
 
 class _Answers(TorchFunctionMode):
     """Answers calls of torch functions for as long as it is entered."""
 
-    def __init__(self, codecs: Mapping[str, Codec]) -> None:
+    def __init__(self, policy: Policy) -> None:
         super().__init__()
-        self._codecs = codecs
+        self.policy, self.codecs, self.followed = policy, policy.codecs, FOLLOWED
 
     def __torch_function__(
         self,
@@ -207,13 +214,27 @@ class _Answers(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled() or _silent():
             return func(*args, **kwargs)
+        if self.followed is RUN_AGAIN and func is F.scaled_dot_product_attention:
+            if not all(derived(t) for t in args[:3]):
+                raise _NotDerived
         answer, result = CALLS.get(func), NotImplemented
         if answer is not None:
-            result = answer(self._codecs, Call(func, args, kwargs))
+            result = answer(self.codecs, Call(func, args, kwargs))
         if result is NotImplemented:
             result = func(*args, **kwargs)
-        follow(func, args, kwargs, result)
+        if func in self.followed:
+            follow(func, args, kwargs, result)
         return result
+
+    @contextmanager
+    def but(self, **changes: Any) -> Iterator[None]:
+        """Answer otherwise inside a module."""
+        before = {name: getattr(self, name) for name in changes}
+        vars(self).update(changes)
+        try:
+            yield
+        finally:
+            vars(self).update(before)
 
 
 def _silent() -> bool:
@@ -242,15 +263,15 @@ def _answered(plain: type[nn.Module]) -> type[nn.Module]:
             policy: Policy = self._lowtide_policy
             if not torch.is_grad_enabled() or _silent():
                 return super().forward(*args, **kwargs)
-            before = getattr(_answering, "policy", None)
-            if before is policy:
-                return _run(self, policy, super().forward, args, kwargs)
-            _answering.policy = policy
+            before = getattr(_answering, "mode", None)
+            if before is not None and before.policy is policy:
+                return _run(self, before, super().forward, args, kwargs)
+            _answering.mode = mode = _Answers(policy)
             try:
-                with _Answers(policy.codecs):
-                    return _run(self, policy, super().forward, args, kwargs)
+                with mode:
+                    return _run(self, mode, super().forward, args, kwargs)
             finally:
-                _answering.policy = before
+                _answering.mode = before
 
         def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
             return _revive, (plain,), self.__dict__
@@ -268,19 +289,27 @@ def _revive(plain: type[nn.Module]) -> nn.Module:
 
 def _run(
     module: nn.Module,
-    policy: Policy,
+    mode: _Answers,
     forward: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
     plain: type[nn.Module] = module._lowtide_plain  # type: ignore[assignment]
+    policy = mode.policy
     if plain in MODULES and not getattr(module, "inplace", False):
-        result = activate(MODULES[plain], policy.codecs, forward, *args)
+        result = activate(MODULES[plain], mode.codecs, forward, *args)
         return forward(*args) if result is NotImplemented else result
     if policy.rerun is not None and _holds_attention(module) and "layer_norm" in policy.codecs:
-        with _Answers({**policy.codecs, "layer_norm": policy.rerun}):
+        with mode.but(codecs={**policy.codecs, "layer_norm": policy.rerun}):
             return forward(*args, **kwargs)
     if policy.rerun is not None and _runs_again(module, args, kwargs):
+        if module._lowtide_derives and "attention" in mode.codecs and _is_plain(module):
+            _note(args[0], policy.rerun)
+            try:
+                with mode.but(followed=RUN_AGAIN):
+                    return forward(*args, **kwargs)
+            except _NotDerived:  # found out once
+                module._lowtide_derives = False  # type: ignore[assignment]
         # Where the first argument was, and not itself: what runs again must not hold it.
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
         return rerun(partial(_silently, forward, places, kwargs), policy.rerun, x)
@@ -290,6 +319,20 @@ def _run(
     # Every piece has its own autograd nodes, and the backward pass finishes one before the next.
     results = [forward(part, *args[1:], **kwargs) for part in args[0].split(rows)]
     return tree_map(lambda *parts: torch.cat(parts), *results)
+
+
+def _note(x: Tensor, codec: Codec) -> None:
+    """Keep x, unless it follows from something kept, so that what is made of it follows too."""
+    if derived(x) is None:
+        remember(x, Derived(codec, x.shape, x.dtype), keep(codec, Residue(x))[1])
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Say whether it hands q, k and v to torch's fused attention as maps and views make them."""
+    if not isinstance(module, layers.Attention) or not module.fused_attn:
+        return False
+    plain = isinstance(module.q_norm, nn.Identity) and module.gate is None
+    return plain and not any(m.training and m.p for m in module.modules() if type(m) is nn.Dropout)
 
 
 def _silently(

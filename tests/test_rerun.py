@@ -169,6 +169,87 @@ def test_of_an_attention_only_its_input_is_kept(inside: str) -> None:
     assert bytes_besides(kept, [*model.parameters()]) == EIGHT.nbytes(x.shape, x.dtype)
 
 
+QKV = {"layer_norm": Exact(), "attention": Affine(1, 8)}
+"""One bit, so that a gradient is exact only if q, k and v are computed again."""
+
+
+class Factors(nn.Module):
+    """What grafts do with weights and parts of the map of an attention module."""
+
+    def __init__(self, map: nn.Linear) -> None:
+        super().__init__()
+        self.map = map
+        self.a, self.b = nn.Parameter(torch.randn(9, 3)), nn.Parameter(torch.randn(3, WIDTH))
+        self.down, self.up = nn.Linear(WIDTH, 2), nn.Linear(2, WIDTH)
+        self.scale, self.drop = nn.Parameter(torch.randn(3 * WIDTH)), nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.map(x + self.a @ self.b).split(WIDTH, -1)
+        y = torch.cat((q, k - 0.5 * self.up(self.down(self.drop(x))), v), -1)
+        return y * self.scale
+
+
+class Unforeseen(nn.Module):
+    """A map whose result no one can follow."""
+
+    def __init__(self, map: nn.Linear) -> None:
+        super().__init__()
+        self.map = map
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.map(x))
+
+
+def attention(graft: Callable[[nn.Linear], nn.Module]) -> Layer:
+    module = Attention(WIDTH, 2, qkv_bias=True)
+    module.qkv = graft(module.qkv)
+    return Layer(module)
+
+
+@pytest.mark.parametrize("graft", [lambda map: map, Factors, Unforeseen])
+def test_q_k_and_v_are_made_again_to_the_exact_gradient(graft) -> None:
+    model = attention(graft).double()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), rerun=Exact()))
+    for _ in range(2):  # what cannot be followed is found out in the first
+        near(gradients(model, x), plain)
+
+
+@pytest.mark.parametrize("graft", [lambda map: map, Factors, Unforeseen])
+def test_beside_the_input_nothing_is_kept_of_q_k_and_v(graft) -> None:
+    model = attention(graft)
+    x = torch.randn(*ROWS, WIDTH, requires_grad=True)
+    codecs = {"layer_norm": SIX, "attention": SIX, "linear": SIX, "mul": SIX}
+    compress(model, Policy(codecs, rerun=EIGHT))
+    model(x)  # what cannot be followed is found out
+    with keeping() as kept:
+        model(x)
+    # The map behind the attention trains here, and reads what does not follow from the norm.
+    behind = 0 if graft is Unforeseen else SIX.nbytes(x.shape, x.dtype)
+    declared = EIGHT.nbytes(x.shape, x.dtype) + 4 * 36 + behind
+    assert bytes_besides(kept, [*model.parameters()]) == declared
+
+
+def test_products_of_what_is_made_again_are_coarse_at_most() -> None:
+    model = attention(lambda map: map)
+    x = torch.randn(*ROWS, WIDTH, requires_grad=True)
+    plain = gradients(model, x)
+    ours = gradients(compress(model, Policy(QKV, rerun=Exact())), x)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.dtype == b.dtype
+        assert (a - b).norm() <= 0.02 * b.norm()
+
+
+def test_dropout_inside_draws_what_it_would_have_drawn() -> None:
+    model = attention(lambda map: nn.Sequential(nn.Dropout(0.4), map)).double()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    compress(model, Policy(QKV, rerun=Exact()))
+    for _ in range(2):
+        near(gradients(model, x), plain)
+
+
 def test_the_input_is_not_held() -> None:
     x = torch.randn(*ROWS, WIDTH, requires_grad=True)
     made: list[Tensor] = []

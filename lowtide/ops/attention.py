@@ -74,7 +74,7 @@ def _backward(
     return _piecewise(needs, residues, again, mask, dy, scale)
 
 
-ATTENTION = Op(_forward, _backward)
+ATTENTION = Op(_forward, _backward, coarse=True)
 """y = P v, P = softmax(scale q k^T + mask). Residues: q, k, v; P is computed again, piece by piece.
 
     dv = P^T dy,  dS = P (dP - sum(dP P)) with dP = dy v^T,  dq = scale dS k,  dk = scale dS^T q
@@ -131,22 +131,25 @@ def _piecewise(
     dy: Tensor,
     scale: float,
 ) -> Tensors:
-    q, k, v = (t.to(dy.dtype) for t in qkv)
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    dq, dk, dv = (t.new_empty(t.shape, dtype=dy.dtype) for t in qkv)
+    # Computed again in bfloat16, they are multiplied in bfloat16.
+    low = torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in qkv) else dy.dtype
+    q, k, v, dy = (t.to(low) for t in (*qkv, dy))
     dmask = torch.zeros_like(mask) if needs[3] and mask is not None else None
     per_image = q.shape[1] * q.shape[2] * k.shape[2]
     some = len(q) if torch.compiler.is_compiling() else max(1, PIECE // max(1, per_image))
     for start in range(0, len(q), some):
         rows = slice(start, start + some)
-        p = attention(q[rows], k[rows], rows).to(dy.dtype)
-        dv[rows] = torch.matmul(p.mT, dy[rows])
-        ds = softmax_backward(torch.matmul(dy[rows], v[rows].mT), p)
-        dq[rows] = torch.matmul(ds, k[rows]).mul_(scale)
-        dk[rows] = torch.matmul(ds.mT, q[rows]).mul_(scale)
+        q_, k_, v_, dy_ = (t[rows].contiguous() for t in (q, k, v, dy))
+        p = attention(q_, k_, rows).to(low)
+        dv[rows] = torch.matmul(p.mT, dy_)
+        ds = softmax_backward(torch.matmul(dy_, v_.mT), p)
+        dq[rows] = torch.matmul(ds, k_)
+        dk[rows] = torch.matmul(ds.mT, q_)
         if dmask is not None:
-            here = dmask[rows] if dmask.ndim == 4 and len(dmask) > 1 else dmask
-            here += ds.sum_to_size(here.shape)
-    return dq, dk, dv, dmask
+            part = dmask[rows] if dmask.ndim == 4 and len(dmask) > 1 else dmask
+            part += ds.sum_to_size(part.shape)
+    return dq.mul_(scale), dk.mul_(scale), dv, dmask
 
 
 def _answer(codecs: Codecs, call: Call) -> Any:

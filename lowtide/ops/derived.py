@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..codecs.base import Reader
 
-Step = Callable[[Tensor], Tensor]
+Function = Callable[..., Any]
 
-FOLLOWED: set[Callable[..., Any]] = {
+FOLLOWED: set[Function] = {
     *(torch.add, Tensor.add, Tensor.__add__, torch.mul, Tensor.mul, Tensor.__mul__),
     *(F.relu, torch.relu, Tensor.relu, Tensor.contiguous, Tensor.float),
     *(torch.flatten, Tensor.flatten, torch.unflatten, Tensor.unflatten, Tensor.__getitem__),
@@ -24,19 +25,70 @@ FOLLOWED: set[Callable[..., Any]] = {
 }
 """Functions that cost next to nothing to compute again: views, and one pass over the numbers."""
 
+MAPS: set[Function] = {F.linear, torch.einsum, torch.matmul, Tensor.matmul, Tensor.__matmul__}
+"""Functions that cost a matrix product to compute again."""
+
+RUN_AGAIN: set[Function] = {
+    *FOLLOWED,
+    *MAPS,
+    *(Tensor.__rmul__, Tensor.__radd__, torch.cat, torch.stack),
+    *(torch.unbind, Tensor.unbind, torch.chunk, Tensor.chunk, torch.split, Tensor.split),
+    *(torch.sub, Tensor.sub, Tensor.__sub__, torch.movedim, Tensor.movedim, F.dropout),
+    Tensor.T.__get__,  # type: ignore[attr-defined]
+}
+"""Functions that an attention module makes its queries, keys and values with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Again:
+    """A call to be made again; among its arguments calls stand for what they gave.
+
+    Attributes:
+        function: What was called; None stands for what is kept.
+        args: Its arguments by place.
+        kwargs: Its arguments by name.
+    """
+
+    function: Function | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self, kept: Callable[[], Tensor], memo: dict[Again, Any]) -> Any:
+        """Compute the result.
+
+        Args:
+            kept: Gives what is kept.
+            memo: Results of matrix products, so that none is computed twice; more are added.
+
+        Returns:
+            What the function gave.
+        """
+        if self.function is None:
+            return kept()
+        if self in memo:
+            return memo[self]
+        args, kwargs = tree_map(
+            lambda a: a.value(kept, memo) if isinstance(a, Again) else a,
+            (self.args, dict(self.kwargs)),
+        )
+        result = self.function(*args, **kwargs)
+        if self.function in MAPS:
+            memo[self] = result
+        return result
+
 
 @dataclass(frozen=True)
 class Derived:
-    """Reads a tensor off what is kept of another one, by steps that cost next to nothing.
+    """Reads a tensor off what is kept of another one, by the calls that made it.
 
-    A layer norm keeps x^; what reads its output y = w x^ + b (a trained linear map, an attention
-    that runs again in backward, SSF's scale) gets y from there.
+    A layer norm keeps x^; what reads its output y = w x^ + b (a trained linear map, SSF's scale,
+    an attention's queries, keys and values) gets y from there.
 
     Attributes:
         codec: How the other one is kept.
         shape: Its shape.
         dtype: Its dtype.
-        steps: From it to the tensor.
+        call: The last of the calls.
 
     Saves:
         Nothing.
@@ -45,10 +97,10 @@ class Derived:
     codec: Reader
     shape: torch.Size
     dtype: torch.dtype
-    steps: tuple[Step, ...]
+    call: Again = field(default_factory=Again)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Unpack the other tensor and take the steps.
+        """Unpack the other tensor and make the calls.
 
         Args:
             packed: What is kept of it.
@@ -58,10 +110,56 @@ class Derived:
         Returns:
             The derived tensor.
         """
-        t = self.codec.unpack(packed, self.shape, self.dtype)
-        for step in self.steps:
-            t = step(t)
-        return t.to(dtype)
+        return self.read(packed, {}).to(dtype)
+
+    def read(self, packed: tuple[Tensor, ...], memo: dict[Again, Any]) -> Tensor:
+        """Do the same, for several tensors at once.
+
+        Args:
+            packed: What is kept of the other tensor.
+            memo: What they share; empty at first.
+
+        Returns:
+            The derived tensor; in bfloat16 if it is the result of a matrix product, see `coarse`.
+        """
+        with coarse(packed[0].device, self.dtype):
+            result: Tensor = self.call.value(
+                lambda: self.codec.unpack(packed, self.shape, self.dtype), memo
+            )
+        return result
+
+
+def coarse(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Multiply matrices in bfloat16 where the processor can: what is known in codes is no finer.
+
+    Args:
+        device: Where.
+        dtype: Of what is multiplied; only float32 is made coarser.
+
+    Returns:
+        A context.
+    """
+    kind = "cpu" if device.type == "meta" else device.type
+    wanted = dtype == torch.float32 and multiplies_bfloat16(kind)
+    return torch.autocast(kind, torch.bfloat16, enabled=wanted, cache_enabled=False)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Say whether a processor has instructions for products of bfloat16.
+
+    Args:
+        device: `cpu` or `cuda`.
+
+    Returns:
+        Whether they are faster than those of float32.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+Note = tuple[Again, Derived | None, tuple[Tensor, ...]]
+"""The calls that made a tensor, and what they began with; nothing if that was weights alone."""
 
 
 def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> None:
@@ -73,7 +171,7 @@ def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> Non
         packed: From this.
     """
     if not torch.compiler.is_compiling():
-        tensor.__dict__["_lowtide_derived"] = (tensor._version, reader, packed)
+        _note(tensor, (reader.call, reader, packed))
 
 
 def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
@@ -85,31 +183,66 @@ def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
     Returns:
         Its reader and what is kept, or None.
     """
-    version, *known = tensor.__dict__.get("_lowtide_derived", (None,))
-    return (known[0], known[1]) if known and version == tensor._version else None
+    if (note := _noted(tensor)) is None or note[1] is None:
+        return None
+    return replace(note[1], call=note[0]), note[2]
+
+
+def _note(tensor: Tensor, note: Note) -> None:
+    tensor.__dict__["_lowtide_derived"] = (tensor._version, note)
+
+
+def _noted(tensor: Tensor) -> Note | None:
+    version, *note = tensor.__dict__.get("_lowtide_derived", (None,))
+    return note[0] if note and version == tensor._version else None
 
 
 def follow(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
 ) -> None:
-    """Carry the note from an argument to a result, through `FOLLOWED` functions.
+    """Carry the note from arguments to results.
 
     Args:
-        function: The function that was called.
-        args: Its arguments by place; of tensors only the first and weights.
+        function: The function that was called, one of those to follow.
+        args: Its arguments by place; tensors among them all follow from the same, or from weights.
         kwargs: Its arguments by name.
-        result: What it gave.
+        result: What it gave, a tensor or several.
     """
-    if torch.compiler.is_compiling() or function not in FOLLOWED or not args:
+    if torch.compiler.is_compiling() or function is F.dropout and _draws(*args, **kwargs):
         return
-    x, *rest = args
-    if not (isinstance(x, Tensor) and isinstance(result, Tensor)) or result is x:
+    began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
+
+    def known(a: Any) -> Any:
+        if not isinstance(a, Tensor):
+            return a
+        if isinstance(a, nn.Parameter):
+            began.append((None, ()))
+            return a
+        if (note := _noted(a)) is None:
+            raise LookupError
+        began.append(note[1:])
+        return note[0]
+
+    try:
+        # Bound here: the call must not hold a tensor.
+        call = Again(function, *tree_map(known, (args, dict(kwargs))))
+    except LookupError:
         return
-    others = [t for t in (*rest, *kwargs.values()) if isinstance(t, Tensor)]
-    known = derived(x)
-    if known is None or not all(isinstance(t, nn.Parameter) for t in others):
+    kept = [b for b in began if b[0] is not None]
+    if not began or any(packed is not kept[0][1] for _, packed in kept):
         return
-    reader, packed = known
-    # Bound here: the step must not hold x.
-    steps = (*reader.steps, lambda t: function(t, *rest, **kwargs))
-    remember(result, replace(reader, steps=steps), packed)
+    reader, packed = kept[0] if kept else began[0]
+    if isinstance(result, (tuple, list)):
+        for i, one in enumerate(result):
+            _note(one, (Again(_one, (call, i)), reader, packed))
+    elif isinstance(result, Tensor) and not isinstance(result, nn.Parameter):
+        _note(result, (call, reader, packed))
+
+
+def _draws(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:
+    """Whether a dropout gives other numbers the next time."""
+    return training and p > 0
+
+
+def _one(several: Any, i: int) -> Any:
+    return several[i]

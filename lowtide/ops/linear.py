@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
+from .derived import MAPS, RUN_AGAIN
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 
@@ -83,6 +85,25 @@ def but_frozen(cast: tuple[Tensor | None, ...], weight: Tensor) -> tuple[Tensor 
     x, low, bias = cast
     return x, low if weight.requires_grad else weight, bias
 
+
+def narrow_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Do what F.linear does, with a frozen weight in fewer bytes than x.
+
+    Args:
+        x: (..., C).
+        weight: (D, C).
+        bias: (D,).
+
+    Returns:
+        (..., D), in the dtype of x, or autocast's.
+    """
+    if not torch.compiler.is_compiling() and has_torch_function((x,)):
+        return cast(Tensor, handle_torch_function(narrow_linear, (x,), x, weight, bias))
+    return saved(LINEAR, Exact(), *autocast((x, weight, bias)))
+
+
+for _functions in (MAPS, RUN_AGAIN):
+    _functions.add(narrow_linear)
 
 NAMES = ("linear",)
 CALLS: dict[Callable[..., Any], Answer] = {F.linear: _answer}

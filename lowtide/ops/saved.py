@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
-from .derived import Derived, derived, remember
+from .derived import Again, Derived, derived, remember
 
 Options = Mapping[str, Any]
 Needs = tuple[bool, ...]
@@ -77,11 +77,13 @@ class Op:
         backward: `(needs, residues, extras, dy, **options) -> gradients`, one for each tensor,
             None where there is no need.
         scales: Whether the gradient is dy times the one residue, which some codecs do in one pass.
+        coarse: Whether residues that are computed again together may come in bfloat16.
     """
 
     forward: Callable[..., Forward]
     backward: Callable[..., Tensors]
     scales: bool = False
+    coarse: bool = False
 
 
 def saved(
@@ -168,7 +170,8 @@ class _Saved(torch.autograd.Function):
         ctx.kept = [(c, len(p), *like) for (c, p), like in zip(kept, likes, strict=True)]
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         if again is not None and residues:
-            remember(y, Derived(kept[0][0], *likes[0], (again,)), kept[0][1])
+            call = Again(again, (Again(),))
+            remember(y, Derived(kept[0][0], *likes[0], call), kept[0][1])
         return y
 
     @staticmethod
@@ -177,9 +180,14 @@ class _Saved(torch.autograd.Function):
         tensors, residues = ctx.saved_tensors, []
         if ctx.op.scales and hasattr(ctx.kept[0][0], "scale"):
             return None, None, None, None, ctx.kept[0][0].scale(tensors, dy)
+        shared: dict[Again, Any] = {}
         for codec, count, shape, dtype in ctx.kept:
-            residues.append(codec.unpack(tensors[:count], shape, dtype))
-            tensors = tensors[count:]
+            packed, tensors = tensors[:count], tensors[count:]
+            if ctx.op.coarse and isinstance(codec, Derived):
+                residues.append(codec.read(packed, shared))
+            else:
+                residues.append(codec.unpack(packed, shape, dtype))
+        shared.clear()
         gradients = ctx.op.backward(ctx.needs, tuple(residues), tensors, dy, **ctx.options)
         cast = [
             None if g is None or not need else g.to(dtype)
