@@ -108,6 +108,16 @@ def test_tables_hold_mean_spread_best_and_marks(tmp_path, rights):
         assert of_data.startswith("**") == (label == "s2a")
 
 
+def test_means_are_of_what_was_tested_everywhere(tmp_path, rights):
+    """No mean of groups where a data set is in none; no mean of a method with a gap."""
+    rights["s2a", "kitti"] = []
+    folder = write_suite(tmp_path / "suite", rights, {**DATA, "kitti": ""})
+    head, *rows = markdown_tables(report(folder, "report.md"))["All data sets"]
+    assert head[-1] == "averages: mean of data sets" and "mean of groups" not in "".join(head)
+    assert [r[-1] == "" for r in rows] == [False, False, True]
+    assert rows[-1][0] == "s2a" and rows[-1][3] == "unfinished"
+
+
 def test_some_methods_are_close_and_some_are_not(tmp_path, rights):
     """The table test sees both kinds of mark."""
     entries = gather([write_suite(tmp_path / "suite", rights, DATA)])
@@ -178,7 +188,7 @@ def test_what_failed_or_is_unfinished_is_shown_with_its_reason(tmp_path):
     table = {r[0]: r for r in markdown_tables(text)["digits"][1:]}
     assert table["a"][-1] == "3" and table["b"][-1] == table["c"][-1] == "1 of 3"
     assert "b: 1 row failed: LowtideError: the loss is nan" in text
-    assert "c: unfinished: 1 of 3 seeds" in text
+    assert "c: 1 of 3 seeds finished" in text
     page = html.unescape(report(folder, "report.html"))
     assert "b: 1 row failed: LowtideError: the loss is nan" in page
     seeds = [r["seeds"] for r in csv.DictReader(report(folder, "r.csv").splitlines())]
@@ -268,11 +278,11 @@ def test_what_users_wrote_stays_text(tmp_path):
     bad = '<script>alert(1)</script> | `x` *y* "&'
     rows = {(bad, "</title><img src=x onerror=alert(2)>"): [100, 101], ("b", "b"): [None]}
     folder = write_suite(tmp_path / "suite", rows, classes=50)
-    rewritten(folder, "*", lambda s: s["data"].update(classes=[f"<b>{i}" for i in range(50)]))
+    rewritten(folder, "*", lambda s: s["data"].update(classes=[f"<u>{i}" for i in range(50)]))
     text = report(folder, "report.html", "--title", "<h1>'\"</h1>")
     page = Elements(text)
     assert [t for t, _ in page.found].count("script") == 1
-    assert not [a for t, a in page.found if t in {"img", "b"} or any(k[:2] == "on" for k in a)]
+    assert not [a for t, a in page.found if t in {"img", "u"} or any(k[:2] == "on" for k in a)]
     assert bad in " ".join(page.words) and "<h1>'\"</h1>" in page.words
     tables = markdown_tables(report(folder, "report.md"))
     assert all(len(row) == len(rows[0]) for rows in tables.values() for row in rows)

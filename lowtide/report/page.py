@@ -25,6 +25,7 @@ from .svg import drawing, mark
 from .tables import (
     Board,
     boards,
+    grouped,
     mean_accuracies,
     memory_table,
     overview_table,
@@ -218,7 +219,8 @@ def _pareto(
 
 def _overview_plots(played: Sequence[Board], numbers: Mapping[str, int]) -> list[Markup]:
     """Draw the mean over data sets against mean costs, of methods tested on all of them."""
-    means = {label: of_groups for label, (of_groups, _) in mean_accuracies(played).items()}
+    kind = "mean of groups" if grouped(played) else "mean of data sets"
+    means = {label: mean[kind] for label, mean in mean_accuracies(played).items()}
     by_label = {
         label: [e for b in played for e in b.entries if e.label == label] for label in means
     }

@@ -31,8 +31,8 @@ def provenance_table(entries: Sequence[Entry]) -> Table:
     for e in entries:
         for run, folder in zip(e.result.runs, e.result.folders, strict=True):
             config, env, data = run["config"], run["environment"], run["data"]
-            versions = ", ".join(str(env.get(k, "")) for k in ("torch", "timm", "python"))
-            device = f"{env.get('device_name', '')}, {env.get('threads', '')} threads"
+            versions = ", ".join(str(env[k]) for k in ("torch", "timm", "python") if k in env)
+            device = f"{env.get('device_name', 'unknown')}, {env.get('threads', '?')} threads"
             rows.append((
                 *(Cell(t, t) for t in (e.label, e.model, e.data)),
                 number(config["seed"], "d"),
@@ -40,7 +40,7 @@ def provenance_table(entries: Sequence[Entry]) -> Table:
                 number(run["test_accuracy"], ".2f", 1e-2),
                 text(command(run)),
                 text(tried(e)),
-                text(f"{env.get('lowtide', '')}, {env.get('commit') or 'no commit'}"),
+                text(f"{env.get('lowtide', 'unknown')}, {env.get('commit') or 'no commit'}"),
                 text(versions),
                 text(device),
                 text(str(env.get("finished", ""))),

@@ -109,7 +109,8 @@ class Entry:
         elif result.rate is None:
             said.append(f"learning rate not chosen yet, {len(result.searched)} tried")
         elif len(result.runs) < result.planned:
-            said.append(f"unfinished: {len(result.runs)} of {result.planned} seeds")
+            done = f"{len(result.runs)} of {result.planned} seeds finished"
+            said.append(done if result.runs else "not finished yet")
         if untested := len(result.runs) - len(self.runs):
             said.append(f"not tested: {untested} of {result.planned}")
         return "; ".join(said)
@@ -122,14 +123,14 @@ def gather(folders: Iterable[Path]) -> list[Entry]:
         folders: Suites, runs, or folders that hold some.
 
     Returns:
-        One entry per backbone, data set and method; groups of VTAB-1k first, data sets otherwise in
-        the order they are met.
+        One entry per backbone, data set and method, in the order they are met; of each backbone
+        VTAB-1k's groups first.
 
     Raises:
         InputError: A folder holds nothing, or what it holds is damaged.
     """
     results = []
-    for folder in dict.fromkeys(Path(f).resolve() for f in folders):
+    for folder in {Path(f).resolve(): Path(f) for f in folders}.values():
         found = sorted(_sources(folder))
         if not found:
             raise InputError(f"{folder} holds no {SUITE} and no finished run ({SUMMARY})")
@@ -140,8 +141,9 @@ def gather(folders: Iterable[Path]) -> list[Entry]:
     entries = _named_apart([_entry(r, results) for r in results])
     if not any(e.result.runs or e.result.failed for e in entries):
         raise InputError("no row of these suites is finished yet: lowtide bench runs them")
-    order = [*GROUPS, *dict.fromkeys(e.group for e in entries if e.group), ""]
-    return sorted(entries, key=lambda e: order.index(e.group))
+    models = list(dict.fromkeys(e.model for e in entries))
+    groups = [*GROUPS, *dict.fromkeys(e.group for e in entries if e.group), ""]
+    return sorted(entries, key=lambda e: (models.index(e.model), groups.index(e.group)))
 
 
 def _sources(folder: Path) -> list[Path]:

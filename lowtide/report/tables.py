@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from .cells import Cell, Column, Table, number
 from .compare import Verdict, averages, judge
@@ -75,8 +76,17 @@ def result_table(board: Board) -> Table:
             )
             for e in board.entries
         ),
-        tuple(f"{e.label}: {e.missing}" for e in board.entries if e.missing),
+        _notes(board.entries),
     )
+
+
+def _notes(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Say what is missing, once for all methods that miss the same."""
+    by_reason: dict[str, list[str]] = {}
+    for e in entries:
+        if e.missing:
+            by_reason.setdefault(e.missing, []).append(e.label)
+    return tuple(f"{', '.join(labels)}: {reason}" for reason, labels in by_reason.items())
 
 
 def overview_table(played: Sequence[Board]) -> Table:
@@ -86,50 +96,72 @@ def overview_table(played: Sequence[Board]) -> Table:
         played: The data sets of one backbone.
 
     Returns:
-        One row per method, by falling mean of the data sets, those with a gap last.
+        One row per method, by falling mean over data sets, those with a gap last.
     """
-    groups = [b.group for b in played]
-    heads = [Column("method", False), *(Column(b.data, group=b.group) for b in played)]
-    several = len(set(groups)) > 1
-    heads += [Column("mean of groups", group="averages")] if several else []
-    heads += [Column("mean of data sets", group="averages" if any(groups) else "")]
     means = mean_accuracies(played)
-    tops = [max((m[i] for m in means.values()), default=None) for i in (0, 1)]
-    labels = list(dict.fromkeys(e.label for b in played for e in b.entries))
+    kinds = ["mean of groups", "mean of data sets"] if grouped(played) else ["mean of data sets"]
+    kinds = kinds if means else []
+    shared = "averages" if any(b.group for b in played) else ""
+    heads = [Column("method", False), *(Column(b.data, group=b.group) for b in played)]
+    heads += [Column(kind, group=shared) for kind in kinds]
     rows = []
-    for label in sorted(labels, key=lambda lb: -means[lb][1] if lb in means else 0.0):
+    for label, known in _by_completeness(played):
         cells = [Cell(label, label)]
         for b in played:
-            entry = next((e for e in b.entries if e.label == label), None)
+            entry = known.get(b.data)
             cells.append(_accuracy(entry, b.verdicts.get(label)) if entry else Cell())
-        for i in (0, 1) if several else (1,):
-            mean = means[label][i] if label in means else None
-            cell = number(mean, ".1f", 1e-2)
-            cells.append(Cell(cell.text, cell.value, best=mean is not None and mean == tops[i]))
+        for kind in kinds:
+            mean = means[label][kind] if label in means else None
+            top = mean is not None and mean == max(m[kind] for m in means.values())
+            cells.append(replace(number(mean, ".1f", 1e-2), best=top))
         rows.append(tuple(cells))
     return Table("Test accuracy, %, on every data set", tuple(heads), tuple(rows))
 
 
-def mean_accuracies(played: Sequence[Board]) -> dict[str, tuple[float, float]]:
+def _by_completeness(played: Sequence[Board]) -> list[tuple[str, dict[str, Entry]]]:
+    """Give the entries of each method by data set, the most complete and best method first."""
+    found: dict[str, dict[str, Entry]] = {}
+    for b in played:
+        for e in b.entries:
+            found.setdefault(e.label, {})[b.data] = e
+
+    def rank(item: tuple[str, dict[str, Entry]]) -> tuple[int, float]:
+        known = [e.accuracy for e in item[1].values() if e.accuracy is not None]
+        return -len(known), -fmean(known) if known else 0.0
+
+    return sorted(found.items(), key=rank)
+
+
+def grouped(played: Sequence[Board]) -> bool:
+    """Tell whether a mean of groups means something.
+
+    Args:
+        played: The data sets of one backbone.
+
+    Returns:
+        Whether there are several groups, and every data set is in one.
+    """
+    groups = {b.group for b in played}
+    return len(groups) > 1 and "" not in groups
+
+
+def mean_accuracies(played: Sequence[Board]) -> dict[str, dict[str, float]]:
     """Average the accuracy of the methods that were tested on every data set.
 
     Args:
         played: The data sets of one backbone.
 
     Returns:
-        By label, the mean of the means of the groups and the mean over data sets.
+        By label, the mean of the means of the groups and the mean over data sets, by name.
     """
     groups = {b.data: b.group for b in played}
-    found: dict[str, dict[str, float]] = {}
-    for b in played:
-        for e in b.entries:
-            if e.accuracy is not None:
-                found.setdefault(e.label, {})[b.data] = e.accuracy
-    return {
-        label: averages(by_data, groups)
-        for label, by_data in found.items()
-        if len(by_data) == len(played)
-    }
+    found = {}
+    for label, known in _by_completeness(played):
+        by_data = {d: e.accuracy for d, e in known.items() if e.accuracy is not None}
+        if len(by_data) == len(played):
+            of_groups, of_data = averages(by_data, groups)
+            found[label] = {"mean of groups": of_groups, "mean of data sets": of_data}
+    return found
 
 
 def memory_table(entries: Sequence[Entry]) -> Table:

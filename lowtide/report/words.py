@@ -18,7 +18,8 @@ MEMORY = (
 )
 REPEAT = (
     "Every finished row, and the command that trains it again from the same commit. A learning"
-    " rate that was chosen was chosen on validation images, before any test."
+    " rate that was chosen was chosen on validation images, before any test. Names with $ in a path"
+    " are environment variables."
 )
 
 
