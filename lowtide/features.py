@@ -12,11 +12,12 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .composed import FEATURE, STEM
 from .data import Sample
 from .errors import InputError
 from .families import classifiers, image_shape
 from .graft import method_name
-from .tune import FEATURE, STEM, Tuned
+from .tune import Tuned
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
@@ -32,9 +33,9 @@ def untouched(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
         images: `(B, 3, H, W)`.
 
     Returns:
-        What `Tuned.onward` needs to go on after the last of them: every output where side networks
-        read along, else the last alone, or the classifier's input where all are untouched. Empty
-        where the first block is touched already.
+        What `Composed.onward` needs to go on after the last of them: every output where side
+        networks read along, else the last alone, or the classifier's input where all are untouched.
+        Empty where the first block is touched already.
     """
     model, family = tuned.backbone, tuned.family
     chain = family.chain(model)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,17 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, build, set_module
 from .checkpoint import construct, describe, read_adapter, write_adapter
+from .composed import Composed
 from .compress import decompress
 from .errors import InputError, UnknownName, Unsupported
-from .families import Family, classifiers, family_of, image_shape, measure, prepare
-from .graft import Beside, Block, Method, method_name
+from .families import classifiers, family_of, image_shape, measure, prepare
+from .graft import Beside, Method, method_name
 from .guard import answer, intact, refuse_dead, refuse_moved
 from .narrow import is_narrow, narrow_weights, widen_weights
-from .recompute import recompute
 from .site import Role, Sites
 
-STEM, FEATURE = "", "pre_logits"
-"""Names, beside the paths of the chain, of what `Tuned.onward` may be given."""
 
-
-class Tuned(nn.Module):
+class Tuned(Composed):
     """A backbone with methods in place. Verbs and their meaning are PEFT's.
 
     Attributes:
@@ -41,13 +37,10 @@ class Tuned(nn.Module):
             backbone can still be hashed.
     """
 
-    backbone: Any
-    sides: Any
-
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         prepare(backbone)
-        self.family: Family = family_of(backbone)
+        self.family = family_of(backbone)
         self.sites: Sites = measure(backbone, self.family)
         self.backbone = backbone.requires_grad_(False)
         self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
@@ -66,91 +59,6 @@ class Tuned(nn.Module):
     def num_classes(self) -> int:
         """Classes of the active adapter's classifier."""
         return self.adapters[self.active].classes
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            x: `(B, 3, H, W)`, pre-processed as the checkpoint wants.
-
-        Returns:
-            Logits `(B, K)`.
-        """
-        if not self.sides and not (self.checkpointing and self.blocks):
-            return self.backbone(x)
-        return self.onward({STEM: self.family.stem(self.backbone, x)})
-
-    def onward(self, given: Mapping[str, Tensor]) -> Tensor:
-        """Classify from what the first elements of the chain gave; they are not run.
-
-        Args:
-            given: Outputs by path, of an element and of those after it that side networks read;
-                `STEM` is the stem's, `FEATURE` what the classifier is given.
-
-        Returns:
-            Logits `(B, K)`.
-        """
-        model, family = self.backbone, self.family
-        if FEATURE in given:
-            return model.get_classifier()(given[FEATURE])
-        chain = (STEM, *family.chain(model))
-        start = next(i for i, path in enumerate(chain) if path in given)
-        x, states = given[chain[start]], dict.fromkeys(self.sides)
-        for path in chain[start + 1 :]:
-            run = self.beside(
-                path, _gives(given[path]) if path in given else self.run(path), states
-            )
-            x = run(x)
-        for name, side in self.sides.items():
-            x = side.finish(x, states[name])
-        x = model.get_classifier()(self.feature(x))
-        for name, side in self.sides.items():
-            x = side.classify(x, states[name])
-        return x
-
-    def feature(self, x: Tensor) -> Tensor:
-        """Pool the last element's output.
-
-        Args:
-            x: The output.
-
-        Returns:
-            What the classifier is given.
-        """
-        return self.backbone.forward_head(self.family.finish(self.backbone, x), pre_logits=True)
-
-    def beside(self, path: str, inner: Block, states: dict[str, Any]) -> Block:
-        """Run the side networks around an element of the chain.
-
-        Args:
-            path: The element.
-            inner: Runs it.
-            states: Side networks' states by name; brought up to date by running.
-
-        Returns:
-            Runs the element and the side networks.
-        """
-        for name, side in self.sides.items():
-            inner = _beside(side, name, path, inner, states)
-        return inner
-
-    def run(self, path: str) -> Block:
-        """Say how one element of the chain runs, with or without extra tokens.
-
-        Args:
-            path: The element.
-
-        Returns:
-            Runs it.
-        """
-        block, extend = self.backbone.get_submodule(path), self.family.extend
-        recomputing = self.checkpointing and torch.is_grad_enabled()
-
-        def run(x: Tensor, *tokens: Tensor) -> Any:
-            call = partial(extend, block) if tokens and extend else block
-            return recompute(call, block, x, *tokens) if recomputing else call(x, *tokens)
-
-        return run
 
     def train(self, mode: bool = True) -> Tuned:
         """Switch to training; a frozen BatchNorm stays in eval so that its statistics do not move.
@@ -487,31 +395,6 @@ def _same_base(tuned: Tuned, config: dict[str, Any], folder: Path | str) -> None
             f" {want[:12]}, and this backbone's weights are {have[:12]}: load the same pre-trained"
             " checkpoint first"
         )
-
-
-def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
-    """Run a side network around an element of the chain; extra tokens from outside pass through."""
-
-    def run(x: Tensor, *tokens: Tensor) -> Any:
-        passed: list[Tensor] = []
-
-        def block(x: Tensor, *own: Tensor) -> Any:
-            if not tokens:
-                return inner(x, *own)
-            x, *beyond = inner(x, torch.cat([*tokens, *own], 1))
-            outer = tokens[0].shape[1]
-            passed.append(beyond[0][:, :outer])
-            return (x, beyond[0][:, outer:]) if own else x
-
-        x, states[name] = side.step(path, block, x, states[name])
-        return (x, passed[0]) if tokens else x
-
-    return run
-
-
-def _gives(y: Tensor) -> Block:
-    """An element of the chain whose output is known."""
-    return lambda x: y
 
 
 def _moves(norm: nn.Module) -> bool:

@@ -12,11 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lowtide import METHODS, InputError
+from lowtide.composed import FEATURE, STEM
 from lowtide.config import RunConfig
 from lowtide.errors import Unsupported
 from lowtide.features import features, untouched
 from lowtide.train import train
-from lowtide.tune import FEATURE, STEM, apply
+from lowtide.tune import apply
 
 CACHED = {
     "linear": METHODS["linear"](),

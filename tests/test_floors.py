@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("graft", "narrow", "affine", "scale_shift", "tensor_train", "recompute"),
     ("methods", "families", "compress"),
-    ("adapter", "guard", "backbone", "checkpoint", "tune", "step", "plan", "search"),
+    ("adapter", "guard", "backbone", "checkpoint", "composed", "tune", "step", "plan", "search"),
     (
         "data",
         "progress",

@@ -1,0 +1,145 @@
+"""How a backbone and its side networks compute together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .families import Family
+from .graft import Block
+from .recompute import recompute
+
+STEM, FEATURE = "", "pre_logits"
+"""Names, beside the paths of the chain, of what `Composed.onward` may be given."""
+
+
+class Composed(nn.Module):
+    """A backbone, element after element of its chain, with side networks around each.
+
+    Attributes:
+        family: The backbone's table.
+        backbone: The model.
+        sides: Side networks by name.
+        blocks: Paths of the blocks.
+        checkpointing: Recompute each block in backward instead of keeping its activations.
+    """
+
+    family: Family
+    backbone: Any
+    sides: Any
+    blocks: frozenset[str]
+    checkpointing: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            x: `(B, 3, H, W)`, pre-processed as the checkpoint wants.
+
+        Returns:
+            Logits `(B, K)`.
+        """
+        if not self.sides and not (self.checkpointing and self.blocks):
+            return self.backbone(x)
+        return self.onward({STEM: self.family.stem(self.backbone, x)})
+
+    def onward(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Classify from what the first elements of the chain gave; they are not run.
+
+        Args:
+            given: Outputs by path, of an element and of those after it that side networks read;
+                `STEM` is the stem's, `FEATURE` what the classifier is given.
+
+        Returns:
+            Logits `(B, K)`.
+        """
+        model, family = self.backbone, self.family
+        if FEATURE in given:
+            return model.get_classifier()(given[FEATURE])
+        chain = (STEM, *family.chain(model))
+        start = next(i for i, path in enumerate(chain) if path in given)
+        x, states = given[chain[start]], dict.fromkeys(self.sides)
+        for path in chain[start + 1 :]:
+            run = self.beside(
+                path, _gives(given[path]) if path in given else self.run(path), states
+            )
+            x = run(x)
+        for name, side in self.sides.items():
+            x = side.finish(x, states[name])
+        x = model.get_classifier()(self.feature(x))
+        for name, side in self.sides.items():
+            x = side.classify(x, states[name])
+        return x
+
+    def feature(self, x: Tensor) -> Tensor:
+        """Pool the last element's output.
+
+        Args:
+            x: The output.
+
+        Returns:
+            What the classifier is given.
+        """
+        return self.backbone.forward_head(self.family.finish(self.backbone, x), pre_logits=True)
+
+    def beside(self, path: str, inner: Block, states: dict[str, Any]) -> Block:
+        """Run the side networks around an element of the chain.
+
+        Args:
+            path: The element.
+            inner: Runs it.
+            states: Side networks' states by name; brought up to date by running.
+
+        Returns:
+            Runs the element and the side networks.
+        """
+        for name, side in self.sides.items():
+            inner = _beside(side, name, path, inner, states)
+        return inner
+
+    def run(self, path: str) -> Block:
+        """Say how one element of the chain runs, with or without extra tokens.
+
+        Args:
+            path: The element.
+
+        Returns:
+            Runs it.
+        """
+        block, extend = self.backbone.get_submodule(path), self.family.extend
+        recomputing = self.checkpointing and torch.is_grad_enabled()
+
+        def run(x: Tensor, *tokens: Tensor) -> Any:
+            call = partial(extend, block) if tokens and extend else block
+            return recompute(call, block, x, *tokens) if recomputing else call(x, *tokens)
+
+        return run
+
+
+def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
+    """Run a side network around an element of the chain; extra tokens from outside pass through."""
+
+    def run(x: Tensor, *tokens: Tensor) -> Any:
+        passed: list[Tensor] = []
+
+        def block(x: Tensor, *own: Tensor) -> Any:
+            if not tokens:
+                return inner(x, *own)
+            x, *beyond = inner(x, torch.cat([*tokens, *own], 1))
+            outer = tokens[0].shape[1]
+            passed.append(beyond[0][:, :outer])
+            return (x, beyond[0][:, outer:]) if own else x
+
+        x, states[name] = side.step(path, block, x, states[name])
+        return (x, passed[0]) if tokens else x
+
+    return run
+
+
+def _gives(y: Tensor) -> Block:
+    """An element of the chain whose output is known."""
+    return lambda x: y
