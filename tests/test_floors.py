@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "loading",
     ),
     ("inside", "bench", "report", "serve"),
+    ("commands",),
     ("cli",),
 )
 """Every room of the house, from the ground up; a new one is given its floor here.

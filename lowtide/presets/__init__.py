@@ -67,8 +67,7 @@ def preset(name: str) -> tuple[str, dict[str, Any]]:
     plain = name.lower().replace("-", "_").replace("+", "_plus")
     recipe, _, rest = plain.partition("/")
     suite, _, task = rest.partition("/")
-    aliases = SUITES.get(suite, {})
-    listed = f"{recipe}/{suite}/{next((t for t in aliases if task in aliases[t]), task)}"
+    listed = f"{recipe}/{suite}/{_listed(SUITES.get(suite, {}), task)}"
     if listed not in presets():
         error = unknown(plain)
         raise error
@@ -118,6 +117,13 @@ def unknown(name: str) -> UnknownName:
     """
     near = difflib.get_close_matches(name, presets(), cutoff=0.5)
     return UnknownName("preset", name, near or [f"{r.name}/SUITE/TASK" for r in recipes()])
+
+
+def _listed(tasks: Mapping[str, tuple[str, ...]], given: str) -> str:
+    """Find the task of a name, underscores or none."""
+    wanted = given.replace("_", "")
+    known = ((t, name) for t, others in tasks.items() for name in (t, *others))
+    return next((t for t, name in known if name.replace("_", "") == wanted), given)
 
 
 def _read(path: Path) -> Recipe:

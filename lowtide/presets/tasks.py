@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..data.vtab import TASKS
+
 FEW_SHOT = {
     "aircraft": ("fgvc_aircraft",),
     "food": ("food101", "food_101"),
@@ -12,27 +14,7 @@ FEW_SHOT = {
 SHOTS = (1, 2, 4, 8, 16)
 
 SUITES: dict[str, dict[str, tuple[str, ...]]] = {
-    "vtab": {
-        "cifar": ("cifar100", "cifar_100"),
-        "caltech101": ("caltech", "caltech_101"),
-        "dtd": (),
-        "oxford_flowers102": ("flowers", "flowers102", "oxford_flowers"),
-        "oxford_iiit_pet": ("pet", "pets", "oxford_pet", "oxford_pets"),
-        "svhn": (),
-        "sun397": ("sun",),
-        "patch_camelyon": ("camelyon",),
-        "eurosat": (),
-        "resisc45": ("resisc",),
-        "diabetic_retinopathy": ("retinopathy",),
-        "clevr_count": (),
-        "clevr_dist": ("clevr_distance",),
-        "dmlab": (),
-        "kitti": ("kitti_distance",),
-        "dsprites_loc": ("dsprites_location",),
-        "dsprites_ori": ("dsprites_orientation",),
-        "smallnorb_azi": ("smallnorb_azimuth",),
-        "smallnorb_ele": ("smallnorb_elevation",),
-    },
+    "vtab": {task.name: task.aliases for task in TASKS},
     "fgvc": {
         "cub": ("cub200", "cub_200_2011", "cub_2011"),
         "nabirds": (),

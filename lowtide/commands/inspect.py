@@ -13,16 +13,17 @@ from ..arguments import Parser
 from ..data import Sample
 from ..errors import InputError, UnknownName
 from ..evaluate import Trained
+from ..inside.attention import attention_maps
+from ..inside.cka import draw_cka, similarity
+from ..inside.distributions import draw_parameters
+from ..inside.drawing import checked, save
+from ..inside.features import block_features, final_features, untouched
+from ..inside.overlay import draw_attention, read_images
+from ..inside.parameters import run_changes
+from ..inside.tsne import PERPLEXITY, draw_tsne, tsne
 from ..loading import add_loading, open_given, read_samples
-from .attention import attention_maps
-from .cka import draw_cka, similarity
-from .distributions import draw_parameters
-from .drawing import checked, save
-from .features import block_features, final_features, untouched
-from .overlay import draw_attention, read_images
-from .parameters import run_changes
-from .tsne import PERPLEXITY, draw_tsne, tsne
 
+SUMMARY = "Draw what training did: parameters, cka, tsne or attention."
 PRETRAINED = "as pre-trained"
 """Name of a run's backbone before the run."""
 
@@ -37,7 +38,7 @@ def inspect(args: Sequence[str]) -> None:
         UnknownName: There is nothing of that name to look at.
     """
     if not args or args[0].startswith("-"):
-        parser = Parser("inspect", "Draw what training did to a model.")
+        parser = Parser("inspect", SUMMARY)
         rows = "; ".join(f"{name}: {run.__doc__}" for name, run in VIEWS.items())
         parser.add_argument("what", type=str, help=rows)
         parser.read(args)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from ..arguments import Parser
 from ..errors import InputError
-from .page import Section
-from .write import write_report
+from ..report.page import Section
+from ..report.write import write_report
+
+SUMMARY = "Write what suites and runs reached: one HTML page, Markdown or CSV."
 
 
 def report(args: Sequence[str]) -> None:
@@ -17,7 +19,7 @@ def report(args: Sequence[str]) -> None:
     Args:
         args: The command's arguments.
     """
-    parser = Parser("report", "Write what suites and runs reached, as a page or a table.")
+    parser = Parser("report", SUMMARY)
     parser.add_argument(
         "runs", type=str, nargs="+", help="Suites, runs, or folders that hold some."
     )

@@ -1,0 +1,38 @@
+"""One command, one file: `SUMMARY` is its line in the help, the function of its name runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from . import (
+    bench,
+    data,
+    evaluate,
+    info,
+    inspect,
+    merge,
+    methods,
+    plan,
+    predict,
+    presets,
+    report,
+    train,
+)
+
+Command = Callable[[Sequence[str]], None]
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "train": (train.train, train.SUMMARY),
+    "bench": (bench.bench, bench.SUMMARY),
+    "eval": (evaluate.evaluate, evaluate.SUMMARY),
+    "predict": (predict.predict, predict.SUMMARY),
+    "merge": (merge.merge, merge.SUMMARY),
+    "report": (report.report, report.SUMMARY),
+    "inspect": (inspect.inspect, inspect.SUMMARY),
+    "plan": (plan.plan, plan.SUMMARY),
+    "data": (data.data, data.SUMMARY),
+    "methods": (methods.methods, methods.SUMMARY),
+    "presets": (presets.presets, presets.SUMMARY),
+    "info": (info.info, info.SUMMARY),
+}
+"""Every command by name: what runs it, and what it is for."""

@@ -1,0 +1,27 @@
+"""`lowtide data`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from ..arguments import Parser
+from ..data import check
+
+SUMMARY = "Say what a folder, list or table of images holds, and what is wrong with it."
+
+
+def data(args: Sequence[str]) -> None:
+    """Run `lowtide data`.
+
+    Args:
+        args: The command's arguments.
+    """
+    parser = Parser("data", SUMMARY)
+    parser.add_argument("action", choices=["check"], help="check: look at every image.")
+    parser.add_argument("source", type=str, help="What --data of lowtide train would be given.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    given = parser.read(args)
+    found = check(given["source"])
+    print(json.dumps(dataclasses.asdict(found)) if given["json"] else "\n".join(found.lines()))

@@ -1,0 +1,62 @@
+"""`lowtide eval`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..arguments import Parser
+from ..data.corruptions import corruptions_in
+from ..evaluate import score, score_corruptions
+from ..loading import add_loading, open_given, read_samples
+from .console import OUT
+
+SUMMARY = "Score a finished run on a split of its data, or of other data."
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Run `lowtide eval`.
+
+    Args:
+        args: The command's arguments.
+    """
+    parser = Parser("eval", SUMMARY)
+    parser.add_argument("run", type=str, help="Run folder.")
+    parser.add_argument("--data", type=str, help="Other images; by default the run's own.")
+    parser.add_argument("--split", type=str, default="test", help="train, val, test or all.")
+    parser.add_argument(
+        "--over", type=str, default="all", help="Classes to answer from: all, or those present."
+    )
+    add_loading(parser)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    given = parser.read(args)
+    trained = open_given(given)
+    if given["data"] and corruptions_in(Path(given["data"])):
+        result = score_corruptions(trained, Path(given["data"]), given["batch_size"])
+        return print(json.dumps(result)) if given["json"] else _print_corruptions(result)
+    result = score(trained, read_samples(trained, given), given["batch_size"], given["over"])
+    if given["json"]:
+        print(json.dumps(result))
+        return
+    table = Table("class", "accuracy")
+    for name, accuracy in result["class_accuracy"].items():
+        table.add_row(name, f"{accuracy:.3f}")
+    OUT.print(table)
+    OUT.print(
+        f"{result['images']} images: accuracy {result['accuracy']:.4f},"
+        f" mean over classes {result['mean_class_accuracy']:.4f}"
+    )
+
+
+def _print_corruptions(result: dict[str, Any]) -> None:
+    table = Table("corruption", "error")
+    for name, error in result["errors"].items():
+        table.add_row(name, f"{error:.4f}")
+    OUT.print(table)
+    if result["mce"] is None:
+        return OUT.print("no mean: it is defined over all 15 corruptions")
+    OUT.print(f"mean error {result['mean']:.4f}, mCE {result['mce']:.4f} (1 is AlexNet)")

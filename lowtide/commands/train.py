@@ -1,0 +1,67 @@
+"""`lowtide train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ..arguments import Parser, run_config, value_of
+from ..errors import InputError
+from ..train import CONFIG
+from ..train import train as fit
+from .console import OUT
+
+SUMMARY = "Fine-tune a backbone on a folder of images."
+
+
+def train(args: Sequence[str]) -> None:
+    """Run `lowtide train`.
+
+    Args:
+        args: The command's arguments.
+
+    Raises:
+        InputError: There is no run to resume.
+    """
+    parser = Parser("train", SUMMARY)
+    parser.add_argument("--config", type=str, help="YAML file with any of these options.")
+    parser.add_argument(
+        "--output", type=str, help="Run folder to make; by default the next free runs/DATA-METHOD."
+    )
+    parser.add_argument("--resume", type=str, help="Run folder to continue; it knows its options.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the run in --output.")
+    resumed = value_of(args, "--resume")
+    if resumed is not None:
+        if not (Path(resumed) / CONFIG).is_file():
+            raise InputError(f"{resumed} holds no run to resume: no {CONFIG} in it")
+        args = [*args, "--config", str(Path(resumed) / CONFIG)]
+    config, own = run_config(parser, args)
+    folder = Path(resumed or own["output"] or _free(config.data, config.method))
+    summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
+    state = PartialState()
+    if state.is_main_process:
+        _print_run(folder, summary)
+    state.destroy_process_group()  # or a process that is done early may abort at its exit
+
+
+def _free(data: str, method: object) -> Path:
+    """Find the next unused folder name under runs/."""
+    stem = f"{Path(data).resolve().stem}-{type(method).__name__.lower()}"
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 10_000)))
+    return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
+
+
+def _print_run(folder: Path, summary: dict[str, Any]) -> None:
+    for split in ("val", "test"):
+        if (accuracy := summary[f"{split}_accuracy"]) is not None:
+            OUT.print(f"{split} accuracy {accuracy:.4f}")
+    planned, measured = summary["planned"]["peak_bytes"], summary["measured_peak_bytes"]
+    OUT.print(
+        f"trained {summary['trainable_parameters']:,} of {summary['total_parameters']:,}"
+        f" parameters; peak planned {planned / 2**20:.1f} MiB"
+        + (f", measured {measured / 2**20:.1f} MiB" if measured else "")
+    )
+    OUT.print(f"run folder {folder}")
