@@ -1,120 +1,114 @@
-"""Train the runs of docs/results.md, or write the page from the finished ones.
+"""Write the tables and plots of docs/results.md from the finished rows in results/.
 
-    python benchmarks/results.py run --data VTAB_LIKE --checkpoint WEIGHTS --output runs/results
-    python benchmarks/results.py report --output runs/results
+    python -m benchmarks.results
 
-One recipe for every row, fixed before any run and never tuned; the model of the last epoch is
-tested once. Finished rows are kept, so an interrupted command continues; `--part 0/2` and
-`--part 1/2` share the rows between two processes.
+Rows come from the suites in `benchmarks/suites`; the first lines of each say how to run it. Every
+suite's full report is written beside its rows as `report.md`; `lowtide report results/SUITE` makes
+the page.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections import defaultdict
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
 
-from lowtide import METHODS
-from lowtide.config import RunConfig
-from lowtide.train import CONFIG, train
+from lowtide.bench import Result, read_results
+from lowtide.bench.suite import SUITE
+from lowtide.report import write_report
 
-MODEL = "vit_tiny_patch16_224"
-NEAR, FAR = "dtd10", "sign_digits"
-METHOD_ROWS = (("linear", "exact"), ("lora", "exact"), ("s2a", "exact"), ("s2a", "tight"))
-ROWS = [
-    *((FAR, method, policy, 0) for method, policy in METHOD_ROWS[::-1]),
-    *((NEAR, method, policy, 0) for method, policy in METHOD_ROWS[::-1]),
-    *((FAR, "s2a", policy, seed) for seed in (1, 2) for policy in ("exact", "tight")),
-]
-RECIPE = {
-    "epochs": 10,
-    "batch_size": 32,
-    "lr": 3e-3,
-    "weight_decay": 1e-4,
-    "amp": "bf16",
-    "device": "cpu",
-}
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train every row of this part that is not finished."""
-    part, parts = map(int, args.part.split("/"))
-    for data, method, policy, seed in ROWS[part::parts]:
-        folder = args.output / f"{data}-{method}-{policy}-{seed}"
-        config = RunConfig(
-            model=MODEL,
-            checkpoint=str(args.checkpoint),
-            data=str(args.data / data),
-            method=METHODS[method](),
-            policy=policy,
-            seed=seed,
-            **RECIPE,
-        )
-        print(folder, flush=True)
-        train(config, folder, continues=(folder / CONFIG).exists())
-
-
-def report(args: argparse.Namespace) -> None:
-    """Write the page from the finished rows."""
-    found = defaultdict(list)
-    for path in sorted(args.output.glob("*/summary.json")):
-        summary = json.loads(path.read_text())
-        config = summary["config"]
-        data = Path(config["data"]).name
-        found[data, config["method"]["name"], config["policy"]].append(summary)
-    lines = [
-        "| data | method | policy | seeds | test accuracy | validation | trained | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for data in (NEAR, FAR):
-        for method, policy in METHOD_ROWS:
-            if runs := found[data, method, policy]:
-                lines.append(_row(data, method, policy, runs))
-    start, end = "<!-- results -->\n", "<!-- end of results -->"
-    text = PAGE.read_text()
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    PAGE.write_text(before + start + "\n".join(lines) + "\n" + end + after)
-    print("\n".join(lines))
-
-
-def _row(data: str, method: str, policy: str, runs: list[dict]) -> str:
-    accuracies = [r["test_accuracy"] for r in runs]
-    spread = f" ± {stdev(accuracies):.3f}" if len(accuracies) > 1 else ""
-    first = runs[0]
-    cells = (
-        data,
-        method,
-        policy,
-        len(runs),
-        f"{mean(accuracies):.3f}{spread}",
-        f"{mean(r['val_accuracy'] for r in runs):.3f}",
-        f"{first['trainable_parameters']:,}",
-        f"{first['measured_peak_bytes'] / 2**20:.0f}",
-    )
-    return f"| {' | '.join(map(str, cells))} |"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results.md"
+FIGURES = PAGE.parent / "figures"
+COSTS = {"trained": "trained parameters", "peak": "planned peak, MiB"}
 
 
 def main() -> None:
-    """Parse and run one of the two verbs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    verbs = parser.add_subparsers(required=True)
-    runner = verbs.add_parser("run")
-    runner.add_argument("--data", type=Path, required=True)
-    runner.add_argument("--checkpoint", type=Path, required=True)
-    runner.add_argument("--output", type=Path, required=True)
-    runner.add_argument("--part", default="0/1")
-    runner.set_defaults(verb=run)
-    reporter = verbs.add_parser("report")
-    reporter.add_argument("--output", type=Path, required=True)
-    reporter.set_defaults(verb=report)
-    args = parser.parse_args()
-    args.verb(args)
+    """Write every suite's report and its part of the page."""
+    for suite in sorted(p.parent for p in ROOT.glob(f"results/*/{SUITE}")):
+        write_report([suite], suite / "report.md")
+        parts = []
+        for data, found in groupby(read_results(suite), lambda r: r.data):
+            if finished := [r for r in found if r.runs]:
+                parts += _part(suite.name, data, sorted(finished, key=_accuracy, reverse=True))
+        _insert(suite.name, "\n\n".join(parts))
+
+
+def _accuracy(result: Result) -> float:
+    return result.accuracy or 0.0
+
+
+def _part(suite: str, data: str, found: list[Result]) -> list[str]:
+    """A heading, a table and the plots of one data set."""
+    parts = [f"### {data}", _table(found)]
+    for cost, axis in COSTS.items():
+        name = f"{suite}-{data}-{cost}.svg"
+        _plot([(r.label, costs(r)[cost], 100 * _accuracy(r)) for r in found], axis, FIGURES / name)
+        parts.append(f"![Accuracy against {axis} on {data}](figures/{name})")
+    return parts
+
+
+def costs(result: Result) -> dict[str, float]:
+    """Trained parameters, the classifier's included, and the planned peak in MiB."""
+    run = result.runs[0]
+    return {
+        "trained": run["trainable_parameters"],
+        "peak": run["planned"]["peak_bytes"] / 2**20,
+    }
+
+
+def _table(found: Iterable[Result]) -> str:
+    lines = [
+        "| method | test accuracy | seeds | validation | lr | trained | planned peak MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in found:
+        spread = "" if r.spread is None else f" ± {r.spread:.3f}"
+        validated = f"{r.searched[r.rate]:.3f}" if r.rate in r.searched else ""
+        cells = (
+            r.label,
+            f"{_accuracy(r):.3f}{spread}",
+            str(len(r.runs)),
+            validated,
+            f"{r.rate:g}",
+            f"{costs(r)['trained']:,}",
+            f"{costs(r)['peak']:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _plot(points: list[tuple[str, float, float]], axis: str, path: Path) -> None:
+    """Draw accuracy against a cost, and the line no method is above and left of."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "lowtide"  # the same plot is the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    front: list[tuple[float, float]] = []
+    for label, cost, accuracy in sorted(points, key=lambda p: (p[1], -p[2])):
+        axes.plot(cost, accuracy, "o", color="tab:blue")
+        axes.annotate(label, (cost, accuracy), (4, 4), textcoords="offset points", fontsize=8)
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    axes.step(*zip(*front, strict=True), where="post", color="tab:orange", zorder=0)
+    axes.set(xlabel=axis, ylabel="test accuracy, %", xscale="log")
+    axes.grid(alpha=0.3)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _insert(suite: str, text: str) -> None:
+    """Replace what stands between a suite's two marks on the page."""
+    start, end = f"<!-- {suite} -->\n", f"<!-- end of {suite} -->"
+    before, _, rest = PAGE.read_text().partition(start)
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise SystemExit(f"{PAGE} has no marks for {suite}")
+    PAGE.write_text(before + start + text + "\n" + end + after)
 
 
 if __name__ == "__main__":

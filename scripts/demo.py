@@ -12,11 +12,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from write_digits import write_digits
 
 from lowtide.config import RunConfig
 from lowtide.methods import METHODS
@@ -30,23 +28,6 @@ ROWS = [
     ("S2A, tight", "s2a", "tight"),
     ("full", "full", "exact"),
 ]
-
-
-def write_digits(folder: Path) -> None:
-    """Write 1,197 training, 100 validation and 500 test images."""
-    digits = load_digits()
-    pixels = (digits.images * 255 / 16).astype("uint8")
-    rest, test = train_test_split(
-        range(len(pixels)), test_size=500, stratify=digits.target, random_state=0
-    )
-    train_, val = train_test_split(
-        rest, test_size=100, stratify=digits.target[rest], random_state=0
-    )
-    for split, indices in (("train", train_), ("val", val), ("test", test)):
-        for i in indices:
-            path = folder / split / str(digits.target[i]) / f"{i:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[i]).save(path)
 
 
 def main() -> None:
