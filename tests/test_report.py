@@ -137,6 +137,16 @@ def test_both_averages_are_those_of_vtab():
     assert {t.group for t in TASKS} == set(GROUPS)
 
 
+def test_seeds_are_compared_by_welch(tmp_path):
+    rows = {("a", "digits"): [120, 160, 140, 131, 155], ("b", "digits"): [160, 161]}
+    p, test = p_value(*gather([write_suite(tmp_path / "suite", rows)]))
+    a, b = (np.array(r) / 200 for r in rows.values())
+    va, vb = a.var(ddof=1) / 5, b.var(ddof=1) / 2
+    degrees = (va + vb) ** 2 / (va**2 / 4 + vb**2 / 1)
+    assert p == pytest.approx(2 * stats.t.sf(abs(a.mean() - b.mean()) / (va + vb) ** 0.5, degrees))
+    assert test.startswith("Welch")
+
+
 @pytest.mark.parametrize(("one", "other"), [(100, 120), (180, 184), (199, 200)])
 def test_one_seed_is_tested_on_its_images(tmp_path, one, other):
     rows = {("a", "digits"): [one], ("b", "digits"): [other]}
