@@ -171,6 +171,28 @@ def test_rows_that_were_run_otherwise_are_not_mixed_in(finished, write):
         run_suite(suite, finished)
 
 
+def test_a_row_may_be_older_than_an_option(finished, write, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    for path in out.glob("**/summary.json"):
+        summary = json.loads(path.read_text())
+        del summary["config"]["ema"]
+        path.write_text(json.dumps(summary))
+    before = {p: p.stat().st_mtime_ns for p in out.glob("**/summary.json")}
+    assert run_suite(Suite.read(write()), out) == []
+    assert before == {p: p.stat().st_mtime_ns for p in out.glob("**/summary.json")}
+    with pytest.raises(InputError, match=r"was run with ema 0.0 and the suite says 0.5"):
+        run_suite(Suite.read(write(defaults={**SUITE["defaults"], "ema": 0.5})), out)
+
+
+def test_what_a_memory_budget_decided_is_no_other_option(write, tmp_path):
+    path = write(methods={"bias": {"method": "bias", "memory_budget": "30MiB"}}, seeds=[0])
+    assert run_suite(Suite.read(path), tmp_path / "out") == []
+    (result,) = read_results(tmp_path / "out")
+    assert result.runs[0]["measured_peak_bytes"] <= 30 * 2**20
+    assert run_suite(Suite.read(path), tmp_path / "out") == []
+
+
 def test_each_row_may_use_several_processes(write, tmp_path):
     path = write(methods={"linear": "linear"}, seeds=[0])
     assert run_suite(Suite.read(path), tmp_path / "out", processes=2) == []

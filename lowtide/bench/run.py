@@ -22,6 +22,9 @@ from .suite import SUITE, Row, Suite
 NEUTRAL = {"data", "checkpoint", "device", "workers", "cache_features"}
 """Options that no result depends on: rows of one suite may differ in them."""
 
+DECIDED = {"memory_budget", "policy", "checkpointing", "accumulate", "frozen_dtype"}
+"""Options that a row's record holds as its memory budget decided them."""
+
 Jobs = Sequence[tuple[Path, RunConfig]]
 
 
@@ -82,10 +85,12 @@ def _refuse_others(suite: Suite, output: Path) -> None:
         else:
             continue
         wanted = row.config.to_dict()
+        kept = {**RunConfig(model="", data="").to_dict(), **kept}  # an option is newer than the row
+        free = NEUTRAL | (DECIDED if row.config.memory_budget else set())
         for name, value in wanted.items():
-            if name not in NEUTRAL and json.dumps(kept.get(name)) != json.dumps(value):
+            if name not in free and json.dumps(kept[name]) != json.dumps(value):
                 raise InputError(
-                    f"{folder} was run with {name} {kept.get(name)} and the suite says {value}:"
+                    f"{folder} was run with {name} {kept[name]} and the suite says {value}:"
                     " choose another --output, or remove that folder to run it again"
                 )
 
