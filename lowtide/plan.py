@@ -66,6 +66,7 @@ def plan(
     optimizer: str = "adamw",
     image_size: int | None = None,
     frozen_dtype: FrozenDtype = "fp32",
+    ema: float = 0.0,
 ) -> Plan:
     """Measure a training step that never runs.
 
@@ -81,6 +82,7 @@ def plan(
         optimizer: timm's name of the optimiser.
         image_size: Side of the square input, for a model given by name.
         frozen_dtype: What frozen weights are kept in; what trains is always in fp32.
+        ema: Decay of a running average of what trains; 0 for none.
 
     Returns:
         The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
@@ -89,7 +91,7 @@ def plan(
     """
     tuned = shadow(model, *methods, num_classes=num_classes, image_size=image_size)
     arrange(tuned, policy or Policy.exact(), checkpointing, frozen_dtype)
-    return rehearse(tuned, batch_size, accumulate, amp, optimizer)
+    return rehearse(tuned, batch_size, accumulate, amp, optimizer, ema)
 
 
 def shadow(
@@ -141,7 +143,9 @@ def arrange(tuned: Tuned, policy: Policy, checkpointing: bool, frozen_dtype: Fro
     return tuned
 
 
-def rehearse(tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str) -> Plan:
+def rehearse(
+    tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str, ema: float = 0.0
+) -> Plan:
     """Watch a training step on tensors without storage.
 
     The optimiser's state is born in an update before it. Of the micro-batches two run: the second
@@ -153,6 +157,7 @@ def rehearse(tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str
         accumulate: Micro-batches the batch is cut into.
         amp: Mixed precision.
         optimizer: timm's name of the optimiser.
+        ema: Decay of a running average of what trains, counted with the optimiser; 0 for none.
 
     Returns:
         The plan.
@@ -169,6 +174,11 @@ def rehearse(tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str
         meter, passes = WorkMeter(tuned, opt), []
         with meter:
             _first_update(tuned, opt)
+            if ema:
+                for p in tuned.parameters():
+                    if p.requires_grad:
+                        opt.state[p]["average"] = p.detach().clone()
+                _first_update(tuned, opt)  # after which the meter looks for state
             images = torch.empty(batch, *image_shape(tuned.backbone))
             labels = torch.zeros(batch, dtype=torch.long)
             batches = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))[:2]

@@ -164,6 +164,7 @@ def search(
     optimizer: str = "adamw",
     image_size: int | None = None,
     machine: str = "cpu",
+    ema: float = 0.0,
 ) -> list[Choice]:
     """Find what fits in a budget: for each method and setting the largest micro-batch.
 
@@ -185,6 +186,7 @@ def search(
         optimizer: timm's name of the optimiser.
         image_size: Side of the square input, for a model given by name.
         machine: Whose speed orders the choices, a key of `MACHINES`.
+        ema: Decay of a running average of what trains; 0 for none.
 
     Returns:
         The choices, fastest first.
@@ -209,7 +211,7 @@ def search(
         except Unsupported as refusal:
             refusals.append(refusal)
             continue
-        found = _Search(tuned, method, budget, batch_size, accumulate, amp, optimizer, machine)
+        found = _Search(tuned, method, budget, batch_size, accumulate, amp, optimizer, machine, ema)
         choices += found.run(settings)
         least.append(found.least)
     if refusals and not least:
@@ -235,6 +237,7 @@ class _Search:
     amp: Amp
     optimizer: str
     machine: str
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         self.tried: dict[tuple[Setting, int], Choice] = {}
@@ -296,7 +299,8 @@ class _Search:
             tuned: Any = hollow(self.tuned)
             policy = POLICIES[setting.policy]()
             arrange(tuned, policy, setting.checkpointing, setting.frozen_dtype)
-            planned = rehearse(tuned, self.batch, accumulate, self.amp, self.optimizer)
+            run = self.batch, accumulate, self.amp, self.optimizer, self.ema
+            planned = rehearse(tuned, *run)
             seconds = MACHINES[self.machine].seconds(planned.work)
             self.tried[key] = Choice(self.method, setting, accumulate, planned, seconds)
         return self.tried[key]

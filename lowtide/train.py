@@ -206,6 +206,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         amp=config.amp,
         optimizer=config.opt,
         frozen_dtype=config.frozen_dtype,
+        ema=config.ema,
     )
     preprocessing = Preprocessing.of(backbone).normalized(config.normalize)
     tuned = apply(backbone, config.method, num_classes=classes)
@@ -230,6 +231,7 @@ def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunC
         batch_size=config.batch_size,
         amp=config.amp,
         optimizer=config.opt,
+        ema=config.ema,
         **free(config.policy, config.checkpointing, config.frozen_dtype, config.accumulate),
     )[0]
     return replace(
