@@ -17,6 +17,7 @@ from .config import RunConfig, read_yaml
 from .errors import InputError, UnknownName
 from .methods import METHODS
 from .presets import named, over_preset
+from .site import Role
 
 
 class Parser(ArgumentParser):
@@ -115,7 +116,12 @@ def add_fields(parser: Parser, cls: type, prefix: str = "") -> None:
             parser.add_argument(flag, action="store_true", help=text)
         elif not dataclasses.is_dataclass(f.default):
             default = None if required else f.default
-            parser.add_argument(flag, type=hints[f.name], default=default, help=text)
+            parser.add_argument(flag, type=_spelt(hints[f.name]), default=default, help=text)
+
+
+def _spelt(hint: Any) -> Any:
+    """Take roles as they are spelt, `qkv`; jsonargparse would want the enum's own names."""
+    return tuple[str, ...] if hint == tuple[Role, ...] else hint
 
 
 def method_options(args: Sequence[str]) -> tuple[list[str], str | None]:

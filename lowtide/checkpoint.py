@@ -180,7 +180,7 @@ def write_text(path: Path, text: str) -> None:
         text: Its content.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     _replace(partial, path)
 
 

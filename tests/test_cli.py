@@ -10,7 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from lowtide.arguments import Parser, config_of, run_config
 from lowtide.cli import COMMANDS, main
+from lowtide.config import RunConfig
+from lowtide.methods import METHODS
+from lowtide.site import Role
 
 PLAN = ["plan", "--model", "vit_base_patch16_224"]
 MODEL = "vit_micro_patch4_32"
@@ -173,3 +177,10 @@ def test_adapter_for_another_backbone_is_refused(tmp_path, capsys):
     save_file(other.state_dict(), tmp_path / "other.safetensors")
     said = refused(["eval", run, "--checkpoint", tmp_path / "other.safetensors"], capsys)
     assert "load the same pre-trained checkpoint" in said
+
+
+def test_roles_are_spelt_the_same_everywhere():
+    config = RunConfig("m", "d", METHODS["lora"](roles=(Role.QKV, Role.FC1)))
+    assert config_of(config.to_dict()) == config
+    args = ["--model", "m", "--data", "d", "--method", "lora", "--method.roles", "[qkv, fc1]"]
+    assert run_config(Parser("train", ""), args)[0] == config

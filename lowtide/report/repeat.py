@@ -7,7 +7,6 @@ import functools
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from typing import Any
 
 from ..arguments import config_of
@@ -81,6 +80,4 @@ def _option(flag: str, value: str) -> list[str]:
 
 def _text(value: Any) -> str:
     """Write a value as the command line reads it."""
-    if isinstance(value, tuple | list):
-        return json.dumps([v.name if isinstance(v, Enum) else v for v in value])
     return value if isinstance(value, str) else json.dumps(value)
