@@ -64,11 +64,12 @@ class Policy:
     Attributes:
         codecs: A codec for each op to answer, by name; ops without one are left to torch.
         piece: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
-            backward does not need exists for one piece at a time. None runs them whole.
+            backward does not need exists for one piece at a time. None runs them whole. An MLP,
+            which is wider inside, takes half of it.
         rerun: How the input of an attention module is kept; in backward q, k and v are made of it
             again, or where a module does more than that, all of it runs again, and nothing inside
-            is kept. The input follows from the norm before it, so the norms of a block that holds
-            an attention are kept so as well. None keeps what is inside.
+            is kept. The input follows from the norm before it, so in a block that holds an
+            attention the norms up to there are kept so as well. None keeps what is inside.
     """
 
     codecs: Mapping[str, Codec] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class Policy:
         Returns:
             The policy.
         """
-        four, six, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 6, 8))
+        four, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 8))
         smooth = ("gelu", "gelu_tanh", "quick_gelu", "silu", "hardswish")
         return cls(
             {
@@ -132,14 +133,14 @@ class Policy:
                 "mean_pool": Exact(),
                 # A place in a window is an integer up to 15: kept without loss.
                 "max_pool": Affine(4, "tensor"),
-                "layer_norm": Affine(5, 128, stats=torch.bfloat16),
+                "layer_norm": Affine(4, 128, stats=torch.bfloat16),
                 "batch_norm": eight,
                 "attention": four,
                 "softmax": Affine(8, "row", stats=torch.bfloat16),
                 **dict.fromkeys(("matmul", "mul", "linear", "conv"), eight),
             },
-            piece=1 << 20,
-            rerun=six,
+            piece=5 << 18,
+            rerun=Affine(6, 128, stats=torch.bfloat16),
         )
 
 
@@ -303,6 +304,7 @@ def _run(
         with mode.but(codecs={**policy.codecs, "layer_norm": policy.rerun}):
             return forward(*args, **kwargs)
     if policy.rerun is not None and _runs_again(module, args, kwargs):
+        mode.codecs = policy.codecs  # the norms behind, to the end of the block
         if module._lowtide_derives and "attention" in mode.codecs and _is_plain(module):
             _note(args[0], policy.rerun)
             try:
@@ -366,6 +368,7 @@ def _rows(
     if piece is None or not args or not (whole or isinstance(module, MLPS)):
         return None
     x, *others = *args, *kwargs.values()
+    piece = piece if whole else piece // 2  # an MLP is wider inside than the model elsewhere
     if others or not isinstance(x, Tensor) or x.numel() <= piece or _mixes_images(module):
         return None
     pieces = min(len(x), -(-x.numel() // piece))

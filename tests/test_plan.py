@@ -118,7 +118,7 @@ def test_published_table(name, checkpointing):
     assert abs(planned.peak_bytes / MIB - VIT_B[name, checkpointing]) < 1
 
 
-@pytest.mark.parametrize(("name", "limit"), [("bias", 600), ("s2a", 630), ("lora", 610)])
+@pytest.mark.parametrize(("name", "limit"), [("bias", 600), ("s2a", 630), ("lora", 620)])
 def test_tight_stays_below_its_promise(name, limit):
     policy = POLICIES["tight"]()
     planned = plan("vit_base_patch16_224", METHODS[name](), num_classes=100, policy=policy)
