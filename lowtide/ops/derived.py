@@ -39,7 +39,7 @@ RUN_AGAIN: set[Function] = {
 """Functions that an attention module makes its queries, keys and values with."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Again:
     """A call to be made again; among its arguments calls stand for what they gave.
 
@@ -47,18 +47,21 @@ class Again:
         function: What was called; None stands for what is kept.
         args: Its arguments by place.
         kwargs: Its arguments by name.
+        uses: How many calls read its result.
     """
 
     function: Function | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    uses: int = 0
 
     def value(self, kept: Callable[[], Tensor], memo: dict[Again, Any]) -> Any:
         """Compute the result.
 
         Args:
             kept: Gives what is kept.
-            memo: Results of matrix products, so that none is computed twice; more are added.
+            memo: Results of matrix products and what several calls read, so that none is computed
+                twice; more are added.
 
         Returns:
             What the function gave.
@@ -72,7 +75,7 @@ class Again:
             (self.args, dict(self.kwargs)),
         )
         result = self.function(*args, **kwargs)
-        if self.function in MAPS:
+        if self.function in MAPS or self.uses > 1:
             memo[self] = result
         return result
 
@@ -221,6 +224,7 @@ def follow(
         if (note := _noted(a)) is None:
             raise LookupError
         began.append(note[1:])
+        note[0].uses += 1
         return note[0]
 
     try:
