@@ -227,7 +227,8 @@ def test_beside_the_input_nothing_is_kept_of_q_k_and_v(graft) -> None:
         model(x)
     # The map behind the attention trains here, and reads what does not follow from the norm.
     behind = 0 if graft is Unforeseen else SIX.nbytes(x.shape, x.dtype)
-    declared = EIGHT.nbytes(x.shape, x.dtype) + 4 * 36 + behind
+    low_rank = SIX.nbytes(torch.Size((*ROWS, 2)), x.dtype) if graft is Factors else 0
+    declared = EIGHT.nbytes(x.shape, x.dtype) + 4 * 36 + behind + low_rank
     assert bytes_besides(kept, [*model.parameters()]) == declared
 
 

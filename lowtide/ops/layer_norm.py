@@ -31,6 +31,8 @@ def _forward(
     kept = (rstd, weight) if dx else (None, None)
 
     def again(x_hat: Tensor) -> Tensor:
+        if weight is not None and bias is not None:
+            return torch.addcmul(bias, x_hat, weight)
         scaled = x_hat if weight is None else x_hat * weight
         return scaled if bias is None else scaled + bias
 

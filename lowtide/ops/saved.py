@@ -13,6 +13,9 @@ from torch.autograd.function import once_differentiable
 from ..codecs.base import Codec, Reader, Residue
 from .derived import Again, Derived, derived, remember
 
+SMALL = 16
+"""What is so many times smaller than what it follows from is kept: fewer bytes than work."""
+
 Options = Mapping[str, Any]
 Needs = tuple[bool, ...]
 Tensors = tuple[Tensor | None, ...]
@@ -121,7 +124,8 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     source = residue.source
     if not residue.whole or isinstance(source, nn.Parameter) or torch.compiler.is_compiling():
         return codec, codec.pack(residue)
-    if (known := derived(source)) is not None:
+    known = derived(source)
+    if known is not None and source.numel() * SMALL > known[0].shape.numel():
         return known
     # Tied to the tensor object, so it ends with it; the version changes if it is written to.
     memory = source.__dict__.setdefault("_lowtide_kept", {})
