@@ -34,7 +34,7 @@ class RunConfig:
         pretrained: Take timm's own weights where no file is given.
         image_size: Side of the square input; by default the checkpoint's.
         epochs: Passes over the training images.
-        batch_size: Images per update.
+        batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
         accumulate: Micro-batches a batch is cut into.
         checkpointing: Recompute each block in backward instead of keeping its activations.
         amp: Mixed precision: no, bf16 or fp16.

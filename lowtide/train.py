@@ -103,15 +103,20 @@ class Run:
         """
         config = self.config
         load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+        if training and len(samples) % config.batch_size == 1 and self._normalizes_batches():
+            load = partial(load, drop_last=True)  # one image has no statistics
         transform = self.preprocessing.transform(train=training, augment=config.augment)
         if self.features:
-            self.features.fill(
-                self.tuned, samples, load(transform, shuffle=False, workers=config.workers)
-            )
+            whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
+            self.features.fill(self.tuned, samples, whole)
             return load(Kept(), shuffle=training, cache=self.features)
         made = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
         several = self.accelerator.num_processes > 1
         return self.accelerator.prepare_data_loader(made) if several else made
+
+    def _normalizes_batches(self) -> bool:
+        norms = nn.modules.batchnorm._BatchNorm
+        return any(isinstance(m, norms) and m.training for m in self.tuned.modules())
 
 
 def train(

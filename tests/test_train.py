@@ -126,6 +126,17 @@ def test_a_killed_run_continues_to_the_same_weights(config, tmp_path):
     assert equal(weights(tmp_path / "whole"), weights(killed))
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_last_batch_of_one_image_is_left_out_where_batches_are_normalized(
+    config, tmp_path, cached
+):
+    """36 images in batches of 5 leave one over."""
+    config = replace(config, augment="none", batch_size=5, epochs=1, cache_features=cached)
+    summary = train(replace(config, method=METHODS["mlp_head"]()), tmp_path / "run")
+    assert summary["history"][0]["train_loss"] > 0
+    assert (tmp_path / "run/summary.json").exists()
+
+
 def test_two_processes_train_one_model(config, tmp_path):
     (tmp_path / "c.yaml").write_text(write_yaml(replace(config, policy="tight").to_dict()))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "lowtide"]
