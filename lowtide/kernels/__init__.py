@@ -12,4 +12,5 @@ import importlib.util
 import torch
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton"):
-    importlib.import_module(f"{__name__}.triton")
+    for kernels in ("triton", "triton_layer_norm"):
+        importlib.import_module(f"{__name__}.{kernels}")

@@ -9,9 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..codecs.base import Residue
+from ..codecs.affine import Affine
+from ..codecs.base import Codec, Residue
+from ..kernels.layer_norm import layer_norm_backward
 from ..kernels.slices import standardise, wide
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+FUSED = {"cuda"}
+"""Devices with a kernel that computes the gradients from codes; others unpack them first."""
 
 
 def _forward(
@@ -48,10 +53,14 @@ def _backward(
     if rstd is not None and weight is not None:
         dx, dw, db = _all(needs, dy, x_hat, weight.to(dy.dtype))
         return dx.mul_(rstd), dw, db
-    rows = tuple(range(dy.ndim - 1))
     dx = None if rstd is None else _all((True, False, False), dy, x_hat, None)[0].mul_(rstd)
-    dw = (dy * x_hat).sum(rows) if needs[1] else None
-    return dx, dw, dy.sum(rows) if needs[2] else None
+    dw = _over_rows(dy * x_hat) if needs[1] else None
+    return dx, dw, _over_rows(dy) if needs[2] else None
+
+
+def _over_rows(x: Tensor) -> Tensor:
+    # sum(()) would sum a single row over its columns.
+    return x.sum(tuple(range(x.ndim - 1))) if x.ndim > 1 else x
 
 
 def _all(needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None) -> Any:
@@ -64,7 +73,26 @@ def _all(needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None) -> Any:
     )
 
 
-LAYER_NORM = Op(_forward, _backward)
+def _packed(
+    needs: Needs,
+    codec: Codec,
+    packed: tuple[Tensor, ...],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    eps: float,
+) -> Any:
+    rstd, weight = extras
+    if dy.device.type not in FUSED or rstd is None:
+        return NotImplemented
+    if not isinstance(codec, Affine) or not isinstance(codec.group, int):
+        return NotImplemented
+    given = (rstd, weight, codec.bits, codec.group, needs[1] or needs[2])
+    dx, dw, db = layer_norm_backward(dy, *packed, *given)
+    return dx, dw if needs[1] else None, db if needs[2] else None
+
+
+LAYER_NORM = Op(_forward, _backward, packed=_packed)
 """y = w x^ + b with x^ = (x - mean) rstd; dx = rstd (g - mean(g) - x^ mean(g x^)), g = w dy.
 
 Residue: x^ if x or w wants a gradient, nothing for b alone. Extras, for dx: rstd and w.

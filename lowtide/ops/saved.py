@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,12 +81,15 @@ class Op:
             None where there is no need.
         scales: Whether the gradient is dy times the one residue, which some codecs do in one pass.
         coarse: Whether residues that are computed again together may come in bfloat16.
+        packed: `(needs, codec, packed, extras, dy, **options) -> gradients` of the one residue as
+            it is kept, or `NotImplemented` to have it unpacked for `backward`.
     """
 
     forward: Callable[..., Forward]
     backward: Callable[..., Tensors]
     scales: bool = False
     coarse: bool = False
+    packed: Callable[..., Any] | None = None
 
 
 def saved(
@@ -184,6 +187,12 @@ class _Saved(torch.autograd.Function):
         tensors, residues = ctx.saved_tensors, []
         if ctx.op.scales and hasattr(ctx.kept[0][0], "scale"):
             return None, None, None, None, ctx.kept[0][0].scale(tensors, dy)
+        if ctx.op.packed is not None and ctx.kept:
+            codec, count, *_ = ctx.kept[0]
+            given = (ctx.needs, codec, tensors[:count], tensors[count:], dy)
+            gradients = ctx.op.packed(*given, **ctx.options)
+            if gradients is not NotImplemented:
+                return None, None, None, None, *_cast(gradients, ctx.needs, ctx.dtypes)
         shared: dict[Again, Any] = {}
         for codec, count, shape, dtype in ctx.kept:
             packed, tensors = tensors[:count], tensors[count:]
@@ -193,8 +202,9 @@ class _Saved(torch.autograd.Function):
                 residues.append(codec.unpack(packed, shape, dtype))
         shared.clear()
         gradients = ctx.op.backward(ctx.needs, tuple(residues), tensors, dy, **ctx.options)
-        cast = [
-            None if g is None or not need else g.to(dtype)
-            for g, need, dtype in zip(gradients, ctx.needs, ctx.dtypes, strict=True)
-        ]
-        return None, None, None, None, *cast
+        return None, None, None, None, *_cast(gradients, ctx.needs, ctx.dtypes)
+
+
+def _cast(gradients: Tensors, needs: Needs, dtypes: list[torch.dtype]) -> Iterator[Tensor | None]:
+    for gradient, need, dtype in zip(gradients, needs, dtypes, strict=True):
+        yield None if gradient is None or not need else gradient.to(dtype)

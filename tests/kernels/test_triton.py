@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from lowtide.kernels import triton as gpu
+from lowtide.kernels import triton_layer_norm as norm
 
 CASES = Path(__file__).with_name("triton_cases.py")
 FLOATS = {"fp32": "*fp32", "bf16": "*bf16"}
@@ -62,6 +63,13 @@ def test_compiled_for_a_gpu(number: str, bits: int) -> None:
         gpu._staircase_unpack: (
             {"packed": "*u8", "levels": "*fp32", "dy": number, "out": number, "n": "i32"},
             {"SCALE": True, "BITS": bits, "SIZE": 1024},
+        ),
+        norm._layer_norm_backward: (
+            {"dy": number, "lows": "*bf16", "steps": "*bf16", "packed": "*u8", "dx": number}
+            | dict.fromkeys(("rstd", "weight", "dw", "db"), "*fp32")
+            | {"each": "i32", "rows": "i32"},
+            {"WEIGHT": True, "TRAINED": True, "BITS": bits, "GROUP": 64}
+            | {"ROW": 768, "SIZE": 1024},
         ),
     }
     for kernel, (types, fixed) in kernels.items():

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from lowtide.kernels import triton as gpu
+from lowtide.kernels import triton_layer_norm as norm
 from lowtide.kernels.affine import affine_pack, affine_pack_plain, affine_unpack_plain
+from lowtide.kernels.layer_norm import layer_norm_backward_plain
 from lowtide.kernels.staircase import (
     staircase,
     staircase_pack_plain,
@@ -91,6 +93,51 @@ def test_signs_and_transposed_gradients() -> None:
     packed = gpu.staircase_pack_triton(x, [0.0], [0, 1], 1)
     dx = gpu.staircase_scale_triton(dy, packed, [0.0, 1.0], 1)
     assert torch.equal(dx, dy * (x > 0)) and dx.is_contiguous()
+
+
+def test_a_number_on_an_edge_lies_below_it() -> None:
+    edges, codes = [-1.0, 0.0, 2.0], [3, 1, 0, 2]
+    x = torch.tensor([-1.0, -0.5, 0.0, 1.0, 2.0, 2.5, -0.0, -2.0], device=DEVICE)
+    packed = gpu.staircase_pack_triton(x, edges, codes, 2)
+    assert packed.tolist() == [0b00_01_01_11, 0b11_01_10_00]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16, None])
+@pytest.mark.parametrize(
+    ("shape", "bits", "group"),
+    [((2, 5, 48), 4, 32), ((7, 20), 6, 64), ((16,), 8, 16), ((1, 3, 37), 3, 13)],
+)
+def test_layer_norm_backward(shape, bits, group, weight, trained, dtype, monkeypatch) -> None:
+    monkeypatch.setattr(norm, "PROGRAMS", 3)  # rows that the programs share unevenly
+    dy, rstd = randn(shape, dtype), torch.rand(*shape[:-1], 1).to(DEVICE) + 0.5
+    packed = affine_pack_plain(randn(shape), None, None, bits, group, torch.bfloat16)
+    w = None if weight is None else randn(shape[-1:], weight)
+    given = (dy, *packed, rstd, w, bits, group, trained)
+    ours, theirs = norm.layer_norm_backward_triton(*given), layer_norm_backward_plain(*given)
+    assert [t.dtype for t in ours] == [t.dtype for t in theirs]
+    close = (
+        {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    )
+    torch.testing.assert_close(ours[0], theirs[0], **close)
+    torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_layer_norm_backward_of_no_rows_of_other_layouts_and_of_what_is_not_finite() -> None:
+    given = (torch.rand(0, 1).to(DEVICE), None, 4, 8, True)
+    nothing = affine_pack_plain(randn((0, 8)), None, None, 4, 8, torch.bfloat16)
+    dx, dw, db = norm.layer_norm_backward_triton(randn((0, 8)), *nothing, *given)
+    assert dx.shape == (0, 8) and dw.tolist() == db.tolist() == [0.0] * 8
+    x, dy = randn((3, 8)), randn((8, 3)).mT
+    x[1, 5] = math.nan
+    packed = affine_pack_plain(x, None, None, 4, 8, torch.bfloat16)
+    given = (dy, *packed, torch.rand(3, 1).to(DEVICE), None, 4, 8, False)
+    ours, theirs = (
+        f(*given)[0] for f in (norm.layer_norm_backward_triton, layer_norm_backward_plain)
+    )
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    assert ours[1].isnan().all() and ours[::2].isfinite().all()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the dispatcher chooses Triton for CUDA tensors")
