@@ -15,7 +15,7 @@ from lowtide.codecs.base import Residue
 from lowtide.codecs.codebook import Codebook
 from lowtide.codecs.levels import LEVELS
 from lowtide.codecs.sign import Sign
-from lowtide.kernels import native
+from lowtide.kernels import native, slices
 from lowtide.kernels.affine import (
     affine_pack,
     affine_pack_plain,
@@ -49,6 +49,7 @@ SHAPES: dict[str, Callable[[], Tensor]] = {
     "constant": lambda: torch.full((4, 33), 3.7),
     "threads": lambda: torch.randn(5, 40001),
 }
+ROWS = SHAPES | {"one behind the row": lambda: torch.randn(4, 63)}
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 
@@ -75,7 +76,7 @@ def test_the_kernels_were_built() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("given", SHAPES)
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("group", [64, 13, 256])
+@pytest.mark.parametrize("group", [64, 17, 256])
 def test_affine(bits: int, group: int, given: str, dtype: torch.dtype) -> None:
     x = SHAPES[given]().to(dtype)
     for stats in (torch.float32, torch.bfloat16):
@@ -86,9 +87,11 @@ def test_affine(bits: int, group: int, given: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("given", ["tokens", "odd", "empty", "permuted", "channels", "threads"])
+@pytest.mark.parametrize(
+    "given", ["tokens", "odd", "empty", "permuted", "channels", "threads", "one behind the row"]
+)
 def test_standardised_rows(given: str, dtype: torch.dtype) -> None:
-    x = (2 + 3 * SHAPES[given]()).to(dtype)
+    x = (2 + 3 * ROWS[given]()).to(dtype)
     wide = x if dtype == torch.float64 else x.float()
     mean = wide.mean(-1, keepdim=True)
     rstd = 1 / (wide - mean).norm(dim=-1, keepdim=True)
@@ -100,13 +103,28 @@ def test_standardised_rows(given: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_group_with_what_is_not_finite_is_not_finite(bad: float) -> None:
-    x = torch.randn(3, 64)
-    x[1, 5] = bad
+@pytest.mark.parametrize(("group", "place"), [(64, 5), (50, 49)])
+def test_a_group_with_what_is_not_finite_is_not_finite(group: int, place: int, bad: float) -> None:
+    x = torch.randn(3, group)
+    x[1, place] = bad
     for bits in (4, 8):
-        packed = affine_pack(x, None, None, bits, 64, torch.bfloat16)
-        again = affine_unpack(*packed, [3, 64], bits, 64, torch.float32)
-        assert not again[1, 5].isfinite() and again[::2].isfinite().all()
+        packed = affine_pack(x, None, None, bits, group, torch.bfloat16)
+        again = affine_unpack(*packed, [3, group], bits, group, torch.float32)
+        assert not again[1, place].isfinite() and again[::2].isfinite().all()
+        plain = affine_pack_plain(x, None, None, bits, group, torch.bfloat16)
+        equal(packed[2:], plain[2:])
+
+
+@pytest.mark.parametrize("bits", [1, 3, 6])
+def test_what_is_read_in_pieces_is_packed_as_one(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "SLICE", 64)
+    x = torch.randn(9, 200).mT
+    given = (None, None, bits, 64, torch.bfloat16)
+    equal(affine_pack(x, *given), affine_pack(x.contiguous(), *given))
+    stairs = ([-1.0, 0.0, 0.5], [1, 0, 1, 0], bits)
+    equal((staircase_pack(x, *stairs),), (staircase_pack(x.contiguous(), *stairs),))
 
 
 def cuts(levels: tuple[float, ...]) -> tuple[float, ...]:
@@ -155,7 +173,9 @@ def test_staircase(bits: int, given: str, dtype: torch.dtype) -> None:
 
 def test_the_staircase_table_is_the_search() -> None:
     """What the plain definition looks up is what torch.bucketize searches."""
-    x = torch.cat((torch.randn(3000) * 3, torch.tensor([math.inf, -math.inf, math.nan])))
+    on_an_edge = torch.tensor([0.5, -1.0, 0.0, 2.0, -2.0, 7.0])
+    bad = torch.tensor([math.inf, -math.inf, math.nan])
+    x = torch.cat((torch.randn(3000) * 3, on_an_edge, bad))
     for edges in ([0.5], [-1.0, 0.0, 2.0], [-2.0, -1.9999, 0.3, 0.30001, 7.0]):
         codes = [0, 3, 1, 2, 7, 5][: len(edges) + 1]
         packed = staircase_pack_plain(x, edges, codes, 4)
