@@ -16,6 +16,8 @@ from .softmax import softmax_backward
 
 PIECE = 1 << 21
 """Numbers of the attention matrix that the backward holds at a time."""
+FUSED = {"cuda"}
+"""Devices where torch's own backward runs, whose fused kernels hold no part of the matrix."""
 
 
 def weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
@@ -66,6 +68,8 @@ def _backward(
     causal: bool,
 ) -> Tensors:
     (mask,) = extras
+    if dy.device.type in FUSED and not torch.compiler.is_compiling():
+        return _fused(needs, residues, mask, dy, scale, causal)
 
     def again(q: Tensor, k: Tensor, rows: slice) -> Tensor:
         here = mask[rows] if mask is not None and mask.ndim == 4 and len(mask) > 1 else mask
@@ -74,12 +78,32 @@ def _backward(
     return _piecewise(needs, residues, again, mask, dy, scale)
 
 
+def _fused(
+    needs: Needs,
+    qkv: tuple[Tensor, ...],
+    mask: Tensor | None,
+    dy: Tensor,
+    scale: float,
+    causal: bool,
+) -> Tensors:
+    """Differentiate torch's function, which chooses one of its fused kernels for the device."""
+    low = _product_dtype(qkv, dy)
+    tensors = [t.detach() for t in (*qkv, mask) if t is not None]
+    wanted = [t.requires_grad_() for t, need in zip(tensors, needs, strict=False) if need]
+    with torch.enable_grad():
+        q, k, v, *masks = (t if t.dtype == torch.bool else t.to(low) for t in tensors)
+        bias = masks[0] if masks else None
+        y = F.scaled_dot_product_attention(q, k, v, bias, is_causal=causal, scale=scale)
+    found = iter(torch.autograd.grad(y, wanted, dy.to(low)))
+    return tuple(next(found) if need else None for need in needs)
+
+
 ATTENTION = Op(_forward, _backward, coarse=True)
 """y = P v, P = softmax(scale q k^T + mask). Residues: q, k, v; P is computed again, piece by piece.
 
     dv = P^T dy,  dS = P (dP - sum(dP P)) with dP = dy v^T,  dq = scale dS k,  dk = scale dS^T q
 
-Extras: the mask.
+On a GPU torch's function does that itself. Extras: the mask.
 
 Saves:
     What the codecs keep of the numbers in q, k and v, and the mask as it is.
@@ -132,8 +156,7 @@ def _piecewise(
     scale: float,
 ) -> Tensors:
     dq, dk, dv = (t.new_empty(t.shape, dtype=dy.dtype) for t in qkv)
-    # Computed again in bfloat16, they are multiplied in bfloat16.
-    low = torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in qkv) else dy.dtype
+    low = _product_dtype(qkv, dy)
     q, k, v, dy = (t.to(low) for t in (*qkv, dy))
     dmask = torch.zeros_like(mask) if needs[3] and mask is not None else None
     per_image = q.shape[1] * q.shape[2] * k.shape[2]
@@ -150,6 +173,11 @@ def _piecewise(
             part = dmask[rows] if dmask.ndim == 4 and len(dmask) > 1 else dmask
             part += ds.sum_to_size(part.shape)
     return dq.mul_(scale), dk.mul_(scale), dv, dmask
+
+
+def _product_dtype(qkv: tuple[Tensor, ...], dy: Tensor) -> torch.dtype:
+    # Computed again in bfloat16, they are multiplied in bfloat16.
+    return torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in qkv) else dy.dtype
 
 
 def _answer(codecs: Codecs, call: Call) -> Any:
