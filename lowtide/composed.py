@@ -45,7 +45,7 @@ class Composed(nn.Module):
         """
         if not self.sides and not (self.checkpointing and self.blocks):
             return self.backbone(x)
-        return self.onward({STEM: self.family.stem(self.backbone, x)})
+        return self._go_on(self.family.stem(self.backbone, x), STEM, {})
 
     def onward(self, given: Mapping[str, Tensor]) -> Tensor:
         """Classify from what the first elements of the chain gave; they are not run.
@@ -57,17 +57,18 @@ class Composed(nn.Module):
         Returns:
             Logits `(B, K)`.
         """
-        model, family = self.backbone, self.family
         if FEATURE in given:
-            return model.get_classifier()(given[FEATURE])
-        chain = (STEM, *family.chain(model))
-        start = next(i for i, path in enumerate(chain) if path in given)
-        x, states = given[chain[start]], dict.fromkeys(self.sides)
-        for path in chain[start + 1 :]:
-            run = self.beside(
-                path, _gives(given[path]) if path in given else self.run(path), states
-            )
-            x = run(x)
+            return self.backbone.get_classifier()(given[FEATURE])
+        first = next(p for p in (STEM, *self.family.chain(self.backbone)) if p in given)
+        return self._go_on(given[first], first, given)
+
+    def _go_on(self, x: Tensor, after: str, given: Mapping[str, Tensor]) -> Tensor:
+        """Run what comes after an element, x being its output; nothing holds x but its readers."""
+        model, states = self.backbone, dict.fromkeys(self.sides)
+        chain = (STEM, *self.family.chain(model))
+        for path in chain[chain.index(after) + 1 :]:
+            element = _gives(given[path]) if path in given else self.run(path)
+            x = self.beside(path, element, states)(x)
         for name, side in self.sides.items():
             x = side.finish(x, states[name])
         x = model.get_classifier()(self.feature(x))
