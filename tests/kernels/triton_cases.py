@@ -10,7 +10,7 @@ import torch
 from lowtide.kernels import triton as gpu
 from lowtide.kernels import triton_layer_norm as norm
 from lowtide.kernels.affine import affine_pack, affine_pack_plain, affine_unpack_plain
-from lowtide.kernels.layer_norm import layer_norm_backward_plain
+from lowtide.kernels.layer_norm import layer_norm_backward, layer_norm_backward_plain
 from lowtide.kernels.staircase import (
     staircase,
     staircase_pack_plain,
@@ -144,5 +144,8 @@ def test_layer_norm_backward_of_no_rows_of_other_layouts_and_of_what_is_not_fini
 def test_the_dispatcher_chooses_them() -> None:
     x = randn((3, 64))
     given = (x, None, None, 4, 64, torch.bfloat16)
-    equal(affine_pack(*given), gpu.affine_pack_triton(*given))
+    packed = affine_pack(*given)
+    equal(packed, gpu.affine_pack_triton(*given))
     torch.library.opcheck(affine_pack, given)
+    given = (x, *packed, torch.rand(3, 1, device=DEVICE), None, 4, 64, True)
+    equal(layer_norm_backward(*given), norm.layer_norm_backward_triton(*given))
