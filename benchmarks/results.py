@@ -9,6 +9,7 @@ the page.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +26,8 @@ COSTS = {"trained": "trained parameters", "peak": "planned peak, MiB"}
 
 def main() -> None:
     """Write every suite's report and its part of the page."""
-    for suite in sorted(p.parent for p in ROOT.glob(f"results/*/{SUITE}")):
+    os.chdir(ROOT)  # folders stand in the reports as they are given
+    for suite in sorted(p.parent for p in Path("results").glob(f"*/{SUITE}")):
         write_report([suite], suite / "report.md")
         parts = []
         for data, found in groupby(read_results(suite), lambda r: r.data):
