@@ -368,7 +368,9 @@ def _rows(
     if piece is None or not args or not (whole or isinstance(module, MLPS)):
         return None
     x, *others = *args, *kwargs.values()
-    piece = piece if whole else piece // 2  # an MLP is wider inside than the model elsewhere
+    piece = (
+        piece if whole else max(1, piece // 2)
+    )  # an MLP is wider inside than the model elsewhere
     if others or not isinstance(x, Tensor) or x.numel() <= piece or _mixes_images(module):
         return None
     pieces = min(len(x), -(-x.numel() // piece))

@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import timm
@@ -174,7 +175,9 @@ def test_everything_at_once_compiles_without_a_break(method: str) -> None:
     tuned = narrow(apply(vit(), METHODS[method](), num_classes=4))
     exact = learn(tuned)
     for policy in (EVERYTHING, TIGHT):
-        eager = cosine(learn(compress(tuned, policy)), exact)
+        # Under a compiler attention is not differentiated from the norm before it.
+        eager = cosine(learn(compress(tuned, replace(policy, rerun=None))), exact)
+        compress(tuned, policy)
         compiled = torch.compile(tuned, fullgraph=True, backend="aot_eager")
         # A compiler may share less of what is kept, so that rounding falls elsewhere.
         assert 1 - cosine(learn(tuned, compiled), exact) < 1.5 * (1 - eager) + 1e-6
