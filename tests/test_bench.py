@@ -205,13 +205,15 @@ def test_rows_run_on_a_ray_cluster(finished, write, tmp_path):
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        assert run_suite(Suite.read(write()), tmp_path / "out", launcher="ray") == []
+        suite = Suite.read(write(methods={"linear": "linear"}))
+        assert run_suite(suite, tmp_path / "out", launcher="ray") == []
     finally:
         ray.shutdown()
-    for name, row in summaries(finished).items():
-        assert summaries(tmp_path / "out")[name]["history"][0]["train_loss"] == pytest.approx(
-            row["history"][0]["train_loss"], abs=1e-4
-        )
+    rows = summaries(tmp_path / "out")
+    assert set(rows) == {f"tints/linear/lr0.001-seed{s}" for s in (0, 1)}
+    for name, row in rows.items():
+        alone = summaries(finished)[name]["history"][0]["train_loss"]
+        assert row["history"][0]["train_loss"] == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_preset_may_name_the_data(write):
