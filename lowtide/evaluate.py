@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from sklearn.metrics import accuracy_score, recall_score
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbone import create
 from .checkpoint import read_config
@@ -59,15 +59,37 @@ def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "aut
         base, classes = config["backbone"], tuple(config["classes"])
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
         transform = preprocessing.transform(train=False, augment=config["augment"])
-        weights = checkpoint or (Path(base["checkpoint"]) if base["checkpoint"] else None)
-        options = {"pretrained": base["pretrained"], "image_size": base["image_size"]}
-        name, seed = base["name"], int(base["seed"])
+        seed, options = _origin(base, checkpoint)
     except (KeyError, TypeError) as e:
         raise InputError(f"{folder} was not left by lowtide train: its config lacks {e}") from e
-    torch.manual_seed(seed)  # a backbone with random weights is the same one only from its seed
-    tuned = load(create(name, checkpoint=weights, **options), folder)
+    tuned = load(_make(seed, options), folder)
     wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-    return Trained(tuned.to(wanted), preprocessing, transform, classes, name)
+    return Trained(tuned.to(wanted), preprocessing, transform, classes, options["name"])
+
+
+def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
+    """Make the backbone a run began with; the generator is left as the run's was then.
+
+    Args:
+        folder: A run folder that `open_run` takes.
+        checkpoint: Where the backbone's weights are now, if not where they were.
+
+    Returns:
+        The backbone as pre-trained, with its own classifier.
+    """
+    return _make(*_origin(read_config(folder)["backbone"], checkpoint))
+
+
+def _origin(base: Mapping[str, Any], checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
+    """Read the seed of a run's backbone, and what `create` is given."""
+    weights = checkpoint or (Path(base["checkpoint"]) if base["checkpoint"] else None)
+    options = {k: base[k] for k in ("name", "pretrained", "image_size")}
+    return int(base["seed"]), {**options, "checkpoint": weights}
+
+
+def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:
+    torch.manual_seed(seed)  # a backbone with random weights is the same one only from its seed
+    return create(**options)
 
 
 def score(

@@ -159,8 +159,10 @@ def _of_cell(suite: str, cell: Cell, output: Path) -> Result:
         for lr, row in cell.searches.items()
         if (summary := summary_of(output / row.folder))
     }
-    rows = [*cell.searches.values(), *chosen_tests(cell, output)]
-    folders = [output / row.folder for row in chosen_tests(cell, output)]
+    rate = chosen_rate(cell, output)
+    tests = () if rate is None else cell.tests[rate]
+    rows = [*cell.searches.values(), *tests]
+    folders = [output / row.folder for row in tests]
     finished = [(f, s) for f in folders if (s := summary_of(f))]
     return Result(
         suite=suite,
@@ -168,7 +170,7 @@ def _of_cell(suite: str, cell: Cell, output: Path) -> Result:
         group=cell.group,
         label=cell.label,
         searched=searched,
-        rate=chosen_rate(cell, output),
+        rate=rate,
         runs=tuple(s for _, s in finished),
         folders=tuple(f for f, _ in finished),
         planned=len(next(iter(cell.tests.values()))),

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import find
-from ..backbone import create
-from ..checkpoint import read_config
 from ..data import Sample, loader
 from ..errors import InputError, Unsupported
-from ..evaluate import Trained
+from ..evaluate import Trained, backbone_of
 from ..graft import Block, Side
 from ..methods import METHODS
 from ..site import Role
@@ -25,23 +23,6 @@ from ..tune import Tuned, apply
 
 Note = Callable[[str, Tensor], None]
 NAME = "inside"
-
-
-def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
-    """Make the backbone a run began with; the generator is left as the run's was then.
-
-    Args:
-        folder: A run folder that `open_run` takes.
-        checkpoint: Where the backbone's weights are now, if not where they were.
-
-    Returns:
-        The backbone as pre-trained, with its own classifier.
-    """
-    base = read_config(folder)["backbone"]
-    weights = checkpoint or (Path(base["checkpoint"]) if base["checkpoint"] else None)
-    torch.manual_seed(int(base["seed"]))
-    options = {"pretrained": base["pretrained"], "image_size": base["image_size"]}
-    return create(base["name"], checkpoint=weights, **options)
 
 
 def untouched(trained: Trained, folder: Path, checkpoint: Path | None = None) -> Trained:

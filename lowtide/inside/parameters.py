@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from ..adapter import STATISTICS, find, root
 from ..checkpoint import construct, read_config
 from ..errors import InputError
-from ..evaluate import open_run
+from ..evaluate import backbone_of, open_run
 from ..graft import key
 from ..site import Role, Sites
 from ..tune import Tuned, apply, merge
-from .features import backbone_of
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
