@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from tinted import write_tinted
 
 from lowtide import InputError
 from lowtide.bench import Suite, read_results, run_suite
@@ -37,15 +37,7 @@ SUITE = {
 @pytest.fixture(scope="module")
 def tints(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 4), ("test", 6)):
-        for channel, name in enumerate(("red", "green", "blue")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 190, (32, 32, 3))
-                pixels[..., channel] += 60
-                Image.fromarray(pixels.astype("uint8")).save(root / split / name / f"{i}.png")
-    return root
+    return write_tinted(root, {"train": 8, "val": 4, "test": 6})
 
 
 @pytest.fixture

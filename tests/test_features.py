@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from nets import FEW, TABLES, cotangent, images, near, stir, tiny
-from PIL import Image
 from safetensors.torch import load_file
+from tinted import write_tinted
 
 from lowtide import METHODS, InputError
 from lowtide.composed import FEATURE, STEM
@@ -96,14 +95,7 @@ def test_random_blocks_are_not_kept():
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 10), ("val", 4), ("test", 5)):
-        for channel, name in enumerate(("red", "green", "blue")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 190, (32, 32, 3))
-                pixels[..., channel] += 60
-                Image.fromarray(pixels.astype("uint8")).save(root / split / name / f"{i}.png")
+    write_tinted(root, {"train": 10, "val": 4, "test": 5})
     return RunConfig(
         model="vit_micro_patch4_32",
         data=str(root),

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from tinted import write_tinted
 
 from lowtide import METHODS, InputError, LowtideError, plan
 from lowtide.cli import main
@@ -30,15 +30,7 @@ MODEL = "vit_micro_patch4_32"
 def folder(tmp_path_factory):
     """Noise with a tint: three classes, 12 images each and split."""
     root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for channel, name in enumerate(("red", "green", "blue")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(12):
-                pixels = rng.integers(0, 190, (32, 32, 3))
-                pixels[..., channel] += 60
-                Image.fromarray(pixels.astype("uint8")).save(root / split / name / f"{i}.png")
-    return root
+    return write_tinted(root, dict.fromkeys(("train", "val", "test"), 12))
 
 
 @pytest.fixture
