@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -227,9 +228,33 @@ def test_beside_the_input_nothing_is_kept_of_q_k_and_v(graft) -> None:
         model(x)
     # The map behind the attention trains here, and reads what does not follow from the norm.
     behind = 0 if graft is Unforeseen else SIX.nbytes(x.shape, x.dtype)
-    low_rank = SIX.nbytes(torch.Size((*ROWS, 2)), x.dtype) if graft is Factors else 0
+    # What is 16 times narrower than the output stays as it is.
+    low_rank = Exact().nbytes(torch.Size((*ROWS, 2)), x.dtype) if graft is Factors else 0
     declared = EIGHT.nbytes(x.shape, x.dtype) + 4 * 36 + behind + low_rank
     assert bytes_besides(kept, [*model.parameters()]) == declared
+
+
+@dataclass(frozen=True)
+class Counting(Exact):
+    """Counts how often something is unpacked."""
+
+    unpacked: list[torch.Size] = field(default_factory=list, compare=False)
+
+    def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        self.unpacked.append(shape)
+        return super().unpack(packed, shape, dtype)
+
+
+@pytest.mark.parametrize("graft", [lambda map: map, Factors])
+def test_all_readers_of_a_norm_unpack_it_once(graft) -> None:
+    model, codec = attention(graft).double(), Counting()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), rerun=codec))
+    inputs = [*model.parameters(), x]
+    y = model(x)
+    once = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
+    assert len(codec.unpacked) == 2  # and the norm itself
+    near(torch.autograd.grad(y.sum(), inputs), once)
 
 
 def test_products_of_what_is_made_again_are_coarse_at_most() -> None:

@@ -10,6 +10,9 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -63,24 +66,11 @@ struct Fields {
   void pack(uint8_t* codes, int64_t first, N n, uint8_t* out) const {
     for (int64_t i = n; i % 8; i++) codes[i] = 0;
     for (int f = 0; f < count; f++) {
-      const int w = width[f], s = shift[f];
-      uint8_t* to = out + start[f] + first * w / 8;
-      const int64_t bytes = (n * w + 7) / 8;
-      if (w == 8) std::memcpy(to, codes, n);
-      if (w == 4)
-        for (int64_t i = 0; i < bytes; i++)
-          to[i] = (codes[2 * i] >> s & 15) | (codes[2 * i + 1] >> s & 15) << 4;
-      if (w == 2)
-        for (int64_t i = 0; i < bytes; i++) {
-          const uint8_t* c = codes + 4 * i;
-          to[i] = (c[0] >> s & 3) | (c[1] >> s & 3) << 2 | (c[2] >> s & 3) << 4 | (c[3] >> s & 3) << 6;
-        }
-      if (w == 1)
-        for (int64_t i = 0; i < bytes; i++) {
-          uint8_t byte = 0;
-          for (int p = 0; p < 8; p++) byte |= (codes[8 * i + p] >> s & 1) << p;
-          to[i] = byte;
-        }
+      uint8_t* to = out + start[f] + first * width[f] / 8;
+      if (width[f] == 8) std::memcpy(to, codes, n);
+      if (width[f] == 4) squeeze<4>(codes, n, shift[f], to);
+      if (width[f] == 2) squeeze<2>(codes, n, shift[f], to);
+      if (width[f] == 1) squeeze<1>(codes, n, shift[f], to);
     }
   }
 
@@ -88,22 +78,56 @@ struct Fields {
   template <class N>
   void unpack(const uint8_t* in, int64_t first, N n, uint8_t* codes) const {
     for (int f = 0; f < count; f++) {
-      const int w = width[f], s = shift[f];
-      const uint8_t* from = in + start[f] + first * w / 8;
-      const int64_t bytes = (n * w + 7) / 8;
-      const int per = 8 / w, mask = (1 << w) - 1;
-      if (f == 0) std::memset(codes, 0, bytes * per);
-      if (w == 8)
-        std::memcpy(codes, from, n);
-      else if (w == 4)
-        for (int64_t i = 0; i < bytes; i++) {
-          codes[2 * i] |= (from[i] & 15) << s;
-          codes[2 * i + 1] |= (from[i] >> 4) << s;
-        }
-      else
-        for (int64_t i = 0; i < bytes; i++)
-          for (int p = 0; p < per; p++) codes[per * i + p] |= (from[i] >> p * w & mask) << s;
+      const uint8_t* from = in + start[f] + first * width[f] / 8;
+      if (width[f] == 8) std::memcpy(codes, from, n);
+      if (width[f] == 4) spread<4>(from, n, shift[f], codes);
+      if (width[f] == 2) spread<2>(from, n, shift[f], codes);
+      if (width[f] == 1) spread<1>(from, n, shift[f], codes);
     }
+  }
+
+ private:
+  // Eight fields of W bits in a row to a byte each, by halves, and back; the lowest bits come first.
+  template <int W>
+  static uint64_t spread(uint64_t x) {
+    x = (x | x << (32 - 4 * W)) & (0x0000000100000001 * ((1ull << 4 * W) - 1));
+    x = (x | x << (16 - 2 * W)) & (0x0001000100010001 * ((1ull << 2 * W) - 1));
+    return (x | x << (8 - W)) & (0x0101010101010101 * ((1ull << W) - 1));
+  }
+
+  template <int W>
+  static uint64_t squeeze(uint64_t x) {
+    x &= 0x0101010101010101 * ((1ull << W) - 1);
+    x = (x | x >> (8 - W)) & (0x0001000100010001 * ((1ull << 2 * W) - 1));
+    x = (x | x >> (16 - 2 * W)) & (0x0000000100000001 * ((1ull << 4 * W) - 1));
+    return x | x >> (32 - 4 * W);
+  }
+
+  template <int W, class N>
+  static void spread(const uint8_t* from, N n, int shift, uint8_t* codes) {
+    const auto eight = [=](int64_t i, auto bytes) {
+      uint64_t few = 0, before = 0;
+      std::memcpy(&few, from + i / 8 * W, bytes);
+      if (shift) std::memcpy(&before, codes + i, 8);
+      before |= spread<W>(few) << shift;
+      std::memcpy(codes + i, &before, 8);
+    };
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) eight(i, std::integral_constant<int64_t, W>());
+    if (i < n) eight(i, ((n - i) * W + 7) / 8);
+  }
+
+  template <int W, class N>
+  static void squeeze(const uint8_t* codes, N n, int shift, uint8_t* to) {
+    const auto eight = [=](int64_t i, auto bytes) {
+      uint64_t many;
+      std::memcpy(&many, codes + i, 8);
+      many = squeeze<W>(many >> shift);
+      std::memcpy(to + i / 8 * W, &many, bytes);
+    };
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) eight(i, std::integral_constant<int64_t, W>());
+    if (i < n) eight(i, ((n - i) * W + 7) / 8);
   }
 };
 
@@ -271,43 +295,100 @@ void affine_unpack(const S* lows, const S* steps, const uint8_t* in, int64_t n, 
   }
 }
 
-template <class T>
-void staircase_pack(const T* x, int64_t start, int64_t n, int64_t total, const double* edges,
-                    const int64_t* codes, int64_t count, int64_t bits, uint8_t* out,
-                    int64_t threads) {
-  const Fields fields(bits, total);
-  const int64_t blocks = (n + CHUNK - 1) / CHUNK;
+// How many edges lie below each number, as codes: by counting those crossed, the ups and the downs.
+struct Counted {
   std::vector<float> up, down;
-  for (int64_t j = 0; j < count; j++) {
-    // The largest float not above the edge: x > edge says the same of both.
-    float edge = float(edges[j]);
-    if (edge > edges[j]) edge = std::nextafter(edge, -INFINITY);
-    const int64_t rise = codes[j + 1] - codes[j];
-    (rise > 0 ? up : down).insert((rise > 0 ? up : down).end(), std::abs(rise), edge);
+  int32_t least;
+
+  Counted(const std::vector<float>& edges, const int64_t* codes) : least(codes[0]) {
+    for (size_t j = 0; j < edges.size(); j++) {
+      const int64_t rise = codes[j + 1] - codes[j];
+      (rise > 0 ? up : down).insert((rise > 0 ? up : down).end(), std::abs(rise), edges[j]);
+    }
   }
+
+  void operator()(const float* x, uint8_t* out) const {
+    int32_t sums[CHUNK];
+    Floats v[CHUNK / LANES];
+    Ints code[CHUNK / LANES];
+    std::memcpy(v, x, sizeof v);
+    for (Ints& c : code) c = Ints{} + least;
+    // A comparison that holds is -1.
+    for (const float edge : up)
+      for (int64_t k = 0; k < CHUNK / LANES; k++) code[k] -= v[k] > edge;
+    for (const float edge : down)
+      for (int64_t k = 0; k < CHUNK / LANES; k++) code[k] += v[k] > edge;
+    std::memcpy(sums, code, sizeof code);
+    for (int64_t i = 0; i < CHUNK; i++) out[i] = uint8_t(sums[i]);
+  }
+};
+
+#ifdef __AVX512F__
+// The same for up to 31 edges, by halves: two registers are the table.
+struct Halved {
+  float edges[32];
+  int32_t codes[32];
+
+  Halved(const std::vector<float>& some, const int64_t* code) {
+    for (size_t j = 0; j < 32; j++) {
+      edges[j] = j < some.size() ? some[j] : INFINITY;
+      codes[j] = int32_t(code[std::min(j, some.size())]);
+    }
+  }
+
+  void operator()(const float* x, uint8_t* out) const {
+    const __m512 low = _mm512_loadu_ps(edges), high = _mm512_loadu_ps(edges + 16);
+    const __m512i first = _mm512_loadu_si512(codes), last = _mm512_loadu_si512(codes + 16);
+    for (int64_t i = 0; i < CHUNK; i += 16) {
+      const __m512 v = _mm512_loadu_ps(x + i);
+      __m512i below = _mm512_setzero_si512();
+      for (int half = 16; half; half /= 2) {
+        const __m512i at = _mm512_add_epi32(below, _mm512_set1_epi32(half - 1));
+        const __m512 edge = _mm512_permutex2var_ps(low, at, high);
+        below = _mm512_mask_add_epi32(below, _mm512_cmp_ps_mask(v, edge, _CMP_GT_OQ), below,
+                                      _mm512_set1_epi32(half));
+      }
+      const __m512i code = _mm512_permutex2var_epi32(first, below, last);
+      _mm_storeu_si128((__m128i*)(out + i), _mm512_cvtepi32_epi8(code));
+    }
+  }
+};
+#endif
+
+template <class T, class F>
+void staircase_pack(const T* x, int64_t start, int64_t n, const Fields& fields, uint8_t* out,
+                    int64_t threads, const F& code_of) {
+  const int64_t blocks = (n + CHUNK - 1) / CHUNK;
 #pragma omp parallel for schedule(static) num_threads(n < SMALL ? 1 : threads)
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t first = b * CHUNK;
     const auto pack = [&](auto m, auto) {
       float values[CHUNK] = {};
-      int32_t sums[CHUNK];
-      uint8_t bytes[CHUNK] = {};
+      uint8_t bytes[CHUNK];
       read(x, nullptr, nullptr, 0, first, m, values);
-      Floats v[CHUNK / LANES];
-      Ints code[CHUNK / LANES];
-      std::memcpy(v, values, sizeof v);
-      for (Ints& c : code) c = Ints{} + int32_t(codes[0]);
-      // A comparison that holds is -1.
-      for (const float edge : up)
-        for (int64_t k = 0; k < CHUNK / LANES; k++) code[k] -= v[k] > edge;
-      for (const float edge : down)
-        for (int64_t k = 0; k < CHUNK / LANES; k++) code[k] += v[k] > edge;
-      std::memcpy(sums, code, sizeof code);
-      for (int64_t i = 0; i < CHUNK; i++) bytes[i] = uint8_t(sums[i]);
+      code_of(values, bytes);
       fields.pack(bytes, start + first, m, out);
     };
     sized(std::min(CHUNK, n - first), CHUNK, pack);
   }
+}
+
+template <class T>
+void staircase_pack(const T* x, int64_t start, int64_t n, int64_t total, const double* edges,
+                    const int64_t* codes, int64_t count, int64_t bits, uint8_t* out,
+                    int64_t threads) {
+  const Fields fields(bits, total);
+  std::vector<float> near(edges, edges + count);
+  for (int64_t j = 0; j < count; j++)
+    // The largest float not above the edge: x > edge says the same of both.
+    if (near[j] > edges[j]) near[j] = std::nextafter(near[j], -INFINITY);
+#ifdef __AVX512F__
+  if (count > 3 && count < 32) {
+    staircase_pack(x, start, n, fields, out, threads, Halved(near, codes));
+    return;
+  }
+#endif
+  staircase_pack(x, start, n, fields, out, threads, Counted(near, codes));
 }
 
 // The numbers of each byte at once, from a table of 256 rows.

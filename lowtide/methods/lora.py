@@ -106,7 +106,7 @@ class LoRAGraft(Graft):
         pieces = list(self.base(x).split(self.width, self.axis))
         x = self.drop(x)
         for i, down, up in zip(self.parts, self.down, self.up, strict=True):
-            pieces[i] = pieces[i] + self.scale * up(down(x))
+            pieces[i] = torch.add(pieces[i], up(down(x)), alpha=self.scale)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.axis)
 
     def merged(self) -> nn.Module | None:

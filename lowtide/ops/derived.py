@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..codecs.base import Reader
 
@@ -55,29 +55,47 @@ class Again:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     uses: int = 0
 
-    def value(self, kept: Callable[[], Tensor], memo: dict[Again, Any]) -> Any:
+    def value(
+        self, kept: Callable[[], Tensor], memo: dict[Again, Any], waiting: Container[Again]
+    ) -> Any:
         """Compute the result.
 
         Args:
             kept: Gives what is kept.
             memo: Results of matrix products and what several calls read, so that none is computed
                 twice; more are added.
+            waiting: Calls whose results are wanted later.
 
         Returns:
             What the function gave.
         """
-        if self.function is None:
-            return kept()
         if self in memo:
             return memo[self]
-        args, kwargs = tree_map(
-            lambda a: a.value(kept, memo) if isinstance(a, Again) else a,
-            (self.args, dict(self.kwargs)),
-        )
-        result = self.function(*args, **kwargs)
-        if self.function in MAPS or self.uses > 1:
+        if self.function is None:
+            result = kept()
+        else:
+            args, kwargs = _each(
+                lambda a: a.value(kept, memo, waiting) if isinstance(a, Again) else a,
+                self.args,
+                self.kwargs,
+            )
+            result = self.function(*args, **kwargs)
+        if self.function in MAPS or self.uses > 1 or self in waiting:
             memo[self] = result
         return result
+
+
+@dataclass(eq=False)
+class Shared:
+    """What readers of one kept tensor share, from the first one's turn to the last one's.
+
+    Attributes:
+        waiting: How often each call's result is still to be read.
+        memo: Results of those of them that are computed already.
+    """
+
+    waiting: Counter[Again] = field(default_factory=Counter)
+    memo: dict[Again, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,6 +110,7 @@ class Derived:
         shape: Its shape.
         dtype: Its dtype.
         call: The last of the calls.
+        shared: With the other readers.
 
     Saves:
         Nothing.
@@ -101,6 +120,7 @@ class Derived:
     shape: torch.Size
     dtype: torch.dtype
     call: Again = field(default_factory=Again)
+    shared: Shared = field(default_factory=Shared)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Unpack the other tensor and make the calls.
@@ -125,10 +145,17 @@ class Derived:
         Returns:
             The derived tensor; in bfloat16 if it is the result of a matrix product, see `coarse`.
         """
+        waiting = self.shared.waiting
+        if waiting[self.call] > 1:
+            waiting[self.call] -= 1
+        else:
+            del waiting[self.call]
+        memo |= self.shared.memo
         with coarse(packed[0].device, self.dtype):
             result: Tensor = self.call.value(
-                lambda: self.codec.unpack(packed, self.shape, self.dtype), memo
+                lambda: self.codec.unpack(packed, self.shape, self.dtype), memo, waiting
             )
+        self.shared.memo = {call: memo[call] for call in waiting if call in memo}
         return result
 
 
@@ -173,8 +200,7 @@ def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> Non
         reader: Gives it.
         packed: From this.
     """
-    if not torch.compiler.is_compiling():
-        _note(tensor, (reader.call, reader, packed))
+    _note(tensor, (reader.call, reader, packed))
 
 
 def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
@@ -229,7 +255,7 @@ def follow(
 
     try:
         # Bound here: the call must not hold a tensor.
-        call = Again(function, *tree_map(known, (args, dict(kwargs))))
+        call = Again(function, *_each(known, args, kwargs))
     except LookupError:
         return
     kept = [b for b in began if b[0] is not None]
@@ -241,6 +267,17 @@ def follow(
             _note(one, (Again(_one, (call, i)), reader, packed))
     elif isinstance(result, Tensor) and not isinstance(result, nn.Parameter):
         _note(result, (call, reader, packed))
+
+
+def _each(
+    change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Change every argument of a call; torch's functions take tensors alone or in one sequence."""
+
+    def inside(a: Any) -> Any:
+        return tuple(map(change, a)) if isinstance(a, (tuple, list)) else change(a)
+
+    return tuple(inside(a) for a in args), {name: inside(a) for name, a in kwargs.items()}
 
 
 def _draws(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:

@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
 from .derived import MAPS, RUN_AGAIN
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 
 def _forward(needs: Needs, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
@@ -46,8 +46,10 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     cast = torch.is_autocast_enabled(x.device.type)
     if "linear" not in codecs or not (weight.requires_grad or cast) or x.ndim < 2:
         return NotImplemented
-    # Pooled features (B, C) are few and the head learns from them alone: they stay exact.
-    codec = Exact() if x.ndim == 2 else codecs["linear"]
+    # Pooled features (B, C) are few, and the head learns from them alone; what a low rank is made
+    # wide from is few as well.
+    few = x.ndim == 2 or x.shape[-1] * SMALL <= len(weight)
+    codec = Exact() if few else codecs["linear"]
     return saved(LINEAR, codec, *but_frozen(autocast((x, weight, bias)), weight))
 
 

@@ -129,6 +129,7 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
         return codec, codec.pack(residue)
     known = derived(source)
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
+        known[0].shared.waiting[known[0].call] += 1
         return known
     # Tied to the tensor object, so it ends with it; the version changes if it is written to.
     memory = source.__dict__.setdefault("_lowtide_kept", {})
@@ -176,7 +177,7 @@ class _Saved(torch.autograd.Function):
         likes = [(r.source.shape, r.source.dtype) for r in residues]
         ctx.kept = [(c, len(p), *like) for (c, p), like in zip(kept, likes, strict=True)]
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
-        if again is not None and residues:
+        if again is not None and residues and not torch.compiler.is_compiling():
             call = Again(again, (Again(),))
             remember(y, Derived(kept[0][0], *likes[0], call), kept[0][1])
         return y
