@@ -267,7 +267,7 @@ class _Search:
         """Bisect on the micro-batch; the peak grows with it, nearly in a line."""
         cuts = _cuts(self.batch) if self.accumulate is None else [self.accumulate]
         fits = self.at(setting, cuts[0])
-        arithmetic = fits.plan.work.flops / MACHINES[self.machine].flops_per_s
+        arithmetic = MACHINES[self.machine].arithmetic(fits.plan.work)
         if not self._fits(fits) or arithmetic > rival:
             return None
         low, high, aim = 0, len(cuts), 1

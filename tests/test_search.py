@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,11 +108,15 @@ def test_no_sizes(text):
         parse_bytes(text)
 
 
-def test_work_counts_products_bytes_and_kernels():
-    a, b = torch.randn(3, 4), torch.randn(4, 5)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_work_counts_products_bytes_and_kernels(dtype, size):
+    a, b = torch.randn(3, 4, dtype=dtype), torch.randn(4, 5, dtype=dtype)
     with WorkMeter(torch.nn.Identity()) as meter:
         (a @ b).t().neg()
-    assert meter.work == Work(2 * 3 * 4 * 5, 4 * (12 + 20 + 15) + 4 * 2 * 15, 2)
+    flops, moved = 2 * 3 * 4 * 5, size * (12 + 20 + 15) + size * 2 * 15
+    assert meter.work == Work(flops, flops if size == 2 else 0, moved, 2)
+    slow, fast = (replace(MACHINES["cpu"], low_flops_per_s=rate) for rate in (1e3, 1e6))
+    assert (slow.seconds(meter.work) > fast.seconds(meter.work)) == (size == 2)
 
 
 def test_the_command_prints_what_fits(capsys):
