@@ -12,9 +12,14 @@ def _sizes(train: int, val: int, test: int) -> dict[str, int]:
 FGVC: tuple[Task, ...] = (
     Task("CUB_200_2011", 200, _sizes(5394, 600, 5794), ("cub", "cub200", "cub_2011")),
     Task("nabirds", 555, _sizes(21536, 2393, 24633)),
-    Task("OxfordFlowers", 102, _sizes(1020, 1020, 6149), ("flowers", "oxford_flowers102")),
-    Task("StanfordDogs", 120, _sizes(10800, 1200, 8580), ("dogs",)),
-    Task("StanfordCars", 196, _sizes(7329, 815, 8041), ("cars",)),
+    Task(
+        "OxfordFlowers",
+        102,
+        _sizes(1020, 1020, 6149),
+        ("flowers", "flowers102", "oxford_flowers102"),
+    ),
+    Task("StanfordDogs", 120, _sizes(10800, 1200, 8580), ("dogs", "stanford_dogs")),
+    Task("StanfordCars", 196, _sizes(7329, 815, 8041), ("cars", "stanford_cars")),
 )
 """VPT's splits as JSON files (Jia et al. 2022, arXiv:2203.12119), by the names of its folders."""
 

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from ..data.fgvc import FEW_SHOT, FGVC
+from ..data.tasks import Task
 from ..data.vtab import TASKS
 
-FEW_SHOT = {
-    "aircraft": ("fgvc_aircraft",),
-    "food": ("food101", "food_101"),
-    "flowers": ("flowers102", "oxford_flowers", "oxford_flowers102"),
-    "pets": ("oxford_pets",),
-    "cars": ("stanford_cars", "standford_cars"),
-}
 SHOTS = (1, 2, 4, 8, 16)
+
+
+def _short(tasks: Iterable[Task]) -> dict[str, tuple[str, ...]]:
+    """Call each task by its first alias, if it has one; its folder's name is another."""
+    names = [(*task.aliases, task.name.lower().replace("-", "_")) for task in tasks]
+    return {first: tuple(others) for first, *others in names}
+
 
 SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     "vtab": {task.name: task.aliases for task in TASKS},
-    "fgvc": {
-        "cub": ("cub200", "cub_200_2011", "cub_2011"),
-        "nabirds": (),
-        "flowers": ("flowers102", "oxford_flowers", "oxford_flowers102"),
-        "dogs": ("stanford_dogs", "stanforddogs"),
-        "cars": ("stanford_cars", "stanfordcars"),
-    },
+    "fgvc": _short(FGVC),
     "few_shot": {
         f"{name}_{shots}": tuple(f"{other}_{shots}" for other in others)
-        for name, others in FEW_SHOT.items()
+        for name, others in _short(FEW_SHOT).items()
         for shots in SHOTS
     },
     "generalisation": {
