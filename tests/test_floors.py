@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "evaluate",
         "environment",
         "features",
+        "run",
         "train",
         "arguments",
         "loading",
