@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from . import zoo as zoo  # registers the bundled backbone with timm
 from .backbone import create as create
-from .compress import POLICIES as POLICIES
-from .compress import Policy as Policy
 from .compress import compress as compress
 from .compress import decompress as decompress
 from .errors import InputError as InputError
@@ -33,6 +31,8 @@ from .memory import footprint as footprint
 from .methods import METHODS as METHODS
 from .plan import Plan as Plan
 from .plan import plan as plan
+from .policy import POLICIES as POLICIES
+from .policy import Policy as Policy
 from .site import Role as Role
 from .site import Site as Site
 from .site import Sites as Sites

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,18 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from .codecs.affine import Affine, Rounding
 from .codecs.base import Codec, Residue
-from .codecs.codebook import Codebook
-from .codecs.exact import Exact
-from .codecs.sign import Sign
-from .codecs.sine import Sine
-from .errors import UnknownName
-from .ops import CALLS, NAMES
+from .ops import CALLS
 from .ops.derived import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
 from .ops.rerun import rerun
 from .ops.saved import Call, keep
 from .ops.unary import MODULES, activate
+from .policy import Policy
 
 ATTENTIONS: tuple[type[nn.Module], ...] = (
     layers.Attention,
@@ -55,100 +49,6 @@ MLPS: tuple[type[nn.Module], ...] = (
 _X = object()
 _answering = threading.local()
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What is kept for the backward pass.
-
-    Attributes:
-        codecs: A codec for each op to answer, by name; ops without one are left to torch.
-        piece: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
-            backward does not need exists for one piece at a time. None runs them whole. An MLP,
-            which is wider inside, takes half of it.
-        rerun: How the input of an attention module is kept; in backward q, k and v are made of it
-            again, or where a module does more than that, all of it runs again, and nothing inside
-            is kept. The input follows from the norm before it, so in a block that holds an
-            attention the norms up to there are kept so as well. None keeps what is inside.
-    """
-
-    codecs: Mapping[str, Codec] = field(default_factory=dict)
-    piece: int | None = None
-    rerun: Codec | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.codecs:
-            if name not in NAMES:
-                raise UnknownName("op", name, NAMES)
-
-    @classmethod
-    def exact(cls) -> Policy:
-        """Leave everything to torch.
-
-        Returns:
-            The policy.
-        """
-        return cls()
-
-    @classmethod
-    def s2a(cls, rounding: Rounding = "nearest") -> Policy:
-        """Quantise as S2A does, to the letter (Jin et al. 2025, section 3.2).
-
-        Softmax: 4 bits between minimum and maximum of each attention row. GELU: the input clipped
-        to [-2, 2], 4 bits between its minimum and maximum, slope s(1.702 x) + 0.22 sin(1.5 x);
-        SiLU by substitution. ReLU: 1 bit. Nothing else. A fused attention is taken apart, so that
-        its softmax is kept as the paper keeps it.
-
-        Args:
-            rounding: To the nearest code, or `floor` as the paper's bracket is drawn.
-
-        Returns:
-            The policy.
-        """
-        gelu = Sine(rounding=rounding)
-        return cls({
-            "gelu": gelu,
-            "gelu_tanh": gelu,
-            "quick_gelu": gelu,
-            "silu": Sine(rate=1.0, rounding=rounding),
-            "relu": Sign(),
-            "softmax": Affine(4, "row", rounding),
-        })
-
-    @classmethod
-    def tight(cls) -> Policy:
-        """Keep the least that leaves the gradient close.
-
-        Returns:
-            The policy.
-        """
-        four, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 8))
-        smooth = ("gelu", "gelu_tanh", "quick_gelu", "silu", "hardswish")
-        return cls(
-            {
-                **{name: Codebook.of(name) for name in smooth},
-                "relu": Sign(),
-                "relu6": Sign(),
-                "dropout": Sign(),
-                "mean_pool": Exact(),
-                # A place in a window is an integer up to 15: kept without loss.
-                "max_pool": Affine(4, "tensor"),
-                "layer_norm": Affine(4, 128, stats=torch.bfloat16),
-                "batch_norm": eight,
-                "attention": four,
-                "softmax": Affine(8, "row", stats=torch.bfloat16),
-                **dict.fromkeys(("matmul", "mul", "linear", "conv"), eight),
-            },
-            piece=5 << 18,
-            rerun=Affine(6, 128, stats=torch.bfloat16),
-        )
-
-
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "exact": Policy.exact,
-    "s2a": Policy.s2a,
-    "tight": Policy.tight,
-}
 
 
 def compress(model: nn.Module, policy: Policy) -> nn.Module:

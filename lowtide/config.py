@@ -11,12 +11,12 @@ from typing import Any, Literal
 import yaml
 
 from .checkpoint import construct, describe
-from .compress import POLICIES
 from .data import Augment, Pixels
 from .errors import InputError, UnknownName
 from .graft import Method
 from .methods.lora import LoRA
 from .narrow import FrozenDtype
+from .policy import POLICIES
 from .search import parse_bytes
 from .step import Amp
 

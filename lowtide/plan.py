@@ -16,11 +16,12 @@ from torch._subclasses import FakeTensorMode
 from torch.optim import Optimizer
 
 from .backbone import create
-from .compress import Policy, compress
+from .compress import compress
 from .errors import InputError, UnknownName
 from .families import hollow, image_shape
 from .graft import Method
 from .narrow import FrozenDtype
+from .policy import Policy
 from .step import Amp, make_optimizer, training_step
 from .tune import Tuned, apply, narrow
 from .work import Work, WorkMeter

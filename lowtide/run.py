@@ -15,12 +15,12 @@ from torch import nn
 
 from .average import Average
 from .backbone import create
-from .compress import POLICIES
 from .config import RunConfig
 from .data import Cache, Dataset, Preprocessing, Sample, loader, read
 from .errors import InputError
 from .features import Features, Kept
 from .plan import arrange, plan
+from .policy import POLICIES
 from .search import free, parse_bytes, search
 from .tune import Tuned, apply
 

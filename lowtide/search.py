@@ -12,12 +12,12 @@ from typing import Any
 from torch import nn
 
 from .checkpoint import describe
-from .compress import POLICIES
 from .errors import InputError, UnknownName, Unsupported
 from .families import hollow
 from .graft import Method, method_name
 from .narrow import FrozenDtype
 from .plan import Plan, arrange, rehearse, shadow
+from .policy import POLICIES
 from .step import Amp
 from .tune import Tuned
 from .work import MACHINES

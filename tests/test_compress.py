@@ -20,10 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
 from lowtide.codecs.sign import Sign
-from lowtide.compress import POLICIES, Policy, compress, decompress
+from lowtide.compress import compress, decompress
 from lowtide.errors import InputError
 from lowtide.memory import footprint
 from lowtide.ops import NAMES
+from lowtide.policy import POLICIES, Policy
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
 """Every op answered, none of them changed."""

@@ -18,9 +18,10 @@ from torch.utils.checkpoint import checkpoint
 import lowtide.tune
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
-from lowtide.compress import Policy, compress
+from lowtide.compress import compress
 from lowtide.graft import METHODS
 from lowtide.ops.rerun import rerun
+from lowtide.policy import Policy
 
 SIX, EIGHT = Affine(6, 64), Affine(8, 64)
 ROWS, WIDTH = (4, 9), 64

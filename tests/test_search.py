@@ -12,7 +12,7 @@ from nets import tiny
 
 from lowtide import METHODS, InputError, plan
 from lowtide.cli import main
-from lowtide.compress import POLICIES
+from lowtide.policy import POLICIES
 from lowtide.search import Setting, parse_bytes, search
 from lowtide.work import MACHINES, Work, WorkMeter
 

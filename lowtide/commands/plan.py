@@ -10,12 +10,12 @@ from rich.table import Table
 
 from ..arguments import Parser, add_fields, add_method, method_options
 from ..checkpoint import construct
-from ..compress import POLICIES
 from ..errors import InputError, UnknownName
 from ..graft import Method, method_name
 from ..narrow import FrozenDtype
 from ..plan import Plan
 from ..plan import plan as foresee
+from ..policy import POLICIES
 from ..search import free, parse_bytes, search
 from ..step import Amp
 from ..work import MACHINES
