@@ -22,6 +22,7 @@ from lowtide.search import Choice, Setting, parse_bytes, search
 from lowtide.step import make_optimizer, training_step
 
 LORA = METHODS["lora"]()
+BUDGETS = ["384MiB", "512MiB", "640MiB", "1GiB", "2GiB"]
 RIVALS = {
     "LoRA": {"policies": ("exact",), "checkpointing": (False,), "frozen_dtypes": ("fp32",)},
     "LoRA + checkpointing": {
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--images", type=int, default=8, help="Images timed per row, at least.")
-    parser.add_argument("budgets", nargs="*", default=["512MiB", "640MiB", "1GiB", "2GiB"])
+    parser.add_argument("budgets", nargs="*", default=BUDGETS)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
