@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def _converted(argument: Argument) -> Any:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if not compiler:
+    if not compiler or sys.byteorder != "little":
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
