@@ -1,6 +1,6 @@
 // Codes of a few bits, packed and unpacked in one pass over memory, on little-endian machines; bit for
-// bit what affine.py and staircase.py define in plain PyTorch. Compiled by native.py at first use, without contraction of
-// products and sums, so every operation rounds as PyTorch's does.
+// bit what affine.py and staircase.py define in plain PyTorch. Compiled by native.py at first use,
+// without contraction of products and sums, so every operation rounds as PyTorch's does.
 
 #include <algorithm>
 #include <cfloat>
