@@ -14,8 +14,8 @@ from ..codecs.base import Codec, Reader, Residue
 from .derived import Again, Derived, derived, remember
 
 SMALL = 16
-"""What is so many times smaller than what it follows from, or than what is made of it, is fewer bytes
-than work."""
+"""What is so many times smaller than what it follows from, or than what is made of it, is fewer
+bytes than work."""
 
 Options = Mapping[str, Any]
 Needs = tuple[bool, ...]
