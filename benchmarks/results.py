@@ -10,8 +10,8 @@ the page.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import compress, groupby
 from pathlib import Path
 
 from lowtide.bench import Result, read_results
@@ -59,25 +59,23 @@ def costs(result: Result) -> dict[str, float]:
     }
 
 
-def _table(found: Iterable[Result]) -> str:
-    lines = [
-        "| method | test accuracy | seeds | validation | lr | trained | planned peak MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def _table(found: Sequence[Result]) -> str:
+    heads = ["method", "test accuracy", "seeds", "validation", "lr", "trained", "planned peak MiB"]
+    rows = []
     for r in found:
         spread = "" if r.spread is None else f" ± {r.spread:.3f}"
-        validated = f"{r.searched[r.rate]:.3f}" if r.rate in r.searched else ""
-        cells = (
+        rows.append([
             r.label,
             f"{_accuracy(r):.3f}{spread}",
             str(len(r.runs)),
-            validated,
+            f"{r.searched[r.rate]:.3f}" if r.rate in r.searched else "",
             f"{r.rate:g}",
             f"{costs(r)['trained']:,}",
             f"{costs(r)['peak']:.1f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ])
+    told = [any(column) for column in zip(*rows, strict=True)]  # nothing validated, no column
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(compress(line, told))} |" for line in lines)
 
 
 def _plot(points: list[tuple[str, float, float]], axis: str, path: Path) -> None:
