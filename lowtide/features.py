@@ -87,6 +87,33 @@ def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Te
     return {name: given[name] for name in names}
 
 
+def entrance(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
+    """Find the latest place to begin a training step at.
+
+    Args:
+        tuned: The model.
+
+    Returns:
+        What runs from there, and how many numbers stand for an image.
+
+    Raises:
+        InputError: The method changes the backbone from its first layer on.
+    """
+    images = torch.zeros(2, *image_shape(tuned.backbone), device=_device(tuned))
+    training = tuned.training
+    with torch.enable_grad():
+        given = untouched(tuned.train(), images)
+    tuned.train(training)
+    if not given:
+        names = ", ".join(method_name(type(m)) for m in tuned.methods)
+        raise InputError(
+            f"cache_features: {names} changes the backbone from its first layer on, or drops"
+            " out there; no feature stays the same"
+        )
+    shapes = {name: y.shape[1:] for name, y in given.items()}
+    return FromFeatures(tuned, shapes), (sum(map(math.prod, shapes.values())),)
+
+
 class Features:
     """Features of images, computed once each and kept in a file.
 
@@ -107,19 +134,7 @@ class Features:
         """
         self._path = path
         self._rows: dict[Path, int] = {}
-        images = torch.zeros(2, *image_shape(tuned.backbone), device=_device(tuned))
-        training = tuned.training
-        with torch.enable_grad():
-            given = untouched(tuned.train(), images)
-        tuned.train(training)
-        if not given:
-            names = ", ".join(method_name(type(m)) for m in tuned.methods)
-            raise InputError(
-                f"cache_features: {names} changes the backbone from its first layer on, or drops"
-                " out there; no feature stays the same"
-            )
-        self.shapes = {name: y.shape[1:] for name, y in given.items()}
-        self.width = sum(map(math.prod, self.shapes.values()))
+        self.model, (self.width,) = entrance(tuned)
 
     def fill(self, tuned: Tuned, samples: Sequence[Sample], batches: Iterable[Any]) -> None:
         """Compute the features of images that have none yet.
@@ -135,8 +150,8 @@ class Features:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab" if start else "wb") as file, torch.no_grad():
             for images, _ in batches:
-                given = features(tuned, self.shapes, images.to(device))
-                rows = torch.cat([given[n].float().flatten(1) for n in self.shapes], 1)
+                given = features(tuned, self.model.shapes, images.to(device))
+                rows = torch.cat([given[n].float().flatten(1) for n in given], 1)
                 file.write(rows.cpu().numpy().tobytes())
         self._rows |= {s.path: start + i for i, s in enumerate(samples)}
         shape = (len(self._rows), self.width)

@@ -7,6 +7,7 @@ shapes alone, and the meter watches a step; so a plan equals the real run on the
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ from .policy import Policy
 from .step import Amp, make_optimizer, training_step
 from .tune import Tuned, apply, narrow
 from .work import Work, WorkMeter
+
+Entrance = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
+"""Gives what a step runs of a tuned model, and the shape of what stands for one image there."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def plan(
     image_size: int | None = None,
     frozen_dtype: FrozenDtype = "fp32",
     ema: float = 0.0,
+    entrance: Entrance | None = None,
 ) -> Plan:
     """Measure a training step that never runs.
 
@@ -84,6 +89,7 @@ def plan(
         image_size: Side of the square input, for a model given by name.
         frozen_dtype: What frozen weights are kept in; what trains is always in fp32.
         ema: Decay of a running average of what trains; 0 for none.
+        entrance: Where the step begins, by default with images.
 
     Returns:
         The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
@@ -92,7 +98,7 @@ def plan(
     """
     tuned = shadow(model, *methods, num_classes=num_classes, image_size=image_size)
     arrange(tuned, policy or Policy.exact(), checkpointing, frozen_dtype)
-    return rehearse(tuned, batch_size, accumulate, amp, optimizer, ema)
+    return rehearse(tuned, batch_size, accumulate, amp, optimizer, ema, entrance)
 
 
 def shadow(
@@ -145,7 +151,13 @@ def arrange(tuned: Tuned, policy: Policy, checkpointing: bool, frozen_dtype: Fro
 
 
 def rehearse(
-    tuned: Tuned, batch: int, accumulate: int, amp: Amp, optimizer: str, ema: float = 0.0
+    tuned: Tuned,
+    batch: int,
+    accumulate: int,
+    amp: Amp,
+    optimizer: str,
+    ema: float = 0.0,
+    entrance: Entrance | None = None,
 ) -> Plan:
     """Watch a training step on tensors without storage.
 
@@ -159,6 +171,7 @@ def rehearse(
         amp: Mixed precision.
         optimizer: timm's name of the optimiser.
         ema: Decay of a running average of what trains, counted with the optimiser; 0 for none.
+        entrance: Where the step begins, by default with images.
 
     Returns:
         The plan.
@@ -171,6 +184,7 @@ def rehearse(
     with FakeTensorMode():
         _materialise(tuned)
         tuned.train()
+        model, shape = (entrance or _images)(tuned)
         opt = make_optimizer(tuned, optimizer)
         meter, passes = WorkMeter(tuned, opt), []
         with meter:
@@ -180,17 +194,21 @@ def rehearse(
                     if p.requires_grad:
                         opt.state[p]["average"] = p.detach().clone()
                 _first_update(tuned, opt)  # after which the meter looks for state
-            images = torch.empty(batch, *image_shape(tuned.backbone))
+            inputs = torch.empty(batch, *shape)
             labels = torch.zeros(batch, dtype=torch.long)
-            batches = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))[:2]
+            batches = list(zip(inputs.chunk(accumulate), labels.chunk(accumulate), strict=True))[:2]
             before = meter.work
             training_step(
-                tuned, opt, batches, amp=amp, before_update=lambda: passes.append(meter.work)
+                model, opt, batches, amp=amp, before_update=lambda: passes.append(meter.work)
             )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
     peak = meter.peak
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work)
+
+
+def _images(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
+    return tuned, image_shape(tuned.backbone)
 
 
 def _first_update(model: nn.Module, optimizer: Optimizer) -> None:

@@ -18,7 +18,7 @@ from .backbone import create
 from .config import RunConfig
 from .data import Cache, Dataset, Preprocessing, Sample, loader, read
 from .errors import InputError
-from .features import Features, Kept
+from .features import Features, Kept, entrance
 from .plan import arrange, plan
 from .policy import POLICIES
 from .search import free, parse_bytes, search
@@ -146,6 +146,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         optimizer=config.opt,
         frozen_dtype=config.frozen_dtype,
         ema=config.ema,
+        entrance=entrance if config.cache_features else None,
     )
     preprocessing = Preprocessing.of(backbone).normalized(config.normalize)
     tuned = apply(backbone, config.method, num_classes=classes)

@@ -22,7 +22,6 @@ from .config import RunConfig, write_yaml
 from .data import Sample
 from .environment import environment
 from .errors import InputError, LowtideError
-from .features import FromFeatures
 from .memory import Meter
 from .progress import Progress
 from .run import Run, prepare
@@ -68,7 +67,7 @@ def train(
     run = prepare(config, folder)
     config = run.config  # with what a memory budget decided
     optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
-    whole = FromFeatures(run.tuned, run.features.shapes) if run.features else run.tuned
+    whole = run.features.model if run.features else run.tuned
     model, wrapped = run.accelerator.prepare(whole, optimizer)
     if config.ema:
         run.average = Average(run.tuned, config.ema)

@@ -116,6 +116,9 @@ def test_a_run_from_features_is_the_same_run(config, name, tmp_path):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
         assert a["val_accuracy"] == b["val_accuracy"]
     assert plain["test_confusion"] == kept["test_confusion"]
+    for run in (plain, kept):
+        assert run["measured_peak_bytes"] == run["planned"]["peak_bytes"]
+    assert kept["planned"]["peak_bytes"] != plain["planned"]["peak_bytes"]
     a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("plain", "kept"))
     for key, value in a.items():
         torch.testing.assert_close(value, b[key], rtol=1e-3, atol=1e-4)
