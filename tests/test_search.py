@@ -119,6 +119,13 @@ def test_work_counts_products_bytes_and_kernels(dtype, size):
     assert (slow.seconds(meter.work) > fast.seconds(meter.work)) == (size == 2)
 
 
+def test_a_fused_attention_in_two_bytes_counts_as_such():
+    q, k, v = (torch.randn(1, 2, 64, 16, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+    with WorkMeter(torch.nn.Identity()) as meter:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+    assert meter.work.low_flops == meter.work.flops > 0
+
+
 def test_the_command_prints_what_fits(capsys):
     args = ["plan", "--model", "vit_micro_patch4_32", "--batch-size", "8", "--budget"]
     assert main([*args, "400MiB", "--methods", "bias,lora", "--json"]) == 0
