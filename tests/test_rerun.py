@@ -20,6 +20,7 @@ from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
 from lowtide.compress import compress
 from lowtide.graft import METHODS
+from lowtide.ops.derived import derived
 from lowtide.ops.rerun import rerun
 from lowtide.policy import Policy
 
@@ -251,10 +252,12 @@ def test_all_readers_of_a_norm_unpack_it_once(graft) -> None:
     model, codec = attention(graft).double(), Counting()
     x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), rerun=codec))
-    inputs = [*model.parameters(), x]
+    inputs, notes = [*model.parameters(), x], []
+    model.norm.register_forward_hook(lambda module, args, y: notes.append(derived(y)[0].shared))
     y = model(x)
     once = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
     assert len(codec.unpacked) == 2  # and the norm itself
+    assert not notes[0].waiting and not notes[0].memo  # nothing outlives its last reader
     near(torch.autograd.grad(y.sum(), inputs), once)
 
 
