@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from itertools import compress, groupby
+from itertools import groupby
 from pathlib import Path
 
 from lowtide.bench import Result, read_results
@@ -73,9 +73,9 @@ def _table(found: Sequence[Result]) -> str:
             f"{costs(r)['trained']:,}",
             f"{costs(r)['peak']:.1f}",
         ])
-    told = [any(column) for column in zip(*rows, strict=True)]  # nothing validated, no column
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(compress(line, told))} |" for line in lines)
+    columns = zip(heads, ["---"] * len(heads), *rows, strict=True)
+    told = [c for c in columns if any(c[2:])]  # nothing validated, no column
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*told, strict=True))
 
 
 def _plot(points: list[tuple[str, float, float]], axis: str, path: Path) -> None:

@@ -268,9 +268,8 @@ def _rows(
     if piece is None or not args or not (whole or isinstance(module, MLPS)):
         return None
     x, *others = *args, *kwargs.values()
-    piece = (
-        piece if whole else max(1, piece // 2)
-    )  # an MLP is wider inside than the model elsewhere
+    if not whole:  # an MLP is wider inside than the model elsewhere
+        piece = max(1, piece // 2)
     if others or not isinstance(x, Tensor) or x.numel() <= piece or _mixes_images(module):
         return None
     pieces = min(len(x), -(-x.numel() // piece))

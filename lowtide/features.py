@@ -136,21 +136,20 @@ class Features:
         self._rows: dict[Path, int] = {}
         self.model, (self.width,) = entrance(tuned)
 
-    def fill(self, tuned: Tuned, samples: Sequence[Sample], batches: Iterable[Any]) -> None:
+    def fill(self, samples: Sequence[Sample], batches: Iterable[Any]) -> None:
         """Compute the features of images that have none yet.
 
         Args:
-            tuned: The model.
             samples: The images.
             batches: Loads them in this order, with labels.
         """
         if all(s.path in self._rows for s in samples):
             return
-        start, device = len(self._rows), _device(tuned)
+        tuned, start = self.model.tuned, len(self._rows)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab" if start else "wb") as file, torch.no_grad():
             for images, _ in batches:
-                given = features(tuned, self.model.shapes, images.to(device))
+                given = features(tuned, self.model.shapes, images.to(_device(tuned)))
                 rows = torch.cat([given[n].float().flatten(1) for n in given], 1)
                 file.write(rows.cpu().numpy().tobytes())
         self._rows |= {s.path: start + i for i, s in enumerate(samples)}

@@ -88,7 +88,7 @@ class Run:
         transform = self.preprocessing.transform(train=training, augment=config.augment)
         if self.features:
             whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
-            self.features.fill(self.tuned, samples, whole)
+            self.features.fill(samples, whole)
             return load(Kept(), shuffle=training, cache=self.features)
         made = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
         several = self.accelerator.num_processes > 1

@@ -49,25 +49,14 @@ def layer_norm_backward_plain(
     return (dx * rstd).to(dtype), dw, db
 
 
-@torch.library.custom_op(
+layer_norm_backward = torch.library.custom_op(
     "lowtide::layer_norm_backward",
+    layer_norm_backward_plain,
     mutates_args=(),
     schema="(Tensor dy, Tensor low, Tensor step, Tensor codes, Tensor rstd, Tensor? weight,"
     " int bits, int group, bool trained) -> (Tensor, Tensor, Tensor)",
 )
-def layer_norm_backward(
-    dy: Tensor,
-    low: Tensor,
-    step: Tensor,
-    codes: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    bits: int,
-    group: int,
-    trained: bool,
-) -> Gradients:
-    """Compute a layer norm's gradients from codes; `layer_norm_backward_plain` defines it."""
-    return layer_norm_backward_plain(dy, low, step, codes, rstd, weight, bits, group, trained)
+"""Computes a layer norm's gradients from codes; `layer_norm_backward_plain` defines it."""
 
 
 @layer_norm_backward.register_fake
