@@ -12,6 +12,7 @@ from PIL import Image
 from lowtide.data import UnreadableImage, decode
 from lowtide.data.images import bits_of, formats, look
 from lowtide.data.listing import is_image
+from lowtide.extras import extra
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
@@ -193,14 +194,22 @@ def test_a_suffix_of_what_can_be_read_is_one_of_an_image(tmp_path, suffix):
     assert decode(path).size == (8, 6)
 
 
-def test_photographs_of_telephones_are_not_passed_over(tmp_path):
+def test_photographs_of_telephones(tmp_path):
+    path = tmp_path / "x.heic"
+    extra("pillow_heif", "heif")
+    assert "HEIF" in formats()
+    Image.new("RGB", (64, 48), (200, 30, 40)).save(path, format="HEIF")
+    assert is_image(path) and look([path])[path].fault is None
+    assert np.abs(np.asarray(decode(path)).astype(int) - [200, 30, 40]).max() <= 8
+
+
+def test_photographs_of_telephones_are_not_passed_over_without_their_decoder(tmp_path, monkeypatch):
     path = tmp_path / "x.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    monkeypatch.setattr("lowtide.data.images.formats", lambda: ("PNG",))
     assert is_image(path)
-    if "HEIF" not in formats():
-        assert look([path])[path].fault == (
-            'HEIC photographs need pillow-heif: pip install "lowtide[heif]"'
-        )
+    expected = 'HEIC photographs need pillow-heif: pip install "lowtide[heif]"'
+    assert look([path])[path].fault == expected
 
 
 def test_decoders_that_run_programs_are_not_tried(tmp_path):
