@@ -210,10 +210,7 @@ class _Saved(torch.autograd.Function):
 
 
 def _own(y: Tensor, inputs: Tensors) -> Tensor:
-    """Give a result that may be written to: no view, in autograd's eyes, and no input's memory.
-
-    What was kept of y itself still notices a write, since both count the same versions.
-    """
+    """Give a result that may be written to: no view, in autograd's eyes, and no input's memory."""
     if torch.compiler.is_compiling():
         return y
     memory = y.untyped_storage()._cdata
@@ -221,7 +218,7 @@ def _own(y: Tensor, inputs: Tensors) -> Tensor:
         return y.clone()
     if not y._is_view():
         return y
-    own = y.detach()
+    own = y.detach()  # counts the same versions, so that what was kept of y notices a write
     own.__dict__.update(y.__dict__)  # what is known of it
     return own
 
