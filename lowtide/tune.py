@@ -31,7 +31,6 @@ class Tuned(Composed):
         backbone: The model, with the active adapter's grafts in place.
         sides: The active adapter's side networks.
         sites: Every site, measured before anything was changed.
-        checkpointing: Recompute each block in backward instead of keeping its activations.
         active: Name of the adapter in place.
         base_sha256: Hash of the backbone before a method that overwrites it; empty where the
             backbone can still be hashed.
@@ -46,7 +45,6 @@ class Tuned(Composed):
         self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
         self.sides = nn.ModuleDict()
         self.adapters: dict[str, Adapter] = {}
-        self.checkpointing = False
         self.active = ""
         self.base_sha256 = ""
 
@@ -357,9 +355,12 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     """
     narrowed = is_narrow(tuned.backbone)
     widen_weights(tuned.backbone)
+    recomputing, tuned.checkpointing = tuned.checkpointing, False
     folded, unfolded = tuned.adapters[tuned.active].merged()
     if unfolded and narrowed:
         narrow(tuned)
+    if unfolded:
+        tuned.checkpointing = recomputing
     if not unfolded:
         for path, module in folded.items():
             set_module(tuned.backbone, path, module.train(tuned.training))

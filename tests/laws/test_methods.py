@@ -300,7 +300,7 @@ def test_recomputing_blocks_gives_the_same_gradients(name: str, family: str) -> 
         assert torch.equal(buffer, again), n
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@over_families
 def test_recomputing_keeps_less(family: str) -> None:
     tuned = apply(tiny(family), "bias")
     x, kept = images(tuned.backbone), []
