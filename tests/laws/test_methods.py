@@ -19,7 +19,7 @@ import lowtide.tune
 from lowtide.adapter import STATISTICS
 from lowtide.compress import compress
 from lowtide.errors import InputError, Unsupported
-from lowtide.families import FAMILIES, classifiers, family_of, measure, prepare
+from lowtide.families import classifiers, family_of, measure, prepare
 from lowtide.graft import METHODS, Beside, Graft, Method, Swap, Thaw
 from lowtide.policy import Policy
 from lowtide.site import Sites
