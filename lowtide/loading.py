@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import Parser
+from .checkpoint import CONTENT, read_config
 from .config import RunConfig, read_yaml
 from .data import Dataset, Sample, read
 from .errors import InputError, UnknownName
-from .evaluate import Trained, open_run
+from .evaluate import Trained, open_run, too_deep
 from .paths import located
+from .progress import note
 from .split import SPLIT, SPLITS, Split, samples_of
 from .train import CONFIG, SUMMARY
 
@@ -39,6 +41,8 @@ def open_given(given: dict[str, Any]) -> Trained:
         The run, ready for use.
     """
     checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
+    if CONTENT not in read_config(Path(given["run"])):
+        note(f"{given['run']} is of an earlier version, which kept no hash of what it saved")
     return open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
 
 
@@ -77,6 +81,14 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
         skip_bad_images=config.skip_bad_images,
         classes=trained.classes,
     )
+    samples, notes = _selected(folder, dataset, which, own)
+    return samples, notes + too_deep(trained, [s.path for s in samples])
+
+
+def _selected(
+    folder: Path, dataset: Dataset, which: str, own: bool
+) -> tuple[list[Sample], list[str]]:
+    """Choose a split's images, and say what was left out."""
     split = Split.read(folder)
     if own and split is not None:
         return split.select(dataset, which)
