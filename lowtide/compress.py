@@ -215,7 +215,8 @@ def _run(
                 module._lowtide_derives = False  # type: ignore[assignment]
         # Where the first argument was, and not itself: what runs again must not hold it.
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
-        return rerun(partial(_silently, forward, places, kwargs), policy.rerun, x)
+        run = partial(_silently, forward, places, kwargs)
+        return rerun(run, policy.rerun, x, module.parameters())
     rows = _rows(module, policy.piece, args, kwargs)
     if rows is None:
         return forward(*args, **kwargs)

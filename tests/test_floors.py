@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "data",
         "progress",
         "resume",
+        "split",
         "config",
         "schedule",
         "average",

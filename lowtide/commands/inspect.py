@@ -22,6 +22,7 @@ from ..inside.overlay import draw_attention, read_images
 from ..inside.parameters import run_changes
 from ..inside.tsne import PERPLEXITY, draw_tsne, tsne
 from ..loading import add_loading, open_given, read_samples
+from ..progress import note
 
 SUMMARY = "Draw what training did: parameters, cka, tsne or attention."
 PRETRAINED = "as pre-trained"
@@ -199,7 +200,9 @@ def _read(parser: Parser, args: Sequence[str]) -> dict[str, Any]:
 
 
 def _samples(trained: Trained, given: dict[str, Any]) -> list[Sample]:
-    samples = read_samples(trained, given)
+    samples, notes = read_samples(trained, given)
+    for line in notes:
+        note(line)
     if given["count"] < 1:
         raise InputError(f"--count {given['count']}: expected at least 1")
     drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(given["seed"]))
