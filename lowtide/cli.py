@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .commands import COMMANDS
+from .environment import installed
 from .errors import InputError, LowtideError, UnknownName
 
 
@@ -22,6 +23,9 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in {"-h", "--help"}:
         print(_help())
+        return 0
+    if args[0] == "--version":
+        print(f"lowtide {installed('lowtide') or 'from a source tree'}")
         return 0
     if args[0] not in COMMANDS:
         return _complain(UnknownName("command", args[0], COMMANDS), 2)
@@ -49,5 +53,5 @@ def _help() -> str:
     return (
         "Fine-tune large pre-trained vision backbones in very little memory.\n\n"
         f"usage: lowtide COMMAND ...\n\n{rows}\n\n"
-        "lowtide COMMAND --help says more."
+        "lowtide COMMAND --help says more; lowtide --version says which this is."
     )
