@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .arguments import Parser
 from .config import RunConfig, read_yaml
@@ -11,6 +11,9 @@ from .data import Sample, read
 from .errors import UnknownName
 from .evaluate import Trained, open_run
 from .train import CONFIG
+from .values import Count
+
+Device = Literal["auto", "cpu"]
 
 
 def add_loading(parser: Parser) -> None:
@@ -22,8 +25,8 @@ def add_loading(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", type=str, default="auto", help="auto or cpu.")
+    parser.add_argument("--batch-size", type=Count, default=32, help="Images per forward pass.")
+    parser.add_argument("--device", type=Device, default="auto", help="auto or cpu.")
 
 
 def open_given(given: dict[str, Any]) -> Trained:

@@ -53,6 +53,7 @@ def run_suite(
         raise UnknownName("launcher", launcher, LAUNCHERS)
     _refuse_others(suite, output)
     for row in suite.rows():
+        row.config.refuse_crowd()
         for path in filter(None, (row.config.data, row.config.checkpoint)):
             located(path)
     output.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,8 @@ def _refuse_others(suite: Suite, output: Path) -> None:
         else:
             continue
         wanted = row.config.to_dict()
-        kept = {**RunConfig(model="", data="").to_dict(), **kept}  # an option is newer than the row
+        # an option may be newer than the row
+        kept = {**RunConfig(model="any", data="any").to_dict(), **kept}
         free = NEUTRAL | (DECIDED if row.config.memory_budget else set())
         for name, value in wanted.items():
             if name not in free and json.dumps(kept[name]) != json.dumps(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Literal
 
 from ..arguments import Parser
 from ..data import check
@@ -19,7 +20,7 @@ def data(args: Sequence[str]) -> None:
         args: The command's arguments.
     """
     parser = Parser("data", SUMMARY)
-    parser.add_argument("action", choices=["check"], help="check: look at every image.")
+    parser.add_argument("action", type=Literal["check"], help="check: look at every image.")
     parser.add_argument("source", type=str, help="What --data of lowtide train would be given.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
