@@ -11,7 +11,7 @@ from typing import Any
 import timm.layers as layers
 import torch
 import torch.nn.functional as F
-from timm.models import beit, eva, swin_transformer, swin_transformer_v2
+from timm.models import beit, eva, swin_transformer, swin_transformer_v2, vision_transformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -24,10 +24,11 @@ from .ops.rerun import rerun
 from .ops.saved import Call, keep
 from .ops.unary import MODULES, activate
 from .policy import Policy
+from .versions import classes
 
 ATTENTIONS: tuple[type[nn.Module], ...] = (
-    layers.Attention,
-    layers.AttentionRope,
+    vision_transformer.Attention,
+    *classes("timm.layers", "AttentionRope"),
     beit.Attention,
     eva.EvaAttention,
     swin_transformer.WindowAttention,
@@ -214,7 +215,8 @@ def _run(
                 module._lowtide_derives = False  # type: ignore[assignment]
         # Where the first argument was, and not itself: what runs again must not hold it.
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
-        return rerun(partial(_silently, forward, places, kwargs), policy.rerun, x)
+        run = partial(_silently, forward, places, kwargs)
+        return rerun(run, policy.rerun, x, module.parameters())
     rows = _rows(module, policy.piece, args, kwargs)
     if rows is None:
         return forward(*args, **kwargs)
@@ -231,9 +233,9 @@ def _note(x: Tensor, codec: Codec) -> None:
 
 def _is_plain(module: nn.Module) -> bool:
     """Say whether it hands q, k and v to torch's fused attention as maps and views make them."""
-    if not isinstance(module, layers.Attention) or not module.fused_attn:
+    if not isinstance(module, vision_transformer.Attention) or not module.fused_attn:
         return False
-    plain = isinstance(module.q_norm, nn.Identity) and module.gate is None
+    plain = isinstance(module.q_norm, nn.Identity) and getattr(module, "gate", None) is None
     return plain and not any(m.training and m.p for m in module.modules() if type(m) is nn.Dropout)
 
 

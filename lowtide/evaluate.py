@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .backbone import create
 from .checkpoint import read_config
-from .data import Preprocessing, Sample, Transform, decode, loader, read
+from .data import Preprocessing, Sample, Transform, loader, read
 from .data.corruptions import corruption_error, severities_in
 from .errors import InputError, UnknownName
 from .tune import Tuned, load
@@ -174,8 +174,7 @@ def predict(
             raise InputError(f"no image {path}")
     for start in range(0, len(paths), batch_size):
         chunk = paths[start : start + batch_size]
-        channels = trained.preprocessing.channels
-        images = torch.stack([trained.transform(decode(p, channels)) for p in chunk])
+        images = torch.stack([trained.transform(trained.preprocessing.decode(p)) for p in chunk])
         best = _logits(trained, images).softmax(-1).topk(min(top, len(trained.classes)))
         for path, values, labels in zip(chunk, best.values, best.indices, strict=True):
             names = [trained.classes[i] for i in labels.tolist()]

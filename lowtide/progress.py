@@ -11,6 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 
+def note(text: str) -> None:
+    """Tell people something a command does not stop for.
+
+    Args:
+        text: One line.
+    """
+    print(f"lowtide: note: {text}", file=sys.stderr, flush=True)
+
+
 class Progress:
     """One bar over all updates of a run, and one line per finished epoch."""
 

@@ -148,7 +148,9 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         ema=config.ema,
         entrance=entrance if config.cache_features else None,
     )
-    preprocessing = Preprocessing.of(backbone).normalized(config.normalize)
+    preprocessing = replace(
+        Preprocessing.of(backbone).normalized(config.normalize), bits=dataset.bits
+    )
     tuned = apply(backbone, config.method, num_classes=classes)
     arrange(tuned, policy, config.checkpointing, config.frozen_dtype)
     run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())

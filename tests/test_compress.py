@@ -216,6 +216,72 @@ def test_every_spelling_is_answered(spelling: str) -> None:
     assert "_SavedBackward" in names
 
 
+WRITES: dict[str, Callable[[Tensor], object]] = {
+    "add": lambda y: y.add_(torch.arange(y.shape[-1]).to(y)),
+    "part": lambda y: y[:, 0].zero_(),
+    "item": lambda y: y.__setitem__((slice(None), 0), 0.5),
+    "mul": lambda y: y.mul_(2),
+    "relu": nn.ReLU(inplace=True),
+    "silu": nn.SiLU(inplace=True),
+    "dropout": lambda y: F.dropout(y, 0.3, inplace=True),
+    "copy": lambda y: y.copy_(y.detach().flip(0)),
+}
+WRITTEN: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    **SPELLINGS,
+    "nn.Linear": ("linear", nn.Linear(8, 8)),
+    "nn.Linear plain": ("linear", nn.Linear(8, 8, bias=False)),
+    "nn.Linear 4-D": ("linear", nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Linear(8, 8))),
+    "nn.Conv2d": ("conv", nn.Conv2d(2, 2, 3, padding=1)),
+    "sdpa": ("attention", lambda x: F.scaled_dot_product_attention(*[x[:, None]] * 3)),
+}
+
+
+class Writes(nn.Module):
+    """What a function gives, or what it was given, written to; in a place of its own if asked."""
+
+    def __init__(self, function, write, output: bool, apart: bool) -> None:
+        super().__init__()
+        self.function, self.write, self.output, self.apart = function, write, output, apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        y = self.function(x)
+        written = y if self.output or y is x else x
+        written = written.clone() if self.apart else written
+        self.write(written)
+        return written if self.output or y is x else torch.cat((written.flatten(), y.flatten()))
+
+
+@pytest.mark.parametrize("output", [True, False], ids=["output", "input"])
+@pytest.mark.parametrize("write", WRITES)
+def test_what_an_op_gave_or_was_given_may_be_written_to(write: str, output: bool) -> None:
+    """With the gradient of the same thing said out of place, or refused where torch refuses."""
+    for spelling, (name, function) in WRITTEN.items():
+        parameters = list(function.parameters()) if isinstance(function, nn.Module) else []
+        x = torch.randn(2, 8, 8, requires_grad=True)
+
+        def grads(apart: bool, policy: Policy, x=x, function=function, wanted=parameters):
+            model = compress(nn.Sequential(Writes(function, WRITES[write], output, apart)), policy)
+            torch.manual_seed(7)
+            y = model(x)
+            return torch.autograd.grad(y.square().sum(), (x, *wanted), allow_unused=True)
+
+        torch_refuses = False
+        try:
+            grads(False, Policy.exact())
+        except RuntimeError:
+            torch_refuses = True
+        for codec in (Exact(), Affine(8, 64)):
+            try:
+                ours = grads(False, Policy({name: codec}))
+            except RuntimeError as e:
+                assert torch_refuses, f"{spelling}: {e}"
+                continue
+            theirs = grads(True, Policy({name: codec}))
+            for a, b in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(a, b, msg=lambda m, s=spelling: f"{s}: {m}")
+
+
 def test_s2a_quantises_the_softmax_inside_a_fused_attention() -> None:
     """Equations 7 to 9 of S2A on one head, written out on their own."""
     q, k, v, dy = (torch.randn(1, 1, 6, 4, dtype=torch.float64) for _ in range(4))

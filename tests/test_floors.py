@@ -15,7 +15,7 @@ from lowtide.families import FAMILIES
 
 PACKAGE = Path(lowtide.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "site", "paths", "extras", "values", "yaml_text"),
+    ("errors", "site", "paths", "extras", "versions", "values", "yaml_text"),
     ("zoo", "memory", "kernels", "work"),
     ("codecs",),
     ("ops",),
@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "data",
         "progress",
         "resume",
+        "split",
         "config",
         "schedule",
         "average",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from laws.test_ops import bytes_besides, keeping
 from nets import images, tiny
-from timm.layers import Attention
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -269,6 +269,21 @@ def test_products_of_what_is_made_again_are_coarse_at_most() -> None:
     for a, b in zip(ours, plain, strict=True):
         assert a.dtype == b.dtype
         assert (a - b).norm() <= 0.02 * b.norm()
+
+
+@pytest.mark.parametrize("which", ["norm.weight", "norm.bias", "attn.qkv.weight"])
+@pytest.mark.parametrize("inside", ["made again", "run again"])
+def test_a_weight_that_was_written_to_is_refused(inside: str, which: str) -> None:
+    """Backward computes with it again; torch refuses the same of what it saved."""
+    model = attention(lambda map: map)
+    model.attn.fused_attn = inside == "made again"
+    codecs = dict.fromkeys(("layer_norm", "linear", "attention"), Exact())
+    compress(model, Policy(codecs, rerun=Exact()))
+    y = model(torch.randn(*ROWS, WIDTH, requires_grad=True))
+    with torch.no_grad():
+        model.get_parameter(which).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an in-?place operation"):
+        torch.autograd.grad(y.sum(), model.attn.qkv.weight)
 
 
 def test_dropout_inside_draws_what_it_would_have_drawn() -> None:

@@ -22,6 +22,7 @@ from ..inside.overlay import draw_attention, read_images
 from ..inside.parameters import run_changes
 from ..inside.tsne import PERPLEXITY, draw_tsne, tsne
 from ..loading import add_loading, open_given, read_samples
+from ..progress import note
 from ..values import Count, Seed, Within
 
 SUMMARY = "Draw what training did: parameters, cka, tsne or attention."
@@ -204,7 +205,9 @@ def _read(parser: Parser, args: Sequence[str]) -> dict[str, Any]:
 
 
 def _samples(trained: Trained, given: dict[str, Any]) -> list[Sample]:
-    samples = read_samples(trained, given)
+    samples, notes = read_samples(trained, given)
+    for line in notes:
+        note(line)
     drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(given["seed"]))
     return [samples[i] for i in sorted(drawn[: given["count"]].tolist())]
 

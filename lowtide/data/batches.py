@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .dataset import Sample
-from .images import decode
 from .preprocessing import Preprocessing, Transform
 
 
@@ -76,7 +75,7 @@ class Cache:
         found = self._images.get(key)
         if found is not None and transform.cacheable:
             return found
-        made = transform.still(decode(path, transform.preprocessing.channels))
+        made = transform.still(transform.preprocessing.decode(path))
         if transform.cacheable and self.bytes + made.nbytes <= self.limit_bytes:
             self._images[key] = made
             self.bytes += made.nbytes

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from ..errors import InputError, UnknownName
+from .images import decode
 
 Augment = Literal["none", "flip", "crop"]
 """What training does to an image at random. `none`: nothing; `flip`: mirror half of them;
@@ -54,6 +56,7 @@ class Preprocessing:
         interpolation: timm's name for it, such as `bicubic`.
         crop_pct: For timm's evaluation crop: output size over resized size.
         crop_mode: For timm's evaluation crop: `center`, `squash` or `border`.
+        bits: How many bits the 16-bit pixels of the data it was trained on use, see `decode`.
     """
 
     size: tuple[int, int]
@@ -62,6 +65,7 @@ class Preprocessing:
     interpolation: str
     crop_pct: float
     crop_mode: str
+    bits: int = 16
 
     @classmethod
     def of(cls, model: nn.Module) -> Preprocessing:
@@ -123,6 +127,20 @@ class Preprocessing:
         """3 for RGB, 1 for grey."""
         return len(self.mean)
 
+    def decode(self, path: Path) -> Image.Image:
+        """Decode one image for `transform`.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The whole image, of mode `RGB` or `L`.
+
+        Raises:
+            UnreadableImage: It cannot be decoded.
+        """
+        return decode(path, self.channels, self.bits)
+
     def to_dict(self) -> dict[str, Any]:
         """Write as JSON can hold it.
 
@@ -148,13 +166,14 @@ class Preprocessing:
             InputError: A field is missing, unknown or of the wrong type.
             UnknownName: There is no such interpolation or crop mode.
         """
+        data = {"bits": 16, **data}  # what was written before there were bits
         names = [field.name for field in dataclasses.fields(cls)]
         if sorted(data) != sorted(names):
             raise InputError(f"pre-processing has {sorted(data)}: expected {sorted(names)}")
         try:
             height, width = (int(value) for value in data["size"])
             mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
-            crop_pct = float(data["crop_pct"])
+            crop_pct, bits = float(data["crop_pct"]), int(data["bits"])
         except (TypeError, ValueError) as error:
             raise InputError(f"pre-processing {dict(data)}: {error}") from error
         if data["interpolation"] not in INTERPOLATIONS:
@@ -163,11 +182,12 @@ class Preprocessing:
             raise UnknownName("crop mode", str(data["crop_mode"]), CROP_MODES)
         if min(height, width, crop_pct) <= 0:
             raise InputError(f"pre-processing: size {height} x {width}, crop_pct {crop_pct}")
+        if not 8 <= bits <= 16:
+            raise InputError(f"pre-processing: bits {bits}, expected 8 to 16")
         if len(mean) != len(std) or len(mean) not in {1, 3}:
             raise InputError(f"pre-processing: mean {mean} and std {std}, expected 1 or 3 of each")
-        return cls(
-            (height, width), mean, std, str(data["interpolation"]), crop_pct, str(data["crop_mode"])
-        )
+        interpolation, crop_mode = str(data["interpolation"]), str(data["crop_mode"])
+        return cls((height, width), mean, std, interpolation, crop_pct, crop_mode, bits)
 
     def transform(self, *, train: bool, augment: Augment = "none") -> Transform:
         """Make the transform of a split.

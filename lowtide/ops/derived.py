@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +39,30 @@ RUN_AGAIN: set[Function] = {
 """Functions that an attention module makes its queries, keys and values with."""
 
 
+class Weights:
+    """Weights that the backward pass reads again, as they were."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        """Note their versions.
+
+        Args:
+            tensors: The weights.
+        """
+        self._noted = [(t, t._version) for t in tensors]
+
+    def check(self) -> None:
+        """Refuse to go on from others.
+
+        Raises:
+            RuntimeError: One was written to since, which torch refuses of what it saved.
+        """
+        if any(t._version != version for t, version in self._noted):
+            raise RuntimeError(
+                "a weight was modified by an in-place operation between forward and backward, which"
+                " computes with it again; run backward before the optimiser's step"
+            )
+
+
 @dataclass(eq=False)
 class Again:
     """A call to be made again; among its arguments calls stand for what they gave.
@@ -47,12 +71,14 @@ class Again:
         function: What was called; None stands for what is kept.
         args: Its arguments by place.
         kwargs: Its arguments by name.
+        weights: Weights that it reads.
         uses: How many calls read its result.
     """
 
     function: Function | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: Weights | None = None
     uses: int = 0
 
     def value(
@@ -68,7 +94,12 @@ class Again:
 
         Returns:
             What the function gave.
+
+        Raises:
+            RuntimeError: A weight was written to since.
         """
+        if self.weights is not None:
+            self.weights.check()
         if self in memo:
             return memo[self]
         if self.function is None:
@@ -240,12 +271,14 @@ def follow(
     if torch.compiler.is_compiling() or function is F.dropout and _draws(*args, **kwargs):
         return
     began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
+    weights: list[Tensor] = []
 
     def known(a: Any) -> Any:
         if not isinstance(a, Tensor):
             return a
         if isinstance(a, nn.Parameter):
             began.append((None, ()))
+            weights.append(a)
             return a
         if (note := _noted(a)) is None:
             raise LookupError
@@ -255,7 +288,7 @@ def follow(
 
     try:
         # Bound here: the call must not hold a tensor.
-        call = Again(function, *_each(known, args, kwargs))
+        call = Again(function, *_each(known, args, kwargs), Weights(weights) if weights else None)
     except LookupError:
         return
     kept = [b for b in began if b[0] is not None]
