@@ -69,7 +69,7 @@ def printable(text: str) -> str:
         text: A name of a file or a class, which may be anybody's.
 
     Returns:
-        The text, with `\x1b` for an escape; line breaks and tabs stay.
+        The text on one line, with `\x1b` for an escape.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -78,7 +78,7 @@ def printable(text: str) -> str:
 
 def _visible(character: str) -> str:
     hidden = unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in _TURNING
-    return repr(character)[1:-1] if hidden and character not in "\n\t" else character
+    return repr(character)[1:-1] if hidden else character
 
 
 _TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)))

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..checkpoint import write_text
 from ..config import RunConfig, read_yaml, write_yaml
-from ..errors import InputError, UnknownName
+from ..errors import InputError, UnknownName, printable
 from ..extras import extra
 from ..paths import located
 from ..train import CONFIG, SUMMARY, train
@@ -100,7 +100,7 @@ def _refuse_others(suite: Suite, output: Path) -> None:
 def _local(jobs: Jobs, processes: int) -> None:
     """Run one row after the other."""
     for number, (folder, config) in enumerate(jobs, 1):
-        print(f"{number} of {len(jobs)}: {folder}", file=sys.stderr, flush=True)
+        print(printable(f"{number} of {len(jobs)}: {folder}"), file=sys.stderr, flush=True)
         _run(folder, config, processes)
 
 
@@ -115,7 +115,7 @@ def _ray(jobs: Jobs, processes: int) -> None:
     while waiting:
         (done,), _ = ray.wait(list(waiting))
         ray.get(done)
-        print(f"{waiting.pop(done)}; {len(waiting)} to go", file=sys.stderr, flush=True)
+        print(printable(f"{waiting.pop(done)}; {len(waiting)} to go"), file=sys.stderr, flush=True)
 
 
 LAUNCHERS: Mapping[str, Callable[[Jobs, int], None]] = {"local": _local, "ray": _ray}

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..arguments import Parser
 from ..data import check
+from .console import OUT
 
 SUMMARY = "Say what a folder, list or table of images holds, and what is wrong with it."
 
@@ -25,4 +26,8 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
     found = check(given["source"])
-    print(json.dumps(dataclasses.asdict(found)) if given["json"] else "\n".join(found.lines()))
+    if given["json"]:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
+    for line in found.lines():
+        OUT.print(line)

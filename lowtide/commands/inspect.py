@@ -24,6 +24,7 @@ from ..inside.tsne import PERPLEXITY, draw_tsne, tsne
 from ..loading import add_loading, open_given, read_samples
 from ..progress import note
 from ..values import Count, Seed, Within
+from .console import OUT
 
 SUMMARY = "Draw what training did: parameters, cka, tsne or attention."
 PRETRAINED = "as pre-trained"
@@ -239,4 +240,4 @@ def _give(given: dict[str, Any], numbers: dict[str, Any], draw: Callable[[], Any
     if given["json"]:
         print(json.dumps(numbers))
     else:
-        print(f"wrote {given['output']}")
+        OUT.print(f"wrote {given['output']}")
