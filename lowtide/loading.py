@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .arguments import Parser
 from .config import RunConfig, read_yaml
@@ -14,6 +14,9 @@ from .evaluate import Trained, open_run
 from .paths import located
 from .split import SPLIT, SPLITS, Split, samples_of
 from .train import CONFIG, SUMMARY
+from .values import Count
+
+Device = Literal["auto", "cpu"]
 
 
 def add_loading(parser: Parser) -> None:
@@ -25,8 +28,8 @@ def add_loading(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", type=str, default="auto", help="auto or cpu.")
+    parser.add_argument("--batch-size", type=Count, default=32, help="Images per forward pass.")
+    parser.add_argument("--device", type=Device, default="auto", help="auto or cpu.")
 
 
 def open_given(given: dict[str, Any]) -> Trained:
