@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .arguments import Parser
 from .checkpoint import CONTENT, read_config
@@ -16,6 +16,9 @@ from .paths import located
 from .progress import note
 from .split import SPLIT, SPLITS, Split, samples_of
 from .train import CONFIG, SUMMARY
+from .values import Count
+
+Device = Literal["auto", "cpu"]
 
 
 def add_loading(parser: Parser) -> None:
@@ -27,8 +30,8 @@ def add_loading(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", type=str, default="auto", help="auto or cpu.")
+    parser.add_argument("--batch-size", type=Count, default=32, help="Images per forward pass.")
+    parser.add_argument("--device", type=Device, default="auto", help="auto or cpu.")
 
 
 def open_given(given: dict[str, Any]) -> Trained:

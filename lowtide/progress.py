@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from .errors import printable
+
 
 def note(text: str) -> None:
     """Tell people something a command does not stop for.
@@ -17,7 +19,7 @@ def note(text: str) -> None:
     Args:
         text: One line.
     """
-    print(f"lowtide: note: {text}", file=sys.stderr, flush=True)
+    print(printable(f"lowtide: note: {text}"), file=sys.stderr, flush=True)
 
 
 class Progress:

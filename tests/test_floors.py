@@ -15,11 +15,20 @@ from lowtide.families import FAMILIES
 
 PACKAGE = Path(lowtide.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "site", "paths", "extras", "versions"),
+    ("errors", "site", "paths", "extras", "versions", "values", "yaml_text", "interrupt"),
     ("zoo", "memory", "kernels", "work"),
     ("codecs",),
     ("ops",),
-    ("policy", "graft", "narrow", "affine", "scale_shift", "tensor_train", "recompute"),
+    (
+        "imagewise",
+        "policy",
+        "graft",
+        "narrow",
+        "affine",
+        "scale_shift",
+        "tensor_train",
+        "recompute",
+    ),
     ("methods", "families", "compress"),
     ("adapter", "guard", "backbone", "checkpoint", "composed", "tune", "step", "plan", "search"),
     (

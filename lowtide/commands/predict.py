@@ -12,6 +12,7 @@ from ..evaluate import predict as classify
 from ..evaluate import too_deep
 from ..loading import add_loading, open_given
 from ..progress import note
+from ..values import Count
 
 SUMMARY = "Classify images; one JSON object per line, and a line of complaint per unreadable file."
 
@@ -28,7 +29,7 @@ def predict(args: Sequence[str]) -> None:
     parser = Parser("predict", SUMMARY)
     parser.add_argument("run", type=str, help="Run folder.")
     parser.add_argument("images", type=str, nargs="+", help="Image files.")
-    parser.add_argument("--top", type=int, default=5, help="How many classes to print.")
+    parser.add_argument("--top", type=Count, default=5, help="How many classes to print.")
     add_loading(parser)
     given = parser.read(args)
     paths = [Path(p) for p in given["images"]]
