@@ -23,11 +23,11 @@ from .data import Sample
 from .environment import environment
 from .errors import InputError, LowtideError
 from .memory import Meter
-from .progress import Progress
+from .progress import Progress, note
 from .run import Run, prepare
 from .schedule import make_schedule
 from .split import Split
-from .step import make_optimizer, training_step
+from .step import couples, make_optimizer, micro_batches, training_step
 
 CHECKPOINT, CONFIG, SUMMARY, LOG = (
     "checkpoint.safetensors",
@@ -67,6 +67,8 @@ def train(
         return json.loads((folder / SUMMARY).read_text())
     run = prepare(config, folder)
     config = run.config  # with what a memory budget decided
+    for line in run.notes if run.main else ():
+        note(line)
     optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
     whole = run.features.model if run.features else run.tuned
     model, wrapped = run.accelerator.prepare(whole, optimizer)
@@ -87,8 +89,7 @@ def train(
 
 def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
     config = run.config
-    share = config.batch_size * run.accelerator.num_processes
-    steps = -(-len(run.dataset.train) // share)
+    steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
     meter = Meter(run.tuned, optimizer)
     if run.accelerator.device.type == "cuda":
@@ -97,15 +98,13 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
         for epoch in range(len(run.history), config.epochs):
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
-            torch.manual_seed(_seed(config.seed, epoch))
+            torch.manual_seed(_seed(config.seed, epoch, run.accelerator.process_index))
             model.train()
             losses = []
-            for step, (images, labels) in enumerate(run.batches(run.dataset.train, epoch, True)):
+            for step, batch in enumerate(run.batches(run.dataset.train, epoch, True)):
                 schedule.step_update(epoch * steps + step)
                 metered = epoch == 0 and step < METERED_STEPS
-                losses.append(
-                    _update(run, model, wrapped, images, labels, meter if metered else None)
-                )
+                losses.append(_update(run, model, wrapped, batch, meter if metered else None))
                 if run.average:
                     run.average.update()
                 if not math.isfinite(losses[-1]):
@@ -118,7 +117,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                 validated = _accuracy(_confusion(run, model, run.dataset.val))
             run.history.append({
                 "epoch": epoch + 1,
-                "train_loss": sum(losses) / len(losses),
+                "train_loss": _over_processes(run, sum(losses) / len(losses), "mean"),
                 "val_accuracy": validated,
                 "seconds": round(time.perf_counter() - started, 2),
             })
@@ -128,20 +127,28 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
 
 
 def _update(
-    run: Run, model: Any, wrapped: Any, images: Tensor, labels: Tensor, meter: Meter | None
+    run: Run,
+    model: Any,
+    wrapped: Any,
+    batch: tuple[Tensor, Tensor, int, int],
+    meter: Meter | None,
 ) -> float:
-    """Run one update, timed or metered; give the loss."""
+    """Run one update, timed or metered; give this process's share of the loss."""
     config, accelerator = run.config, run.accelerator
+    images, labels, own, count = batch
     images, labels = images.to(accelerator.device), labels.to(accelerator.device)
-    parts = config.accumulate
+    # Every process goes forward and back equally often, or they would wait for each other.
+    fewest = count // run.processes // (2 if couples(run.tuned) and config.accumulate > 1 else 1)
+    parts = max(1, min(config.accumulate, fewest))
     on_cpu = accelerator.device.type == "cpu"
     started = time.perf_counter()
     with meter if meter is not None and on_cpu else nullcontext():
         loss = training_step(
             model,
             wrapped,
-            list(zip(images.chunk(parts), labels.chunk(parts), strict=True)),
+            micro_batches(images, labels, parts),
             smoothing=config.smoothing,
+            share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),
         )
@@ -150,6 +157,14 @@ def _update(
     elif on_cpu:
         run.measured_bytes = meter.peak.peak_bytes
     return loss.item()
+
+
+def _over_processes(run: Run, number: float, how: str) -> float:
+    """Add a number of every process up, or average it."""
+    if run.processes == 1:
+        return number
+    mine = torch.tensor(number, dtype=torch.float64, device=run.accelerator.device)
+    return float(run.accelerator.reduce(mine, how))
 
 
 def _clip(run: Run) -> None:
@@ -164,10 +179,12 @@ def _confusion(run: Run, model: Any, samples: tuple[Sample, ...]) -> Tensor:
     counts = torch.zeros(classes * classes, dtype=torch.int64)
     model.eval()
     with torch.no_grad():
-        for images, labels in run.batches(samples) if samples else ():
-            predicted = model(images.to(device)).argmax(-1)
-            pairs = run.accelerator.gather_for_metrics(labels.to(device) * classes + predicted)
-            counts += pairs.cpu().bincount(minlength=classes * classes)
+        for images, labels, own, _ in run.batches(samples) if samples else ():
+            predicted = model(images.to(device)).argmax(-1).cpu()
+            pairs = labels[:own] * classes + predicted[:own]
+            counts += pairs.bincount(minlength=classes * classes)
+    if run.processes > 1:
+        counts = run.accelerator.reduce(counts.to(device), "sum").cpu()
     return counts.view(classes, classes)
 
 
@@ -256,6 +273,7 @@ def _finish(run: Run, model: Any) -> dict[str, Any]:
     return summary
 
 
-def _seed(seed: int, epoch: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+def _seed(seed: int, epoch: int, rank: int) -> int:
+    key = f"{seed}/{epoch}" + (f"/{rank}" if rank else "")
+    digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:7], "big")
