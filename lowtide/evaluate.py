@@ -17,6 +17,7 @@ from .data import Preprocessing, Sample, Transform, UnreadableImage, loader, rea
 from .data.corruptions import corruption_error, severities_in
 from .data.images import look
 from .errors import InputError, LowtideError, UnknownName
+from .owner import refuse_unfinished
 from .tune import Tuned, load
 
 OVER = ("all", "present")
@@ -55,6 +56,7 @@ def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "aut
     Raises:
         InputError: The folder holds no finished run.
     """
+    refuse_unfinished(folder)
     config = read_config(folder)
     try:
         base, classes = config["backbone"], tuple(config["classes"])

@@ -44,9 +44,10 @@ def open_given(given: dict[str, Any]) -> Trained:
         The run, ready for use.
     """
     checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
+    trained = open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
     if CONTENT not in read_config(Path(given["run"])):
         note(f"{given['run']} is of an earlier version, which kept no hash of what it saved")
-    return open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
+    return trained
 
 
 def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample], list[str]]:

@@ -28,6 +28,8 @@ from .step import couples
 from .tune import Tuned, apply
 
 FEATURES = "features.f32"
+DECIDED = ("memory_budget", "policy", "checkpointing", "accumulate", "frozen_dtype")
+"""Options that a memory budget decides; a run's record holds them as it did."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,25 +18,27 @@ from torch.optim import Optimizer
 
 from . import resume
 from .average import Average
-from .checkpoint import write_text
-from .config import RunConfig, write_yaml
+from .checkpoint import CONFIG as ADAPTER
+from .checkpoint import WEIGHTS, write_text
+from .config import RunConfig, read_yaml, write_yaml
 from .data import Sample
 from .environment import environment
-from .errors import InputError, LowtideError
+from .errors import InputError, LowtideError, shown
 from .memory import Meter
+from .owner import CHECKPOINT, LOG, owned
+from .owner import CONFIG as CONFIG
+from .owner import SUMMARY as SUMMARY
+from .paths import read_json
 from .progress import Progress, note
-from .run import Run, prepare
+from .run import DECIDED, Run, prepare
 from .schedule import make_schedule
 from .split import Split
 from .step import couples, make_optimizer, micro_batches, training_step
 
-CHECKPOINT, CONFIG, SUMMARY, LOG = (
-    "checkpoint.safetensors",
-    "config.yaml",
-    "summary.json",
-    "log.jsonl",
-)
 METERED_STEPS = 2
+
+MOVABLE = frozenset({"data", "checkpoint", "device", "workers"})
+"""Options that a run may continue with otherwise: no result depends on them."""
 
 
 def train(
@@ -57,14 +60,18 @@ def train(
         The summary.
 
     Raises:
-        InputError: The folder already holds a run.
+        InputError: The folder already holds a run, or one with other options.
     """
-    if not (continues or overwrite) and (folder / CONFIG).exists():
-        raise InputError(
-            f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
-        )
-    if continues and (folder / SUMMARY).exists():
-        return json.loads((folder / SUMMARY).read_text())
+    with owned(folder):
+        _refuse_taken(folder, continues, overwrite)
+        if continues:
+            config = _continued(config, folder)
+            if (folder / SUMMARY).exists():
+                return _summary(folder)
+        return _run(config, folder, continues)
+
+
+def _run(config: RunConfig, folder: Path, continues: bool) -> dict[str, Any]:
     run = prepare(config, folder)
     config = run.config  # with what a memory budget decided
     for line in run.notes if run.main else ():
@@ -77,14 +84,57 @@ def train(
     if continues:
         _restore(run, optimizer)
     elif run.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in (CHECKPOINT, SUMMARY, LOG):
+        # What says that there is a model goes first: the old one never answers for the new.
+        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT):
             (folder / stale).unlink(missing_ok=True)
+    if run.main and not run.history:
         Split.of(run.dataset).write(folder)
+    if run.main:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     _fit(run, model, wrapped, optimizer)
     with run.averaged():
         return _finish(run, model)
+
+
+def _refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
+    """Refuse a folder whose content was not said to be continued or replaced."""
+    if continues or overwrite:
+        return
+    if (folder / CONFIG).exists():
+        raise InputError(
+            f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
+        )
+    if taken := [name for name in (ADAPTER, WEIGHTS) if (folder / name).exists()]:
+        raise InputError(f"{folder} already holds {taken[0]}; --overwrite replaces it")
+
+
+def _continued(config: RunConfig, folder: Path) -> RunConfig:
+    """Refuse to continue a run with options that are not its own."""
+    kept = RunConfig.from_dict(read_yaml(folder / CONFIG))
+    if config.memory_budget is not None:  # what it decided once stays so
+        decided = {name: getattr(kept, name) for name in DECIDED}
+        config = dataclasses.replace(config, **decided)
+    was, wanted = kept.to_dict(), config.to_dict()
+    other = [name for name in was if was[name] != wanted[name]]
+    finished = (folder / SUMMARY).exists()
+    if refused := [name for name in other if finished or name not in MOVABLE]:
+        name = refused[0]
+        state = "is finished and was run" if finished else "was begun"
+        raise InputError(
+            f"{folder} {state} with {name} {shown(was[name])}, not {shown(wanted[name])}: a run"
+            f" goes on as it began; --output FOLDER begins another"
+        )
+    return config
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """Read what a finished run says of itself."""
+    summary = read_json(folder / SUMMARY)
+    needed = {"config", "planned", "measured_peak_bytes", "trainable_parameters"}
+    needed |= {"total_parameters", "val_accuracy", "test_accuracy"}
+    if not (isinstance(summary, dict) and needed <= summary.keys()):
+        raise InputError(f"{folder / SUMMARY} is damaged: it is no summary of a run")
+    return summary
 
 
 def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
@@ -199,6 +249,7 @@ def _save(run: Run, optimizer: Optimizer) -> None:
         "history": run.history,
         "measured_bytes": run.measured_bytes,
         "data": run.dataset.fingerprint,
+        "processes": run.processes,
     }
     averages = run.average.averages if run.average else ()
     scaler = run.accelerator.scaler
@@ -213,6 +264,14 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
         return
     record = resume.record_of(path)
     _refuse_changed(run, record["data"])
+    processes = record.get("processes", run.processes)  # an earlier version did not say
+    if processes != run.processes:
+        raise InputError(
+            f"{run.folder} was begun by {processes} processes, of"
+            f" {run.config.batch_size * processes} images per update together, and not"
+            f" {run.processes}: torchrun --nproc_per_node={processes} -m lowtide train --resume"
+            f" {run.folder}"
+        )
     averages = run.average.averages if run.average else ()
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
     run.history, run.measured_bytes = record["history"], record["measured_bytes"]

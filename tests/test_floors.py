@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("adapter", "guard", "backbone", "checkpoint", "composed", "tune", "step", "plan", "search"),
     (
         "data",
+        "owner",
         "progress",
         "resume",
         "split",
