@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "average",
         "presets",
         "evaluate",
+        "merged",
         "environment",
         "features",
         "run",

@@ -27,7 +27,7 @@ def predict(args: Sequence[str]) -> None:
         InputError: An image cannot be read; the others were answered.
     """
     parser = Parser("predict", SUMMARY)
-    parser.add_argument("run", type=str, help="Run folder.")
+    parser.add_argument("run", type=str, help="Run folder, or a merged file.")
     parser.add_argument("images", type=str, nargs="+", help="Image files.")
     parser.add_argument("--top", type=Count, default=5, help="How many classes to print.")
     add_loading(parser)
