@@ -115,6 +115,11 @@ class Run:
     def notes(self) -> list[str]:
         """What to know of the run before it starts, a sentence each."""
         lines = [*self.dataset.notes, *self.planned["notes"]]
+        if self.config.warmup_epochs >= self.config.epochs:
+            lines.append(
+                "the learning rate rises from lr / 100 through the whole run, which is all warm-up;"
+                " --warmup-epochs 0 starts at lr"
+            )
         if skipped := self.dataset.skipped:
             lines.append(f"{len(skipped)} images cannot be read and are left out: {skipped[0]} ...")
         if self.processes > 1:
@@ -175,6 +180,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         image_size=config.image_size,
         drop_path=config.drop_path,
     )
+    _refuse_infinite(backbone, config)
     classes = len(dataset.classes)
     config = _within_budget(config, backbone, classes)
     policy = POLICIES[config.policy]()
@@ -203,6 +209,17 @@ def prepare(config: RunConfig, folder: Path) -> Run:
             raise InputError("cache_features works in one process")
         run.features = Features(tuned, folder / FEATURES)
     return run
+
+
+def _refuse_infinite(backbone: nn.Module, config: RunConfig) -> None:
+    """Refuse weights that no learning rate would save."""
+    state = backbone.state_dict()
+    wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if wrong:
+        raise InputError(
+            f"{config.checkpoint or config.model}: {len(wrong)} of {len(state)} pre-trained weights"
+            f" hold NaN or infinity, first {wrong[0]}"
+        )
 
 
 def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:
