@@ -136,15 +136,16 @@ def launched(processes, *options):
 
 
 def test_two_processes_train_what_one_would(config, tmp_path):
-    """33 images, 8 an update: the last update has one, and none for the second process."""
-    data = write_tinted(tmp_path / "images", {"train": 11, "val": 5, "test": 4})
+    """33 images, 10 an update, leave 3 to share; of 21 to validate on, one process has the last."""
+    data = write_tinted(tmp_path / "images", {"train": 11, "val": 7, "test": 4})
     config = replace(config, data=str(data), method=METHODS["lora"](), opt="sgd", ema=0.5)
+    config = replace(config, batch_size=10)
     train(config, tmp_path / "one")
-    (tmp_path / "c.yaml").write_text(write_yaml(replace(config, batch_size=4).to_dict()))
+    (tmp_path / "c.yaml").write_text(write_yaml(replace(config, batch_size=5).to_dict()))
     done = launched(2, "--config", tmp_path / "c.yaml", "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
-    assert done.stderr.count("2 processes, 8 images per update") == 1
+    assert done.stderr.count("2 processes, 10 images per update") == 1
     one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
     assert two["environment"]["processes"] == 2
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
