@@ -67,7 +67,9 @@ def train(
         if continues:
             config = _continued(config, folder)
             if (folder / SUMMARY).exists():
-                return _summary(folder)
+                summary = _summary(folder)
+                note(f"{folder} is finished: nothing was trained")
+                return summary
         return _run(config, folder, continues)
 
 

@@ -168,7 +168,9 @@ def test_a_run_continues_as_it_began(run, stopped, capsys, option):
     for folder, state in ((stopped, "was begun with"), (run, "is finished and was run with")):
         assert state in refused(capsys, "train", "--resume", folder, *option)
     assert (stopped / "config.yaml").read_text() == before
+    capsys.readouterr()
     assert main(["train", "--resume", str(run)]) == 0
+    assert "is finished: nothing was trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
