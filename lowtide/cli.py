@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from .commands import COMMANDS
+from .environment import installed
 from .errors import InputError, LowtideError, UnknownName, printable
 from .interrupt import leave_at_once
 
@@ -64,6 +65,9 @@ def _run(args: Sequence[str]) -> int:
     if not args or args[0] in {"-h", "--help"}:
         print(_help())
         return 0
+    if args[0] == "--version":
+        print(f"lowtide {installed('lowtide') or 'from a source tree'}")
+        return 0
     if args[0] not in COMMANDS:
         raise UnknownName("command", args[0], COMMANDS)
     run, _ = COMMANDS[args[0]]
@@ -107,5 +111,5 @@ def _help() -> str:
     return (
         "Fine-tune large pre-trained vision backbones in very little memory.\n\n"
         f"usage: lowtide COMMAND ...\n\n{rows}\n\n"
-        "lowtide COMMAND --help says more."
+        "lowtide COMMAND --help says more; lowtide --version says which this is."
     )

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from timm.models import beit, eva, swin_transformer, swin_transformer_v2, vision_transformer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from .codecs.base import Codec, Residue
+from .imagewise import MLPS, has_images, is_imagewise, is_model
 from .ops import CALLS
 from .ops.derived import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
 from .ops.rerun import rerun
@@ -37,15 +37,6 @@ ATTENTIONS: tuple[type[nn.Module], ...] = (
 )
 """Modules that make three tensors of one, and a matrix per head: cheaper to run again than to keep.
 """
-
-MLPS: tuple[type[nn.Module], ...] = (
-    layers.Mlp,
-    layers.GluMlp,
-    layers.SwiGLU,
-    layers.ConvMlp,
-    layers.GlobalResponseNormMlp,
-)
-"""Modules that treat every image by itself and are widest inside: run in pieces."""
 
 _X = object()
 _answering = threading.local()
@@ -74,7 +65,6 @@ def compress(model: nn.Module, policy: Policy) -> nn.Module:
         if module is model or any(True for _ in module.children()) or type(module) in MODULES:
             module.__class__ = _answered(type(module))
             module._lowtide_policy = policy  # type: ignore[assignment]
-            module._lowtide_whole = module is model  # type: ignore[assignment]
             module._lowtide_derives = True  # type: ignore[assignment]
     return model
 
@@ -91,7 +81,7 @@ def decompress(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if (plain := getattr(type(module), "_lowtide_plain", None)) is not None:
             module.__class__ = plain
-            del module._lowtide_policy, module._lowtide_whole, module._lowtide_derives
+            del module._lowtide_policy, module._lowtide_derives
     return model
 
 
@@ -266,17 +256,15 @@ def _rows(
     module: nn.Module, piece: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> int | None:
     """Say how many images of the input to run at once, or None for all of them."""
-    whole = module._lowtide_whole and not torch.compiler.is_compiling()
-    if piece is None or not args or not (whole or isinstance(module, MLPS)):
+    kind: type[nn.Module] = module._lowtide_plain  # type: ignore[assignment]
+    if piece is None or torch.compiler.is_compiling() or len(args) != 1 or kwargs:
         return None
-    x, *others = *args, *kwargs.values()
-    if not whole:  # an MLP is wider inside than the model elsewhere
+    (x,) = args
+    if kind in MLPS:  # wider inside than the model elsewhere
         piece = max(1, piece // 2)
-    if others or not isinstance(x, Tensor) or x.numel() <= piece or _mixes_images(module):
+    elif not is_model(kind):
         return None
-    pieces = min(len(x), -(-x.numel() // piece))
-    return -(-len(x) // pieces)
-
-
-def _mixes_images(module: nn.Module) -> bool:
-    return any(isinstance(m, _BatchNorm) and m.training for m in module.modules())
+    if not isinstance(x, Tensor) or x.numel() <= piece or not has_images(module, x):
+        return None
+    rows = -(-len(x) // min(len(x), -(-x.numel() // piece)))
+    return rows if rows < len(x) and is_imagewise(module) else None

@@ -21,6 +21,7 @@ from .errors import InputError, UnknownName, Unsupported
 from .families import classifiers, family_of, image_shape, measure, prepare
 from .graft import Beside, Method, method_name
 from .guard import answer, intact, refuse_dead, refuse_moved
+from .imagewise import declare
 from .narrow import is_narrow, narrow_weights, widen_weights
 from .site import Role, Sites
 
@@ -263,6 +264,9 @@ class Tuned(Composed):
             more = f" (and {len(unfolded) - 1} more)" if len(unfolded) > 1 else ""
             raise Unsupported(f"cannot merge {unfolded[0]}{more}")
         return model
+
+
+declare((__name__,), (Tuned.__name__,))
 
 
 def apply(

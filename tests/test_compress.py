@@ -422,18 +422,6 @@ def test_compiles_without_a_break(name: str, policy: str) -> None:
     assert F.cosine_similarity(row.double(), gradient.double(), dim=0) > limit
 
 
-def test_pieces_are_not_cut_through_a_batch_norm() -> None:
-    model = timm.layers.Mlp(8, 16, act_layer=nn.Identity, norm_layer=nn.Identity)
-    model.norm = nn.BatchNorm1d(5)
-    x, sizes = torch.randn(4, 5, 8), []
-    model.fc1.register_forward_hook(lambda m, i, y: sizes.append(len(y)))
-    compress(model, Policy(piece=1))
-    model(x)
-    model.eval()
-    model(x)
-    assert sizes == [4, 1, 1, 1, 1]
-
-
 def test_unknown_ops_are_refused() -> None:
     with pytest.raises(InputError, match="did you mean layer_norm"):
         Policy({"layernorm": Sign()})

@@ -19,7 +19,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("zoo", "memory", "kernels", "work"),
     ("codecs",),
     ("ops",),
-    ("policy", "graft", "narrow", "affine", "scale_shift", "tensor_train", "recompute"),
+    (
+        "imagewise",
+        "policy",
+        "graft",
+        "narrow",
+        "affine",
+        "scale_shift",
+        "tensor_train",
+        "recompute",
+    ),
     ("methods", "families", "compress"),
     (
         "adapter",

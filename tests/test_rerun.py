@@ -313,16 +313,6 @@ def test_the_input_is_not_held() -> None:
     torch.testing.assert_close(x.grad, 2 * second.exp())
 
 
-def test_a_model_runs_in_pieces_with_the_same_gradient() -> None:
-    sizes: list[int] = []
-    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).double()
-    x = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
-    plain = gradients(model, x)
-    model[0].register_forward_hook(lambda m, i, y: sizes.append(len(y)))
-    near(gradients(compress(model, Policy(piece=20)), x), plain)
-    assert sizes == [4, 4, 2], "three images would fit; the pieces are made equal"
-
-
 def test_an_op_of_a_graft_inside_runs_again_as_it_ran() -> None:
     """What a norm's output follows from is known in the first run alone, and must not be used."""
     model = tiny("vit")

@@ -11,6 +11,7 @@ import pkgutil
 from torch import nn
 
 from .. import zoo
+from ..imagewise import declare
 from .generic import GENERIC as GENERIC
 from .parts import recomputable as recomputable
 from .table import Family as Family
@@ -25,6 +26,9 @@ FAMILIES: dict[str, Family] = {m.FAMILY.name: m.FAMILY for m in _FILES if hasatt
 """Every family with a table, by name."""
 KNOWN = ("timm.", f"{zoo.__name__}.")
 """Where the classes that tables describe are defined."""
+
+for _family in FAMILIES.values():
+    declare(KNOWN, _family.classes)
 
 
 def family_of(model: nn.Module) -> Family:
