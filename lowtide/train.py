@@ -28,6 +28,7 @@ from .run import Run, prepare
 from .schedule import make_schedule
 from .split import Split
 from .step import make_optimizer, training_step
+from .summary import read_summary
 
 CHECKPOINT, CONFIG, SUMMARY, LOG = (
     "checkpoint.safetensors",
@@ -64,7 +65,7 @@ def train(
             f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
         )
     if continues and (folder / SUMMARY).exists():
-        return json.loads((folder / SUMMARY).read_text())
+        return read_summary(folder / SUMMARY)
     run = prepare(config, folder)
     config = run.config  # with what a memory budget decided
     optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)

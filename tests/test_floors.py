@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "progress",
         "resume",
         "split",
+        "summary",
         "config",
         "schedule",
         "average",

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from ..arguments import Parser
 from ..errors import InputError
 from ..loading import add_loading, open_given
+from ..paths import refuse_unwritable
 from .console import OUT
 
 SUMMARY = "Fold a run into a plain checkpoint that timm loads."
@@ -32,6 +33,7 @@ def merge(args: Sequence[str]) -> None:
     output = Path(given["output"])
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
+    refuse_unwritable(output)
     trained = open_given({**given, "device": "cpu"})
     model = trained.tuned.merge_and_unload()
     output.parent.mkdir(parents=True, exist_ok=True)
