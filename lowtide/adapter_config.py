@@ -142,6 +142,8 @@ def _origin(given: Any) -> Origin:
 def _classes(given: Any, count: int) -> tuple[str, ...]:
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise InputError(f"classes must be a list of names, not {shown(given)}")
+    for name in given:
+        read("a class", str, name)
     if len(given) != count:
         raise InputError(f"classes holds {len(given)} names and num_classes is {count}")
     if len(set(given)) < len(given):
