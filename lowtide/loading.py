@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from .data import Dataset, Sample, read
 from .errors import InputError, UnknownName
 from .evaluate import Trained, open_run, too_deep
 from .merged import open_merged
-from .paths import located
+from .paths import located, read_json
 from .progress import note
 from .split import SPLIT, SPLITS, Split, samples_of
 from .train import CONFIG, SUMMARY
@@ -136,7 +135,7 @@ def _refuse_changed(folder: Path, dataset: Dataset, which: str) -> None:
     """Refuse to split changed data anew where the run has written down no split."""
     summary = folder / SUMMARY
     try:
-        known = json.loads(summary.read_text(encoding="utf-8"))["data"]["fingerprint"]
+        known = read_json(summary)["data"]["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{summary} is damaged or missing: it does not say what was split") from e
     if known != dataset.fingerprint and which != "all":
