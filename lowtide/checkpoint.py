@@ -5,11 +5,12 @@ Both formats are data; reading a file never imports or runs anything it names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,9 @@ def write_tensors(
     partial = path.with_name(f".{path.name}.partial")
     header = {"format": "pt", **(metadata or {})}
     header[CONTENT] = content_hash(tensors, header)
-    save_file({k: v.contiguous().cpu().clone() for k, v in tensors.items()}, partial, header)
-    _replace(partial, path)
+    with _gone_if_not_whole(partial):
+        save_file({k: v.contiguous().cpu().clone() for k, v in tensors.items()}, partial, header)
+        _replace(partial, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -258,8 +260,19 @@ def write_text(path: Path, text: str) -> None:
         text: Its content.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _replace(partial, path)
+    with _gone_if_not_whole(partial):
+        partial.write_text(text, encoding="utf-8")
+        _replace(partial, path)
+
+
+@contextlib.contextmanager
+def _gone_if_not_whole(partial: Path) -> Iterator[None]:
+    """Leave nothing where writing fails, as on a full disk."""
+    try:
+        yield
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _replace(partial: Path, path: Path) -> None:

@@ -15,7 +15,7 @@ from tinted import write_tinted
 
 import lowtide.train
 from lowtide import METHODS, InputError
-from lowtide.checkpoint import content_hash, read_tensors, write_tensors
+from lowtide.checkpoint import content_hash, read_tensors, write_tensors, write_text
 from lowtide.cli import main
 from lowtide.config import RunConfig
 from lowtide.evaluate import open_run
@@ -175,3 +175,21 @@ def test_brighter_images_than_those_trained_on_are_said(made, run, tmp_path, cap
         assert main(["predict", str(run), str(tmp_path / f"{name}.png")]) == 0
         assert capsys.readouterr().err.count("more than the 12 bits") == times
     assert open_run(run, device="cpu").preprocessing.bits == 12
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.ones(2)})
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lowtide.checkpoint.os.fsync", full)
+    for write in (
+        lambda: write_tensors(path, {"a": torch.zeros(2)}),
+        lambda: write_text(tmp_path / "t", "x"),
+    ):
+        with pytest.raises(OSError, match="No space"):
+            write()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    assert read_tensors(path)["a"].tolist() == [1, 1]
