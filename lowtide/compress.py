@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copyreg
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import timm.layers as layers
 import torch
 import torch.nn.functional as F
 from timm.models import beit, eva, swin_transformer, swin_transformer_v2
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -38,6 +39,7 @@ ATTENTIONS: tuple[type[nn.Module], ...] = (
 """
 
 _X = object()
+_STATE = {"_lowtide_policy", "_lowtide_derives"}
 _answering = threading.local()
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
@@ -80,7 +82,8 @@ def decompress(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if (plain := getattr(type(module), "_lowtide_plain", None)) is not None:
             module.__class__ = plain
-            del module._lowtide_policy, module._lowtide_derives
+            for name in _STATE & vars(module).keys():
+                delattr(module, name)
     return model
 
 
@@ -149,12 +152,14 @@ def _answered(plain: type[nn.Module]) -> type[nn.Module]:
 
     class Answered(plain):  # type: ignore[misc, valid-type]
         _lowtide_plain = plain
+        _lowtide_policy: Policy | None = None
 
+        # Trainers, exporters and tracers read from it what the forward takes.
+        @wraps(plain.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            policy: Policy = self._lowtide_policy
-            if not torch.is_grad_enabled() or _silent():
+            policy, before = self._lowtide_policy, getattr(_answering, "mode", None)
+            if policy is None or not torch.is_grad_enabled() or _silent() or _traced(args, kwargs):
                 return super().forward(*args, **kwargs)
-            before = getattr(_answering, "mode", None)
             if before is not None and before.policy is policy:
                 return _run(self, before, super().forward, args, kwargs)
             _answering.mode = mode = _Answers(policy)
@@ -164,18 +169,35 @@ def _answered(plain: type[nn.Module]) -> type[nn.Module]:
             finally:
                 _answering.mode = before
 
-        def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-            return _revive, (plain,), self.__dict__
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            make, given, *state = super().__reduce_ex__(protocol)
+            if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+                make, given = _revive, (plain, *given[1:])
+            return make, given, *state
 
+    if hasattr(plain, "__getitem__"):
+
+        def __getitem__(self: Any, index: Any) -> Any:
+            part = plain.__getitem__(self, index)  # type: ignore[attr-defined]
+            if isinstance(part, Answered) and part._lowtide_policy is None:  # a slice, made anew
+                vars(part).update({n: v for n, v in vars(self).items() if n in _STATE})
+            return part
+
+        Answered.__getitem__ = __getitem__  # type: ignore[attr-defined]
     Answered.__name__, Answered.__qualname__ = plain.__name__, plain.__qualname__
     Answered.__module__, Answered.__doc__ = plain.__module__, plain.__doc__
     _classes[plain] = Answered
     return Answered
 
 
-def _revive(plain: type[nn.Module]) -> nn.Module:
+def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a symbolic tracer asks, which gives names in the place of tensors."""
+    return any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values()))
+
+
+def _revive(plain: type[nn.Module], *given: Any) -> nn.Module:
     answered = _answered(plain)
-    return answered.__new__(answered)
+    return answered.__new__(answered, *given)
 
 
 def _run(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import pickle
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -329,6 +331,87 @@ def test_modules_keys_and_copies_stay(policy: str) -> None:
     decompress(model)
     assert [type(m) for m in model.modules()] == classes
     assert not any("_lowtide_policy" in vars(m) for m in model.modules())
+
+
+@pytest.mark.parametrize("policy", ["s2a", "tight"])
+def test_a_slice_of_a_compressed_sequence_is_one_as_well(policy: str) -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU())
+            self.parts = nn.ModuleList([nn.Sequential(nn.GELU())])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[:1][0](self.body[2:](self.body[:2](x)))
+
+    model, x, dy = Sliced(), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    y, gradient = run(model, x, dy)
+    compress(model, POLICIES[policy]())
+    y_kept, kept = run(model, x, dy)
+    assert torch.equal(y_kept, y)
+    assert F.cosine_similarity(kept, gradient, dim=0) > 0.9
+    part = model.body[:2]
+    assert type(part(x).grad_fn).__name__ == "_SavedBackward"
+    assert isinstance(part, nn.Sequential) and type(decompress(part)) is nn.Sequential
+    assert torch.equal(model(x), y) and isinstance(model.body[0], nn.Linear)
+
+
+def test_what_a_forward_takes_stays_known() -> None:
+    class Takes(nn.Module):
+        def forward(self, pixels: Tensor, *, labels: Tensor | None = None, **more: int) -> Tensor:
+            """Say something."""
+            return pixels
+
+    model = Takes()
+    before = inspect.signature(model.forward), inspect.getdoc(model.forward)
+    compress(model, Policy.tight())
+    assert (inspect.signature(model.forward), inspect.getdoc(model.forward)) == before
+    assert inspect.signature(type(model).forward) == inspect.signature(Takes.forward)
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnext", "sequence"])
+def test_a_compressed_model_can_be_traced(name: str) -> None:
+    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.GELU()))
+    if name != "sequence":
+        model = awake(name, torch.float32)
+    x = torch.randn(2, 3, 32, 32)
+    y = model.eval()(x)
+    compress(model, Policy.tight())
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x), y)
+    assert torch.equal(compress(traced, Policy.tight())(x), y)
+    (node,) = feature_extraction.get_graph_node_names(model)[0][-1:]
+    (found,) = feature_extraction.create_feature_extractor(model, [node])(x).values()
+    assert torch.equal(found, y)
+    assert torch.equal(model(x), y)
+
+
+class Remembers(nn.Module):
+    """Leaves something out of its state, as some modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.lock = nn.Linear(2, 2), threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: v for name, v in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__({**state, "lock": threading.Lock()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).relu()
+
+
+def test_copies_by_a_modules_own_rules() -> None:
+    model, x = compress(nn.Sequential(Remembers()), Policy.tight()), torch.randn(3, 2)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+        assert type(other(x).grad_fn).__name__ == "_SavedBackward"
+    traced = compress(torch.fx.symbolic_trace(decompress(model)), Policy.tight())
+    for other in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        assert torch.equal(other(x), model(x))
 
 
 def test_a_second_policy_replaces_the_first() -> None:
