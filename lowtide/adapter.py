@@ -25,6 +25,8 @@ class Adapter:
         sides: Method name and side network.
         classes: Number of classes of its classifier.
         originals: What the backbone had in the places of `thawed`, while this is in place.
+        statistics: Path, method name and buffer name of BatchNorm statistics that move as this
+            trains, and those that are not in place: its own, or while it is, the backbone's.
     """
 
     methods: tuple[Method, ...]
@@ -33,6 +35,7 @@ class Adapter:
     sides: list[tuple[str, Side]] = field(default_factory=list)
     classes: int = 0
     originals: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)
+    statistics: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
 
     def put_in(self, backbone: nn.Module) -> None:
         """Put grafts and thawed parameters in place.
@@ -50,6 +53,7 @@ class Adapter:
             self.originals[path, name] = module.get_parameter(name)
             p.requires_grad_(True)
             module._parameters[name] = p
+        self._exchange_statistics(backbone)
         for _, side in self.sides:
             side.to(device)
 
@@ -60,11 +64,21 @@ class Adapter:
             backbone: Carries this adapter; changed in place.
         """
         for (path, name), original in self.originals.items():
+            module = root(find(backbone, path))
             original.requires_grad_(False)
-            root(find(backbone, path))._parameters[name] = original
+            original.data = original.data.to(module.get_parameter(name).device)
+            module._parameters[name] = original
         self.originals.clear()
+        self._exchange_statistics(backbone)
         for path, _, graft in reversed(self.grafts):
             set_module(backbone, path, graft.base)
+
+    def _exchange_statistics(self, backbone: nn.Module) -> None:
+        for (path, method, name), waiting in self.statistics.items():
+            module = root(find(backbone, path))
+            standing = module.get_buffer(name)
+            module._buffers[name] = waiting.to(standing.device)
+            self.statistics[path, method, name] = standing
 
     def state(self, backbone: nn.Module) -> dict[str, Tensor]:
         """Collect everything that trained, and BatchNorm statistics that moved.
@@ -84,10 +98,8 @@ class Adapter:
                     state[f"{path or '.'}/{method}/{name}"] = value
         for path, method, name, p in self.thawed:
             state[f"{path or '.'}/{method}/{name}"] = p
-            module = root(find(backbone, path))
-            if name == "weight" and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                moved = {b: module._buffers.get(b) for b in STATISTICS}
-                state |= {f"{path}/{method}/{b}": v for b, v in moved.items() if v is not None}
+        for path, method, name in self.statistics:
+            state[f"{path}/{method}/{name}"] = root(find(backbone, path)).get_buffer(name)
         for method, side in self.sides:
             state |= {f"./{method}/{n}": v for n, v in side.state_dict(keep_vars=True).items()}
         return {key: value.detach() for key, value in state.items()}
@@ -224,6 +236,13 @@ def _thaw(adapter: Adapter, backbone: nn.Module, method: str, edit: Thaw, overwr
             p = module.get_parameter(name)
             mine = p if overwrites else nn.Parameter(p.detach().clone())
             adapter.thawed.append((edit.site.path, method, name, mine))
+            if name == "weight" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                moving = {b: module._buffers.get(b) for b in STATISTICS}
+                adapter.statistics |= {
+                    (edit.site.path, method, b): v if overwrites else v.clone()
+                    for b, v in moving.items()
+                    if v is not None
+                }
 
 
 def _swap(adapter: Adapter, backbone: nn.Module, method: str, edit: Swap) -> None:

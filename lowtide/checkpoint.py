@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import InputError, UnknownName
+from .errors import InputError, UnknownName, shown
 from .graft import Method, method_name
 from .methods import METHODS
-from .site import Role
+from .paths import read_json
+from .values import read_fields
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIBRARY = "lowtide"
@@ -67,10 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS} in it")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise InputError(f"{path} is no JSON: {e}") from e
+    config = read_json(path)
     if not isinstance(config, dict) or config.get("library") != LIBRARY:
         raise InputError(f"{path} was not written by lowtide; peft loads its own adapters")
     return config
@@ -102,16 +100,13 @@ def construct(description: Mapping[str, Any]) -> Method:
         UnknownName: There is no such method, option or role.
         InputError: A value does not fit.
     """
+    if not isinstance(description, Mapping):
+        raise InputError(f"a method is a name and options, not {shown(description)}")
     options = dict(description)
-    name = str(options.pop("name", ""))
-    if name not in METHODS:
+    name = options.pop("name", "")
+    if not isinstance(name, str) or name not in METHODS:
         raise UnknownName("method", name, METHODS)
-    fields = {f.name for f in dataclasses.fields(METHODS[name])}  # type: ignore[arg-type]
-    for option in options:
-        if option not in fields:
-            raise UnknownName(f"option of {name}", option, fields)
-    if "roles" in options:
-        options["roles"] = tuple(_role(r) for r in options["roles"])
+    options = read_fields(METHODS[name], options, name)
     try:
         return METHODS[name](**options)
     except (TypeError, ValueError) as e:
@@ -194,10 +189,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _role(value: str) -> Role:
-    try:
-        return Role(value)
-    except ValueError:
-        raise UnknownName("role", value, [r.value for r in Role]) from None

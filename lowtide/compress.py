@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
 
-import timm.layers as layers
 import torch
 import torch.nn.functional as F
-from timm.models import beit, eva, swin_transformer, swin_transformer_v2
+from timm.models import beit, eva, swin_transformer, swin_transformer_v2, vision_transformer
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -25,10 +24,11 @@ from .ops.rerun import rerun
 from .ops.saved import Call, keep
 from .ops.unary import MODULES, activate
 from .policy import Policy
+from .versions import classes
 
 ATTENTIONS: tuple[type[nn.Module], ...] = (
-    layers.Attention,
-    layers.AttentionRope,
+    vision_transformer.Attention,
+    *classes("timm.layers", "AttentionRope"),
     beit.Attention,
     eva.EvaAttention,
     swin_transformer.WindowAttention,
@@ -244,9 +244,9 @@ def _note(x: Tensor, codec: Codec) -> None:
 
 def _is_plain(module: nn.Module) -> bool:
     """Say whether it hands q, k and v to torch's fused attention as maps and views make them."""
-    if not isinstance(module, layers.Attention) or not module.fused_attn:
+    if not isinstance(module, vision_transformer.Attention) or not module.fused_attn:
         return False
-    plain = isinstance(module.q_norm, nn.Identity) and module.gate is None
+    plain = isinstance(module.q_norm, nn.Identity) and getattr(module, "gate", None) is None
     return plain and not any(m.training and m.p for m in module.modules() if type(m) is nn.Dropout)
 
 

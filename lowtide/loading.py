@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .arguments import Parser
 from .config import RunConfig, read_yaml
-from .data import Sample, read
-from .errors import UnknownName
+from .data import Dataset, Sample, read
+from .errors import InputError, UnknownName
 from .evaluate import Trained, open_run
-from .train import CONFIG
+from .paths import located
+from .split import SPLIT, SPLITS, Split, samples_of
+from .train import CONFIG, SUMMARY
+from .values import Count
+
+Device = Literal["auto", "cpu"]
 
 
 def add_loading(parser: Parser) -> None:
@@ -22,8 +28,8 @@ def add_loading(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", type=str, default="auto", help="auto or cpu.")
+    parser.add_argument("--batch-size", type=Count, default=32, help="Images per forward pass.")
+    parser.add_argument("--device", type=Device, default="auto", help="auto or cpu.")
 
 
 def open_given(given: dict[str, Any]) -> Trained:
@@ -39,30 +45,70 @@ def open_given(given: dict[str, Any]) -> Trained:
     return open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
 
 
-def read_samples(trained: Trained, given: dict[str, Any]) -> list[Sample]:
-    """Read a split of the run's data or of other data.
+def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample], list[str]]:
+    """Read a split of the run's data, as the run split them, or of other data.
 
     Args:
         trained: The run.
         given: Values of `run`, `data` (None for the run's own) and `split`.
 
     Returns:
-        The images, their labels in the order of the run's classes.
+        The images, their labels in the order of the run's classes, and what is to be said of those
+        that were left out: the run's own that are no longer what they were, and of other data those
+        it has learnt from, unless `split` asks for them.
 
     Raises:
         UnknownName: There is no such split.
+        InputError: It cannot be told any more which images are in it.
     """
-    config = RunConfig.from_dict(read_yaml(Path(given["run"]) / CONFIG))
+    folder, which = Path(given["run"]), given["split"]
+    config = RunConfig.from_dict(read_yaml(folder / CONFIG))
+    if which not in (*SPLITS, "all"):
+        raise UnknownName("split", which, (*SPLITS, "all"))
+    source = config.data if given["data"] is None else given["data"]
+    own = located(source).resolve() == located(config.data).resolve()
+    if own and which == "val" and config.train_on_val:
+        raise InputError(
+            f"{folder} has learnt from its validation images (train_on_val): no image is left to"
+            " validate on; --split test, or --data with other images"
+        )
     dataset = read(
-        given["data"] or config.data,
+        source,
         seed=config.seed,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         skip_bad_images=config.skip_bad_images,
         classes=trained.classes,
     )
-    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    splits["all"] = dataset.train + dataset.val + dataset.test
-    if given["split"] not in splits:
-        raise UnknownName("split", given["split"], splits)
-    return list(splits[given["split"]])
+    split = Split.read(folder)
+    if own and split is not None:
+        return split.select(dataset, which)
+    samples = samples_of(dataset, which)
+    if own:
+        _refuse_changed(folder, dataset, which)
+    elif split is not None and which != "train":
+        unseen, learnt = split.unseen(samples)
+        if learnt and which == "all":
+            return samples, [
+                f"the run has learnt from {len(learnt)} of these {len(samples)} images"
+            ]
+        if learnt:
+            return unseen, [
+                f"the run has learnt from {len(learnt)} of the {len(samples)} images of split"
+                f" {which}, first {str(learnt[0].path)!r}: left out"
+            ]
+    return samples, []
+
+
+def _refuse_changed(folder: Path, dataset: Dataset, which: str) -> None:
+    """Refuse to split changed data anew where the run has written down no split."""
+    summary = folder / SUMMARY
+    try:
+        known = json.loads(summary.read_text(encoding="utf-8"))["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{summary} is damaged or missing: it does not say what was split") from e
+    if known != dataset.fingerprint and which != "all":
+        raise InputError(
+            f"the data of {folder} have changed since, and that run wrote down no {SPLIT}: which"
+            f" images are its {which} cannot be told; --split all scores all of them"
+        )

@@ -251,7 +251,7 @@ class _Search:
         """Give the largest micro-batch of each setting that fits, where the setting can gain."""
         choices: list[Choice] = []
         whole: list[Setting] = []
-        if not self.tuned.blocks:  # then checkpointing changes nothing
+        if not self.tuned.recomputes:  # then checkpointing changes nothing
             settings = [s for s in settings if not s.checkpointing] or settings
         for setting in settings:
             if any(setting.keeps_no_more_than(other) for other in whole):

@@ -26,6 +26,7 @@ from .memory import Meter
 from .progress import Progress
 from .run import Run, prepare
 from .schedule import make_schedule
+from .split import Split
 from .step import make_optimizer, training_step
 
 CHECKPOINT, CONFIG, SUMMARY, LOG = (
@@ -77,6 +78,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         for stale in (CHECKPOINT, SUMMARY, LOG):
             (folder / stale).unlink(missing_ok=True)
+        Split.of(run.dataset).write(folder)
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     _fit(run, model, wrapped, optimizer)
     with run.averaged():
@@ -193,11 +195,19 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     if not path.is_file():
         return
     record = resume.record_of(path)
-    if record["data"] != run.dataset.fingerprint:
-        raise InputError(f"{run.config.data} has changed since {run.folder} was started")
+    _refuse_changed(run, record["data"])
     averages = run.average.averages if run.average else ()
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
     run.history, run.measured_bytes = record["history"], record["measured_bytes"]
+
+
+def _refuse_changed(run: Run, fingerprint: str) -> None:
+    """Refuse to go on with other images than the first epochs had."""
+    known = Split.read(run.folder) if run.main else None
+    changes = known.differences(Split.of(run.dataset)) if known else []
+    if changes or fingerprint != run.dataset.fingerprint:
+        said = ": " + ", ".join(changes) if changes else ""
+        raise InputError(f"{run.config.data} has changed since {run.folder} was started{said}")
 
 
 def _finish(run: Run, model: Any) -> dict[str, Any]:

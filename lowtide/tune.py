@@ -32,10 +32,8 @@ class Tuned(Composed):
         backbone: The model, with the active adapter's grafts in place.
         sides: The active adapter's side networks.
         sites: Every site, measured before anything was changed.
-        checkpointing: Recompute each block in backward instead of keeping its activations.
         active: Name of the adapter in place.
-        base_sha256: Hash of the backbone before a method that overwrites it; empty where the
-            backbone can still be hashed.
+        base_sha256: Hash of the backbone before anything could train; empty on the meta device.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -47,9 +45,8 @@ class Tuned(Composed):
         self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
         self.sides = nn.ModuleDict()
         self.adapters: dict[str, Adapter] = {}
-        self.checkpointing = False
         self.active = ""
-        self.base_sha256 = ""
+        self.base_sha256 = "" if next(backbone.parameters()).is_meta else fingerprint(backbone)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -220,7 +217,7 @@ class Tuned(Composed):
         config = {
             "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
             "base_model_name_or_path": cfg.get("architecture") or type(self.backbone).__name__,
-            "base_model_sha256": self.base_sha256 or fingerprint(self),
+            "base_model_sha256": self.base_sha256,
             "methods": [describe(m) for m in self.methods],
             "num_classes": self.num_classes,
             "versions": {p: version(p) for p in ("lowtide", "torch", "timm")},
@@ -294,8 +291,6 @@ def apply(
         if not classifiers(model):
             raise InputError("the backbone has no classifier; give num_classes")
         tuned = Tuned(model)
-        if any(m.overwrites for m in methods) and not next(model.parameters()).is_meta:
-            tuned.base_sha256 = fingerprint(tuned)
         tuned.add_adapter(name, *methods, num_classes=num_classes)
         image = image_shape(model)
         before = answer(tuned, image)
@@ -340,8 +335,6 @@ def narrow(tuned: Tuned) -> Tuned:
     Returns:
         The same object.
     """
-    if not tuned.base_sha256 and not next(tuned.parameters()).is_meta:
-        tuned.base_sha256 = fingerprint(tuned)
     waiting = [p for adapter in tuned.adapters.values() for *_, p in adapter.thawed]
     narrow_weights(tuned.backbone, but=waiting)
     return tuned
@@ -361,9 +354,12 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     """
     narrowed = is_narrow(tuned.backbone)
     widen_weights(tuned.backbone)
+    recomputing, tuned.checkpointing = tuned.checkpointing, False
     folded, unfolded = tuned.adapters[tuned.active].merged()
     if unfolded and narrowed:
         narrow(tuned)
+    if unfolded:
+        tuned.checkpointing = recomputing
     if not unfolded:
         for path, module in folded.items():
             set_module(tuned.backbone, path, module.train(tuned.training))
@@ -371,27 +367,26 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     return tuned.backbone, unfolded
 
 
-def fingerprint(tuned: Tuned) -> str:
-    """Hash the untouched backbone, classifier left out.
+def fingerprint(model: nn.Module) -> str:
+    """Hash a backbone, classifier left out.
 
     Args:
-        tuned: The tuned model.
+        model: The backbone; carries no adapter.
 
     Returns:
         SHA-256 of its parameters and persistent buffers, in hexadecimal.
     """
     digest = hashlib.sha256()
-    with tuned.disable_adapter():
-        heads = tuple(f"{p}." for p in classifiers(tuned.backbone))
-        for key, value in sorted(tuned.backbone.state_dict().items()):
-            if not key.startswith(heads):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    heads = tuple(f"{p}." for p in classifiers(model))
+    for key, value in sorted(model.state_dict().items()):
+        if not key.startswith(heads):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def _same_base(tuned: Tuned, config: dict[str, Any], folder: Path | str) -> None:
-    have = tuned.base_sha256 or fingerprint(tuned)
+    have = tuned.base_sha256
     want = config["base_model_sha256"]
     if have != want:
         raise InputError(

@@ -11,10 +11,12 @@ from torch import nn
 
 import lowtide.tune
 from lowtide.errors import InputError, UnknownName, Unsupported
+from lowtide.graft import Method
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full
 from lowtide.methods.linear import Linear
 from lowtide.methods.lora import LoRA
+from lowtide.methods.partial import Partial
 from lowtide.methods.s2a import S2A
 from lowtide.methods.ssf import SSF
 from lowtide.tune import Tuned
@@ -150,3 +152,38 @@ def test_full_leaves_no_gradient_flag_behind_on_a_failed_load(tmp_path: Path) ->
         tuned.load_adapter(tmp_path, "full")
     assert tuned.active == "a" and tuned.trainable_counts() == trained
     near(tuned(x), y)
+
+
+@pytest.mark.parametrize("method", [Partial(), Full()], ids=["partial", "full"])
+def test_a_run_whose_statistics_moved_opens_again(method: Method, tmp_path: Path) -> None:
+    tuned = lowtide.tune.apply(tiny("resnet"), method, num_classes=FEW).train()
+    x = images(tuned.backbone)
+    tuned(x)
+    tuned.save_pretrained(tmp_path)
+    again = lowtide.tune.load(tiny("resnet"), tmp_path)
+    near(again(x), tuned.eval()(x))
+
+
+def test_statistics_that_move_are_the_adapter_s_own() -> None:
+    model = tiny("resnet").eval()
+    x = images(model)
+    before = model(x)
+    tuned = lowtide.tune.apply(model, Partial(), name="a")
+    tuned.add_adapter("b", Linear())
+    tuned.train()(x)
+    after = tuned.eval()(x)
+    assert (after - before).abs().max() > 1e-3
+    with tuned.disable_adapter():
+        near(tuned(x), before)
+    tuned.set_adapter("b")
+    near(tuned(x), before)
+    tuned.set_adapter("a")
+    near(tuned(x), after)
+
+
+def test_a_backbone_that_differs_in_a_statistic_alone_is_another_one(tmp_path: Path) -> None:
+    lowtide.tune.apply(tiny("resnet"), LoRA()).save_pretrained(tmp_path)
+    other = tiny("resnet")
+    other.bn1.running_var[0] += 0.5
+    with pytest.raises(InputError, match="load the same pre-trained checkpoint"):
+        lowtide.tune.load(other, tmp_path)

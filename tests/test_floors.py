@@ -15,7 +15,7 @@ from lowtide.families import FAMILIES
 
 PACKAGE = Path(lowtide.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "site", "paths", "extras"),
+    ("errors", "site", "paths", "extras", "versions", "values", "yaml_text", "interrupt"),
     ("zoo", "memory", "kernels", "work"),
     ("codecs",),
     ("ops",),
@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "data",
         "progress",
         "resume",
+        "split",
         "config",
         "schedule",
         "average",

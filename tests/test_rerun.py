@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from laws.test_ops import bytes_besides, keeping
 from nets import images, tiny
-from timm.layers import Attention
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

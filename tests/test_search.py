@@ -81,7 +81,9 @@ def test_methods_that_cannot_live_there_are_left_out():
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
     flat.pretrained_cfg = {"input_size": (3, 8, 8)}
     options = {"budget": 2**30, "batch_size": 2, "checkpointing": (True,)}
-    assert search(flat, METHODS["linear"](), **options)
+    with pytest.raises(InputError, match="Sequential has no part"):
+        search(flat, METHODS["linear"](), **options)
+    assert search(flat, METHODS["linear"](), **options | {"checkpointing": (False, True)})
     with pytest.raises(InputError, match="no table"):
         search("davit_tiny", METHODS["s2a"](), budget=2**30)
 

@@ -231,7 +231,13 @@ def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
 def test_resume_refuses_changed_data(config, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("lowtide.train._finish", lambda *_: {})
     train(replace(config, epochs=1), tmp_path / "run")
-    (folder / "train/red/0.png").rename(folder / "train/red/zero.png")
+    image = folder / "train/red/0.png"
+    kept = image.read_bytes()
+    image.write_bytes(kept[:-1] + b"?")  # as long as it was
+    with pytest.raises(InputError, match=r"has changed since .*: 1 \(first 'train/red/0.png'\) ch"):
+        train(replace(config, epochs=1), tmp_path / "run", continues=True)
+    image.write_bytes(kept)
+    image.rename(folder / "train/red/zero.png")
     try:
         with pytest.raises(InputError, match="has changed"):
             train(replace(config, epochs=1), tmp_path / "run", continues=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..checkpoint import write_text
 from ..config import RunConfig, read_yaml, write_yaml
-from ..errors import InputError, UnknownName
+from ..errors import InputError, UnknownName, printable
 from ..extras import extra
 from ..paths import located
 from ..train import CONFIG, SUMMARY, train
@@ -53,6 +53,7 @@ def run_suite(
         raise UnknownName("launcher", launcher, LAUNCHERS)
     _refuse_others(suite, output)
     for row in suite.rows():
+        row.config.refuse_crowd()
         for path in filter(None, (row.config.data, row.config.checkpoint)):
             located(path)
     output.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,8 @@ def _refuse_others(suite: Suite, output: Path) -> None:
         else:
             continue
         wanted = row.config.to_dict()
-        kept = {**RunConfig(model="", data="").to_dict(), **kept}  # an option is newer than the row
+        # an option may be newer than the row
+        kept = {**RunConfig(model="any", data="any").to_dict(), **kept}
         free = NEUTRAL | (DECIDED if row.config.memory_budget else set())
         for name, value in wanted.items():
             if name not in free and json.dumps(kept[name]) != json.dumps(value):
@@ -98,7 +100,7 @@ def _refuse_others(suite: Suite, output: Path) -> None:
 def _local(jobs: Jobs, processes: int) -> None:
     """Run one row after the other."""
     for number, (folder, config) in enumerate(jobs, 1):
-        print(f"{number} of {len(jobs)}: {folder}", file=sys.stderr, flush=True)
+        print(printable(f"{number} of {len(jobs)}: {folder}"), file=sys.stderr, flush=True)
         _run(folder, config, processes)
 
 
@@ -113,7 +115,7 @@ def _ray(jobs: Jobs, processes: int) -> None:
     while waiting:
         (done,), _ = ray.wait(list(waiting))
         ray.get(done)
-        print(f"{waiting.pop(done)}; {len(waiting)} to go", file=sys.stderr, flush=True)
+        print(printable(f"{waiting.pop(done)}; {len(waiting)} to go"), file=sys.stderr, flush=True)
 
 
 LAUNCHERS: Mapping[str, Callable[[Jobs, int], None]] = {"local": _local, "ray": _ray}

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..arguments import Parser
 from ..evaluate import predict as classify
 from ..loading import add_loading, open_given
+from ..values import Count
 
 SUMMARY = "Classify images; one JSON object per line."
 
@@ -22,7 +23,7 @@ def predict(args: Sequence[str]) -> None:
     parser = Parser("predict", SUMMARY)
     parser.add_argument("run", type=str, help="Run folder.")
     parser.add_argument("images", type=str, nargs="+", help="Image files.")
-    parser.add_argument("--top", type=int, default=5, help="How many classes to print.")
+    parser.add_argument("--top", type=Count, default=5, help="How many classes to print.")
     add_loading(parser)
     given = parser.read(args)
     paths = [Path(p) for p in given["images"]]

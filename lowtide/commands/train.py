@@ -39,6 +39,7 @@ def train(args: Sequence[str]) -> None:
             raise InputError(f"{resumed} holds no run to resume: no {CONFIG} in it")
         args = [*args, "--config", str(Path(resumed) / CONFIG)]
     config, own = run_config(parser, args)
+    config.refuse_crowd()
     folder = Path(resumed or own["output"] or _free(config.data, config.method))
     summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
     state = PartialState()

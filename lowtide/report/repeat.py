@@ -60,7 +60,7 @@ def _options(wanted: RunConfig, preset: str | None) -> list[str] | None:
 @functools.cache
 def _start(preset: str | None, method: str) -> RunConfig:
     """What a preset and a method alone mean."""
-    return config_of({"model": "", "data": "", "method": method, "preset": preset})
+    return config_of({"model": "any", "data": "any", "method": method, "preset": preset})
 
 
 def _pairs(wanted: RunConfig, start: RunConfig) -> Iterator[tuple[str, Any, Any, Any]]:

@@ -305,3 +305,10 @@ def test_a_set_of_twelve_bits_is_read_as_such_and_says_so(paint):
         "value v is read as v / 16"
     )
     assert check(root).notes[0] == data.notes[0]
+
+
+@pytest.mark.parametrize(("count", "val", "test"), [(16, 2, 3), (14, 1, 3), (17, 2, 3), (18, 2, 4)])
+def test_shares_are_rounded_not_cut(paint, count, val, test):
+    root = paint(*(f"{c}/{n}.png" for c in "ab" for n in range(count)))
+    data = read(root)
+    assert (len(data.val), len(data.test)) == (2 * val, 2 * test)
