@@ -14,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.activations import QuickGELU, Swish
+from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -558,3 +559,87 @@ def test_fake_equals_real_to_the_byte_when_compressed(bits: int) -> None:
     with FakeTensorMode():
         model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))
         assert measure(model) == real
+
+
+class Parted(nn.Module):
+    """A part under checkpointing, between and beside other readers of its input."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.first, self.part = nn.Linear(8, 8), part
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        inside = checkpoint(lambda t: F.gelu(self.part(t)) + 0, h, use_reentrant=False)
+        return inside + self.part(h) + F.gelu(h)
+
+
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "map": lambda: nn.Linear(8, 8),
+    "maps": lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)),
+    "attention": lambda: vision_transformer.Attention(8, num_heads=2),
+    "block": lambda: vision_transformer.Block(8, num_heads=2),
+    "dropout": lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.ReLU(inplace=True)),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("policy", ["s2a", "tight"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_under_checkpointing_saves_the_same_in_both_its_runs(part, policy, autocast):
+    torch.manual_seed(0)
+    model, x, dy = Parted(PARTS[part]()), torch.randn(2, 6, 8), torch.randn(2, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.manual_seed(1)
+        y, gradient = run(model, x, dy)
+        compress(model, POLICIES[policy]())
+        for _ in range(2):  # what was found out in the first run holds in the second
+            torch.manual_seed(1)
+            y_kept, kept = run(model, x, dy)
+            assert torch.equal(y_kept, y)
+            assert F.cosine_similarity(kept, gradient, dim=0) > 0.9
+
+
+def test_what_a_checkpointed_part_notes_of_its_input_ends_with_it() -> None:
+    block = compress(vision_transformer.Block(64, num_heads=2), POLICIES["tight"]())
+    x = torch.randn(2, 16, 64).requires_grad_()
+    y = checkpoint(block, x, use_reentrant=False)
+    assert not {"_lowtide_kept", "_lowtide_derived"} & vars(x).keys()
+    y.sum().backward()
+    assert not {"_lowtide_kept", "_lowtide_derived"} & vars(x).keys()
+
+
+def test_products_followed_under_autocast_are_made_again_under_it() -> None:
+    class Follows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = vision_transformer.Attention(8, num_heads=2)
+            self.before = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(self.before(x))
+
+    model, x, dy = Follows(), torch.randn(2, 6, 8), torch.randn(2, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, gradient = run(model, x, dy)
+        compress(model, POLICIES["tight"]())
+        y_kept, kept = run(model, x, dy)
+    assert torch.equal(y_kept, y) and F.cosine_similarity(kept, gradient, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("policy", ["s2a", "tight"])
+def test_attention_with_a_trained_bias_takes_the_kernel_that_torch_takes(policy: str) -> None:
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(1, 2, 196, 196))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = x.view(2, 196, 2, 32).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, q, q, self.bias)
+
+    model, x, dy = Biased(), torch.randn(2, 196, 64), torch.randn(2, 2, 196, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = run(model, x, dy)
+        compress(model, POLICIES[policy]())
+        assert torch.equal(run(model, x, dy)[0], y)
