@@ -186,7 +186,7 @@ def _answered(plain: type[nn.Module]) -> type[nn.Module]:
         def __getitem__(self: Any, index: Any) -> Any:
             part: Any = plain.__getitem__(self, index)
             if isinstance(part, Answered) and part._lowtide_policy is None:  # a slice, made anew
-                vars(part).update({n: v for n, v in vars(self).items() if n in _STATE})
+                part.__dict__.update({n: v for n, v in vars(self).items() if n in _STATE})
             return part
 
         Answered.__getitem__ = __getitem__
