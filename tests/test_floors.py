@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("adapter", "guard", "backbone", "checkpoint", "composed", "tune", "step", "plan", "search"),
     (
         "data",
+        "owner",
         "progress",
         "resume",
         "split",
@@ -41,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "average",
         "presets",
         "evaluate",
+        "merged",
         "environment",
         "features",
         "run",
