@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,19 @@ from torch import Tensor, nn
 from .adapter_config import AdapterConfig
 from .backbone import create
 from .checkpoint import CONFIG, WEIGHTS, read_config, read_shapes
-from .data import Augment, Preprocessing, Sample, Transform, loader, read
+from .data import (
+    Augment,
+    Preprocessing,
+    Sample,
+    Transform,
+    UnreadableImage,
+    loader,
+    read,
+)
 from .data.corruptions import corruption_error, severities_in
-from .errors import InputError, UnknownName
+from .data.images import look
+from .errors import InputError, LowtideError, UnknownName
+from .owner import refuse_unfinished
 from .plan import shadow
 from .tune import Tuned, load
 from .values import read as read_value
@@ -57,6 +67,7 @@ def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "aut
     Raises:
         InputError: The folder holds no finished run.
     """
+    refuse_unfinished(folder)
     config = AdapterConfig.of(read_config(folder), folder)
     if config.preprocessing is None or config.augment is None or config.classes is None:
         raise InputError(_foreign(folder))
@@ -190,8 +201,17 @@ def score_corruptions(trained: Trained, folder: Path, batch_size: int = 32) -> d
     return {"each": each, **asdict(corruption_error(errors))}
 
 
+def _stop(error: UnreadableImage) -> None:
+    raise error
+
+
 def predict(
-    trained: Trained, paths: Sequence[Path], *, top: int = 5, batch_size: int = 32
+    trained: Trained,
+    paths: Sequence[Path],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    unreadable: Callable[[UnreadableImage], object] = _stop,
 ) -> Iterator[dict[str, Any]]:
     """Classify images.
 
@@ -200,27 +220,58 @@ def predict(
         paths: Image files.
         top: How many classes to give, best first.
         batch_size: Images per forward pass.
+        unreadable: Told of a file that is missing or no image; by default the error is raised.
+            Where it returns, the other images are answered.
 
     Yields:
         Path, class, and the best classes with their probabilities.
 
     Raises:
-        InputError: A file is missing.
+        LowtideError: The model's answer is no number.
     """
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"no image {path}")
     for start in range(0, len(paths), batch_size):
-        chunk = paths[start : start + batch_size]
-        images = torch.stack([trained.transform(trained.preprocessing.decode(p)) for p in chunk])
-        best = _logits(trained, images).softmax(-1).topk(min(top, len(trained.classes)))
-        for path, values, labels in zip(chunk, best.values, best.indices, strict=True):
+        readable, images = [], []
+        for path in paths[start : start + batch_size]:
+            try:
+                images.append(trained.transform(trained.preprocessing.decode(path)))
+            except UnreadableImage as e:
+                unreadable(e)
+            else:
+                readable.append(path)
+        if not images:
+            continue
+        best = (
+            _logits(trained, torch.stack(images)).softmax(-1).topk(min(top, len(trained.classes)))
+        )
+        for path, values, labels in zip(readable, best.values, best.indices, strict=True):
+            if not values.isfinite().all():
+                raise LowtideError(f"the model's answer to {path} is no number")
             names = [trained.classes[i] for i in labels.tolist()]
             yield {
                 "path": str(path),
                 "class": names[0],
                 "probabilities": dict(zip(names, values.tolist(), strict=True)),
             }
+
+
+def too_deep(trained: Trained, paths: Sequence[Path]) -> list[str]:
+    """Say which images use more of their 16 bits than those the run was trained on.
+
+    Args:
+        trained: The model.
+        paths: Image files.
+
+    Returns:
+        A sentence, or none.
+    """
+    bits = trained.preprocessing.bits
+    peaks = {p: found.peak for p, found in look(paths).items()} if bits < 16 else {}
+    deep = [path for path, peak in peaks.items() if peak >= 1 << bits]
+    return [
+        f"{len(deep)} of {len(paths)} images use more than the {bits} bits of those the run was"
+        f" trained on, first {str(p)!r}: what is brighter is read as white"
+        for p in deep[:1]
+    ]
 
 
 @torch.no_grad()

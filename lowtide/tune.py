@@ -168,7 +168,8 @@ class Tuned(Composed):
             state: What `adapter_state` gave.
 
         Raises:
-            InputError: A key is missing or unexpected, or a shape differs; nothing was copied.
+            InputError: A key is missing or unexpected, a shape differs, or numbers are of another
+                kind (whole or complex, where the model's are real); nothing was copied.
         """
         own = self.adapter_state()
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -183,6 +184,11 @@ class Tuned(Composed):
                 raise InputError(
                     f"{key} has shape {tuple(state[key].shape)} in the file and"
                     f" {tuple(value.shape)} in the model"
+                )
+            if not _alike(value, state[key]):
+                raise InputError(
+                    f"{key} is of {str(state[key].dtype).removeprefix('torch.')} in the file and of"
+                    f" {str(value.dtype).removeprefix('torch.')} in the model"
                 )
         with torch.no_grad():
             for key, value in own.items():
@@ -395,6 +401,11 @@ def _same_base(tuned: Tuned, config: AdapterConfig, folder: Path | str) -> None:
             f" {want[:12]}, and this backbone's weights are {have[:12]}: load the same pre-trained"
             " checkpoint first"
         )
+
+
+def _alike(own: Tensor, given: Tensor) -> bool:
+    """Whether numbers may be copied: the same kind, or real ones of another precision."""
+    return own.dtype == given.dtype or (own.is_floating_point() and given.is_floating_point())
 
 
 def _moves(norm: nn.Module) -> bool:

@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "data",
+        "owner",
         "progress",
         "resume",
         "split",
@@ -53,6 +54,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "average",
         "presets",
         "evaluate",
+        "merged",
         "environment",
         "features",
         "run",
