@@ -27,6 +27,7 @@ NEEDED: Mapping[str, tuple[type, ...]] = {
     "data.test": (int,),
     "preprocessing": (dict,),
     "trainable_parameters": (int,),
+    "total_parameters": (int,),
     "planned.peak_bytes": (int,),
     "planned.parts": (dict,),
     "measured_peak_bytes": (int, type(None)),

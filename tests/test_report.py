@@ -20,9 +20,18 @@ from lowtide.bench import Suite
 from lowtide.cli import main
 from lowtide.config import RunConfig
 from lowtide.data.vtab import GROUPS, TASKS, vtab_averages
+from lowtide.methods.lora import LoRA
 from lowtide.report import Section, gather, write_report
 from lowtide.report.compare import averages, front, judge, p_value, warnings
-from lowtide.report.confusion import class_accuracy, confusion
+from lowtide.report.confusion import (
+    MOST,
+    class_accuracy,
+    class_table,
+    confusion,
+    heat_map,
+    pairs_table,
+)
+from lowtide.report.tables import boards
 
 METHODS = ("bias", "LoRA, r=2", "s2a")
 DATA = {"dtd": "natural", "svhn": "natural", "kitti": "structured"}
@@ -389,3 +398,56 @@ def test_rows_of_older_versions_can_be_reported(tmp_path):
     assert "made by another version: unknown option 'forgotten'" in text
     assert "50.2 ± 0.4" in text
     assert "confusion" not in report(folder, "report.html").partition("<body>")[2]
+
+
+def confused(tmp_path, counts, classes):
+    """Report one row with these test images by true and predicted class."""
+    content = summary(RunConfig("m", "/data/d", method=LoRA()), 100)
+    content["data"]["classes"] = classes
+    content["test_confusion"] = [[t, p, n] for (t, p), n in counts.items()]
+    write_row(tmp_path / "row", content)
+    return gather([tmp_path])
+
+
+def test_of_many_classes_the_hardest_are_shown(tmp_path):
+    names = [f"c{i}" for i in range(MOST + 20)]
+    hard = {i for i in range(len(names)) if i % 3 != 1}
+    counts = {(i, i): 5 if i in hard else 9 for i in range(len(names))}
+    counts |= {(i, (i + 1) % len(names)): 5 if i in hard else 1 for i in range(len(names))}
+    (board,) = boards(confused(tmp_path, counts, names))["m"]
+    table = class_table(board)
+    shown = [c.name for c in table.columns[1:]]
+    assert len(shown) == MOST == len(hard)
+    assert shown == [names[i] for i in sorted(hard)]
+    assert {cell.value for cell in table.rows[0][1:]} == {0.5}
+
+
+def test_pairs_say_what_is_taken_for_what(tmp_path):
+    counts = {(0, 0): 6, (0, 1): 4, (1, 1): 18, (1, 0): 2, (2, 2): 7, (2, 0): 3}
+    (entry,) = confused(tmp_path, counts, ["cat", "dog", "elk"])
+    table = pairs_table(entry)
+    assert [c.name for c in table.columns] == ["is", "taken for", "images", "% of class"]
+    rows = [tuple(cell.text for cell in row) for row in table.rows]
+    assert rows == [("cat", "dog", "4", "40"), ("elk", "cat", "3", "30"), ("dog", "cat", "2", "10")]
+
+
+def test_a_heat_map_has_true_classes_down(tmp_path):
+    (entry,) = confused(tmp_path, {(0, 0): 1, (0, 2): 3, (1, 1): 4, (2, 2): 4}, ["a", "b", "c"])
+    boxes = re.findall(r"<rect ([^>]*)><title>([^<]*)</title>", str(heat_map(entry)))
+    at = {}
+    for attributes, title in boxes:
+        x, y = (float(re.search(rf'\b{k}="([\d.]+)"', attributes)[1]) for k in "xy")
+        at[title.partition(":")[0]] = (x, y)
+    first, wrong, last = (at[f"{t} taken for {p}"] for t, p in (("a", "a"), ("a", "c"), ("c", "c")))
+    assert wrong[0] == last[0] > first[0]  # predicted across
+    assert wrong[1] == first[1] < last[1]  # true down
+
+
+def test_the_time_of_a_step_is_the_median_of_the_rows(tmp_path):
+    folder = write_suite(tmp_path / "s", {("x", "d"): [100, 101, 102]})
+    paths = sorted(folder.rglob("summary.json"))
+    for path, seconds in zip(paths, (0.1, 9.0, 0.3), strict=True):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "step_seconds": seconds}))
+    (entry,) = gather([folder])
+    assert entry.seconds == 0.3
