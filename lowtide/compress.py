@@ -224,7 +224,7 @@ def _run(
     if policy.rerun is not None and _runs_again(module, args, kwargs):
         mode.codecs = policy.codecs  # the norms behind, to the end of the block
         plain_attention = "attention" in mode.codecs and _is_plain(module)
-        if plain_attention and _may_derive(module, mode, forward, args):
+        if plain_attention and _may_derive(module, mode, forward, args, kwargs):
             try:
                 result = _derived(mode, forward, args, kwargs)
                 module._lowtide_derives = True  # type: ignore[assignment]
@@ -255,7 +255,11 @@ def _derived(
 
 
 def _may_derive(
-    module: nn.Module, mode: _Answers, forward: Callable[..., Any], args: tuple[Any, ...]
+    module: nn.Module,
+    mode: _Answers,
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> bool:
     """Say whether an attention's queries, keys and values may follow from its input."""
     # A part under checkpointing must save the same when it is run again, when this is known: it is
@@ -264,7 +268,7 @@ def _may_derive(
         with torch.autograd.graph.saved_tensors_hooks(_same, _same), forgetting(args):
             try:
                 with mode.but(region=region()):
-                    _derived(mode, forward, args, {})
+                    _derived(mode, forward, args, kwargs)
                 module._lowtide_derives = True
             except _NotDerived:
                 module._lowtide_derives = False
