@@ -224,12 +224,14 @@ def _run(
     if policy.rerun is not None and _runs_again(module, args, kwargs):
         mode.codecs = policy.codecs  # the norms behind, to the end of the block
         plain_attention = "attention" in mode.codecs and _is_plain(module)
-        if plain_attention and _may_derive(module, mode, forward, args):
+        if plain_attention and _may_derive(module, mode, forward, args, kwargs):
+            noise = _noise(args[0])
             try:
                 result = _derived(mode, forward, args, kwargs)
                 module._lowtide_derives = True  # type: ignore[assignment]
                 return result
             except _NotDerived:  # found out once
+                _draw_again(noise)
                 module._lowtide_derives = False  # type: ignore[assignment]
         # Where the first argument was, and not itself: what runs again must not hold it.
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
@@ -255,20 +257,39 @@ def _derived(
 
 
 def _may_derive(
-    module: nn.Module, mode: _Answers, forward: Callable[..., Any], args: tuple[Any, ...]
+    module: nn.Module,
+    mode: _Answers,
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> bool:
     """Say whether an attention's queries, keys and values may follow from its input."""
     # A part under checkpointing must save the same when it is run again, when this is known: it is
     # found out first, where nobody counts what autograd saves.
     if module._lowtide_derives is None and mode.region is not None:
+        noise = _noise(args[0])
         with torch.autograd.graph.saved_tensors_hooks(_same, _same), forgetting(args):
             try:
                 with mode.but(region=region()):
-                    _derived(mode, forward, args, {})
+                    _derived(mode, forward, args, kwargs)
                 module._lowtide_derives = True
             except _NotDerived:
                 module._lowtide_derives = False
+        _draw_again(noise)
     return module._lowtide_derives is not False
+
+
+def _noise(x: Tensor) -> list[tuple[torch.Generator, Tensor]]:
+    """Note where the generators stand, in case what is tried now has drawn from them in vain."""
+    found = [torch.default_generator]
+    if x.is_cuda and not torch.cuda.is_current_stream_capturing():
+        found.append(torch.cuda.default_generators[x.get_device()])
+    return [(g, g.get_state()) for g in found]
+
+
+def _draw_again(noise: list[tuple[torch.Generator, Tensor]]) -> None:
+    for generator, state in noise:
+        generator.set_state(state)
 
 
 def _same(tensor: Tensor) -> Tensor:

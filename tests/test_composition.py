@@ -236,6 +236,37 @@ def test_a_transformers_vit(attention: str) -> None:
     assert saved_bytes(model, x) < 0.5 * exact
 
 
+def test_transformers_trainer_with_its_defaults(tmp_path) -> None:
+    """It reads from the forward which columns to keep, and whether there is a loss."""
+    transformers = pytest.importorskip("transformers", reason="in the dev extra; not installed")
+    pytest.importorskip("accelerate")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=16,
+        num_labels=4,
+    )
+    x, labels = batch(8)
+    rows = [{"pixel_values": a, "labels": b, "name": "n"} for a, b in zip(x, labels, strict=True)]
+
+    def losses(policy: Policy) -> list[float]:
+        torch.manual_seed(0)
+        model = compress(transformers.ViTForImageClassification(config), policy)
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to=[]
+        )
+        trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+        assert trainer.label_names == ["labels"]
+        return [trainer.train().training_loss, trainer.evaluate()["eval_loss"]]
+
+    exact = losses(Policy.exact())
+    assert losses(EVERYTHING) == pytest.approx(exact, rel=1e-5)
+    assert losses(TIGHT) == pytest.approx(exact, rel=1e-2)
+
+
 def test_a_peft_model() -> None:
     peft = pytest.importorskip("peft", reason="in the dev extra; not installed")
     model = vit()

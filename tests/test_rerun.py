@@ -20,7 +20,7 @@ from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
 from lowtide.compress import compress
 from lowtide.graft import METHODS
-from lowtide.ops.derived import derived
+from lowtide.ops.derived import Again, derived
 from lowtide.ops.rerun import rerun
 from lowtide.policy import Policy
 
@@ -293,6 +293,82 @@ def test_dropout_inside_draws_what_it_would_have_drawn() -> None:
     compress(model, Policy(QKV, rerun=Exact()))
     for _ in range(2):
         near(gradients(model, x), plain)
+
+
+def test_noise_that_no_module_announces_is_not_drawn_again() -> None:
+    class Noisy(nn.Module):
+        def __init__(self, map: nn.Linear) -> None:
+            super().__init__()
+            self.map = map
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.map(F.dropout(x, 0.4))
+
+    model = attention(Noisy).double()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    compress(model, Policy(QKV | {"linear": Exact()}, rerun=Exact()))
+    for _ in range(2):
+        near(gradients(model, x), plain)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_mask_that_was_computed_keeps_its_gradient(fused: bool) -> None:
+    """An attention runs again from its input alone: not where something else has a history."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = Attention(WIDTH, 2)
+            self.attn.fused_attn = fused
+            self.bias = nn.Parameter(torch.randn(1, 2, 9, 9))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attn(x, attn_mask=self.bias.tanh())
+
+    model = Masked().double()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    exact = dict.fromkeys(("layer_norm", "attention", "softmax", "matmul", "linear"), Exact())
+    near(gradients(compress(model, Policy(exact, rerun=Exact())), x), plain)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 9, 9), (4, 1, 9, 9), (2, 9, 9), (9, 9)])
+def test_a_masks_gradient_adds_up_over_pieces(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowtide.ops.attention.PIECE", 1)  # every image by itself
+
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = x.unflatten(2, (2, -1)).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, q, q, self.bias)
+
+    model = Biased()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    plain = gradients(model, x)
+    near(gradients(compress(model, Policy({"attention": Exact()})), x), plain)
+
+
+def test_what_several_read_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[object] = []
+    value = Again.value
+
+    def counted(self: Again, kept, memo, waiting):
+        if self.function is F.linear and self not in memo:
+            products.append(self)
+        return value(self, kept, memo, waiting)
+
+    monkeypatch.setattr(Again, "value", counted)
+    model = attention(Factors).double()
+    x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
+    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), rerun=Exact()))
+    torch.autograd.grad(model(x).sum(), [*model.parameters(), x])
+    assert len(products) == len(set(products)) == 3  # the map, down and up, for all their readers
 
 
 def test_the_input_is_not_held() -> None:

@@ -145,5 +145,6 @@ CASES = {
         beside=lambda n: 4,
     ),
     "max_pool": _case([3, 2], [2, 1], [1, 0], [1, 2]),
+    "max_pool_dilated": _case([2, 3], [1, 2], [1, 0], [3, 2]),
     "max_pool_even": _case([2, 2], [2, 2], [0, 0], [1, 1], ceil=True),
 }
