@@ -15,7 +15,7 @@ from lowtide.families import FAMILIES
 
 PACKAGE = Path(lowtide.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "site", "paths", "extras"),
+    ("errors", "site", "paths", "extras", "wrapped"),
     ("zoo", "memory", "kernels", "work"),
     ("codecs",),
     ("ops",),

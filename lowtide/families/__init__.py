@@ -11,10 +11,14 @@ import pkgutil
 from torch import nn
 
 from .. import zoo
+from .classifier import HeadInit as HeadInit
+from .classifier import classifiers as classifiers
+from .classifier import new_classifier as new_classifier
+from .classifier import outputs as outputs
+from .classifier import reset as reset
 from .generic import GENERIC as GENERIC
+from .shadow import hollow as hollow
 from .table import Family as Family
-from .table import classifiers as classifiers
-from .table import hollow as hollow
 from .table import image_shape as image_shape
 from .table import measure as measure
 from .table import prepare as prepare
