@@ -10,6 +10,7 @@ What trains is a method (`lowtide.methods`); what is kept for the backward pass 
 
 from __future__ import annotations
 
+from . import interrupt as interrupt  # first of all: the rest takes seconds
 from . import zoo as zoo  # registers the bundled backbone with timm
 from .backbone import create as create
 from .compress import compress as compress

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
+import torch
+from safetensors import SafetensorError
+
 from .commands import COMMANDS
-from .errors import InputError, LowtideError, UnknownName
+from .environment import installed
+from .errors import InputError, LowtideError, UnknownName, printable
+from .interrupt import leave_at_once
+
+CONTINUES = {
+    "train": "; lowtide train --resume RUN continues",
+    "bench": "; the same command continues",
+}
+EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""What a machine may run out of; any other error of a file is that of the name that was given."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -17,30 +32,77 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command and arguments; by default those of the process.
 
     Returns:
-        0; 2 for bad input, 1 for a failure, each with one line on standard error.
+        0; 2 for bad input, 1 for a failure, 130 where it was interrupted, each with one line on
+        standard error.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if not args or args[0] in {"-h", "--help"}:
-        print(_help())
-        return 0
-    if args[0] not in COMMANDS:
-        return _complain(UnknownName("command", args[0], COMMANDS), 2)
+    _open_streams()
     try:
-        run, _ = COMMANDS[args[0]]
-        run(args[1:])
+        code = _run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except InputError as e:
         return _complain(e, 2)
     except LowtideError as e:
         return _complain(e, 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; lowtide train --resume RUN continues", 130)
+        return _complain(f"interrupted{CONTINUES.get(args[0], '') if args else ''}", 130)
     except BrokenPipeError:  # the reader, head for one, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
+        return 0
+    except OSError as e:
+        _flush_or_silence()
+        return _complain(_of_file(e), 1 if e.errno in EXHAUSTED else 2)
+    except SafetensorError as e:
+        return _complain(f"a safetensors file cannot be read or written: {e}", 1)
+    except (MemoryError, torch.OutOfMemoryError) as e:
+        reason = str(e).partition(". ")[0] or "the machine has no more"
+        return _complain(f"out of memory: {reason}; lowtide plan says what a run needs", 1)
+
+
+def _run(args: Sequence[str]) -> int:
+    if not args or args[0] in {"-h", "--help"}:
+        print(_help())
+        return 0
+    if args[0] == "--version":
+        print(f"lowtide {installed('lowtide') or 'from a source tree'}")
+        return 0
+    if args[0] not in COMMANDS:
+        raise UnknownName("command", args[0], COMMANDS)
+    run, _ = COMMANDS[args[0]]
+    run(args[1:])
     return 0
 
 
+def _open_streams() -> None:
+    """Let any name be printed on any terminal, and Ctrl-C be Python's again."""
+    if signal.getsignal(signal.SIGINT) is leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_or_silence() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence()
+
+
+def _silence() -> None:
+    """Send what is still to be printed nowhere, or Python would fail on it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _of_file(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
+
+
 def _complain(message: object, code: int) -> int:
-    print(f"lowtide: {message}", file=sys.stderr)
+    print(f"lowtide: {printable(' '.join(str(message).split()))}", file=sys.stderr)
     return code
 
 
@@ -49,5 +111,5 @@ def _help() -> str:
     return (
         "Fine-tune large pre-trained vision backbones in very little memory.\n\n"
         f"usage: lowtide COMMAND ...\n\n{rows}\n\n"
-        "lowtide COMMAND --help says more."
+        "lowtide COMMAND --help says more; lowtide --version says which this is."
     )

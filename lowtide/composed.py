@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .families import Family
+from .errors import Unsupported
+from .families import Family, recomputable
 from .graft import Block
 from .recompute import recompute
 
@@ -25,14 +27,49 @@ class Composed(nn.Module):
         backbone: The model.
         sides: Side networks by name.
         blocks: Paths of the blocks.
-        checkpointing: Recompute each block in backward instead of keeping its activations.
     """
 
     family: Family
     backbone: Any
     sides: Any
     blocks: frozenset[str]
-    checkpointing: bool
+    _checkpointing = False
+
+    @property
+    def checkpointing(self) -> bool:
+        """Recompute each block in backward instead of keeping its activations.
+
+        A backbone without a table has its `parts` recomputed.
+
+        Raises:
+            Unsupported: It is switched on, and nothing of the backbone can be recomputed.
+        """
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        if on and not self.recomputes:
+            raise Unsupported(
+                f"checkpointing recomputes blocks, and {type(self.backbone).__name__} has no part"
+                " whose recomputation would save memory"
+            )
+        self._checkpointing = on
+        for part in self.parts if on or "parts" in self.__dict__ else ():
+            part.__dict__.pop("forward", None)
+            if on:
+                part.forward = MethodType(_again, part)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether checkpointing has anything to recompute."""
+        return bool(self.blocks or self.parts)
+
+    @cached_property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What checkpointing recomputes of a backbone without a table."""
+        if self.blocks:
+            return ()
+        return tuple(self.backbone.get_submodule(path) for path in recomputable(self.backbone))
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Classify images.
@@ -142,6 +179,12 @@ def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any
         return (x, passed[0]) if tokens else x
 
     return run
+
+
+def _again(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for a part's forward; its class may change meanwhile."""
+    run = partial(type(module).forward, module, **kwargs)
+    return recompute(run, module, *args) if torch.is_grad_enabled() else run(*args)
 
 
 def _gives(y: Tensor) -> Block:

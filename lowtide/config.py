@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from .checkpoint import construct, describe
 from .data import Augment, Pixels
-from .errors import InputError, UnknownName
+from .errors import InputError, UnknownName, shown
 from .graft import Method
 from .methods.lora import LoRA
 from .narrow import FrozenDtype
+from .paths import read_text
 from .policy import POLICIES
 from .search import parse_bytes
 from .step import Amp
+from .values import Count, Seed, Share, Side, Within, read_fields
+from .yaml_text import parse_yaml
+
+PER_CORE = 8
+"""Most loading processes for each core of this machine."""
 
 
 @dataclass(frozen=True)
@@ -73,42 +80,45 @@ class RunConfig:
     policy: str = "exact"
     checkpoint: str | None = None
     pretrained: bool = True
-    image_size: int | None = None
-    epochs: int = 10
-    batch_size: int = 32
-    accumulate: int = 1
+    image_size: Side | None = None
+    epochs: Count = 10
+    batch_size: Count = 32
+    accumulate: Count = 1
     checkpointing: bool = False
     amp: Amp = "no"
     frozen_dtype: FrozenDtype = "fp32"
     memory_budget: str | None = None
     opt: str = "adamw"
-    lr: float = 1e-3
-    min_lr: float = 0.0
-    weight_decay: float = 1e-4
-    warmup_epochs: float = 1.0
-    cooldown_epochs: int = 0
-    smoothing: float = 0.0
-    clip_grad: float = 0.0
-    ema: float = 0.0
-    drop_path: float = 0.0
+    lr: Annotated[float, Within(0, 1e30, above=True)] = 1e-3
+    min_lr: Annotated[float, Within(0, 1e30)] = 0.0
+    weight_decay: Annotated[float, Within(0, 1e3)] = 1e-4
+    warmup_epochs: Annotated[float, Within(0, 1e6)] = 1.0
+    cooldown_epochs: Annotated[int, Within(0, 1_000_000)] = 0
+    smoothing: Share = 0.0
+    clip_grad: Annotated[float, Within(1e-6, 1e6, zero=True)] = 0.0
+    ema: Share = 0.0
+    drop_path: Share = 0.0
     augment: Augment = "none"
     normalize: Pixels = "checkpoint"
     cache_features: bool = False
-    seed: int = 0
-    val_fraction: float = 0.1
-    test_fraction: float = 0.2
+    seed: Seed = 0
+    val_fraction: Share = 0.1
+    test_fraction: Share = 0.2
     train_on_val: bool = False
     skip_test: bool = False
     skip_bad_images: bool = False
-    workers: int = 0
+    workers: Annotated[int, Within(0, 4096)] = 0
     device: Literal["auto", "cpu"] = "auto"
     preset: str | None = None
 
     def __post_init__(self) -> None:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(plain.pop("method"), Method):
+            raise InputError(f"method must be one of lowtide's, not {shown(self.method)}")
+        for name, value in read_fields(type(self), plain).items():
+            object.__setattr__(self, name, value)
         if self.policy not in POLICIES:
             raise UnknownName("policy", self.policy, POLICIES)
-        if min(self.epochs, self.batch_size, self.accumulate) < 1:
-            raise InputError("epochs, batch_size and accumulate must be at least 1")
         if self.accumulate > self.batch_size:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
@@ -119,21 +129,35 @@ class RunConfig:
             )
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
-        if not self.lr > 0:
-            raise InputError(f"lr must be positive, not {self.lr}")
-        if not 0 <= self.warmup_epochs < self.epochs and self.epochs > 1:
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Refuse parts of the schedule that do not fit into the run."""
+        alone = self.epochs == 1 and self.warmup_epochs <= 1
+        if not (self.warmup_epochs < self.epochs or alone):
             raise InputError(
                 f"warmup_epochs must be at least 0 and below epochs ({self.epochs}),"
                 f" not {self.warmup_epochs}"
             )
-        if not 0 <= self.min_lr <= self.lr:
+        if self.min_lr > self.lr:
             raise InputError(f"min_lr must be between 0 and lr ({self.lr}), not {self.min_lr}")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema must be at least 0 and below 1, not {self.ema}")
-        if self.cooldown_epochs and not 0 < self.cooldown_epochs < self.epochs - self.warmup_epochs:
+        if self.cooldown_epochs and self.cooldown_epochs >= self.epochs - self.warmup_epochs:
             raise InputError(
                 f"cooldown_epochs must be at least 0 and leave a part of epochs ({self.epochs})"
                 f" after warmup_epochs ({self.warmup_epochs}), not {self.cooldown_epochs}"
+            )
+
+    def refuse_crowd(self) -> None:
+        """Refuse more loading processes than this machine can hold; another one may hold them.
+
+        Raises:
+            InputError: There are more than `PER_CORE` for each core.
+        """
+        most = PER_CORE * (os.cpu_count() or 1)
+        if self.workers > most:
+            raise InputError(
+                f"workers must be a whole number from 0 to {most} on this machine of"
+                f" {os.cpu_count()} cores, not {self.workers}"
             )
 
     @property
@@ -190,10 +214,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"no config file {path}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise InputError(f"{path} is no YAML: {str(e).splitlines()[0]}") from e
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no options")
     return values

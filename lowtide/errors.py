@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+LONGEST = 80
+"""Most characters of a given value that a message repeats."""
 
 
 class LowtideError(Exception):
@@ -21,7 +25,7 @@ class Unsupported(InputError):
 class UnknownName(InputError):
     """A name nobody knows; offers the nearest known ones."""
 
-    def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, given: object, known: Iterable[str]) -> None:
         """Compose the message.
 
         Args:
@@ -30,6 +34,52 @@ class UnknownName(InputError):
             known: Every name that would have worked.
         """
         names = sorted(known)
-        near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+        word = given[: 2 * LONGEST] if isinstance(given, str) else shown(given)
+        near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:30])}"
-        super().__init__(f"unknown {kind} {given!r}: {hint}")
+        super().__init__(f"unknown {kind} {shown(given)}: {hint}")
+
+
+def shown(value: object) -> str:
+    """Write what was given so that a message can repeat it.
+
+    Args:
+        value: Anything a file or a caller may hold.
+
+    Returns:
+        Its `repr`, cut in the middle where it is long.
+    """
+    if isinstance(value, int) and value.bit_length() > 4 * LONGEST:
+        return f"a whole number of about {round(value.bit_length() * 0.30103)} digits"
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[: LONGEST // 2]!r}... ({len(value)} characters)"
+    if isinstance(value, dict | list | tuple | set) and len(value) > LONGEST:
+        return f"a {type(value).__name__} of {len(value)} entries"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number too long to print, or data too deep
+        return f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 20]}...{text[-10:]}"
+
+
+def printable(text: str) -> str:
+    r"""Show what a terminal would obey: control characters, lone surrogates, changed direction.
+
+    Args:
+        text: A name of a file or a class, which may be anybody's.
+
+    Returns:
+        The text on one line, with `\x1b` for an escape.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_visible(c) for c in text)
+
+
+def _visible(character: str) -> str:
+    hidden = unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in _TURNING
+    return repr(character)[1:-1] if hidden else character
+
+
+_TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)))
+"""Marks that change the direction of what follows, so that it reads as something else."""

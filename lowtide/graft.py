@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from .errors import Unsupported
@@ -20,27 +19,11 @@ Block = Callable[..., Any]
 """Runs one element of a backbone's chain; see `Side.step`."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a backbone may read off a weight it does not compute with.
-
-    Attributes:
-        device: Where it is.
-        dtype: Of what kind.
-        shape: Of what shape.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    shape: torch.Size
-
-
 class Graft(nn.Module, abc.ABC):
     """A module that stands where `base` stood.
 
-    Its geometry can be read off a graft as off `base`, and where and of what kind its weight is;
-    nothing else: a backbone that computes with `.weight` past a graft must fail loudly rather than
-    train an adapter it never calls.
+    Its geometry can be read off a graft as off `base`, and nothing else: a backbone that reads
+    `.weight` past a graft must fail loudly rather than train an adapter it never calls.
 
     Attributes:
         base: The module it replaced, possibly another graft.
@@ -62,12 +45,6 @@ class Graft(nn.Module, abc.ABC):
     def root(self) -> nn.Module:
         """The backbone's own module, under any number of grafts."""
         return self.base.root if isinstance(self.base, Graft) else self.base
-
-    @property
-    def weight(self) -> Facts:
-        """Device, dtype and shape of the weight underneath, and not the weight."""
-        weight = self.root.get_parameter("weight")
-        return Facts(weight.device, weight.dtype, weight.shape)
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -9,12 +9,8 @@ import torch
 
 from .codecs.affine import Affine, Rounding
 from .codecs.base import Codec
-from .codecs.codebook import Codebook
-from .codecs.exact import Exact
-from .codecs.sign import Sign
-from .codecs.sine import Sine
 from .errors import UnknownName
-from .ops import NAMES
+from .ops import NAMES, S2A, TIGHT
 
 
 @dataclass(frozen=True)
@@ -65,43 +61,16 @@ class Policy:
         Returns:
             The policy.
         """
-        gelu = Sine(rounding=rounding)
-        return cls({
-            "gelu": gelu,
-            "gelu_tanh": gelu,
-            "quick_gelu": gelu,
-            "silu": Sine(rate=1.0, rounding=rounding),
-            "relu": Sign(),
-            "softmax": Affine(4, "row", rounding),
-        })
+        return cls({name: codec(rounding) for name, codec in S2A.items()})
 
     @classmethod
     def tight(cls) -> Policy:
-        """Keep the least that leaves the gradient close.
+        """Keep the least that leaves the gradient close: what each op says of itself.
 
         Returns:
             The policy.
         """
-        four, eight = (Affine(bits, 64, stats=torch.bfloat16) for bits in (4, 8))
-        smooth = ("gelu", "gelu_tanh", "quick_gelu", "silu", "hardswish")
-        return cls(
-            {
-                **{name: Codebook.of(name) for name in smooth},
-                "relu": Sign(),
-                "relu6": Sign(),
-                "dropout": Sign(),
-                "mean_pool": Exact(),
-                # A place in a window is an integer up to 15: kept without loss.
-                "max_pool": Affine(4, "tensor"),
-                "layer_norm": Affine(4, 128, stats=torch.bfloat16),
-                "batch_norm": eight,
-                "attention": four,
-                "softmax": Affine(8, "row", stats=torch.bfloat16),
-                **dict.fromkeys(("matmul", "mul", "linear", "conv"), eight),
-            },
-            piece=5 << 18,
-            rerun=Affine(6, 128, stats=torch.bfloat16),
-        )
+        return cls(dict(TIGHT), piece=5 << 18, rerun=Affine(6, 128, stats=torch.bfloat16))
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {

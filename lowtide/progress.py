@@ -10,6 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from .errors import printable
+
+
+def note(text: str) -> None:
+    """Tell people something a command does not stop for.
+
+    Args:
+        text: One line.
+    """
+    print(printable(f"lowtide: note: {text}"), file=sys.stderr, flush=True)
+
 
 class Progress:
     """One bar over all updates of a run, and one line per finished epoch."""

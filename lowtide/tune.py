@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, build, set_module
-from .checkpoint import construct, describe, read_adapter, write_adapter
+from .adapter_config import AdapterConfig
+from .checkpoint import describe, read_adapter, write_adapter
 from .composed import Composed
 from .compress import decompress
 from .errors import InputError, UnknownName, Unsupported
@@ -30,6 +31,7 @@ from .families import (
 )
 from .graft import Beside, Method, method_name
 from .guard import alive, answer, intact, refuse_dead, refuse_moved
+from .imagewise import declare
 from .narrow import is_narrow, narrow_weights, widen_weights
 from .site import Role, Sites
 from .wrapped import plain, unwrapped
@@ -42,7 +44,6 @@ class Tuned(Composed):
         backbone: The model, with the active adapter's grafts in place.
         sides: The active adapter's side networks.
         sites: Every site, measured before anything was changed.
-        checkpointing: Recompute each block in backward instead of keeping its activations.
         active: Name of the adapter in place.
         base_sha256: Hash of the backbone before anything could train; empty on the meta device.
     """
@@ -56,7 +57,6 @@ class Tuned(Composed):
         self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
         self.sides = nn.ModuleDict()
         self.adapters: dict[str, Adapter] = {}
-        self.checkpointing = False
         self.active = ""
         self.base_sha256 = "" if next(backbone.parameters()).is_meta else fingerprint(backbone)
 
@@ -189,7 +189,8 @@ class Tuned(Composed):
             state: What `adapter_state` gave.
 
         Raises:
-            InputError: A key is missing or unexpected, or a shape differs; nothing was copied.
+            InputError: A key is missing or unexpected, a shape differs, or numbers are of another
+                kind (whole or complex, where the model's are real); nothing was copied.
         """
         own = self.adapter_state()
         state = {key if key in own else plain(key): value for key, value in state.items()}
@@ -205,6 +206,11 @@ class Tuned(Composed):
                 raise InputError(
                     f"{key} has shape {tuple(state[key].shape)} in the file and"
                     f" {tuple(value.shape)} in the model"
+                )
+            if not _alike(value, state[key]):
+                raise InputError(
+                    f"{key} is of {str(state[key].dtype).removeprefix('torch.')} in the file and of"
+                    f" {str(value.dtype).removeprefix('torch.')} in the model"
                 )
         with torch.no_grad():
             for key, value in own.items():
@@ -257,11 +263,11 @@ class Tuned(Composed):
         Raises:
             InputError: The files are damaged, or the backbone is not the one recorded.
         """
-        config, state = read_adapter(Path(folder))
+        content, state = read_adapter(Path(folder))
+        config = AdapterConfig.of(content, folder)
         _same_base(self.base_sha256, self.backbone, config, folder)
         before = self.active
-        methods = [construct(m) for m in config["methods"]]
-        self.add_adapter(name, *methods, num_classes=config["num_classes"])
+        self.add_adapter(name, *config.methods, num_classes=config.num_classes)
         try:
             self.set_adapter(name)
             self.load_adapter_state(state)
@@ -285,6 +291,9 @@ class Tuned(Composed):
             more = f" (and {len(unfolded) - 1} more)" if len(unfolded) > 1 else ""
             raise Unsupported(f"cannot merge {unfolded[0]}{more}")
         return model
+
+
+declare((__name__,), (Tuned.__name__,))
 
 
 def apply(
@@ -351,12 +360,12 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
         InputError: The files are damaged, or the backbone is not the one recorded. The backbone is
             as it was.
     """
-    config, state = read_adapter(Path(folder))
-    methods = [construct(m) for m in config["methods"]]
+    content, state = read_adapter(Path(folder))
+    config = AdapterConfig.of(content, folder)
     with intact(model):
         model = unwrapped(model)
         _same_base(fingerprint(model), model, config, folder)
-        tuned = apply(model, *methods, name=name, num_classes=config["num_classes"])
+        tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
         tuned.load_adapter_state(state)
     return tuned.eval()
 
@@ -392,9 +401,12 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     """
     narrowed = is_narrow(tuned.backbone)
     widen_weights(tuned.backbone)
+    recomputing, tuned.checkpointing = tuned.checkpointing, False
     folded, unfolded = tuned.adapters[tuned.active].merged()
     if unfolded and narrowed:
         narrow(tuned)
+    if unfolded:
+        tuned.checkpointing = recomputing
     if not unfolded:
         for path, module in folded.items():
             set_module(tuned.backbone, path, module.train(tuned.training))
@@ -420,8 +432,8 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _same_base(have: str, model: nn.Module, config: Mapping[str, Any], folder: Path | str) -> None:
-    want, on = config["base_model_sha256"], config["base_model_name_or_path"]
+def _same_base(have: str, model: nn.Module, config: AdapterConfig, folder: Path | str) -> None:
+    want, on = config.base_model_sha256, config.base_model_name_or_path
     if have == want:
         return
     if on != (here := _architecture(model)):
@@ -435,6 +447,11 @@ def _same_base(have: str, model: nn.Module, config: Mapping[str, Any], folder: P
 def _architecture(model: nn.Module) -> str:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return str(cfg.get("architecture") or type(model).__name__)
+
+
+def _alike(own: Tensor, given: Tensor) -> bool:
+    """Whether numbers may be copied: the same kind, or real ones of another precision."""
+    return own.dtype == given.dtype or (own.is_floating_point() and given.is_floating_point())
 
 
 def _moves(norm: nn.Module) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -115,13 +119,78 @@ def _free(func: Any) -> bool:
 
 
 def _work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Work:
-    count = flop_registry.get(func.overloadpacket)
-    flops = 0 if count is None else count(*args, **kwargs, out_val=result)
     tensors = {id(t): t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)}
+    flops = _flops(func, args, kwargs, result)
     moved = sum(t.numel() * t.itemsize for t in tensors.values())
     # A fused attention's statistics are wider than what it multiplies, which comes first.
     low = flops if flops and next(iter(tensors.values())).itemsize == 2 else 0
     return Work(flops, low, moved, 1)
+
+
+PRODUCT = re.compile(
+    r"(^|_)(\w*mm|\w*mv|v?dot|conv(olution)?(_?tbc|\dd)?|attention|attn|linear|lstm|gru|rnn)(?=_|$)"
+)
+"""Names of kernels that multiply, whose work must be known."""
+VECTOR = re.compile(r"(mv|dot)_?$")
+"""Products of a vector, which the guess counts right."""
+POINTWISE = re.compile(r"upsample|_cell|_flatten_weight|reorder|prepack")
+"""What bears such a name and does not multiply."""
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> float:
+    count = _count(func)
+    if count is not None:
+        return float(count(*args, **kwargs, out_val=result))
+    name = func._schema.name.split("::")[1]
+    if not PRODUCT.search(name) or POINTWISE.search(name):
+        return 0
+    given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
+    backward = any(name.startswith("grad") for name in given)
+    q, k, v = (given.get(name) for name in ("query", "key", "value"))
+    if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor):
+        return _attention(q.shape, k.shape, v.shape, backward)
+    return _guess(func, args, kwargs, result, backward)
+
+
+@cache
+def _count(func: Any) -> Callable[..., Any] | None:
+    """Find torch's own count, of a kernel in place that of the other."""
+    packet = func.overloadpacket
+    if packet not in flop_registry and func._schema.name.endswith("_"):
+        name = func._schema.name.split("::")[1].rstrip("_")
+        packet = getattr(getattr(torch.ops, func.namespace), name, packet)
+    count: Callable[..., Any] | None = flop_registry.get(packet)
+    return count
+
+
+def _attention(q: torch.Size, k: torch.Size, v: torch.Size, backward: bool) -> float:
+    """Count q k^T and P v; in backward q k^T once more, dP, dv, dq and dk."""
+    pairs = q[:-1].numel() * k[-2]
+    of_qk, of_v = 2 * pairs * q[-1], 2 * pairs * v[-1]
+    return 3 * of_qk + 2 * of_v if backward else of_qk + of_v
+
+
+def _guess(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, backward: bool
+) -> float:
+    """Guess 2 sqrt(|a| |b| |y|) for y = a b, right for two dimensions or less; twice that back."""
+    sizes = sorted(t.numel() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+    out = max((t.numel() for t in tree_leaves(result) if isinstance(t, Tensor)), default=0)
+    three = sizes[-3:] if backward else [*sizes[-2:], out]
+    if len(three) < 3:
+        return 0
+    if not VECTOR.search(func._schema.name):
+        _say_guess(func)
+    return 2 * (1 + backward) * float(prod(three)) ** 0.5
+
+
+@cache
+def _say_guess(func: Any) -> None:
+    warnings.warn(
+        f"how much {func} computes is not known: its work is guessed from the sizes of its tensors,"
+        " and so are the predicted seconds",
+        stacklevel=2,
+    )
 
 
 MACHINES = {

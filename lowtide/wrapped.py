@@ -50,6 +50,7 @@ def _ends(word: str) -> tuple[str, str]:
 def _inside(module: Any) -> Any:
     compiler = sys.modules.get("torch._dynamo.eval_frame")  # not there: nothing was compiled
     compiled = (compiler.OptimizedModule,) if compiler else ()
-    while isinstance(module, (*compiled, DataParallel, DistributedDataParallel)):
+    wrapping: Any = (*compiled, DataParallel, DistributedDataParallel)
+    while isinstance(module, wrapping):
         module = module._orig_mod if isinstance(module, compiled) else module.module
     return module

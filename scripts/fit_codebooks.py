@@ -30,28 +30,37 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": slopes.quick_gelu,
     "silu": slopes.silu,
     "hardswish": slopes.hardswish,
+    "mish": slopes.mish,
+    "elu": slopes.elu,
+    "selu": slopes.selu,
+    "softplus": slopes.softplus,
 }
+SETTLES = {"selu": (0.0, slopes.SELU_SCALE)}
+"""Where a slope settles, if not at 0 and 1."""
 TARGET = Path(__file__).parents[1] / "lowtide" / "codecs" / "levels.py"
 
 
-def start(low: float, high: float, count: int) -> tuple[Tensor, list[int]]:
+def start(
+    low: float, high: float, count: int, settles: tuple[float, float]
+) -> tuple[Tensor, list[int]]:
     """Give the first levels, evenly spaced between those that are pinned, and which those are."""
     if count < 16:
         return torch.linspace(low, high, count + 2).double()[1:-1], []
-    below = math.ceil(count * -low / (high - low))
-    above = math.floor(count * (high - 1) / (high - low))
+    least, most = settles
+    below = max(0, math.ceil(count * (least - low) / (high - low)))
+    above = max(0, math.floor(count * (high - most) / (high - low)))
     top = count - 1 - above
     pieces = (
-        torch.linspace(low, 0, below + 2)[1:-1],
-        torch.linspace(0, 1, top - below + 1),
-        torch.linspace(1, high, above + 2)[1:-1],
+        torch.linspace(low, least, below + 2)[1:-1],
+        torch.linspace(least, most, top - below + 1),
+        torch.linspace(most, high, above + 2)[1:-1],
     )
     return torch.cat(pieces).double(), [below, top]
 
 
-def fit(slope: Tensor, weight: Tensor, count: int) -> Tensor:
+def fit(slope: Tensor, weight: Tensor, count: int, settles: tuple[float, float]) -> Tensor:
     """Run Lloyd's iteration until the levels stand still."""
-    levels, pinned = start(float(slope.min()), float(slope.max()), count)
+    levels, pinned = start(float(slope.min()), float(slope.max()), count, settles)
     for _ in range(20_000):
         code = torch.bucketize(slope, (levels[1:] + levels[:-1]) / 2)
         mass = torch.zeros(count).double().index_add_(0, code, weight)
@@ -81,14 +90,14 @@ def main() -> None:
         "LEVELS: dict[str, tuple[tuple[float, float], dict[int, tuple[float, ...]]]] = {",
     ]
     for name, function in FUNCTIONS.items():
-        slope = function(x)
+        slope, settles = function(x), SETTLES.get(name, (0.0, 1.0))
         # Rounded outwards, so that float32 slopes stay inside.
         low, high = float(slope.min()) - 5e-5, float(slope.max()) + 5e-5
         lines.append(f'    "{name}": (')
         lines.append(f"        ({low:.4f}, {high:.4f}),")
         lines.append("        {")
         for bits in (1, 2, 3, 4):
-            levels = ", ".join(f"{v:.5f}" for v in fit(slope, weight, 2**bits).tolist())
+            levels = ", ".join(f"{v:.5f}" for v in fit(slope, weight, 2**bits, settles).tolist())
             lines.append(f"            {bits}: ({levels}),")
         lines.append("        },")
         lines.append("    ),")

@@ -51,8 +51,8 @@ def test_without_options_the_cosine_ends_near_zero():
     ("options", "said"),
     [
         ({"min_lr": 1.0}, "min_lr must be between 0 and lr"),
-        ({"min_lr": -1e-9}, "min_lr must be between 0 and lr"),
-        ({"cooldown_epochs": -1}, "cooldown_epochs must be at least 0"),
+        ({"min_lr": -1e-9}, "min_lr must be a number from 0"),
+        ({"cooldown_epochs": -1}, "cooldown_epochs must be a whole number from 0"),
         ({"epochs": 10, "warmup_epochs": 4, "cooldown_epochs": 6}, "leave a part of epochs"),
     ],
 )

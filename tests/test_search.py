@@ -14,7 +14,7 @@ from lowtide import METHODS, InputError, plan
 from lowtide.cli import main
 from lowtide.policy import POLICIES
 from lowtide.search import Setting, parse_bytes, search
-from lowtide.work import MACHINES, Work, WorkMeter
+from lowtide.work import MACHINES, Work, WorkMeter, _flops
 
 BATCH = 5
 CUTS = (1, 2, 3, 5)
@@ -81,7 +81,9 @@ def test_methods_that_cannot_live_there_are_left_out():
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
     flat.pretrained_cfg = {"input_size": (3, 8, 8)}
     options = {"budget": 2**30, "batch_size": 2, "checkpointing": (True,)}
-    assert search(flat, METHODS["linear"](), **options)
+    with pytest.raises(InputError, match="Sequential has no part"):
+        search(flat, METHODS["linear"](), **options)
+    assert search(flat, METHODS["linear"](), **options | {"checkpointing": (False, True)})
     with pytest.raises(InputError, match="no table"):
         search("davit_tiny", METHODS["s2a"](), budget=2**30)
 
@@ -124,6 +126,47 @@ def test_a_fused_attention_in_two_bytes_counts_as_such():
     with WorkMeter(torch.nn.Identity()) as meter:
         torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
     assert meter.work.low_flops == meter.work.flops > 0
+
+
+def attention_kernels():
+    """Every fused attention of this torch, on whatever device."""
+    for schema in torch._C._jit_get_all_schemas():
+        names = {a.name for a in schema.arguments}
+        fused = schema.name.startswith("aten::_scaled_dot_product") and "math" not in schema.name
+        if fused and {"query", "key", "value"} <= names and "_quantized" not in schema.name:
+            packet = getattr(torch.ops.aten, schema.name.split("::")[1])
+            if not schema.overload_name:
+                yield packet.default
+
+
+def test_every_fused_attention_is_counted():
+    q, k, v = torch.empty(2, 3, 7, 4), torch.empty(2, 3, 9, 4), torch.empty(2, 3, 9, 8)
+    pairs, found = 2 * 3 * 7 * 9, list(attention_kernels())
+    assert len(found) >= 8
+    y = torch.empty(2, 3, 7, 8)
+    for kernel in found:
+        given = {"query": q, "key": k, "value": v, "grad_out": y, "grad_out_": y, "out": y}
+        names = [a.name for a in kernel._schema.arguments]
+        backward = any(n.startswith("grad_out") for n in names)
+        args = [given.get(n) for n in names]
+        expected = 2 * pairs * ((3 * 4 + 2 * 8) if backward else 4 + 8)
+        assert _flops(kernel, args, {}, (y,)) == expected, kernel
+
+
+def test_a_product_of_unknown_work_is_said_and_guessed():
+    a, b = torch.randn(3, 4), torch.randn(4, 5)
+    with pytest.warns(UserWarning, match="_addmm_activation.default computes is not known"):
+        with WorkMeter(torch.nn.Identity()) as meter:
+            torch._addmm_activation(torch.zeros(5), a, b)
+    assert meter.work.flops == pytest.approx(2 * 3 * 4 * 5)
+    for vector in (lambda: a @ b[:, 0], lambda: a[0] @ b[:, 0]):
+        with WorkMeter(torch.nn.Identity()) as meter:
+            y = vector()
+        assert meter.work.flops == pytest.approx(2 * 4 * y.numel())
+    with WorkMeter(torch.nn.Identity()) as meter:
+        torch.ones(3, 3).addmm_(a, a.T)
+        torch.nn.functional.interpolate(torch.ones(1, 2, 4), scale_factor=2.0, mode="linear")
+    assert meter.work.flops == 2 * 3 * 4 * 3
 
 
 def test_the_command_prints_what_fits(capsys):

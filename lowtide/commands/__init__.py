@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from . import (
     bench,
     data,
+    doctor,
     evaluate,
     info,
     inspect,
@@ -34,5 +35,6 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "methods": (methods.methods, methods.SUMMARY),
     "presets": (presets.presets, presets.SUMMARY),
     "info": (info.info, info.SUMMARY),
+    "doctor": (doctor.doctor, doctor.SUMMARY),
 }
 """Every command by name: what runs it, and what it is for."""

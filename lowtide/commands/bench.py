@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 from rich.table import Table
 
 from ..arguments import Parser
 from ..bench import Suite, read_results, run_suite
 from ..errors import LowtideError
+from ..values import Within
 from .console import OUT
 
 SUMMARY = "Run every row of a suite that is not finished: methods x data sets x seeds."
@@ -28,9 +30,17 @@ def bench(args: Sequence[str]) -> None:
     parser.add_argument("suite", type=str, help="YAML file, or the folder of a suite begun before.")
     parser.add_argument("--output", type=str, help="Where rows go; by default runs/SUITE.")
     parser.add_argument(
-        "--launcher", type=str, default="local", help="local: one row at a time; ray: on a cluster."
+        "--launcher",
+        type=Literal["local", "ray"],
+        default="local",
+        help="local: one row at a time; ray: on a cluster.",
     )
-    parser.add_argument("--processes", type=int, default=1, help="Processes of each row.")
+    parser.add_argument(
+        "--processes",
+        type=Annotated[int, Within(1, 1024)],
+        default=1,
+        help="Processes of each row.",
+    )
     given = parser.read(args)
     path = Path(given["suite"])
     suite = Suite.read(path)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Literal
 
 from ..arguments import Parser
 from ..data import check
+from .console import OUT
 
 SUMMARY = "Say what a folder, list or table of images holds, and what is wrong with it."
 
@@ -19,9 +21,13 @@ def data(args: Sequence[str]) -> None:
         args: The command's arguments.
     """
     parser = Parser("data", SUMMARY)
-    parser.add_argument("action", choices=["check"], help="check: look at every image.")
+    parser.add_argument("action", type=Literal["check"], help="check: look at every image.")
     parser.add_argument("source", type=str, help="What --data of lowtide train would be given.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
     found = check(given["source"])
-    print(json.dumps(dataclasses.asdict(found)) if given["json"] else "\n".join(found.lines()))
+    if given["json"]:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
+    for line in found.lines():
+        OUT.print(line)

@@ -13,6 +13,7 @@ from ..arguments import Parser
 from ..data.corruptions import corruptions_in
 from ..evaluate import score, score_corruptions
 from ..loading import add_loading, open_given, read_samples
+from ..progress import note
 from .console import OUT
 
 SUMMARY = "Score a finished run on a split of its data, or of other data."
@@ -25,7 +26,7 @@ def evaluate(args: Sequence[str]) -> None:
         args: The command's arguments.
     """
     parser = Parser("eval", SUMMARY)
-    parser.add_argument("run", type=str, help="Run folder.")
+    parser.add_argument("run", type=str, help="Run folder, or a merged file.")
     parser.add_argument("--data", type=str, help="Other images; by default the run's own.")
     parser.add_argument("--split", type=str, default="test", help="train, val, test or all.")
     parser.add_argument(
@@ -38,7 +39,10 @@ def evaluate(args: Sequence[str]) -> None:
     if given["data"] and corruptions_in(Path(given["data"])):
         result = score_corruptions(trained, Path(given["data"]), given["batch_size"])
         return print(json.dumps(result)) if given["json"] else _print_corruptions(result)
-    result = score(trained, read_samples(trained, given), given["batch_size"], given["over"])
+    samples, notes = read_samples(trained, given)
+    for line in notes:
+        note(line)
+    result = score(trained, samples, given["batch_size"], given["over"])
     if given["json"]:
         print(json.dumps(result))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -22,6 +22,9 @@ from ..inside.overlay import draw_attention, read_images
 from ..inside.parameters import run_changes
 from ..inside.tsne import PERPLEXITY, draw_tsne, tsne
 from ..loading import add_loading, open_given, read_samples
+from ..progress import note
+from ..values import Count, Seed, Within
+from .console import OUT
 
 SUMMARY = "Draw what training did: parameters, cka, tsne or attention."
 PRETRAINED = "as pre-trained"
@@ -94,7 +97,7 @@ def _tsne(args: Sequence[str]) -> None:
     _add_runs(parser)
     parser.add_argument(
         "--perplexity",
-        type=float,
+        type=Annotated[float, Within(1, 1e6)],
         default=PERPLEXITY,
         help="About how many neighbours an image has.",
     )
@@ -126,7 +129,11 @@ def _attention(args: Sequence[str]) -> None:
     _add_runs(parser)
     parser.add_argument("--images", type=str, nargs="+", required=True, help="Image files.")
     parser.add_argument(
-        "--blocks", type=int, nargs="+", default=[-1], help="Which blocks; -1 is the last."
+        "--blocks",
+        type=Annotated[int, Within(-4096, 4096)],
+        nargs="+",
+        default=[-1],
+        help="Which blocks; -1 is the last.",
     )
     parser.add_argument(
         "--kind", type=str, default="mean", help="mean over a block's heads, or rollout up to it."
@@ -183,8 +190,8 @@ def _add_runs(parser: Parser) -> None:
 def _add_samples(parser: Parser) -> None:
     parser.add_argument("--data", type=str, help="Other images; by default the run's own.")
     parser.add_argument("--split", type=str, default="test", help="train, val, test or all.")
-    parser.add_argument("--count", type=int, default=500, help="Images at most, drawn by --seed.")
-    parser.add_argument("--seed", type=int, default=0, help="Of all that is drawn at random.")
+    parser.add_argument("--count", type=Count, default=500, help="Images at most, drawn by --seed.")
+    parser.add_argument("--seed", type=Seed, default=0, help="Of all that is drawn at random.")
     _add_output(parser)
     add_loading(parser)
 
@@ -199,9 +206,9 @@ def _read(parser: Parser, args: Sequence[str]) -> dict[str, Any]:
 
 
 def _samples(trained: Trained, given: dict[str, Any]) -> list[Sample]:
-    samples = read_samples(trained, given)
-    if given["count"] < 1:
-        raise InputError(f"--count {given['count']}: expected at least 1")
+    samples, notes = read_samples(trained, given)
+    for line in notes:
+        note(line)
     drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(given["seed"]))
     return [samples[i] for i in sorted(drawn[: given["count"]].tolist())]
 
@@ -233,4 +240,4 @@ def _give(given: dict[str, Any], numbers: dict[str, Any], draw: Callable[[], Any
     if given["json"]:
         print(json.dumps(numbers))
     else:
-        print(f"wrote {given['output']}")
+        OUT.print(f"wrote {given['output']}")

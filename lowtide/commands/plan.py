@@ -16,12 +16,15 @@ from ..narrow import FrozenDtype
 from ..plan import Plan
 from ..plan import plan as foresee
 from ..policy import POLICIES
+from ..progress import note
 from ..search import free, parse_bytes, search
 from ..step import Amp
+from ..values import Count, Side
 from ..work import MACHINES
 from .console import OUT
 
 SUMMARY = "Say what a training step will need, without running it and without a GPU."
+SEARCHED = ("lora", "bias", "s2a")
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,25 @@ class PlanOptions:
         image_size: Side of the square input; by default the model's.
         budget: Most bytes of a step, such as 640MiB: print what fits, fastest first. Policy,
             checkpointing, accumulate and frozen_dtype are searched, save those that are given.
-        methods: What to search where no --method is given, with commas between.
-        machine: Whose speed orders what fits: cpu or a100.
+        methods: What to search within a budget where no --method is given, with commas between;
+            by default lora,bias,s2a.
+        machine: Whose speed orders what fits a budget: cpu, which is the default, or a100.
         json: Print one JSON object, or for a budget one per line.
     """
 
     model: str
-    num_classes: int | None = None
-    batch_size: int = 32
+    num_classes: Count | None = None
+    batch_size: Count = 32
     policy: str = "exact"
     checkpointing: bool = False
-    accumulate: int = 1
+    accumulate: Count = 1
     amp: Amp = "no"
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
-    image_size: int | None = None
+    image_size: Side | None = None
     budget: str | None = None
-    methods: str = "lora,bias,s2a"
-    machine: str = "cpu"
+    methods: tuple[str, ...] | None = None
+    machine: str | None = None
     json: bool = False
 
 
@@ -81,12 +85,10 @@ def plan(args: Sequence[str]) -> None:
     if given["model"] is None:
         raise InputError("--model is required")
     options = PlanOptions(**given)
-    if options.policy not in POLICIES:
-        raise UnknownName("policy", options.policy, POLICIES)
+    told = any(arg.startswith("--method.") for arg in args)
+    methods = _searched(options, told)
     if options.budget is not None:
-        told = any(arg.startswith("--method.") for arg in args)
-        names = [] if told else options.methods.split(",")
-        return _print_choices(options, [construct({"name": n}) for n in names] or [method])
+        return _print_choices(options, methods or [method])
     planned = foresee(
         options.model,
         method,
@@ -100,10 +102,34 @@ def plan(args: Sequence[str]) -> None:
         image_size=options.image_size,
         frozen_dtype=options.frozen_dtype,
     )
+    for line in planned.notes:
+        note(line)
     if options.json:
         print(json.dumps(planned.to_dict()))
     else:
         _print_plan(planned)
+
+
+def _searched(options: PlanOptions, told: bool) -> list[Method]:
+    """Make the methods to search; none where one is told. Refuse options that would do nothing."""
+    if options.policy not in POLICIES:
+        raise UnknownName("policy", options.policy, POLICIES)
+    if options.accumulate > options.batch_size:
+        raise InputError(
+            f"a batch of {options.batch_size} cannot be cut into {options.accumulate} micro-batches"
+        )
+    if options.machine not in {None, *MACHINES}:
+        raise UnknownName("machine", options.machine, MACHINES)
+    names = options.methods or (() if told else SEARCHED)
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"--methods names {twice[0]} twice")
+    methods = [construct({"name": n}) for n in names]
+    for flag, value in (("--methods", options.methods), ("--machine", options.machine)):
+        if value is not None and options.budget is None:
+            raise InputError(f"{flag} is for a search: give --budget as well")
+    if options.methods and told:
+        raise InputError("--methods and --method: give one of them")
+    return methods
 
 
 def _print_plan(planned: Plan) -> None:
@@ -132,9 +158,11 @@ def _print_choices(options: PlanOptions, methods: list[Method]) -> None:
         amp=options.amp,
         optimizer=options.opt,
         image_size=options.image_size,
-        machine=options.machine,
+        machine=options.machine or "cpu",
         **free(options.policy, options.checkpointing, options.frozen_dtype, options.accumulate),
     )
+    for line in dict.fromkeys(line for choice in choices for line in choice.plan.notes):
+        note(line)
     if options.json:
         for choice in choices:
             print(json.dumps(choice.to_dict()))
@@ -148,4 +176,5 @@ def _print_choices(options: PlanOptions, methods: list[Method]) -> None:
         name = method_name(type(c.method))
         table.add_row(name, s.policy, again, s.frozen_dtype, cut, f"{peak:,.1f}", f"{time:.2f}")
     OUT.print(table)
-    OUT.print(f"time, relative: {MACHINES[options.machine]} ({options.machine})")
+    machine = options.machine or "cpu"
+    OUT.print(f"time, relative: {MACHINES[machine]} ({machine})")

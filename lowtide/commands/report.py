@@ -9,6 +9,7 @@ from ..arguments import Parser
 from ..errors import InputError
 from ..report.page import Section
 from ..report.write import write_report
+from .console import OUT
 
 SUMMARY = "Write what suites and runs reached: one HTML page, Markdown or CSV."
 
@@ -46,7 +47,7 @@ def report(args: Sequence[str]) -> None:
     rows = sum(len(e.result.runs) for e in entries)
     failed = sum(len(e.result.failed) for e in entries)
     said = f", {failed} failed" if failed else ""
-    print(f"wrote {output}: {rows} finished rows{said}")
+    OUT.print(f"wrote {output}: {rows} finished rows{said}")
 
 
 def _section(path: Path) -> Section:

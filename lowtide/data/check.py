@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from PIL import Image
 from ..errors import InputError
 from .dataset import Dataset, relative
 from .formats import find
-from .images import decode
+from .images import decode, formats
 from .listing import SPLITS, order
 from .reading import read
 
@@ -130,7 +131,7 @@ def check(source: Path | str) -> Findings:
     if not paths:
         raise InputError(f"{source}: none of its {len(entries)} images can be read")
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        looks = dict(zip(paths, pool.map(_look, paths), strict=True))
+        looks = dict(zip(paths, pool.map(_look, paths, repeat(data.bits)), strict=True))
     copies = _copies(data, looks)
     counted = data.train or (*data.val, *data.test)
     counts = Counter(data.classes[sample.label] for sample in counted)
@@ -162,10 +163,10 @@ class _Look(NamedTuple):
     mode: str
 
 
-def _look(path: Path) -> _Look:
-    with Image.open(path) as file:
+def _look(path: Path, bits: int) -> _Look:
+    with Image.open(path, formats=formats()) as file:
         mode = file.mode
-    image = decode(path)
+    image = decode(path, bits=bits)
     pixels = hashlib.sha256(str(image.size).encode() + image.tobytes()).digest()
     return _Look(hashlib.sha256(path.read_bytes()).digest(), pixels, image.size, mode)
 

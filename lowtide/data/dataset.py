@@ -31,6 +31,7 @@ class Dataset:
         root: The folder that paths are relative to.
         notes: How the splits came about and what was ignored, one sentence each.
         skipped: Images that were dropped because they cannot be read.
+        bits: How many bits its 16-bit pixels use; 16 where it has none.
     """
 
     train: tuple[Sample, ...]
@@ -42,12 +43,14 @@ class Dataset:
     root: Path
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    bits: int = 16
 
     def describe(self) -> dict[str, Any]:
         """Summarise for the run record.
 
         Returns:
-            What JSON can hold: format, counts, classes, fingerprint, notes, skipped images.
+            What JSON can hold: format, counts, classes, fingerprint, notes, skipped images,
+            bits.
         """
         return {
             "format": self.format,
@@ -58,6 +61,7 @@ class Dataset:
             "fingerprint": self.fingerprint,
             "notes": list(self.notes),
             "skipped": list(self.skipped),
+            "bits": self.bits,
         }
 
 

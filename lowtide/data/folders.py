@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from ..errors import InputError
-from .listing import Entry, Listing, children, is_image, names, role
+from .listing import Entry, Listing, children, is_image, is_litter, names, role
 from .lists import lists_in
 
 
@@ -87,27 +88,43 @@ def _read_class_folders(folder: Path) -> tuple[list[Entry], list[str]]:
             f"{folder}: {len(loose)} images lie outside any class folder (first: {loose[0].name}); "
             "expected one sub-folder of images per class"
         )
-    entries, others = [], []
+    entries, others = [], [child for child in found if child.is_file()]
+    entered: set[str] = set()
     for child in classes:
-        images, rest = _walk(child)
+        images, rest = _walk(child, entered)
         if not images:
             seen = ", ".join(sorted({path.suffix or path.name for path in rest})) or "nothing"
             raise InputError(f"class folder {child} has no images (it holds {seen})")
         entries += [Entry(path, child.name, str(child)) for path in images]
         others += rest
-    notes = []
-    if others:
-        notes.append(f"ignored {len(others)} files that are no images, first {others[0]}")
-    return entries, notes
+    return entries, _ignored(others)
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+def _ignored(others: list[Path]) -> list[str]:
+    if not others:
+        return []
+    folders = [path for path in others if path.is_dir()]
+    what = "files that are no images" + (" or folders seen before" if folders else "")
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in others if path not in folders)
+    kinds |= Counter({"folders": len(folders)})
+    said = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
+    return [f"ignored {len(others)} {what} ({said}), first {others[0]}"]
+
+
+def _walk(folder: Path, entered: set[str]) -> tuple[list[Path], list[Path]]:
+    """Find the images of a class, through links too, in no folder twice."""
     images: list[Path] = []
     others: list[Path] = []
-    for parent, subfolders, files in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    for parent, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:  # a link to where it has been, or to a folder above
+            subfolders.clear()
+            others.append(Path(parent))
+            continue
+        entered.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not is_litter(name))
         for name in sorted(files):
-            if not name.startswith("."):
+            if not is_litter(name):
                 path = Path(parent, name)
                 (images if is_image(path) else others).append(path)
     return images, others

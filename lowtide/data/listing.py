@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from ..errors import InputError
+from .images import suffixes
 from .tasks import Task, differences
 
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -20,6 +20,14 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 """The three roles and the names people give them."""
+
+_LITTER = frozenset({
+    *("__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "@__thumb", "#snapshot"),
+    *("$recycle.bin", "system volume information", "lost+found"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "zbthumbnail.info"),
+})
+
+_COUNT = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class Entry(NamedTuple):
@@ -83,13 +91,26 @@ def is_image(path: Path) -> bool:
         path: Any path.
 
     Returns:
-        Whether the suffix is one that torchvision and PIL read.
+        Whether the suffix is one of `suffixes`.
     """
-    return path.suffix.lower() in IMG_EXTENSIONS
+    return path.suffix.lower() in suffixes()
+
+
+def is_litter(name: str) -> bool:
+    """Tell what programs leave in a folder of images from what a person put there.
+
+    Args:
+        name: Of a file or a folder.
+
+    Returns:
+        Whether it is hidden, or is one that an archiver, a file server, a viewer or an operating
+        system makes by itself: `__MACOSX`, Synology's `@eaDir` with its thumbnails, `Thumbs.db`.
+    """
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def names(folder: Path) -> list[str]:
-    """List a folder in a fixed order, without hidden files and archive litter.
+    """List a folder in a fixed order, without litter.
 
     Args:
         folder: An existing folder.
@@ -104,7 +125,7 @@ def names(folder: Path) -> list[str]:
         found = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f"cannot list {folder}: {error.strerror}") from error
-    return [name for name in found if not name.startswith((".", "__MACOSX"))]
+    return [name for name in found if not is_litter(name)]
 
 
 def children(folder: Path) -> list[Path]:
@@ -128,6 +149,8 @@ def hint(path: Path) -> str:
     Returns:
         `; did you mean ...?`, or nothing if no name is near.
     """
+    if os.path.islink(path):
+        return f"; it is a link to {os.readlink(path)}, which is not there"
     missing = path
     while not os.path.isdir(missing.parent):
         missing = missing.parent
@@ -208,16 +231,21 @@ def order(classes: Iterable[str]) -> tuple[str, ...]:
         Each name once.
     """
     unique = set(classes)
-    if all(name.isdecimal() for name in unique):
-        return tuple(sorted(unique, key=lambda name: (int(name), name)))
-    return tuple(sorted(unique))
+    return tuple(sorted(unique, key=_by_value if all(map(_is_integer, unique)) else None))
+
+
+def _by_value(name: str) -> tuple[int, str, str]:
+    digits = name.lstrip("0")
+    return len(digits), digits, name
 
 
 def name_labels(entries: Sequence[Entry], classes: tuple[str, ...] | None) -> list[Entry]:
     """Replace labels as written by class names.
 
-    Integers are indices into `classes` where it is given, else their own names. Either all labels
-    of a source are integers or none is: a number among names is a slip of the pen.
+    A label is text: `007` is the class `007`, and another one than `7`. Only where a `classes.txt`
+    lies beside the list are integers from 0 indices into that, and a label that no integer is
+    written as, such as `007`, is one of its names. Either all labels of a source are numbers or
+    none is: a number among names is a slip of the pen.
 
     Args:
         entries: Entries with labels as written in a list or a CSV.
@@ -230,31 +258,33 @@ def name_labels(entries: Sequence[Entry], classes: tuple[str, ...] | None) -> li
         InputError: A label is negative, a fraction, out of range, or of the other kind.
     """
     integers = bool(entries) and _is_integer(entries[0].label)
-    return [entry._replace(label=_name(entry, integers, classes)) for entry in entries]
+    for label, where in ((entry.label, entry.where) for entry in entries):
+        if _is_number(label) and not _is_integer(label):
+            raise InputError(
+                f"{where}: label {label!r} is neither an integer from 0 up nor a class name"
+            )
+        if _is_integer(label) != integers:
+            others = "integers" if integers else "class names"
+            raise InputError(f"{where}: label {label!r}, but the labels before it are {others}")
+    if classes is None:
+        return list(entries)
+    counts = integers and all(_COUNT.fullmatch(entry.label) for entry in entries)
+    return [entry._replace(label=_name(entry, counts, classes)) for entry in entries]
 
 
-def _name(entry: Entry, integers: bool, classes: tuple[str, ...] | None) -> str:
+def _name(entry: Entry, counts: bool, classes: tuple[str, ...]) -> str:
     label, where = entry.label, entry.where
-    if _is_number(label) and not _is_integer(label):
-        raise InputError(
-            f"{where}: label {label!r} is neither an integer from 0 up nor a class name"
-        )
-    if _is_integer(label) != integers:
-        others = "integers" if integers else "class names"
-        raise InputError(f"{where}: label {label!r}, but the labels before it are {others}")
-    if not integers:
-        if classes and label not in classes:
+    if not counts:
+        if label not in classes:
             raise InputError(f"{where}: label {label!r} is not in classes.txt")
         return label
-    if not classes:
-        return str(int(label))
     if int(label) >= len(classes):
         raise InputError(f"{where}: label {label}, but classes.txt names only {len(classes)}")
     return classes[int(label)]
 
 
 def _is_integer(text: str) -> bool:
-    return text.isdecimal() and len(text) < 19
+    return text.isascii() and text.isdecimal() and len(text) < 100
 
 
 def _is_number(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from ..errors import InputError
 from .dataset import Dataset, Sample, fingerprint, relative
 from .formats import find
-from .images import faults
+from .images import Look, bits_of, look
 from .listing import SPLITS, Entry, Listing, hint, order
 
 
@@ -60,7 +61,9 @@ def read(
         listing = _adopt(listing, classes)
     _refuse_duplicates(listing)
     _refuse_missing(listing)
-    skipped = _check(listing, skip_bad_images)
+    looks = look([entry.path for part in listing.splits.values() for entry in part])
+    skipped = _unreadable(looks, skip_bad_images)
+    bits, of_bits = _depth(looks)
     splits, notes = _split(_without(listing, skipped), listing, seed, val_fraction, test_fraction)
     index = {name: number for number, name in enumerate(classes)}
     samples = {
@@ -75,8 +78,9 @@ def read(
         fingerprint=fingerprint(listing.root, samples, classes),
         format=listing.format,
         root=listing.root,
-        notes=(*listing.notes, *listing.differences(), *notes),
+        notes=(*listing.notes, *listing.differences(), *_akin(classes), *of_bits, *notes),
         skipped=tuple(f"{relative(path, listing.root)}: {why}" for path, why in skipped.items()),
+        bits=bits,
     )
 
 
@@ -126,9 +130,12 @@ def _refuse_unknown(listing: Listing, classes: Sequence[str], where: str) -> Non
 
 def _refuse_duplicates(listing: Listing) -> None:
     places = defaultdict(list)
+    real = functools.cache(os.path.realpath)
     for entries in listing.splits.values():
         for entry in entries:
-            places[os.path.normpath(entry.path)].append(entry.where)
+            # By the real folder: two links may lead to one. A linked file is a copy, see `check`.
+            folder = real(os.path.dirname(entry.path))
+            places[os.path.join(folder, entry.path.name)].append(entry.where)
     twice = {path: where for path, where in places.items() if len(where) > 1}
     for path, where in twice.items():
         raise InputError(
@@ -147,16 +154,40 @@ def _refuse_missing(listing: Listing) -> None:
         )
 
 
-def _check(listing: Listing, skip_bad_images: bool) -> dict[Path, str]:
-    paths = [entry.path for part in listing.splits.values() for entry in part]
-    bad = faults(paths)
+def _unreadable(looks: Mapping[Path, Look], skip_bad_images: bool) -> dict[Path, str]:
+    bad = {path: seen.fault for path, seen in looks.items() if seen.fault}
     if bad and not skip_bad_images:
         named = "; ".join(f"{path} ({why})" for path, why in list(bad.items())[:3])
         raise InputError(
-            f"{len(bad)} of {len(paths)} images cannot be read: {named}"
+            f"{len(bad)} of {len(looks)} images cannot be read: {named}"
             f"{'; ...' if len(bad) > 3 else ''} (--skip-bad-images leaves them out)"
         )
     return bad
+
+
+def _depth(looks: Mapping[Path, Look]) -> tuple[int, list[str]]:
+    """Tell how many of their 16 bits the images of a set use, and say so where it is fewer."""
+    peaks = [seen.peak for seen in looks.values() if seen.peak >= 0]
+    bits = bits_of(max(peaks)) if peaks else 16
+    if bits == 16:
+        return bits, []
+    return bits, [
+        f"{len(peaks)} images have 16-bit pixels and none is above {max(peaks)}: they are taken "
+        f"for {bits} bits, value v is read as v / {1 << bits - 8}"
+    ]
+
+
+def _akin(classes: Sequence[str]) -> list[str]:
+    """Say which classes are one number written in several ways."""
+    written = defaultdict(list)
+    for name in classes:
+        if name.isascii() and name.isdecimal():
+            written[name.lstrip("0")].append(name)
+    return [
+        f"classes {' and '.join(map(repr, several))} are one number, and count as several classes"
+        for several in written.values()
+        if len(several) > 1
+    ]
 
 
 def _without(listing: Listing, skipped: Mapping[Path, str]) -> dict[str, list[Entry]]:

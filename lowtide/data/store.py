@@ -25,8 +25,17 @@ def store_folder() -> Path:
 
     Returns:
         `$LOWTIDE_CACHE`, by default `~/.cache/lowtide`.
+
+    Raises:
+        InputError: Neither is known.
     """
-    return Path(os.environ.get("LOWTIDE_CACHE") or Path.home() / ".cache" / "lowtide")
+    given = os.environ.get("LOWTIDE_CACHE")
+    try:
+        return Path(given) if given else Path.home() / ".cache" / "lowtide"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder to write images to; set LOWTIDE_CACHE to a folder"
+        ) from error
 
 
 def keep(name: str, splits: Mapping[str, Iterable[Picture]], classes: Sequence[str] | None) -> Path:

@@ -11,12 +11,14 @@ import pkgutil
 from torch import nn
 
 from .. import zoo
+from ..imagewise import declare
 from .classifier import HeadInit as HeadInit
 from .classifier import classifiers as classifiers
 from .classifier import new_classifier as new_classifier
 from .classifier import outputs as outputs
 from .classifier import reset as reset
 from .generic import GENERIC as GENERIC
+from .parts import recomputable as recomputable
 from .shadow import hollow as hollow
 from .table import Family as Family
 from .table import image_shape as image_shape
@@ -28,6 +30,9 @@ FAMILIES: dict[str, Family] = {m.FAMILY.name: m.FAMILY for m in _FILES if hasatt
 """Every family with a table, by name."""
 KNOWN = ("timm.", f"{zoo.__name__}.")
 """Where the classes that tables describe are defined."""
+
+for _family in FAMILIES.values():
+    declare(KNOWN, _family.classes)
 
 
 def family_of(model: nn.Module) -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal, get_args
 
 import torch
@@ -73,7 +74,7 @@ def new_classifier(model: nn.Module, classes: int, init: HeadInit) -> dict[str, 
     like = next(model.parameters())
     if hasattr(model, "reset_classifier"):
         shadow = hollow(model)
-        shadow.reset_classifier(classes)  # type: ignore[operator]
+        _renew(shadow, classes)
         made = {path: shadow.get_submodule(path) for path in classifiers(shadow)}
     else:
         made = {p: _widened(model.get_submodule(p), classes) for p in classifiers(model)}
@@ -95,7 +96,7 @@ def reset(model: Any, classes: int, init: HeadInit) -> None:
         init: How it starts.
     """
     like = next(model.parameters())
-    model.reset_classifier(classes)
+    _renew(model, classes)
     for path in classifiers(model):
         start(model.get_submodule(path).to(like.device, like.dtype), init)
 
@@ -121,13 +122,20 @@ def start(module: nn.Module, init: HeadInit) -> None:
         _zero(m.bias)
 
 
+def _renew(model: Any, classes: int) -> None:
+    """Call timm's; a distilled classifier stays one, as plain timm builds it."""
+    choice = "distillation" in inspect.signature(model.reset_classifier).parameters
+    distilled = choice and any(getattr(m, "distillation", False) for m in model.modules())
+    model.reset_classifier(classes, **({"distillation": True} if distilled else {}))
+
+
 def _renewed(model: Any) -> tuple[str, ...]:
     """Find what `reset_classifier` replaces, outermost paths only."""
     shadow: Any = hollow(model)
     before = dict(shadow.named_modules(remove_duplicate=False))
     try:
         with torch.device("meta"):
-            shadow.reset_classifier((getattr(shadow, "num_classes", 0) or 0) + 1)
+            _renew(shadow, (getattr(shadow, "num_classes", 0) or 0) + 1)
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError):
         return ()
     new = [p for p, m in shadow.named_modules() if before.get(p) is not m and _holds(model, p)]

@@ -1,4 +1,4 @@
-"""The table of last resort: roles by type, for backbones no other table describes.
+"""The table of last resort: roles by what a module derives from, where no other table knows it.
 
 LoRA, SSF, Bias, Full, Linear and compression need no more. Methods that ask for blocks refuse.
 """
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from timm.models.davit import DaVit
 from torch import nn
 
-from ..affine import MAPS, NORMS
 from ..site import Layout, Role
+from .kinds import is_map, is_norm
 from .table import Family
 
 
 @dataclass(frozen=True)
 class Generic(Family):
-    """A family that reads the role off the module's type."""
+    """A family that reads the role off what a module derives from."""
 
     def role(self, path: str, module: nn.Module) -> Role | None:
-        """Look a module's type up.
+        """Ask what a module does.
 
         Args:
             path: Its path.
@@ -29,9 +29,9 @@ class Generic(Family):
         Returns:
             Its role, or None where it has none and holds no parameters.
         """
-        if type(module) in NORMS:
+        if is_norm(module):
             return Role.NORM
-        if type(module) in MAPS:
+        if is_map(module):
             return Role.LINEAR if isinstance(module, nn.Linear) else Role.CONV
         return Role.OTHER if module._parameters else None
 

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..affine import MAPS, NORMS
 from ..errors import InputError
 from ..site import Layout, Role, Site, Sites
 from .classifier import classifiers
+from .kinds import channel_axis, is_map
 from .shadow import hollow
+from .spy import spy
 
 Roles = tuple[tuple[str, Role], ...]
 Extend = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+ANYWHERE = {Role.LINEAR, Role.CONV, Role.NORM}
+"""Roles that say what a module is and not where it stands: those it has only if it is called."""
 AFFINE = {Role.STEM, Role.DOWN, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.CONV}
 
 
@@ -73,7 +76,7 @@ class Family:
     def _fits(self, role: Role, path: str, module: nn.Module) -> bool:
         if role is Role.NORM:
             return bool(module._parameters) or path == self.last
-        return role not in AFFINE or type(module) in MAPS
+        return role not in AFFINE or is_map(module)
 
 
 def staged(container: str) -> Callable[[Any], tuple[str, ...]]:
@@ -148,6 +151,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
     roles = {p: r for p, m in found if (r := family.role(p, m)) is not None}
     roles |= dict.fromkeys(heads, Role.HEAD)
     shadow = hollow(model).eval()
+    read = spy(shadow, [p for p, r in roles.items() if r in ANYWHERE])
     seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for path in roles:
 
@@ -163,6 +167,8 @@ def measure(model: nn.Module, family: Family) -> Sites:
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(f"{type(model).__name__} does not run on a {image} image: {reason}") from e
+    for path in [p for p, r in roles.items() if r in ANYWHERE and (p in read or p not in seen)]:
+        roles[path] = Role.OTHER
     blocks = [p for p, r in roles.items() if r is Role.BLOCK]
     modules = dict(model.named_modules())
     prefix = getattr(model, "num_prefix_tokens", 0)
@@ -171,7 +177,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
             path,
             role,
             next((i for i, b in enumerate(blocks) if f"{path}.".startswith(f"{b}.")), -1),
-            _layout(modules[path], family.layout),
+            _layout(modules[path], family.layout, seen.get(path, ((), ()))[1]),
             *seen.get(path, ((), ())),
             tuple(n for n, p in modules[path]._parameters.items() if p is not None),
             family.extend is not None and role is Role.BLOCK,
@@ -195,13 +201,9 @@ def _kernel(module: nn.Module) -> tuple[int, int]:
     return module.kernel_size if isinstance(module, nn.Conv2d) else (1, 1)  # type: ignore[return-value]
 
 
-def _layout(module: nn.Module, otherwise: Layout) -> Layout:
+def _layout(module: nn.Module, otherwise: Layout, shape: tuple[int, ...] = ()) -> Layout:
     # ConvNeXt's blocks are channels first, and their MLPs may be either.
-    if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm):
-        return Layout.FIRST
-    if type(module) in NORMS:
-        return Layout.FIRST if type(module).__name__.endswith("2d") else Layout.LAST
-    if isinstance(module, nn.Linear):
-        return Layout.LAST
-    inside = {_layout(m, otherwise) for m in module.modules() if type(m) in MAPS}
+    if (own := channel_axis(module, shape)) is not None:
+        return own
+    inside = {_layout(m, otherwise) for m in module.modules() if is_map(m)}
     return inside.pop() if len(inside) == 1 else otherwise

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from timm import layers
+from timm.models import vision_transformer
 from torch import Tensor
 
 from ..adapter import find, root
@@ -125,7 +125,9 @@ def _sites(tuned: Tuned) -> list[tuple[Site, Site]]:
         why = "its blocks mix space without attention"
     elif any(p.in_shape[0] > 1 for p in projections.values()):
         why = "its attention stays inside windows, so no token sees the whole image"
-    elif any(type(root(find(tuned.backbone, a.path))) is not layers.Attention for a in attns):
+    elif any(
+        type(root(find(tuned.backbone, a.path))) is not vision_transformer.Attention for a in attns
+    ):
         why = "its attention is not softmax(q k^T) alone"
     else:
         return [(a, projections[a.path]) for a in attns]

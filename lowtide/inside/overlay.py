@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import decode
 from ..evaluate import Trained
 from .drawing import library, new_figure, styled
 
@@ -35,7 +34,7 @@ def read_images(trained: Trained, paths: Sequence[Path]) -> tuple[Tensor, list[n
         Model inputs (n, C, H, W), and the same pixels as uint8 (H, W, C).
     """
     transform = trained.transform
-    still = [transform.still(decode(p, trained.preprocessing.channels)) for p in paths]
+    still = [transform.still(trained.preprocessing.decode(p)) for p in paths]
     inputs = torch.stack([transform.moving(x) for x in still])
     return inputs, [np.asarray(x).transpose(1, 2, 0) for x in still]
 

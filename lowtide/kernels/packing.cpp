@@ -441,6 +441,20 @@ void staircase_unpack(const uint8_t* in, int64_t n, const double* levels, int64_
 
 extern "C" {
 
+const char* instructions() {
+#if defined(__AVX512F__)
+  return "AVX-512";
+#elif defined(__AVX2__)
+  return "AVX2";
+#elif defined(__AVX__)
+  return "AVX";
+#elif defined(__ARM_NEON)
+  return "NEON";
+#else
+  return "portable";
+#endif
+}
+
 #define FOR_TYPES(T, t)                                                                            \
   void staircase_pack_##t(const T* x, int64_t start, int64_t n, int64_t total,                     \
                           const double* edges, const int64_t* codes, int64_t count, int64_t bits,  \

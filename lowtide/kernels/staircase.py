@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -55,6 +56,8 @@ def _staircase(
             middle = (low >> 1) + (high >> 1) + (low & high & 1)
             same = torch.bucketize(function(_double(middle)), between) == first
             low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+        if len(steps) == 0:  # one code: an edge that nothing lies above
+            return (math.inf,), (int(codes[0]),) * 2
         return tuple(_double(low).tolist()), (int(codes[0]), *codes[steps + 1].tolist())
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..affine import bottleneck
 from ..graft import Edit, Graft, Method, Swap, method, need
 from ..site import Role, Site, Sites
+from ..values import Share, Width
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 PLACES = {"mlp": (Role.MLP,), "both": (Role.ATTN, Role.MLP)}
@@ -47,10 +48,10 @@ class Adapter(Method):
         dropout: Probability of dropping a value after phi.
     """
 
-    rank: int = 8
+    rank: Width = 8
     positions: Literal["mlp", "both"] = "mlp"
     activation: Literal["gelu", "relu", "silu"] = "gelu"
-    dropout: float = 0.0
+    dropout: Share = 0.0
 
     def __post_init__(self) -> None:
         for name, value, known in (

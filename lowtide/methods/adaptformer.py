@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..affine import bottleneck
 from ..graft import Edit, Graft, Method, Swap, method, need
 from ..site import Role, Site, Sites
+from ..values import Scale, Share, Width
 
 
 @method
@@ -42,9 +43,9 @@ class AdaptFormer(Method):
         dropout: Probability of dropping a value after ReLU.
     """
 
-    rank: int = 64
-    scale: float = 0.1
-    dropout: float = 0.1
+    rank: Width = 64
+    scale: Scale = 0.1
+    dropout: Share = 0.1
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.scale == 0 or not 0 <= self.dropout < 1:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..affine import fold
 from ..graft import Edit, Graft, Method, Swap, method, need
 from ..site import Role, Site, Sites
+from ..values import Share, Width
 
 INPUTS = {"both": (Role.QKV, Role.FC1), "attention": (Role.QKV,), "mlp": (Role.FC1,)}
 
@@ -47,8 +48,8 @@ class ARC(Method):
         init: `paper` starts as above; `identity` with c = 0 for the MLP as well.
     """
 
-    rank: int = 50
-    dropout: float = 0.1
+    rank: Width = 50
+    dropout: Share = 0.1
     where: Literal["both", "attention", "mlp"] = "both"
     init: Literal["paper", "identity"] = "paper"
 

@@ -16,6 +16,7 @@ from ..affine import parallel
 from ..errors import Unsupported
 from ..graft import Edit, Graft, Method, Swap, Thaw, method, need
 from ..site import Layout, Role, Site, Sites
+from ..values import Width
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 WINDOW_KERNEL = 7
@@ -59,7 +60,7 @@ class ConvAdapter(Method):
             before it.
     """
 
-    reduction: int = 8
+    reduction: Width = 8
     activation: Literal["gelu", "relu"] = "gelu"
     init: Literal["paper", "identity"] = "paper"
     norms: bool = False

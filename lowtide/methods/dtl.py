@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..graft import Beside, Block, Edit, Method, Side, key, method, need
 from ..site import Layout, Role, Site, Sites
+from ..values import Index, Ratio, Width
 
 
 @method
@@ -61,11 +62,11 @@ class DTL(Method):
             authors' code does and their text does not say; `model` leaves the backbone's pooling.
     """
 
-    rank: int = 2
-    start_block: int = 0
+    rank: Width = 2
+    start_block: Index = 0
     plus: bool = False
-    kernel: int = 5
-    beta: float = 100.0
+    kernel: Width = 5
+    beta: Ratio = 100.0
     pool: Literal["mean", "model"] = "mean"
 
     def __post_init__(self) -> None:

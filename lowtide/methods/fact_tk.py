@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..graft import Edit, Method, method
 from ..site import Sites
 from ..tensor_train import check, factored, slices, stacks
+from ..values import Scale, Share, Width
 
 
 @method
@@ -43,9 +44,9 @@ class FacTTK(Method):
         dropout: Probability of dropping what the core gives.
     """
 
-    rank: int = 32
-    scale: float = 1.0
-    dropout: float = 0.1
+    rank: Width = 32
+    scale: Scale = 1.0
+    dropout: Share = 0.1
 
     def __post_init__(self) -> None:
         check("fact_tk", self.rank, self.dropout)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..affine import fold, low_rank, product
 from ..graft import Edit, Graft, Method, Swap, method, need
 from ..site import Role, Site, Sites
+from ..values import Scale, Share, Width
 
 PARTS = {"q": 0, "k": 1, "v": 2}
 
@@ -44,11 +45,11 @@ class LoRA(Method):
         dropout: Probability of dropping an input of A.
     """
 
-    rank: int = 8
-    alpha: float = 0.0
+    rank: Width = 8
+    alpha: Scale = 0.0
     roles: tuple[Role, ...] = ()
     parts: str = "qv"
-    dropout: float = 0.0
+    dropout: Share = 0.0
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not set(self.parts) <= set(PARTS) or not self.parts:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..graft import Beside, Block, Edit, Method, Side, key, method, need
 from ..site import Role, Sites
+from ..values import Ratio, Width
 
 
 @method
@@ -55,9 +56,9 @@ class LST(Method):
             training starts at the backbone.
     """
 
-    reduction: int = 8
-    head_dim: int = 32
-    temperature: float = 0.1
+    reduction: Width = 8
+    head_dim: Width = 32
+    temperature: Ratio = 0.1
     bias: bool = False
     init: Literal["paper", "identity"] = "paper"
 

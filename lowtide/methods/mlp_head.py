@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError, Unsupported
 from ..graft import Edit, Graft, Method, Swap, method, need
 from ..site import Role, Site, Sites
+from ..values import Index, Share
 
 
 @method
@@ -38,8 +39,8 @@ class MLPHead(Method):
         dropout: Probability of dropping a hidden value.
     """
 
-    layers: int = 4
-    dropout: float = 0.1
+    layers: Index = 4
+    dropout: Share = 0.1
 
     def __post_init__(self) -> None:
         if self.layers < 2 or not 0 <= self.dropout < 1:

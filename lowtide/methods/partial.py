@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import Unsupported
 from ..graft import Edit, Method, Thaw, method, need
 from ..site import Role, Sites
+from ..values import Index
 
 
 @method
@@ -36,7 +37,7 @@ class Partial(Method):
         blocks: How many blocks k, counted from the classifier.
     """
 
-    blocks: int = 1
+    blocks: Index = 1
 
     def __post_init__(self) -> None:
         if self.blocks < 1:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, key, method
 from ..site import Layout, Role, Site, Sites
+from ..values import Scale, Width
 
 
 @method
@@ -66,11 +67,11 @@ class S2A(Method):
     bias: bool = True
     prompt: bool = True
     side: bool = True
-    rank: int = 30
-    sigma: float = 0.02
-    reduction: int = 8
-    prompt_every: int = 1
-    tile: int = 7
+    rank: Width = 30
+    sigma: Scale = 0.02
+    reduction: Width = 8
+    prompt_every: Width = 1
+    tile: Width = 7
     affine: bool = True
 
     def __post_init__(self) -> None:

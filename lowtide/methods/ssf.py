@@ -10,6 +10,7 @@ from typing import Literal
 from ..graft import Edit, Method, Swap, method, need
 from ..scale_shift import Init, ScaleShift, absorbs_shift
 from ..site import Role, Site, Sites
+from ..values import Index
 
 AFTER = (Role.NORM, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR)
 CONVOLVED = (Role.STEM, Role.CONV, Role.DOWN)
@@ -54,7 +55,7 @@ class SSF(Method):
     """
 
     init: Init = "paper"
-    layers: int = 0
+    layers: Index = 0
     without: tuple[Literal["mlp", "attention", "embedding", "norm"], ...] = ()
     scale: Literal["vector", "scalar", "none"] = "vector"
     shift: bool = True

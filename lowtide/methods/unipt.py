@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..graft import Beside, Block, Edit, Method, Side, key, method, need
 from ..site import Layout, Role, Sites
+from ..values import Width
 
 
 @method
@@ -51,7 +52,7 @@ class UniPT(Method):
             its bias at zero, so that training starts at the backbone.
     """
 
-    reduction: int = 4
+    reduction: Width = 4
     init: Literal["paper", "identity"] = "paper"
 
     def __post_init__(self) -> None:

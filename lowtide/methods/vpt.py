@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import Unsupported
 from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
 from ..site import Layout, Role, Site, Sites
+from ..values import Share, Width
 
 
 @method
@@ -52,9 +53,9 @@ class VPT(Method):
     """
 
     depth: Literal["deep", "shallow"] = "deep"
-    tokens: int = 50
-    dropout: float = 0.1
-    pixels: int = 5
+    tokens: Width = 50
+    dropout: Share = 0.1
+    pixels: Width = 5
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.pixels) < 1:

@@ -7,6 +7,9 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+from ..codecs.affine import Rounding
+from ..codecs.base import Codec
+from .case import Case
 from .saved import Answer, Op
 from .saved import Call as Call
 from .saved import Codecs as Codecs
@@ -14,14 +17,30 @@ from .saved import Codecs as Codecs
 CALLS: dict[Callable[..., Any], Answer] = {}
 """Which torch function is answered by what, gathered from the `CALLS` of each file."""
 
-NAMES: list[str] = []
-"""Names a policy may give a codec to."""
+TIGHT: dict[str, Codec] = {}
+"""What the tight policy keeps of each op, by the name a policy knows it by; from each `TIGHT`."""
+
+S2A: dict[str, Callable[[Rounding], Codec]] = {}
+"""What S2A's policy keeps, by its way of rounding, of the ops it knows; from each `S2A`."""
+
+CASES: dict[str, Case] = {}
+"""Examples that the laws are proved on; from each `CASES`."""
 
 OPS: dict[str, Op] = {}
 """Every op by the name of its constant."""
 
+
+def _gather(module: Any) -> None:
+    for name, table in (("CALLS", CALLS), ("TIGHT", TIGHT), ("S2A", S2A), ("CASES", CASES)):
+        given: dict[Any, Any] = getattr(module, name, {})
+        if twice := given.keys() & table.keys():
+            raise ImportError(f"{module.__name__}: {name} says {twice} a second time")
+        table |= given
+    OPS.update((name, value) for name, value in vars(module).items() if isinstance(value, Op))
+
+
 for _found in pkgutil.iter_modules(__path__):
-    _module = importlib.import_module(f"{__name__}.{_found.name}")
-    CALLS |= getattr(_module, "CALLS", {})
-    NAMES += getattr(_module, "NAMES", ())
-    OPS |= {name: value for name, value in vars(_module).items() if isinstance(value, Op)}
+    _gather(importlib.import_module(f"{__name__}.{_found.name}"))
+
+NAMES: list[str] = list(TIGHT)
+"""Names a policy may give a codec to."""

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
+from .case import Case, Shape
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 from .softmax import softmax_backward
 
@@ -44,6 +46,31 @@ def weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: boo
     return torch.softmax(logits, -1)
 
 
+def _attend(
+    needs: Needs,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    """Call torch's function, which takes another kernel where the mask needs a gradient."""
+    if mask is None or not needs[3] or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    drop = torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing)
+    with torch.enable_grad(), drop:
+        mask = mask.detach().requires_grad_()
+        y = F.scaled_dot_product_attention(
+            q.detach(), k.detach(), v.detach(), mask, is_causal=causal, scale=scale
+        )
+    return y.detach()
+
+
+def _nothing(saved: Any) -> Any:
+    """Keep nothing for a backward pass that never comes."""
+
+
 def _forward(
     needs: Needs,
     q: Tensor,
@@ -54,7 +81,7 @@ def _forward(
     scale: float,
     causal: bool,
 ) -> Forward:
-    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    y = _attend(needs, q, k, v, mask, scale, causal)
     return Forward(y, (Residue(q), Residue(k), Residue(v)), (mask,))
 
 
@@ -120,7 +147,7 @@ def _forward_taken_apart(
     scale: float,
     causal: bool,
 ) -> Forward:
-    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    y = _attend(needs, q, k, v, mask, scale, causal)
     attention = weights(q, k, mask, scale, causal)
     return Forward(y, (Residue(q), Residue(k), Residue(v), Residue(attention)))
 
@@ -203,5 +230,31 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return NotImplemented
 
 
-NAMES = ("attention",)
+TIGHT = {"attention": Affine(4, 64, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.scaled_dot_product_attention: _answer}
+
+
+def _case(causal: bool = False, mask: Shape | None = None, apart: bool = False) -> Case:
+    qkv, p = (2, 3, 5, 4), (2, 3, 5, 5)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, m, is_causal=causal, scale=0.7)
+
+    return Case(
+        ATTENTION_TAKEN_APART if apart else ATTENTION,
+        (qkv, qkv, qkv, mask),
+        plain,
+        lambda n: [qkv] * 3 + [p] * apart,
+        {"scale": 0.7, "causal": causal},
+        as_is=lambda n: [] if apart or mask is None else [3],
+    )
+
+
+CASES = {
+    "attention": _case(),
+    "attention_causal": _case(causal=True),
+    "attention_bias": _case(mask=(1, 3, 5, 5)),
+    "attention_mask": _case(mask=(2, 3, 5, 5)),
+    "attention_apart": _case(apart=True),
+    "attention_apart_bias": _case(mask=(1, 3, 5, 5), apart=True),
+}

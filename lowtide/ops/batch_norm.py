@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..codecs.affine import Affine
 from ..codecs.base import Residue
+from .case import Case, Shape
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 Running = tuple[Tensor | None, Tensor | None]
@@ -103,5 +105,31 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     )
 
 
-NAMES = ("batch_norm",)
+TIGHT = {"batch_norm": Affine(8, 64, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.batch_norm: _answer}
+
+
+def _case(training: bool, shape: Shape = (3, 4, 6, 5)) -> Case:
+    mean, var = torch.tensor([-1.2, 0.3, 0.9, 1.1]), torch.tensor([0.6, 1.3, 0.8, 1.0])
+
+    def plain(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        m, v = mean.to(x.dtype, copy=True), var.to(x.dtype, copy=True)
+        return F.batch_norm(x, m, v, w, b, training, 0.2, 1e-3)
+
+    return Case(
+        BATCH_NORM,
+        (shape, (4,), (4,)),
+        plain,
+        lambda n: [shape] * (n[1] or training and n[0]),
+        {"running": (mean, var), "training": training, "momentum": 0.2, "eps": 1e-3},
+        # rstd for everybody but a lone bias; mean where x^ is made; both if nothing is asked of x.
+        lambda n: 16 + 16 * (n[1] or training and n[0]),
+        lambda n: [1] if n[0] else [],
+    )
+
+
+CASES = {
+    "batch_norm": _case(training=True),
+    "batch_norm_frozen": _case(training=False),
+    "batch_norm_frozen_1d": _case(training=False, shape=(5, 4)),
+}

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..codecs.affine import Affine
 from ..codecs.base import Residue
+from .case import Case
 from .linear import autocast, but_frozen
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
@@ -98,5 +100,16 @@ def pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
 
 
-NAMES = ("conv",)
+TIGHT = {"conv": Affine(8, 64, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.conv2d: _answer}
+CASES = {
+    "conv": Case(
+        CONV,
+        ((2, 4, 6, 6), (6, 2, 3, 3), (6,)),
+        lambda x, w, b: F.conv2d(x, w, b, 2, 1, 1, 2),
+        lambda n: [(2, 4, 6, 6)] * n[1],
+        {"shape": torch.Size((2, 4, 6, 6)), "pairs": ([2, 2], [1, 1], [1, 1]), "groups": 2},
+        as_is=lambda n: [1] if n[0] or n[1] else [],
+        linear=True,
+    )
+}

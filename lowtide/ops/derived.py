@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codecs.base import Reader
+from .region import region
 
 Function = Callable[..., Any]
 
@@ -39,6 +41,30 @@ RUN_AGAIN: set[Function] = {
 """Functions that an attention module makes its queries, keys and values with."""
 
 
+class Weights:
+    """Weights that the backward pass reads again, as they were."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        """Note their versions.
+
+        Args:
+            tensors: The weights.
+        """
+        self._noted = [(t, t._version) for t in tensors]
+
+    def check(self) -> None:
+        """Refuse to go on from others.
+
+        Raises:
+            RuntimeError: One was written to since, which torch refuses of what it saved.
+        """
+        if any(t._version != version for t, version in self._noted):
+            raise RuntimeError(
+                "a weight was modified by an in-place operation between forward and backward, which"
+                " computes with it again; run backward before the optimiser's step"
+            )
+
+
 @dataclass(eq=False)
 class Again:
     """A call to be made again; among its arguments calls stand for what they gave.
@@ -47,12 +73,16 @@ class Again:
         function: What was called; None stands for what is kept.
         args: Its arguments by place.
         kwargs: Its arguments by name.
+        weights: Weights that it reads.
+        autocast: The device and dtype that its arguments were cast for, if they were.
         uses: How many calls read its result.
     """
 
     function: Function | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: Weights | None = None
+    autocast: tuple[str, torch.dtype] | None = None
     uses: int = 0
 
     def value(
@@ -68,7 +98,12 @@ class Again:
 
         Returns:
             What the function gave.
+
+        Raises:
+            RuntimeError: A weight was written to since.
         """
+        if self.weights is not None:
+            self.weights.check()
         if self in memo:
             return memo[self]
         if self.function is None:
@@ -79,7 +114,8 @@ class Again:
                 self.args,
                 self.kwargs,
             )
-            result = self.function(*args, **kwargs)
+            with torch.autocast(*self.autocast) if self.autocast else nullcontext():
+                result = self.function(*args, **kwargs)
         if self.function in MAPS or self.uses > 1 or self in waiting:
             memo[self] = result
         return result
@@ -218,12 +254,12 @@ def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
 
 
 def _note(tensor: Tensor, note: Note) -> None:
-    tensor.__dict__["_lowtide_derived"] = (tensor._version, note)
+    tensor.__dict__["_lowtide_derived"] = (note, tensor._version, region())
 
 
 def _noted(tensor: Tensor) -> Note | None:
-    version, *note = tensor.__dict__.get("_lowtide_derived", (None,))
-    return note[0] if note and version == tensor._version else None
+    note, *when = tensor.__dict__.get("_lowtide_derived", (None,))
+    return note if when == [tensor._version, region()] else None
 
 
 def follow(
@@ -240,12 +276,14 @@ def follow(
     if torch.compiler.is_compiling() or function is F.dropout and _draws(*args, **kwargs):
         return
     began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
+    weights: list[Tensor] = []
 
     def known(a: Any) -> Any:
         if not isinstance(a, Tensor):
             return a
         if isinstance(a, nn.Parameter):
             began.append((None, ()))
+            weights.append(a)
             return a
         if (note := _noted(a)) is None:
             raise LookupError
@@ -255,7 +293,12 @@ def follow(
 
     try:
         # Bound here: the call must not hold a tensor.
-        call = Again(function, *_each(known, args, kwargs))
+        call = Again(
+            function,
+            *_each(known, args, kwargs),
+            Weights(weights) if weights else None,
+            _casts(result),
+        )
     except LookupError:
         return
     kept = [b for b in began if b[0] is not None]
@@ -267,6 +310,14 @@ def follow(
             _note(one, (Again(_one, (call, i)), reader, packed))
     elif isinstance(result, Tensor) and not isinstance(result, nn.Parameter):
         _note(result, (call, reader, packed))
+
+
+def _casts(result: Any) -> tuple[str, torch.dtype] | None:
+    """Say what a call's arguments were cast for."""
+    kind = result.device.type if isinstance(result, Tensor) else "meta"
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return kind, torch.get_autocast_dtype(kind)
 
 
 def _each(

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.base import Residue
+from ..codecs.sign import Sign
+from .case import Case
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 
@@ -44,5 +46,16 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return x.copy_(y) if call.argument(3, "inplace", False) else y
 
 
-NAMES = ("dropout",)
+TIGHT = {"dropout": Sign()}
 CALLS: dict[Callable[..., Any], Answer] = {F.dropout: _answer, torch.dropout: _answer}
+CASES = {
+    "dropout": Case(
+        DROPOUT,
+        ((3, 7, 5),),
+        lambda x: F.dropout(x, 0.3),
+        lambda n: [(3, 7, 5)],
+        {"p": 0.3},
+        made=True,
+        linear=True,
+    )
+}

@@ -13,6 +13,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..kernels.layer_norm import layer_norm_backward
 from ..kernels.slices import standardise, wide
+from .case import Case
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 FUSED = {"cuda"}
@@ -112,5 +113,26 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(LAYER_NORM, codecs["layer_norm"], x, weight, bias, eps=eps)
 
 
-NAMES = ("layer_norm",)
+TIGHT = {"layer_norm": Affine(4, 128, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.layer_norm: _answer, torch.layer_norm: _answer}
+CASES = {
+    "layer_norm": Case(
+        LAYER_NORM,
+        ((3, 7, 5), (5,), (5,)),
+        lambda x, w, b: F.layer_norm(x, (5,), w, b, 1e-6),
+        lambda n: [(3, 7, 5)] if n[0] or n[1] else [],
+        {"eps": 1e-6},
+        lambda n: 4 * 21 * n[0],
+        lambda n: [1] if n[0] else [],
+        made=True,
+    ),
+    "layer_norm_plain": Case(
+        LAYER_NORM,
+        ((3, 7, 5), None, None),
+        lambda x, w, b: F.layer_norm(x, (5,), w, b, 1e-6),
+        lambda n: [(3, 7, 5)],
+        {"eps": 1e-6},
+        lambda n: 4 * 21,
+        made=True,
+    ),
+}

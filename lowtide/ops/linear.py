@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
+from .case import Case
 from .derived import MAPS, RUN_AGAIN
 from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
@@ -107,5 +109,16 @@ def narrow_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 for _functions in (MAPS, RUN_AGAIN):
     _functions.add(narrow_linear)
 
-NAMES = ("linear",)
+TIGHT = {"linear": Affine(8, 64, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.linear: _answer}
+CASES = {
+    name: Case(
+        LINEAR,
+        ((2, 3, 4), (5, 4), bias),
+        F.linear,
+        lambda n: [(2, 3, 4)] * n[1],
+        as_is=lambda n: [1] if n[0] else [],
+        linear=True,
+    )
+    for name, bias in (("linear", (5,)), ("linear_plain", None))
+}

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
+from .case import Case
 from .saved import (
     Answer,
     Call,
@@ -61,11 +63,20 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(MATMUL, tuple(wanted), a, b)
 
 
-NAMES = ("matmul",)
+TIGHT = {"matmul": Affine(8, 64, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {
     torch.matmul: _answer,
     torch.bmm: _answer,
     Tensor.matmul: _answer,
     Tensor.bmm: _answer,
     Tensor.__matmul__: _answer,
+}
+CASES = {
+    "matmul": Case(
+        MATMUL,
+        ((2, 3, 4), (2, 4, 5)),
+        torch.matmul,
+        lambda n: [(2, 4, 5)] * n[0] + [(2, 3, 4)] * n[1],
+        linear=True,
+    )
 }

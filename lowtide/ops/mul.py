@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codecs.affine import Affine
 from ..codecs.base import Residue
+from .case import Case, Shape
+from .formula import written
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .unary import overwritten
 
 SMALL = 8
 """A factor so many times smaller than the other (a scale per channel) is kept as it is."""
@@ -64,9 +68,34 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(MUL, codecs["mul"], a, b, shapes=shapes) if any(large) else NotImplemented
 
 
-NAMES = ("mul",)
+def _in_place(codecs: Codecs, call: Call) -> Any:
+    return overwritten(call.args[0], _answer(codecs, call), in_place=True)
+
+
+TIGHT = {"mul": Affine(8, 64, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {
-    torch.mul: _answer,
-    Tensor.mul: _answer,
-    Tensor.__mul__: _answer,
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), written(_answer)),
+    **dict.fromkeys((Tensor.mul_, Tensor.__imul__), written(_in_place)),
+}
+
+
+def _case(a: Shape, b: Shape, small: int | None = None) -> Case:
+    def kept(n: Needs) -> list[Shape]:
+        return [s for s, place, need in ((b, 1, n[0]), (a, 0, n[1])) if need and place != small]
+
+    return Case(
+        MUL,
+        (a, b),
+        torch.mul,
+        kept,
+        {"shapes": (torch.Size(a), torch.Size(b))},
+        as_is=lambda n: [] if small is None or not n[1 - small] else [small],
+        linear=True,
+    )
+
+
+CASES = {
+    "mul": _case((3, 7, 5), (3, 7, 5)),
+    "mul_scale": _case((3, 7, 5), (5,), small=1),
+    "mul_scale_first": _case((4, 1, 1), (2, 4, 3, 3), small=0),
 }

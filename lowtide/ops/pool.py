@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..codecs.base import Residue
+from ..codecs.affine import Affine
+from ..codecs.base import Codec, Residue
+from ..codecs.exact import Exact
+from .case import Case
 from .conv import pair
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
@@ -109,8 +112,38 @@ def _answer_max(codecs: Codecs, call: Call) -> Any:
     )
 
 
-NAMES = ("mean_pool", "max_pool")
+# A place in a window is an integer up to 15: kept without loss.
+TIGHT: dict[str, Codec] = {"mean_pool": Exact(), "max_pool": Affine(4, "tensor")}
 CALLS: dict[Callable[..., Any], Answer] = {
     F.adaptive_avg_pool2d: _answer_mean,
     F.max_pool2d: _answer_max,
+}
+
+
+def _case(*window: list[int], ceil: bool = False) -> Case:
+    def plain(x: Tensor) -> Tensor:
+        return F.max_pool2d(x, *window, ceil)  # type: ignore[call-overload]
+
+    out = tuple(plain(torch.zeros(2, 3, 9, 7)).shape)
+    return Case(
+        MAX_POOL,
+        ((2, 3, 9, 7),),
+        plain,
+        lambda n: [out],
+        {"window": window, "ceil": ceil},
+        lambda n: 4,
+        made=True,
+    )
+
+
+CASES = {
+    "mean_pool": Case(
+        MEAN_POOL,
+        ((2, 3, 7, 6),),
+        lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
+        options={"size": (3, 2)},
+        beside=lambda n: 4,
+    ),
+    "max_pool": _case([3, 2], [2, 1], [1, 0], [1, 2]),
+    "max_pool_even": _case([2, 2], [2, 2], [0, 0], [1, 1], ceil=True),
 }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..codecs.base import Codec, Residue
+from .derived import Weights
 from .saved import keep
 
 
-def rerun(run: Callable[[Tensor], Tensor], codec: Codec, x: Tensor) -> Tensor:
+def rerun(
+    run: Callable[[Tensor], Tensor], codec: Codec, x: Tensor, weights: Iterable[Tensor] = ()
+) -> Tensor:
     """Compute run(x); keep of it x alone, by a codec, and run once more in backward.
 
     The forward sees x itself, so the result is exact; the backward is that of `run` at what the
@@ -23,10 +26,12 @@ def rerun(run: Callable[[Tensor], Tensor], codec: Codec, x: Tensor) -> Tensor:
         codec: How x is kept, unless it follows from something kept already, as the output of a
             layer norm does: then it costs nothing.
         x: Its input.
+        weights: Weights it reads; none may be written to before the backward.
 
     Returns:
         Its output.
     """
+    held = Weights(weights)
     reader, packed = keep(codec, Residue(x))
     shape, dtype, wanted, given = x.shape, x.dtype, x.requires_grad, [x]
     del x
@@ -36,6 +41,7 @@ def rerun(run: Callable[[Tensor], Tensor], codec: Codec, x: Tensor) -> Tensor:
             # An alias, which carries no note of what it follows from: the second run has none.
             once = given.pop()
             return run(once.view_as(once))
+        held.check()
         with torch.no_grad():
             x = reader.unpack(kept, shape, dtype)
         return run(x.requires_grad_(wanted))

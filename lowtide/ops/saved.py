@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
-from .derived import Again, Derived, derived, remember
+from .derived import Again, Derived, Weights, derived, remember
+from .region import region
 
 SMALL = 16
 """What is so many times smaller than what it follows from, or than what is made of it, is fewer
@@ -132,9 +133,10 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
         known[0].shared.waiting[known[0].call] += 1
         return known
-    # Tied to the tensor object, so it ends with it; the version changes if it is written to.
+    # Tied to the tensor object, so it ends with it; the version changes if it is written to, and
+    # a part that is run again under checkpointing notes for itself.
     memory = source.__dict__.setdefault("_lowtide_kept", {})
-    key = (codec, source._version)
+    key = (codec, source._version, region())
     if key not in memory:
         memory[key] = codec.pack(residue)
     return codec, memory[key]
@@ -151,9 +153,8 @@ def codec_kept_by(tensor: Tensor) -> Codec | None:
     """
     if torch.compiler.is_compiling():
         return None
-    keys = [
-        c for c, version in tensor.__dict__.get("_lowtide_kept", ()) if version == tensor._version
-    ]
+    here, kept = region(), tensor.__dict__.get("_lowtide_kept", ())
+    keys = [codec for codec, *when in kept if when == [tensor._version, here]]
     return keys[-1] if keys else None
 
 
@@ -178,8 +179,10 @@ class _Saved(torch.autograd.Function):
         likes = [(r.source.shape, r.source.dtype) for r in residues]
         ctx.kept = [(c, len(p), *like) for (c, p), like in zip(kept, likes, strict=True)]
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+        y = _own(y, tensors)
         if again is not None and residues and not torch.compiler.is_compiling():
-            call = Again(again, (Again(),))
+            weights = Weights(t for t in tensors if isinstance(t, nn.Parameter))
+            call = Again(again, (Again(),), weights=weights)
             remember(y, Derived(kept[0][0], *likes[0], call), kept[0][1])
         return y
 
@@ -205,6 +208,20 @@ class _Saved(torch.autograd.Function):
         shared.clear()
         gradients = ctx.op.backward(ctx.needs, tuple(residues), tensors, dy, **ctx.options)
         return None, None, None, None, *_cast(gradients, ctx.needs, ctx.dtypes)
+
+
+def _own(y: Tensor, inputs: Tensors) -> Tensor:
+    """Give a result that may be written to: no view, in autograd's eyes, and no input's memory."""
+    if torch.compiler.is_compiling():
+        return y
+    memory = y.untyped_storage()._cdata
+    if any(t is not None and t.untyped_storage()._cdata == memory for t in inputs):
+        return y.clone()
+    if not y._is_view():
+        return y
+    own = y.detach()  # counts the same versions, so that what was kept of y notices a write
+    own.__dict__.update(y.__dict__)  # what is known of it
+    return own
 
 
 def _cast(gradients: Tensors, needs: Needs, dtypes: list[torch.dtype]) -> Iterator[Tensor | None]:

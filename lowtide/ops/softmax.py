@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..codecs.affine import Affine
 from ..codecs.base import Residue
+from .case import Case
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 
@@ -59,9 +61,19 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(SOFTMAX, codecs["softmax"], x, dtype=dtype)
 
 
-NAMES = ("softmax",)
+TIGHT = {"softmax": Affine(8, "row", stats=torch.bfloat16)}
+S2A = {"softmax": lambda rounding: Affine(4, "row", rounding)}
 CALLS: dict[Callable[..., Any], Answer] = {
     F.softmax: _answer,
     torch.softmax: _answer,
     Tensor.softmax: _answer,
+}
+CASES = {
+    "softmax": Case(
+        SOFTMAX,
+        ((3, 7, 5),),
+        lambda x: torch.softmax(x, -1),
+        lambda n: [(3, 7, 5)],
+        made=True,
+    )
 }

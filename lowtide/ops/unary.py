@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,13 @@ import torch.nn.functional as F
 from timm.layers.activations import QuickGELU, Swish
 from torch import Tensor, nn
 
-from ..codecs.base import Residue
+from ..codecs.affine import Rounding
+from ..codecs.base import Codec, Residue
+from ..codecs.codebook import Codebook
+from ..codecs.sign import Sign
+from ..codecs.sine import Sine
 from . import slopes
+from .case import Case
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 Slope = Callable[[Tensor], Tensor]
@@ -47,21 +53,76 @@ SLOPES: dict[str, Slope] = {
 }
 
 
-def activate(name: str, codecs: Codecs, function: Slope, x: Tensor) -> Any:
+def activate(
+    name: str, codecs: Codecs, function: Slope, x: Tensor, slope: Slope | None = None
+) -> Any:
     """Answer a call of an activation function.
 
     Args:
-        name: Name of the function, a key of `SLOPES`.
+        name: Name of the function in a policy.
         codecs: Codec of each op.
         function: The function itself; it may be any code that computes it.
         x: Its input.
+        slope: Its slope, always the same object, for the codes' edges are found once for each; left
+            out for those of `SLOPES`.
 
     Returns:
         Its result, or `NotImplemented` if there is nothing to keep or no codec for it.
     """
     if name not in codecs or not x.requires_grad:
         return NotImplemented
-    return saved(UNARY, codecs[name], x, call=function, slope=SLOPES[name])
+    return saved(UNARY, codecs[name], x, call=function, slope=slope or SLOPES[name])
+
+
+def answer(
+    name: str, function: Slope, in_place: bool = False, slope: Slope | None = None
+) -> Answer:
+    """Make the answer to a function `f(x, inplace=False)`.
+
+    Args:
+        name: Its name in a policy.
+        function: The function, not in place.
+        in_place: Whether what is called writes into x whatever its arguments say.
+        slope: Its slope; left out for those of `SLOPES`.
+
+    Returns:
+        What answers it.
+    """
+
+    def answered(codecs: Codecs, call: Call) -> Any:
+        x = call.argument(0, "input")
+        y = activate(name, codecs, function, x, slope)
+        return overwritten(x, y, in_place or call.argument(1, "inplace", False))
+
+    return answered
+
+
+def overwritten(x: Tensor, y: Any, in_place: bool) -> Any:
+    """Write a result where its input was, if that was asked for.
+
+    Args:
+        x: The input; what is kept of it is another tensor.
+        y: The result, or `NotImplemented`.
+        in_place: Whether to.
+
+    Returns:
+        The result.
+    """
+    return x.copy_(y) if in_place and y is not NotImplemented else y
+
+
+def case(function: Slope, slope: Slope) -> Case:
+    """Make the example of an activation function for the laws.
+
+    Args:
+        function: The function.
+        slope: Its slope.
+
+    Returns:
+        The example.
+    """
+    shape, options = (3, 7, 5), {"call": function, "slope": slope}
+    return Case(UNARY, (shape,), function, lambda n: [shape], options, made=True, linear=True)
 
 
 def _gelu(codecs: Codecs, call: Call) -> Any:
@@ -70,41 +131,39 @@ def _gelu(codecs: Codecs, call: Call) -> Any:
     return activate(name, codecs, lambda x: F.gelu(x, approximate=form), call.argument(0, "input"))
 
 
-def _hardtanh(codecs: Codecs, call: Call) -> Any:
-    bounds = call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0)
-    # nn.ReLU6 is a hard tanh between 0 and 6.
-    if bounds != (0, 6):
-        return NotImplemented
-    x, in_place = call.argument(0, "input"), call.argument(3, "inplace", False)
-    return _RELU6(codecs, Call(F.relu6, (x, in_place), {}))
-
-
-def _answer(name: str, plain: Slope, in_place: bool = False) -> Answer:
-    def answer(codecs: Codecs, call: Call) -> Any:
-        x = call.argument(0, "input")
-        y = activate(name, codecs, plain, x)
-        if y is NotImplemented or not (in_place or call.argument(1, "inplace", False)):
-            return y
-        # The slope is kept, not x, so x may be overwritten.
-        return x.copy_(y)
-
-    return answer
-
-
-_RELU6 = _answer("relu6", F.relu6)
-NAMES = tuple(SLOPES)
+TIGHT: dict[str, Codec] = {
+    **{name: Codebook.of(name) for name in SLOPES if not name.startswith("relu")},
+    "relu": Sign(),
+    "relu6": Sign(),
+}
+S2A: dict[str, Callable[[Rounding], Codec]] = {
+    "gelu": lambda rounding: Sine(rounding=rounding),
+    "gelu_tanh": lambda rounding: Sine(rounding=rounding),
+    "quick_gelu": lambda rounding: Sine(rounding=rounding),
+    "silu": lambda rounding: Sine(rate=1.0, rounding=rounding),
+    "relu": lambda rounding: Sign(),
+}
 CALLS: dict[Callable[..., Any], Answer] = {
     F.gelu: _gelu,
-    F.silu: _answer("silu", F.silu),
-    F.hardswish: _answer("hardswish", F.hardswish),
-    F.relu: _answer("relu", F.relu),
-    torch.relu: _answer("relu", F.relu),
-    Tensor.relu: _answer("relu", F.relu),
-    torch.relu_: _answer("relu", F.relu, in_place=True),
-    Tensor.relu_: _answer("relu", F.relu, in_place=True),
-    F.relu6: _RELU6,
-    F.hardtanh: _hardtanh,
+    F.silu: answer("silu", F.silu),
+    F.hardswish: answer("hardswish", F.hardswish),
+    F.relu: answer("relu", F.relu),
+    torch.relu: answer("relu", F.relu),
+    Tensor.relu: answer("relu", F.relu),
+    torch.relu_: answer("relu", F.relu, in_place=True),
+    Tensor.relu_: answer("relu", F.relu, in_place=True),
 }
 
 MODULES: dict[type[nn.Module], str] = {QuickGELU: "quick_gelu", Swish: "silu"}
 """Modules that write out an activation function as several torch functions."""
+
+_FUNCTIONS: dict[str, Slope] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(slopes.QUICK * x),
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "relu": F.relu,
+    "relu6": F.relu6,
+}
+CASES = {name: case(function, SLOPES[name]) for name, function in _FUNCTIONS.items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnknownName
+from ..errors import InputError, UnknownName, shown
 from .tasks import SUITES as SUITES
 
 
@@ -94,7 +94,7 @@ def over_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **given, "method": method, "preset": listed}
 
 
-def named(method: str | Mapping[str, Any]) -> dict[str, Any]:
+def named(method: object) -> dict[str, Any]:
     """Give a method's description as a mapping.
 
     Args:
@@ -102,8 +102,15 @@ def named(method: str | Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         Name and options.
+
+    Raises:
+        InputError: It is neither.
     """
-    return {"name": method} if isinstance(method, str) else dict(method)
+    if isinstance(method, str):
+        return {"name": method}
+    if not isinstance(method, Mapping):
+        raise InputError(f"method must be a name, or a name and its options, not {shown(method)}")
+    return dict(method)
 
 
 def unknown(name: str) -> UnknownName:

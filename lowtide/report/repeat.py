@@ -31,7 +31,7 @@ def repeat(config: Mapping[str, Any], processes: int = 1) -> str:
         options = _options(wanted, None) or []
     start = ["lowtide"]
     if processes > 1:
-        start = ["accelerate", "launch", "--num_processes", str(processes), "-m", "lowtide"]
+        start = ["torchrun", f"--nproc_per_node={processes}", "-m", "lowtide"]
     return shlex.join([*start, "train", *options])
 
 
@@ -60,7 +60,7 @@ def _options(wanted: RunConfig, preset: str | None) -> list[str] | None:
 @functools.cache
 def _start(preset: str | None, method: str) -> RunConfig:
     """What a preset and a method alone mean."""
-    return config_of({"model": "", "data": "", "method": method, "preset": preset})
+    return config_of({"model": "any", "data": "any", "method": method, "preset": preset})
 
 
 def _pairs(wanted: RunConfig, start: RunConfig) -> Iterator[tuple[str, Any, Any, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, Mlp, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -138,14 +138,14 @@ class AsMlp(nn.Module):
             {"module": f"stages.{i}", "num_chs": dim, "reduction": patch_size * 2**i}
             for i, dim in enumerate(dims)
         ]
-        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         self.patch_embed = _chain(
             proj=nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size),
             norm=nn.GroupNorm(1, embed_dim),
         )
         self.stages = nn.Sequential()
         for dim, own in zip(dims, rates, strict=True):
-            blocks = [AxialShiftedBlock(dim, shift_size, mlp_ratio, rate) for rate in own]
+            blocks = [AxialShiftedBlock(dim, shift_size, mlp_ratio, rate) for rate in own.tolist()]
             merging = PatchMerging(dim // 2) if len(self.stages) else nn.Identity()
             self.stages.append(_chain(downsample=merging, blocks=nn.Sequential(*blocks)))
         self.norm = nn.GroupNorm(1, dims[-1])

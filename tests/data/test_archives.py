@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lowtide.data import decode, read
-from lowtide.data.store import Picture, keep
+from lowtide.data.store import Picture, keep, store_folder
 from lowtide.errors import InputError
 
 
@@ -250,3 +250,13 @@ def test_the_hub_without_its_extra_is_refused_in_one_line(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", absent)
     assert refusal("hf:org/name") == 'this needs datasets: pip install "lowtide[hub]"'
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("LOWTIDE_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(InputError, match="set LOWTIDE_CACHE to a folder"):
+        store_folder()

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -107,3 +108,14 @@ def test_what_cannot_be_read_is_the_usual_error(args, said, tmp_path, capsys):
     assert main(["data", *(arg.format(tmp_path) for arg in args)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("lowtide: ") and error.count("\n") == 1 and said in error
+
+
+def test_dark_images_of_twelve_bits_are_no_copies(tmp_path):
+    for n, (name, label) in enumerate((c, k) for c in "ab" for k in "12"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        grey = np.full((4, 4), 16 * n, dtype=np.uint16)
+        grey[0, 0] = 4095
+        Image.fromarray(grey).save(tmp_path / name / f"{label}.png")
+    found = check(tmp_path)
+    assert not (found.across or found.within or found.contradictory)
+    assert found.modes == {"I;16": 4}

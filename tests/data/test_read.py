@@ -7,9 +7,12 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from lowtide.data import Dataset, read
+from lowtide.data import Dataset, check, read
+from lowtide.errors import InputError
 
 
 def names(data: Dataset, which: str) -> list[tuple[str, str]]:
@@ -201,6 +204,7 @@ def test_description_is_json_and_complete(cats_and_dogs):
             "val: 3 images split off, 10% of each class, seed 0",
         ],
         "skipped": [],
+        "bits": 16,
     }
 
 
@@ -208,3 +212,103 @@ def test_classes_come_in_one_order_in_every_format(paint):
     root = paint(*(f"as_folders/{label}/0.png" for label in (10, 9, 0)))
     (root / "list.txt").write_text("".join(f"as_folders/{n}/0.png {n}\n" for n in (10, 9, 0)))
     assert read(root / "as_folders").classes == read(root / "list.txt").classes == ("0", "9", "10")
+
+
+def test_images_of_every_readable_kind_count_and_what_is_ignored_is_said(paint):
+    root = paint(*(f"{c}/{n}.{s}" for c in "ab" for n, s in enumerate(("png", "gif", "jfif"))))
+    paint("a/@eaDir/0.png/thumb.jpg", "@eaDir/x/0.jpg", "b/__MACOSX/0.png", "b/Thumbs.db.png")
+    (root / "b/Thumbs.db").write_bytes(b"x")
+    (root / "notes.md").write_text("not read")
+    (root / "b/clip.mp4").write_bytes(b"x")
+    data = read(root, val_fraction=0, test_fraction=0)
+    assert len(data.train) == 7
+    assert data.notes[0] == (
+        f"ignored 2 files that are no images (1 .md, 1 .mp4), first {root}/notes.md"
+    )
+
+
+def test_linked_folders_are_followed_and_none_is_entered_twice(paint, tmp_path_factory):
+    pool = tmp_path_factory.mktemp("pool")
+    root = paint("a/1.png", "b/1.png")
+    (pool / "deep").mkdir()
+    for n in range(4):
+        shutil.copy(root / "a/1.png", pool / f"deep/{n}.png")
+    (root / "a/more").symlink_to(pool)
+    (root / "a/again").symlink_to(pool / "deep")
+    (root / "a/circle").symlink_to(root / "a")
+    data = read(root, val_fraction=0, test_fraction=0)
+    assert sorted(Path(name).name for name, label in names(data, "train") if label == "a") == [
+        "0.png",
+        "1.png",
+        "1.png",
+        "2.png",
+        "3.png",
+    ]
+    assert data.notes[0].startswith("ignored 2 files that are no images or folders seen before")
+
+
+def test_one_folder_linked_into_two_splits_is_refused(paint):
+    root = paint("train/a/1.png", "train/b/1.png", "test/b/2.png")
+    (root / "test/a").symlink_to(root / "train/a")
+    with pytest.raises(InputError, match="1 images are listed more than once"):
+        read(root)
+
+
+def test_a_broken_link_is_named_with_where_it_leads(paint):
+    root = paint("a/1.png", "b/1.png")
+    (root / "a/2.png").symlink_to("/gone/2.png")
+    with pytest.raises(InputError, match=r"2\.png.*; it is a link to /gone/2\.png, which is not"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("written", "classes", "found"),
+    [
+        (("007", "042", "100"), None, ("007", "042", "100")),
+        (("1", "01", "2"), None, ("01", "1", "2")),
+        (("10", "9", "100"), None, ("9", "10", "100")),
+        (("007", "042", "100"), ("100", "042", "007"), ("100", "042", "007")),
+        (("2", "0", "1"), ("x", "y", "z"), ("x", "y", "z")),
+    ],
+)
+def test_labels_are_text_but_where_they_count_lines(paint, written, classes, found):
+    root = paint("0.png", "1.png", "2.png")
+    rows = "".join(f"{n}.png,{label}\n" for n, label in enumerate(written))
+    (root / "table.csv").write_text("path,label\n" + rows)
+    if classes:
+        (root / "classes.txt").write_text("\n".join(classes))
+    data = read(root / "table.csv", val_fraction=0, test_fraction=0)
+    assert data.classes == found
+    meant = [found[int(label)] for label in written] if found[0] == "x" else list(written)
+    assert [data.classes[sample.label] for sample in data.train] == meant
+    noted = "classes '01' and '1' are one number, and count as several classes"
+    assert (noted in data.notes) == ("01" in written)
+
+
+def test_labels_with_zeros_before_them_that_classes_txt_lacks_are_refused(paint):
+    root = paint("0.png", "1.png")
+    (root / "table.csv").write_text("path,label\n0.png,01\n1.png,00\n")
+    (root / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(InputError, match=r"table\.csv:2: label '01' is not in classes\.txt"):
+        read(root / "table.csv")
+
+
+def test_a_set_of_twelve_bits_is_read_as_such_and_says_so(paint):
+    root = paint("a/1.png", "b/1.png")
+    for n, name in enumerate("ab"):
+        grey = np.full((4, 4), 4000 + n, dtype=np.uint16)
+        Image.fromarray(grey).save(root / f"{name}/16.png")
+    data = read(root, val_fraction=0, test_fraction=0)
+    assert data.bits == 12 and data.describe()["bits"] == 12
+    assert data.notes[0] == (
+        "2 images have 16-bit pixels and none is above 4001: they are taken for 12 bits, "
+        "value v is read as v / 16"
+    )
+    assert check(root).notes[0] == data.notes[0]
+
+
+@pytest.mark.parametrize(("count", "val", "test"), [(16, 2, 3), (14, 1, 3), (17, 2, 3), (18, 2, 4)])
+def test_shares_are_rounded_not_cut(paint, count, val, test):
+    root = paint(*(f"{c}/{n}.png" for c in "ab" for n in range(count)))
+    data = read(root)
+    assert (len(data.val), len(data.test)) == (2 * val, 2 * test)

@@ -245,7 +245,6 @@ def test_backbones_of_no_table_keep_the_methods_that_need_no_blocks(build, name:
     x = images(model)
     expected = {f"backbone.{n}" for n, _ in model.named_parameters()}
     tuned = lowtide.tune.apply(model, METHODS[name]())
-    tuned.checkpointing = True
     backward(tuned.train(), x)
     got = {n for n, p in tuned.named_parameters() if p.grad is not None}
     if name == "full":

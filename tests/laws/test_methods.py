@@ -19,7 +19,7 @@ import lowtide.tune
 from lowtide.adapter import STATISTICS
 from lowtide.compress import compress
 from lowtide.errors import InputError, Unsupported
-from lowtide.families import FAMILIES, classifiers, family_of, measure, prepare
+from lowtide.families import classifiers, family_of, measure, prepare
 from lowtide.graft import METHODS, Beside, Graft, Method, Swap, Thaw
 from lowtide.policy import Policy
 from lowtide.site import Sites
@@ -300,7 +300,7 @@ def test_recomputing_blocks_gives_the_same_gradients(name: str, family: str) -> 
         assert torch.equal(buffer, again), n
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@over_families
 def test_recomputing_keeps_less(family: str) -> None:
     tuned = apply(tiny(family), "bias")
     x, kept = images(tuned.backbone), []

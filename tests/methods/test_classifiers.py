@@ -13,7 +13,7 @@ from timm.models.metaformer import MetaFormer
 from torch import nn
 
 import lowtide.tune
-from lowtide.errors import InputError, UnknownName, Unsupported
+from lowtide.errors import InputError, UnknownName
 from lowtide.families import classifiers
 from lowtide.graft import Graft, Swap
 from lowtide.methods.linear import Linear
@@ -166,8 +166,8 @@ class Peeking(nn.Module):
         return self.fc(torch.conv2d(self.inner(x), self.inner.weight).mean((2, 3)))
 
 
-@pytest.mark.parametrize("error", [None, KeyError, KeyboardInterrupt])
-def test_whatever_goes_wrong_the_backbone_is_as_it_was(error: type[BaseException] | None) -> None:
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_whatever_goes_wrong_the_backbone_is_as_it_was(error: type[BaseException]) -> None:
     model = Peeking()
     model.norm.eval()
     x = torch.randn(2, 3, 16, 16)
@@ -178,28 +178,15 @@ def test_whatever_goes_wrong_the_backbone_is_as_it_was(error: type[BaseException
     class Failing(SSF):
         def edits(self, sites):
             def fail(base: nn.Module) -> Graft:
-                raise error  # type: ignore[misc]
+                raise error
 
             yield from super().edits(sites)
-            if error:
-                yield Swap(sites.of("linear", "conv")[-1], fail)
+            yield Swap(sites.of("linear", "conv")[-1], fail)
 
-    with pytest.raises(error or Unsupported, match=None if error else "cannot live on Peeking"):
+    with pytest.raises(error):
         lowtide.tune.apply(model, Failing())
     assert dict(model.named_modules()) == before
     assert flags == [m.training for m in model.modules()]
     assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert torch.equal(model(x), answer)
-
-
-def test_where_a_weight_is_may_be_read_past_a_graft() -> None:
-    """As XCiT's position encoding reads the device of a map it then calls."""
-
-    class Asking(Peeking):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.norm(self.stem(x.to(self.inner.weight.device, self.inner.weight.dtype)))
-            return self.fc(self.inner(x).mean((2, 3)))
-
-    tuned = lowtide.tune.apply(Asking(), SSF())
-    assert sum(isinstance(m, Graft) for m in tuned.modules()) == 3

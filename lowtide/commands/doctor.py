@@ -1,0 +1,55 @@
+"""`lowtide doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..arguments import Parser
+from ..environment import diagnosis
+from .console import OUT
+
+SUMMARY = "Say what lowtide runs with here: versions, devices, kernels."
+
+
+def doctor(args: Sequence[str]) -> None:
+    """Run `lowtide doctor`.
+
+    Args:
+        args: The command's arguments.
+    """
+    parser = Parser("doctor", SUMMARY)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    asked = parser.read(args)
+    found = diagnosis()
+    if asked["json"]:
+        print(json.dumps(found, indent=2))
+        return
+    for subject, line in _lines(found):
+        OUT.print(f"{subject:12s} {line}", markup=False)
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    commit = f", commit {found['commit']}" if found["commit"] else ""
+    yield "lowtide", f"{found['packages']['lowtide'] or 'not installed'}{commit}"
+    yield "python", f"{found['python']}, {found['platform']}"
+    for name, version in found["packages"].items():
+        if name != "lowtide":
+            yield name, version or "not installed"
+    for device in found["devices"]:
+        yield "device", device
+    yield "threads", f"{found['threads']} of {found['cores']} cores"
+    yield "CPU kernels", found["cpu_kernels"] or f"none: {found['cpu_kernels_absent']}"
+    if found["cuda"]:
+        yield "GPU kernels", found["gpu_kernels"] or "none"
+    compiler, about = found["compiler"], found["compiler_version"]
+    yield "compiler", f"{compiler} ({about})" if compiler else "none"
+    yield "cache", found["cpu_kernels_file"] or f"{found['cache'] or 'none'} (not used)"
+    for name, libraries in found["extras"].items():
+        held = ", ".join(f"{n} {v or 'not installed'}" for n, v in libraries.items())
+        yield "extra", f"{name}: {held}"
+    for warning in found["warnings"]:
+        yield "warning", warning
+    if not found["warnings"]:
+        yield "all well", "nothing to mend"

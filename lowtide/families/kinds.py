@@ -1,0 +1,91 @@
+"""What a module does, by the class it derives from."""
+
+from __future__ import annotations
+
+import timm.layers
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torchvision.ops import FrozenBatchNorm2d
+
+from ..site import Layout
+
+
+def _known(*names: str) -> tuple[type[nn.Module], ...]:
+    """Take those of timm's layers that the installed version has."""
+    return tuple(c for n in names if (c := getattr(timm.layers, n, None)) is not None)
+
+
+MAPS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
+"""Linear in their input, whatever they make of their weight first."""
+NORMS: tuple[type[nn.Module], ...] = (
+    nn.LayerNorm,
+    _NormBase,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    FrozenBatchNorm2d,
+    *_known("RmsNorm", "RmsNorm2d", "RmsNormFp32", "RmsNorm2dFp32", "FrozenBatchNormAct2d"),
+    *_known("SimpleNorm", "SimpleNorm2d", "SimpleNormFp32", "SimpleNorm2dFp32"),
+    *_known("EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2", "EvoNorm2dS0", "EvoNorm2dS1"),
+    *_known("EvoNorm2dS2", "FilterResponseNormTlu2d", "FilterResponseNormAct2d"),
+)
+"""Normalise, then scale and shift; some apply an activation to that."""
+_LAST = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    *_known("RmsNorm", "RmsNormFp32", "SimpleNorm", "SimpleNormFp32"),
+)
+_FIRST = _known("LayerNorm2d", "LayerNorm2dFp32", "LayerNormAct2d", "LayerNormAct2dFp32")
+
+
+def is_map(module: nn.Module) -> bool:
+    """Say whether a module maps its input linearly, up to a bias.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is a Linear or Conv2d or derives from one.
+    """
+    return isinstance(module, MAPS)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Say whether a module is a norm.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is one or derives from one; with an activation or not, frozen or not.
+    """
+    return isinstance(module, NORMS)
+
+
+def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> Layout | None:
+    """Find the channel axis of a map's or a norm's output.
+
+    Args:
+        module: Any module.
+        shape: The shape it gave; empty where it was never called.
+
+    Returns:
+        The layout; None where the module is neither.
+    """
+    if is_map(module):
+        return Layout.FIRST if isinstance(module, nn.Conv2d) else Layout.LAST
+    if not is_norm(module):
+        return None
+    sizes = {n for n in shape[1:2] + shape[-1:] if n == _channels(module)}
+    by_shape = len(sizes) == 1 and shape[1] != shape[-1]
+    if by_shape and len(shape) > 2:
+        return Layout.FIRST if shape[1] in sizes else Layout.LAST
+    return (
+        Layout.LAST
+        if isinstance(module, _LAST) and not isinstance(module, _FIRST)
+        else Layout.FIRST
+    )
+
+
+def _channels(norm: nn.Module) -> int:
+    weight = getattr(norm, "weight", None)
+    return 0 if weight is None else weight.numel()

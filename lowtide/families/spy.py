@@ -1,0 +1,47 @@
+"""Find out which modules a model reads past: whose weight it takes without calling them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+
+def spy(model: nn.Module, paths: Iterable[str]) -> set[str]:
+    """Watch modules whose parameters should be read by their own forward alone.
+
+    Nothing may be grafted on a module that is read from outside, if only for its device: the
+    reader would miss what it looks for, or train an adapter it never calls.
+
+    Args:
+        model: Changed in place, for good: a shadow.
+        paths: The modules.
+
+    Returns:
+        The paths of those that were read from outside; filled by running the model.
+    """
+    read: set[str] = set()
+    for path in paths:
+        module = model.get_submodule(path)
+        module.__class__ = _watched(type(module), path, read)
+    return read
+
+
+def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module]:
+    class Watched(kind):  # type: ignore[misc, valid-type]
+        _lowtide_inside = False
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            self._lowtide_inside = True
+            try:
+                return super().__call__(*args, **kwargs)
+            finally:
+                self._lowtide_inside = False
+
+        def __getattr__(self, name: str) -> Any:
+            if name in self.__dict__["_parameters"] and not self._lowtide_inside:
+                read.add(path)
+            return super().__getattr__(name)
+
+    return Watched

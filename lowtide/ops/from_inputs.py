@@ -1,0 +1,212 @@
+"""Functions whose gradient is computed from what is kept of their inputs: norms, powers, GLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codecs.affine import Affine
+from ..codecs.base import Codec, Residue
+from .case import Case, Shape
+from .formula import written
+from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+Function = Callable[..., Tensor]
+Shapes = tuple[torch.Size, ...]
+Places = tuple[tuple[int, str], ...]
+Reads = Callable[[Needs], Sequence[bool]]
+
+
+def _forward(
+    needs: Needs,
+    *tensors: Tensor,
+    function: Function,
+    reads: Reads,
+    shapes: Shapes,
+    low: torch.dtype | None = None,
+) -> Forward:
+    kept = list(_kept(reads(needs), shapes))
+    residues = tuple(Residue(t) for t, codes in zip(tensors, kept, strict=True) if codes)
+    as_is = tuple(t for t, codes in zip(tensors, kept, strict=True) if codes is False)
+    return Forward(function(*tensors), residues, as_is)
+
+
+def _backward(
+    needs: Needs,
+    residues: tuple[Tensor, ...],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    function: Function,
+    reads: Reads,
+    shapes: Shapes,
+    low: torch.dtype | None = None,
+) -> Tensors:
+    coded, as_is, given = iter(residues), iter(extras), []
+    for codes, shape in zip(_kept(reads(needs), shapes), shapes, strict=True):
+        # Of what is not read, the shape alone is looked at.
+        t = dy.new_zeros(1).expand(shape) if codes is None else next(coded if codes else as_is)
+        assert t is not None
+        given.append(t.detach())
+    wanted = [t.requires_grad_() for t, need in zip(given, needs, strict=True) if need]
+    device = "cpu" if dy.is_meta else dy.device.type
+    with torch.enable_grad(), torch.autocast(device, low, enabled=low is not None):
+        y = function(*given)
+    found = iter(torch.autograd.grad(y, wanted, dy))
+    return tuple(next(found) if need else None for need in needs)
+
+
+FROM_INPUTS = Op(_forward, _backward)
+"""y = f(a, b, ...); the gradients are torch's own, of f at what is kept of its arguments.
+
+For functions whose gradient is smooth in their arguments. Residues: the arguments that the
+gradients read. Extras: those of them that are `SMALL` beside the others. Options: `function` is f;
+`reads` says of which arguments the gradients asked for are made; `shapes` of all of them; `low` is
+autocast's dtype.
+
+Saves:
+    What the codec keeps of the numbers in the arguments; a product that reads one shares them.
+"""
+
+
+def _kept(reads: Sequence[bool], shapes: Shapes) -> Iterator[bool | None]:
+    """Say of each argument whether it is kept in codes, as it is (False), or not at all (None)."""
+    most = max(shape.numel() for shape in shapes)
+    return (s.numel() * SMALL > most if r else None for r, s in zip(reads, shapes, strict=True))
+
+
+def from_inputs(name: str, codecs: Codecs, call: Call, places: Places, reads: Reads) -> Any:
+    """Answer a call of a function with a smooth gradient.
+
+    Args:
+        name: Name of the op in a policy.
+        codecs: Codec of each op.
+        call: The call.
+        places: Its tensors: place and name of each argument.
+        reads: Which of them the gradients read that are asked for.
+
+    Returns:
+        Its result, or `NotImplemented` if nothing large is kept.
+    """
+    tensors = [call.argument(*place) for place in places]
+    if name not in codecs or not all(isinstance(t, Tensor) for t in tensors):
+        return NotImplemented
+    shapes = tuple(t.shape for t in tensors)
+    kept = _kept(reads(tuple(t.requires_grad for t in tensors)), shapes)
+    if torch.compiler.is_compiling() or not any(kept) or not tensors[0].is_floating_point():
+        return NotImplemented
+    args, kwargs = list(call.args), dict(call.kwargs)
+    for i, key in places:
+        if i < len(args):
+            args[i] = None
+        else:
+            kwargs[key] = None
+    function = partial(_filled, call.function, tuple(args), kwargs, places)
+    device = tensors[0].device.type
+    cast = device != "meta" and torch.is_autocast_enabled(device)
+    low = torch.get_autocast_dtype(device) if cast else None
+    options = {"function": function, "reads": reads, "shapes": shapes, "low": low}
+    return saved(FROM_INPUTS, codecs[name], *tensors, **options)
+
+
+def _filled(
+    function: Function,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    places: Places,
+    *tensors: Tensor,
+) -> Tensor:
+    args, kwargs = list(args), dict(kwargs)
+    for (i, key), tensor in zip(places, tensors, strict=True):
+        if i < len(args):
+            args[i] = tensor
+        else:
+            kwargs[key] = tensor
+    return function(*args, **kwargs)
+
+
+def _any(needs: Needs) -> Sequence[bool]:
+    return (any(needs),) * len(needs)
+
+
+def _factors(needs: Needs) -> Sequence[bool]:
+    return False, needs[2], needs[1]
+
+
+X: Places = ((0, "input"),)
+
+
+def _answer(
+    name: str,
+    places: Places = X,
+    reads: Reads = _any,
+    holds: Callable[[Call], bool] = lambda call: True,
+) -> Answer:
+    def answered(codecs: Codecs, call: Call) -> Any:
+        return from_inputs(name, codecs, call, places, reads) if holds(call) else NotImplemented
+
+    return answered
+
+
+def _is_euclidean(call: Call) -> bool:
+    name = "ord" if call.function is torch.linalg.vector_norm else "p"
+    default = "fro" if call.function in (torch.norm, Tensor.norm) else 2
+    p = call.argument(1, name, default)
+    return p in (2, "fro") or p is None
+
+
+def _is_whole(call: Call) -> bool:
+    # Of a small number in codes the sign may be another one: it has no power of 1.5.
+    power = call.argument(1, "exponent")
+    return isinstance(power, (int, float)) and power >= 2 and power == int(power)
+
+
+_NORM = _answer("norm", holds=_is_euclidean)
+_POW = written(_answer("pow", holds=_is_whole))
+_ADDCMUL = _answer("addcmul", ((0, "input"), (1, "tensor1"), (2, "tensor2")), _factors)
+_EIGHT = Affine(8, 64, stats=torch.bfloat16)
+TIGHT: dict[str, Codec] = dict.fromkeys(("norm", "pow", "addcmul", "glu", "var", "cosine"), _EIGHT)
+CALLS: dict[Callable[..., Any], Answer] = {
+    **dict.fromkeys((torch.linalg.vector_norm, torch.norm, Tensor.norm), _NORM),
+    **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _POW),
+    **dict.fromkeys((torch.square, Tensor.square), written(_answer("pow"))),
+    **dict.fromkeys((torch.addcmul, Tensor.addcmul), _ADDCMUL),
+    **dict.fromkeys((torch.var, Tensor.var, torch.std, Tensor.std), _answer("var")),
+    F.glu: _answer("glu"),
+    F.cosine_similarity: _answer("cosine", ((0, "x1"), (1, "x2"))),
+}
+
+
+def _case(
+    function: Function, *shapes: Shape, reads: Reads = _any, small: int | None = None
+) -> Case:
+    def kept(n: Needs) -> list[Shape]:
+        return [s for i, s in enumerate(shapes) if reads(n)[i] and i != small]
+
+    return Case(
+        FROM_INPUTS,
+        shapes,
+        function,
+        kept,
+        {"function": function, "reads": reads, "shapes": tuple(map(torch.Size, shapes))},
+        as_is=lambda n: [] if small is None or not reads(n)[small] else [small],
+    )
+
+
+CASES = {
+    "norm": _case(lambda x: torch.linalg.vector_norm(x, dim=(0, 1), keepdim=True), (3, 7, 5)),
+    "norm_method": _case(lambda x: x.norm(p=2, dim=-1), (3, 7, 5)),
+    "pow": _case(lambda x: x**2, (3, 7, 5)),
+    "cube": _case(lambda x: x.pow(3), (3, 7, 5)),
+    "square": _case(torch.square, (3, 7, 5)),
+    "addcmul": _case(torch.addcmul, (5,), (5,), (3, 7, 5), reads=_factors, small=1),
+    "var": _case(lambda x: x.var(-1), (3, 7, 5)),
+    "std": _case(lambda x: torch.std(x, dim=1), (3, 7, 5)),
+    "glu": _case(lambda x: F.glu(x, 1), (3, 8, 5)),
+    "cosine": _case(F.cosine_similarity, (3, 7, 5), (3, 7, 5)),
+}
