@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from .errors import InputError, Unsupported
@@ -143,8 +142,8 @@ def build(
     backbone: nn.Module,
     methods: tuple[Method, ...],
     edits: Iterable[tuple[str, Edit]],
-    heads: tuple[str, ...],
-    classes: int | None,
+    heads: Mapping[str, nn.Module],
+    classes: int,
 ) -> Adapter:
     """Make an adapter from edits, without changing the backbone.
 
@@ -152,8 +151,8 @@ def build(
         backbone: Carries no adapter.
         methods: The methods the edits came from.
         edits: Method name and edit.
-        heads: Paths of the classifier, which always trains.
-        classes: Classes of the classifier; by default the backbone's.
+        heads: The classifier by path, of which copies train: the backbone's, or a new one.
+        classes: Classes of that classifier.
 
     Returns:
         The adapter.
@@ -173,12 +172,13 @@ def build(
             raise Unsupported(f"{method}: the backbone never calls {edit.site.path}")
         else:
             _swap(adapter, backbone, method, edit)
-    for path in heads:
-        own = backbone.get_submodule(path)._parameters
-        adapter.classes = classes or len(own["weight"])  # type: ignore[arg-type]
-        for name, p in own.items():
-            if p is not None:
-                adapter.thawed.append((path, "head", name, _head(p, name, adapter.classes)))
+    adapter.classes = classes
+    for path, head in heads.items():
+        for inside, source in head.named_modules():
+            where = f"{path}.{inside}" if inside else path
+            for name, p in source._parameters.items():
+                if p is not None:
+                    _train(adapter, source, where, "head", name, nn.Parameter(p.detach().clone()))
     like = next(backbone.parameters())
     adapter.sides = [(method, edit.side(adapter.classes).to(like)) for method, edit in sides]
     return adapter
@@ -235,14 +235,20 @@ def _thaw(adapter: Adapter, backbone: nn.Module, method: str, edit: Thaw, overwr
         if (edit.site.path, name) not in have:
             p = module.get_parameter(name)
             mine = p if overwrites else nn.Parameter(p.detach().clone())
-            adapter.thawed.append((edit.site.path, method, name, mine))
-            if name == "weight" and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                moving = {b: module._buffers.get(b) for b in STATISTICS}
-                adapter.statistics |= {
-                    (edit.site.path, method, b): v if overwrites else v.clone()
-                    for b, v in moving.items()
-                    if v is not None
-                }
+            _train(adapter, module, edit.site.path, method, name, mine)
+
+
+def _train(
+    adapter: Adapter, module: nn.Module, path: str, method: str, name: str, p: nn.Parameter
+) -> None:
+    """Let a parameter train; a BatchNorm's statistics move with its weight."""
+    adapter.thawed.append((path, method, name, p))
+    if name == "weight" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        own = p is module._parameters["weight"]
+        moving = {n: b for n in STATISTICS if (b := module._buffers.get(n)) is not None}
+        adapter.statistics |= {
+            (path, method, n): b if own else b.clone() for n, b in moving.items()
+        }
 
 
 def _swap(adapter: Adapter, backbone: nn.Module, method: str, edit: Swap) -> None:
@@ -254,11 +260,3 @@ def _swap(adapter: Adapter, backbone: nn.Module, method: str, edit: Swap) -> Non
         if value.is_floating_point():
             value.data = value.data.to(dtype)
     adapter.grafts.append((edit.site.path, method, graft))
-
-
-def _head(p: nn.Parameter, name: str, classes: int) -> nn.Parameter:
-    """Copy a classifier's parameter, or make a new one for another number of classes."""
-    if len(p) == classes:
-        return nn.Parameter(p.detach().clone())
-    fresh = torch.zeros(classes, *p.shape[1:], device=p.device, dtype=p.dtype)
-    return nn.Parameter(nn.init.trunc_normal_(fresh, std=0.02) if name == "weight" else fresh)

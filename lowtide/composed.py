@@ -71,17 +71,20 @@ class Composed(nn.Module):
             return ()
         return tuple(self.backbone.get_submodule(path) for path in recomputable(self.backbone))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         """Classify images.
 
         Args:
-            x: `(B, 3, H, W)`, pre-processed as the checkpoint wants.
+            *inputs: `(B, 3, H, W)`, pre-processed as the checkpoint wants. Where nothing runs
+                beside the backbone or is recomputed block by block: whatever the backbone takes.
+            **options: The same by name.
 
         Returns:
-            Logits `(B, K)`.
+            Logits `(B, K)`, or what the backbone gives in their place.
         """
         if not self.sides and not (self.checkpointing and self.blocks):
-            return self.backbone(x)
+            return self.backbone(*inputs, **options)
+        (x,) = (*inputs, *options.values())
         return self._go_on(self.family.stem(self.backbone, x), STEM, {})
 
     def onward(self, given: Mapping[str, Tensor]) -> Tensor:
@@ -108,7 +111,7 @@ class Composed(nn.Module):
             x = self.beside(path, element, states)(x)
         for name, side in self.sides.items():
             x = side.finish(x, states[name])
-        x = model.get_classifier()(self.feature(x))
+        x = model.forward_head(self.family.finish(model, x))
         for name, side in self.sides.items():
             x = side.classify(x, states[name])
         return x

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, ValuesView
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import set_module
 from .errors import LowtideError, Unsupported
 from .families import hollow
 
 Image = tuple[int, int, int]
+Parts = list | tuple | ValuesView
 
 
 @contextlib.contextmanager
-def intact(model: Any) -> Iterator[None]:
-    """Put a backbone back as it was when a method refuses it.
+def intact(model: nn.Module) -> Iterator[None]:
+    """Put a backbone back as it was when anything goes wrong with it.
 
     Args:
         model: The backbone.
@@ -27,27 +28,74 @@ def intact(model: Any) -> Iterator[None]:
         Nothing.
 
     Raises:
-        LowtideError: Passed on, once the backbone is back.
+        BaseException: Whatever went wrong, once the backbone is back.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    own = {path: dict(m._parameters) for path, m in modules.items()}
+    before = [(m, _noted(m)) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    classes = getattr(model, "num_classes", None)
     try:
         yield
-    except LowtideError:
-        for path, module in modules.items():
-            if path:
-                set_module(model, path, module)
-            module._parameters.update(own[path])
+    except BaseException:
+        for module, noted in before:
+            module.__dict__.clear()
+            module.__dict__.update(noted)
         for p, flag in flags:
             p.requires_grad_(flag)
-        if classes is not None:
-            model.num_classes = classes
         raise
 
 
-def answer(model: nn.Module, image: Image) -> Tensor | None:
+def _noted(module: nn.Module) -> dict[str, Any]:
+    """Note a module's attributes, and what it holds as parameters, buffers and modules."""
+    holds = {k: dict(module.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")}
+    return {**module.__dict__, **holds}
+
+
+@contextlib.contextmanager
+def alive(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Blame methods for what a backbone raises with them in place, and did not without.
+
+    Args:
+        model: The backbone.
+        names: The methods.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Unsupported: The backbone fails.
+        LowtideError: Passed on, as what says that memory is short.
+        MemoryError: The same.
+        OutOfMemoryError: The same.
+    """
+    try:
+        yield
+    except (LowtideError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise Unsupported(
+            f"{' + '.join(names)} cannot live on {type(model).__name__}, which fails with it in"
+            f" place: {reason}"
+        ) from e
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Gather what a model answers.
+
+    Args:
+        output: A tensor, or a tuple, list or mapping of such, as deep as may be.
+
+    Returns:
+        Every tensor of real numbers in it.
+    """
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
+        output = vars(output)
+    parts: Any = ValuesView(output) if isinstance(output, Mapping) else output
+    return [t for part in parts for t in tensors(part)] if isinstance(parts, Parts) else []
+
+
+def answer(model: nn.Module, image: Image) -> list[Tensor]:
     """Ask a model about one fixed noise image, in eval mode.
 
     Args:
@@ -55,14 +103,14 @@ def answer(model: nn.Module, image: Image) -> Tensor | None:
         image: Channels, height, width of its input.
 
     Returns:
-        Its output; None on the meta device, where there are no weights to ask.
+        Its outputs; none on the meta device, where there are no weights to ask.
     """
     noise = _noise(model, 1, image)
     if noise.is_meta:
-        return None
+        return []
     training = model.training
     with torch.no_grad():
-        said: Tensor = model.eval()(noise)
+        said = tensors(model.eval()(noise))
     model.train(training)
     return said
 
@@ -79,7 +127,9 @@ def refuse_dead(model: nn.Module, image: Image) -> None:
     """
     shadow = hollow(model)
     with torch.enable_grad():
-        shadow(_noise(shadow, 2, image)).sum().backward()
+        said = [y.sum() for y in tensors(shadow(_noise(shadow, 2, image))) if y.requires_grad]
+        if said:
+            torch.stack(said).sum().backward()
     dead = [n for n, p in shadow.named_parameters() if p.requires_grad and p.grad is None]
     if dead:
         raise Unsupported(
@@ -88,21 +138,21 @@ def refuse_dead(model: nn.Module, image: Image) -> None:
         )
 
 
-def refuse_moved(before: Tensor | None, after: Tensor | None) -> None:
+def refuse_moved(before: list[Tensor], after: list[Tensor]) -> None:
     """Refuse methods that promise to start at the backbone and do not.
 
     Args:
-        before: What the backbone said; None where it cannot be asked.
+        before: What the backbone said; nothing where it cannot be asked.
         after: What the tuned model says; a new classifier's answer has nothing to be held against.
 
     Raises:
         LowtideError: The answers differ by more than rounding.
     """
-    if before is None or after is None or before.shape != after.shape:
-        return
-    error = (after - before).abs().max() / before.abs().max().clamp_min(1e-6)
-    if error > torch.finfo(before.dtype).eps ** 0.5:
-        raise LowtideError(f"the methods promise to start at the backbone; {error:.1e} off")
+    for old, new in zip(before, after, strict=False):
+        if old.shape == new.shape and old.numel():
+            error = (new - old).abs().max() / old.abs().max().clamp_min(1e-6)
+            if error > torch.finfo(old.dtype).eps ** 0.5:
+                raise LowtideError(f"the methods promise to start at the backbone; {error:.1e} off")
 
 
 def _noise(model: nn.Module, batch: int, image: Image) -> Tensor:

@@ -18,12 +18,23 @@ from .checkpoint import describe, read_adapter, write_adapter
 from .composed import Composed
 from .compress import decompress
 from .errors import InputError, UnknownName, Unsupported
-from .families import classifiers, family_of, image_shape, measure, prepare
+from .families import (
+    HeadInit,
+    classifiers,
+    family_of,
+    image_shape,
+    measure,
+    new_classifier,
+    outputs,
+    prepare,
+    reset,
+)
 from .graft import Beside, Method, method_name
-from .guard import answer, intact, refuse_dead, refuse_moved
+from .guard import alive, answer, intact, refuse_dead, refuse_moved
 from .imagewise import declare
 from .narrow import is_narrow, narrow_weights, widen_weights
 from .site import Role, Sites
+from .wrapped import plain, unwrapped
 
 
 class Tuned(Composed):
@@ -74,13 +85,20 @@ class Tuned(Composed):
                 m.eval()
         return self
 
-    def add_adapter(self, name: str, *methods: Method, num_classes: int | None = None) -> None:
+    def add_adapter(
+        self,
+        name: str,
+        *methods: Method,
+        num_classes: int | None = None,
+        head_init: HeadInit = "trunc_normal",
+    ) -> None:
         """Build an adapter without putting it in place.
 
         Args:
             name: Its name.
             *methods: What it trains, innermost first.
             num_classes: Classes of its classifier; by default the backbone's.
+            head_init: How a new classifier starts; see `apply`.
 
         Raises:
             InputError: The name is taken, or frozen weights are narrow already.
@@ -97,9 +115,12 @@ class Tuned(Composed):
         if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
             raise Unsupported(f"{edits[0][0]} runs beside blocks, and this backbone has no table")
         with self.disable_adapter():
-            self.adapters[name] = build(
-                self.backbone, methods, edits, classifiers(self.backbone), num_classes
-            )
+            classes = num_classes or outputs(self.backbone)
+            if classes == outputs(self.backbone):
+                heads = {p: self.backbone.get_submodule(p) for p in classifiers(self.backbone)}
+            else:
+                heads = new_classifier(self.backbone, classes, head_init)
+            self.adapters[name] = build(self.backbone, methods, edits, heads, classes)
 
     def set_adapter(self, name: str) -> None:
         """Put an adapter in place of the active one.
@@ -172,6 +193,7 @@ class Tuned(Composed):
                 kind (whole or complex, where the model's are real); nothing was copied.
         """
         own = self.adapter_state()
+        state = {key if key in own else plain(key): value for key, value in state.items()}
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise InputError(
@@ -220,10 +242,9 @@ class Tuned(Composed):
             folder: Where to; made if missing.
             **record: More to keep in the config (pre-processing, class names, ...); plain JSON.
         """
-        cfg = getattr(self.backbone, "pretrained_cfg", None) or {}
         config = {
             "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
-            "base_model_name_or_path": cfg.get("architecture") or type(self.backbone).__name__,
+            "base_model_name_or_path": _architecture(self.backbone),
             "base_model_sha256": self.base_sha256,
             "methods": [describe(m) for m in self.methods],
             "num_classes": self.num_classes,
@@ -244,13 +265,13 @@ class Tuned(Composed):
         """
         content, state = read_adapter(Path(folder))
         config = AdapterConfig.of(content, folder)
-        _same_base(self, config, folder)
+        _same_base(self.base_sha256, self.backbone, config, folder)
         before = self.active
         self.add_adapter(name, *config.methods, num_classes=config.num_classes)
-        self.set_adapter(name)
         try:
+            self.set_adapter(name)
             self.load_adapter_state(state)
-        except InputError:
+        except BaseException:
             self._take_out()  # nothing was copied yet, so even an overwriting method may leave
             self.set_adapter(before)
             del self.adapters[name]
@@ -276,35 +297,51 @@ declare((__name__,), (Tuned.__name__,))
 
 
 def apply(
-    model: Any, *methods: Method, name: str = "default", num_classes: int | None = None
+    model: Any,
+    *methods: Method,
+    name: str = "default",
+    num_classes: int | None = None,
+    head_init: HeadInit = "trunc_normal",
 ) -> Tuned:
     """Freeze a backbone and put methods in place.
 
     Args:
-        model: The backbone; changed in place.
+        model: The backbone; changed in place. What `torch.compile` or a data-parallel wrapper put
+            around it is left off: wrap the result instead.
         *methods: What trains, innermost first; the classifier always trains.
         name: Name of the adapter.
         num_classes: Classes of the new classifier; by default the backbone's own classifier stays.
+        head_init: How a new classifier starts: `trunc_normal` with weights of deviation 0.02 and
+            biases at zero, as DTL and SSF have it; `zero`, as RLRR and ARC have it, so that the
+            first answer is the same for all classes; `own`, as the backbone's library has it.
 
     Returns:
         The tuned model.
 
     Raises:
         InputError: The backbone has no classifier and `num_classes` is not given.
+        Unsupported: A method cannot live on this backbone. Whatever is raised, the backbone is as
+            it was.
     """
+    if num_classes is not None and num_classes < 1:
+        raise InputError(f"num_classes is at least 1, not {num_classes}")
     with intact(model):
-        if num_classes is not None and getattr(model, "num_classes", num_classes) != num_classes:
-            model.reset_classifier(num_classes)
+        model = unwrapped(model)
+        classes = getattr(model, "num_classes", num_classes)
+        if num_classes not in (None, classes) and hasattr(model, "reset_classifier"):
+            reset(model, num_classes, head_init)
         if not classifiers(model):
             raise InputError("the backbone has no classifier; give num_classes")
         tuned = Tuned(model)
-        tuned.add_adapter(name, *methods, num_classes=num_classes)
+        tuned.add_adapter(name, *methods, num_classes=num_classes, head_init=head_init)
         image = image_shape(model)
         before = answer(tuned, image)
-        tuned.set_adapter(name)
-        refuse_dead(tuned, image)
+        with alive(model, [method_name(type(m)) for m in methods]):
+            tuned.set_adapter(name)
+            refuse_dead(tuned, image)
+            after = answer(tuned, image)
         if all(m.identity for m in methods):
-            refuse_moved(before, answer(tuned, image))
+            refuse_moved(before, after)
     return tuned
 
 
@@ -320,13 +357,16 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
         The tuned model, in eval mode.
 
     Raises:
-        InputError: The files are damaged, or the backbone is not the one recorded.
+        InputError: The files are damaged, or the backbone is not the one recorded. The backbone is
+            as it was.
     """
     content, state = read_adapter(Path(folder))
     config = AdapterConfig.of(content, folder)
-    tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
-    _same_base(tuned, config, folder)
-    tuned.load_adapter_state(state)
+    with intact(model):
+        model = unwrapped(model)
+        _same_base(fingerprint(model), model, config, folder)
+        tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
+        tuned.load_adapter_state(state)
     return tuned.eval()
 
 
@@ -392,15 +432,21 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _same_base(tuned: Tuned, config: AdapterConfig, folder: Path | str) -> None:
-    have = tuned.base_sha256
-    want = config.base_model_sha256
-    if have != want:
-        raise InputError(
-            f"{folder} was trained on {config.base_model_name_or_path} with weights"
-            f" {want[:12]}, and this backbone's weights are {have[:12]}: load the same pre-trained"
-            " checkpoint first"
-        )
+def _same_base(have: str, model: nn.Module, config: AdapterConfig, folder: Path | str) -> None:
+    want, on = config.base_model_sha256, config.base_model_name_or_path
+    if have == want:
+        return
+    if on != (here := _architecture(model)):
+        raise InputError(f"{folder} was trained on {on}, and this backbone is {here}")
+    raise InputError(
+        f"{folder} was trained on {on} with weights {want[:12]}, and this backbone's weights are"
+        f" {have[:12]}: load the same pre-trained checkpoint first"
+    )
+
+
+def _architecture(model: nn.Module) -> str:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return str(cfg.get("architecture") or type(model).__name__)
 
 
 def _alike(own: Tensor, given: Tensor) -> bool:

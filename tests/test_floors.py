@@ -15,7 +15,17 @@ from lowtide.families import FAMILIES
 
 PACKAGE = Path(lowtide.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "site", "paths", "extras", "versions", "values", "yaml_text", "interrupt"),
+    (
+        "errors",
+        "site",
+        "paths",
+        "extras",
+        "wrapped",
+        "versions",
+        "values",
+        "yaml_text",
+        "interrupt",
+    ),
     ("zoo", "memory", "kernels", "work"),
     ("codecs",),
     ("ops",),

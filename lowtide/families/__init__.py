@@ -12,11 +12,15 @@ from torch import nn
 
 from .. import zoo
 from ..imagewise import declare
+from .classifier import HeadInit as HeadInit
+from .classifier import classifiers as classifiers
+from .classifier import new_classifier as new_classifier
+from .classifier import outputs as outputs
+from .classifier import reset as reset
 from .generic import GENERIC as GENERIC
 from .parts import recomputable as recomputable
+from .shadow import hollow as hollow
 from .table import Family as Family
-from .table import classifiers as classifiers
-from .table import hollow as hollow
 from .table import image_shape as image_shape
 from .table import measure as measure
 from .table import prepare as prepare

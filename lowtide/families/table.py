@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..site import Layout, Role, Site, Sites
+from .classifier import classifiers
 from .kinds import channel_axis, is_map
+from .shadow import hollow
 from .spy import spy
 
 Roles = tuple[tuple[str, Role], ...]
@@ -113,23 +114,6 @@ def prepare(model: nn.Module) -> None:
             module.qkv_bias_separate = True  # type: ignore[assignment]
 
 
-def hollow(model: nn.Module) -> nn.Module:
-    """Copy a model's structure to the meta device without copying a weight.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        A deep copy whose parameters and buffers have shapes only.
-    """
-    memo: dict[int, object] = {}
-    for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-    for b in model.buffers():
-        memo[id(b)] = torch.empty_like(b, device="meta")
-    return copy.deepcopy(model, memo)
-
-
 def image_shape(model: nn.Module) -> tuple[int, int, int]:
     """Find the input a backbone was built for.
 
@@ -148,25 +132,6 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     return (getattr(model, "in_chans", None) or shape[0], *shape[1:])
 
 
-def classifiers(model: nn.Module) -> tuple[str, ...]:
-    """Find the classifier: timm says where it is; elsewhere it is the last Linear defined.
-
-    Args:
-        model: The backbone.
-
-    Returns:
-        Paths of the classifier's modules (two for a distilled model, none for a headless one).
-    """
-    if hasattr(model, "get_classifier"):
-        found = model.get_classifier()  # type: ignore[operator]
-        heads = found if isinstance(found, tuple | list) else (found,)
-        wanted = {id(m) for m in heads if not isinstance(m, nn.Identity)}
-    else:
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        wanted = {id(linears[-1])} if linears else set()
-    return tuple(p for p, m in model.named_modules() if id(m) in wanted)
-
-
 def measure(model: nn.Module, family: Family) -> Sites:
     """Find every site by table and measure it with one forward on the meta device.
 
@@ -180,8 +145,11 @@ def measure(model: nn.Module, family: Family) -> Sites:
     Raises:
         InputError: The backbone cannot run on the image it says it wants.
     """
-    roles = {p: r for p, m in model.named_modules() if (r := family.role(p, m)) is not None}
-    roles |= dict.fromkeys(classifiers(model), Role.HEAD)
+    heads = classifiers(model)
+    inside = tuple(f"{path}." for path in heads)  # all of it trains, whatever the method
+    found = [(p, m) for p, m in model.named_modules() if not p.startswith(inside)]
+    roles = {p: r for p, m in found if (r := family.role(p, m)) is not None}
+    roles |= dict.fromkeys(heads, Role.HEAD)
     shadow = hollow(model).eval()
     read = spy(shadow, [p for p, r in roles.items() if r in ANYWHERE])
     seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -196,8 +164,9 @@ def measure(model: nn.Module, family: Family) -> Sites:
     try:
         with torch.no_grad():
             shadow(torch.empty(1, *image, device="meta", dtype=_dtype(model)))
-    except (AssertionError, RuntimeError) as e:
-        raise InputError(f"{type(model).__name__} does not run on a {image} image: {e}") from e
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise InputError(f"{type(model).__name__} does not run on a {image} image: {reason}") from e
     for path in [p for p, r in roles.items() if r in ANYWHERE and (p in read or p not in seen)]:
         roles[path] = Role.OTHER
     blocks = [p for p, r in roles.items() if r is Role.BLOCK]

@@ -1,0 +1,174 @@
+"""Where a backbone's classifier is, whatever it is made of, and how it is made anew."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, UnknownName
+from .shadow import hollow
+
+HeadInit = Literal["trunc_normal", "zero", "own"]
+"""How a new classifier starts: weights truncated-normal with deviation 0.02 and biases at zero; the
+map that gives the logits at zero; or as the backbone's library starts it."""
+SPREAD = 0.02
+
+
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Find the classifier: what timm makes anew for another number of classes.
+
+    That may be more than `get_classifier` tells: a norm in front of the linear map, or several
+    classifiers whose answers are averaged. Elsewhere it is the last Linear defined.
+
+    Args:
+        model: The backbone.
+
+    Returns:
+        Paths of the classifier's modules; none for a headless backbone.
+    """
+    if not hasattr(model, "get_classifier"):
+        linears = [p for p, m in model.named_modules() if isinstance(m, nn.Linear)]
+        return tuple(linears[-1:])
+    found = model.get_classifier()  # type: ignore[operator]
+    heads = found if isinstance(found, tuple | list) else (found,)
+    told = tuple(p for p, m in model.named_modules() if any(m is head for head in heads))
+    paths = (_renewed(model) or told) if hasattr(model, "reset_classifier") else told
+    return tuple(c for path in paths for c in _called(model, path))
+
+
+def outputs(model: nn.Module) -> int:
+    """Count the classes of a backbone's classifier.
+
+    Args:
+        model: The backbone; has a classifier.
+
+    Returns:
+        How many logits it gives.
+
+    Raises:
+        InputError: Its classifier holds no linear map and no convolution.
+    """
+    for path in classifiers(model):
+        if maps := _maps(model.get_submodule(path)):
+            return len(maps[-1].weight)
+    raise InputError(f"the classifier of {type(model).__name__} gives logits by no known map")
+
+
+def new_classifier(model: nn.Module, classes: int, init: HeadInit) -> dict[str, nn.Module]:
+    """Make a classifier for another number of classes; the backbone keeps its own.
+
+    Args:
+        model: The backbone.
+        classes: How many classes.
+        init: How it starts.
+
+    Returns:
+        Its modules by path.
+
+    Raises:
+        InputError: Nothing tells how such a classifier is made.
+    """
+    like = next(model.parameters())
+    if hasattr(model, "reset_classifier"):
+        shadow = hollow(model)
+        _renew(shadow, classes)
+        made = {path: shadow.get_submodule(path) for path in classifiers(shadow)}
+    else:
+        made = {p: _widened(model.get_submodule(p), classes) for p in classifiers(model)}
+    for module in made.values():
+        module.to_empty(device=like.device).to(like.dtype)
+        for m in module.modules():
+            if hasattr(m, "reset_parameters"):
+                m.reset_parameters()  # type: ignore[operator]
+        start(module, init)
+    return made
+
+
+def reset(model: Any, classes: int, init: HeadInit) -> None:
+    """Give a backbone a new classifier.
+
+    Args:
+        model: The backbone; changed in place.
+        classes: How many classes.
+        init: How it starts.
+    """
+    like = next(model.parameters())
+    _renew(model, classes)
+    for path in classifiers(model):
+        start(model.get_submodule(path).to(like.device, like.dtype), init)
+
+
+def start(module: nn.Module, init: HeadInit) -> None:
+    """Draw a new classifier's parameters.
+
+    Args:
+        module: One of its modules; changed in place.
+        init: How it starts.
+
+    Raises:
+        UnknownName: There is no such start.
+    """
+    if init not in get_args(HeadInit):
+        raise UnknownName("head_init", init, get_args(HeadInit))
+    maps = _maps(module)
+    for m in maps if init == "trunc_normal" else ():
+        nn.init.trunc_normal_(m.weight, std=SPREAD)
+        _zero(m.bias)
+    for m in maps[-1:] if init == "zero" else ():
+        _zero(m.weight)
+        _zero(m.bias)
+
+
+def _renew(model: Any, classes: int) -> None:
+    """Call timm's; a distilled classifier stays one, as plain timm builds it."""
+    choice = "distillation" in inspect.signature(model.reset_classifier).parameters
+    distilled = choice and any(getattr(m, "distillation", False) for m in model.modules())
+    model.reset_classifier(classes, **({"distillation": True} if distilled else {}))
+
+
+def _renewed(model: Any) -> tuple[str, ...]:
+    """Find what `reset_classifier` replaces, outermost paths only."""
+    shadow: Any = hollow(model)
+    before = dict(shadow.named_modules(remove_duplicate=False))
+    try:
+        with torch.device("meta"):
+            _renew(shadow, (getattr(shadow, "num_classes", 0) or 0) + 1)
+    except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError):
+        return ()
+    new = [p for p, m in shadow.named_modules() if before.get(p) is not m and _holds(model, p)]
+    return tuple(p for p in new if not any(p.startswith(f"{other}.") for other in new))
+
+
+def _holds(model: nn.Module, path: str) -> bool:
+    """Whether the model has parameters at a path."""
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    return module is not None and next(module.parameters(), None) is not None
+
+
+def _called(model: nn.Module, path: str) -> tuple[str, ...]:
+    """Name what is called: a list of modules is not, its members are."""
+    module = model.get_submodule(path)
+    if isinstance(module, nn.ModuleList):
+        return tuple(c for name in module._modules for c in _called(model, f"{path}.{name}"))
+    return (path,) if next(module.parameters(), None) is not None else ()
+
+
+def _widened(module: nn.Module, classes: int) -> nn.Module:
+    if type(module) is not nn.Linear:
+        raise InputError(
+            f"a classifier for {classes} classes cannot be made in place of a"
+            f" {type(module).__name__}; give the backbone one"
+        )
+    return nn.Linear(module.in_features, classes, module.bias is not None, device="meta")
+
+
+def _maps(module: nn.Module) -> list[Any]:
+    return [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+def _zero(p: Tensor | None) -> None:
+    if p is not None:
+        nn.init.zeros_(p)
