@@ -229,6 +229,27 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise InputError(f"{path} is damaged: {e}") from e
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a safetensors file from its header.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Shapes by name.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        with safe_open(path, "pt") as f:
+            return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}
+    except SafetensorError as e:
+        raise InputError(f"{path} is damaged: {e}") from e
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a crash leaves the old one or the new one.
 

@@ -11,14 +11,17 @@ import torch
 from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor, nn
 
+from .adapter_config import AdapterConfig
 from .backbone import create
-from .checkpoint import read_config
-from .data import Preprocessing, Sample, Transform, UnreadableImage, loader, read
+from .checkpoint import CONFIG, WEIGHTS, read_config, read_shapes
+from .data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader, read
 from .data.corruptions import corruption_error, severities_in
 from .data.images import look
 from .errors import InputError, LowtideError, UnknownName
 from .owner import refuse_unfinished
+from .plan import shadow
 from .tune import Tuned, load
+from .values import read as read_value
 
 OVER = ("all", "present")
 
@@ -57,17 +60,25 @@ def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "aut
         InputError: The folder holds no finished run.
     """
     refuse_unfinished(folder)
-    config = read_config(folder)
-    try:
-        base, classes = config["backbone"], tuple(config["classes"])
-        preprocessing = Preprocessing.from_dict(config["preprocessing"])
-        transform = preprocessing.transform(train=False, augment=config["augment"])
-        seed, options = _origin(base, checkpoint)
-    except (KeyError, TypeError) as e:
-        raise InputError(f"{folder} was not left by lowtide train: its config lacks {e}") from e
+    config = AdapterConfig.of(read_config(folder), folder)
+    if config.preprocessing is None or config.augment is None or config.classes is None:
+        raise InputError(_foreign(folder))
+    preprocessing = Preprocessing.from_dict(config.preprocessing)
+    transform = preprocessing.transform(
+        train=False, augment=read_value("augment", Augment, config.augment)
+    )
+    seed, options = _origin(config, folder, checkpoint)
+    _refuse_misfit(config, options, folder)
     tuned = load(_make(seed, options), folder)
+    fits = Preprocessing.of(tuned.backbone)
+    if (preprocessing.size, preprocessing.channels) != (fits.size, fits.channels):
+        raise InputError(
+            f"{folder / CONFIG} is damaged: pre-processing makes {preprocessing.size} with"
+            f" {preprocessing.channels} channels and the model takes {fits.size} with"
+            f" {fits.channels}"
+        )
     wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-    return Trained(tuned.to(wanted), preprocessing, transform, classes, options["name"])
+    return Trained(tuned.to(wanted), preprocessing, transform, config.classes, options["name"])
 
 
 def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
@@ -80,14 +91,41 @@ def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
     Returns:
         The backbone as pre-trained, with its own classifier.
     """
-    return _make(*_origin(read_config(folder)["backbone"], checkpoint))
+    return _make(*_origin(AdapterConfig.of(read_config(folder), folder), folder, checkpoint))
 
 
-def _origin(base: Mapping[str, Any], checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
+def _foreign(folder: Path) -> str:
+    return (
+        f"{folder} was not left by lowtide train: its {CONFIG} names no backbone, classes or"
+        " pre-processing; load it in Python with lowtide.load"
+    )
+
+
+def _origin(
+    config: AdapterConfig, folder: Path, checkpoint: Path | None
+) -> tuple[int, dict[str, Any]]:
     """Read the seed of a run's backbone, and what `create` is given."""
-    weights = checkpoint or (Path(base["checkpoint"]) if base["checkpoint"] else None)
-    options = {k: base[k] for k in ("name", "pretrained", "image_size")}
-    return int(base["seed"]), {**options, "checkpoint": weights}
+    base = config.backbone
+    if base is None:
+        raise InputError(_foreign(folder))
+    weights = checkpoint or (Path(base.checkpoint) if base.checkpoint else None)
+    options = {"name": base.name, "pretrained": base.pretrained, "image_size": base.image_size}
+    return base.seed, {**options, "checkpoint": weights}
+
+
+def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Path) -> None:
+    """Hold the file's shapes against those of the model, before the model takes any memory."""
+    shapes = read_shapes(folder / WEIGHTS)
+    try:
+        tuned = shadow(
+            options["name"],
+            *config.methods,
+            num_classes=config.num_classes,
+            image_size=options["image_size"],
+        )
+    except (NotImplementedError, RuntimeError):  # it cannot be made without weights
+        return
+    tuned.load_adapter_state({k: torch.empty(v, device="meta") for k, v in shapes.items()})
 
 
 def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:

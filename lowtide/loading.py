@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from .merged import open_merged
 from .paths import located
 from .progress import note
 from .split import SPLIT, SPLITS, Split, samples_of
+from .summary import read_summary
 from .train import CONFIG, SUMMARY
 from .values import Count
 
@@ -134,11 +134,7 @@ def _selected(
 
 def _refuse_changed(folder: Path, dataset: Dataset, which: str) -> None:
     """Refuse to split changed data anew where the run has written down no split."""
-    summary = folder / SUMMARY
-    try:
-        known = json.loads(summary.read_text(encoding="utf-8"))["data"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{summary} is damaged or missing: it does not say what was split") from e
+    known = read_summary(folder / SUMMARY)["data"]["fingerprint"]
     if known != dataset.fingerprint and which != "all":
         raise InputError(
             f"the data of {folder} have changed since, and that run wrote down no {SPLIT}: which"

@@ -125,7 +125,7 @@ def parse_bytes(text: str) -> int:
         number = float(found[1]) if found else 0.0
     except ValueError:
         number = 0.0
-    if found is None or not number > 0 or (found[3] and not found[2]):
+    if found is None or not 0 < number < 2**60 or (found[3] and not found[2]):
         raise InputError(f"{text!r} is no size in bytes: write 640MiB, 1GiB, 1.5GB or 2e9")
     return int(number * (1024 if found[3] else 1000) ** UNITS[found[2].upper()])
 

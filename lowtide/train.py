@@ -28,12 +28,12 @@ from .memory import Meter
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
-from .paths import read_json
 from .progress import Progress, note
 from .run import DECIDED, Run, prepare
 from .schedule import make_schedule
 from .split import Split
 from .step import couples, make_optimizer, micro_batches, training_step
+from .summary import read_summary
 
 METERED_STEPS = 2
 
@@ -67,7 +67,7 @@ def train(
         if continues:
             config = _continued(config, folder)
             if (folder / SUMMARY).exists():
-                summary = _summary(folder)
+                summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
         return _run(config, folder, continues)
@@ -127,16 +127,6 @@ def _continued(config: RunConfig, folder: Path) -> RunConfig:
             f" goes on as it began; --output FOLDER begins another"
         )
     return config
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """Read what a finished run says of itself."""
-    summary = read_json(folder / SUMMARY)
-    needed = {"config", "planned", "measured_peak_bytes", "trainable_parameters"}
-    needed |= {"total_parameters", "val_accuracy", "test_accuracy"}
-    if not (isinstance(summary, dict) and needed <= summary.keys()):
-        raise InputError(f"{folder / SUMMARY} is damaged: it is no summary of a run")
-    return summary
 
 
 def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:

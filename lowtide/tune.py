@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, build, set_module
-from .checkpoint import construct, describe, read_adapter, write_adapter
+from .adapter_config import AdapterConfig
+from .checkpoint import describe, read_adapter, write_adapter
 from .composed import Composed
 from .compress import decompress
 from .errors import InputError, UnknownName, Unsupported
@@ -241,11 +242,11 @@ class Tuned(Composed):
         Raises:
             InputError: The files are damaged, or the backbone is not the one recorded.
         """
-        config, state = read_adapter(Path(folder))
+        content, state = read_adapter(Path(folder))
+        config = AdapterConfig.of(content, folder)
         _same_base(self, config, folder)
         before = self.active
-        methods = [construct(m) for m in config["methods"]]
-        self.add_adapter(name, *methods, num_classes=config["num_classes"])
+        self.add_adapter(name, *config.methods, num_classes=config.num_classes)
         self.set_adapter(name)
         try:
             self.load_adapter_state(state)
@@ -321,9 +322,9 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
     Raises:
         InputError: The files are damaged, or the backbone is not the one recorded.
     """
-    config, state = read_adapter(Path(folder))
-    methods = [construct(m) for m in config["methods"]]
-    tuned = apply(model, *methods, name=name, num_classes=config["num_classes"])
+    content, state = read_adapter(Path(folder))
+    config = AdapterConfig.of(content, folder)
+    tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
     _same_base(tuned, config, folder)
     tuned.load_adapter_state(state)
     return tuned.eval()
@@ -391,12 +392,12 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _same_base(tuned: Tuned, config: dict[str, Any], folder: Path | str) -> None:
+def _same_base(tuned: Tuned, config: AdapterConfig, folder: Path | str) -> None:
     have = tuned.base_sha256
-    want = config["base_model_sha256"]
+    want = config.base_model_sha256
     if have != want:
         raise InputError(
-            f"{folder} was trained on {config['base_model_name_or_path']} with weights"
+            f"{folder} was trained on {config.base_model_name_or_path} with weights"
             f" {want[:12]}, and this backbone's weights are {have[:12]}: load the same pre-trained"
             " checkpoint first"
         )

@@ -12,10 +12,11 @@ from typing import Any
 
 from ..checkpoint import write_text
 from ..config import RunConfig, read_yaml, write_yaml
+from ..data.hub import is_hub
 from ..errors import InputError, UnknownName, printable
 from ..extras import extra
 from ..owner import Busy
-from ..paths import located
+from ..paths import located, refuse_unwritable
 from ..run import DECIDED
 from ..train import CONFIG, SUMMARY, train
 from .results import FAILED, chosen_tests, summary_of
@@ -55,7 +56,9 @@ def run_suite(
     for row in suite.rows():
         row.config.refuse_crowd()
         for path in filter(None, (row.config.data, row.config.checkpoint)):
-            located(path)
+            if not is_hub(path) and not located(path).exists():
+                raise InputError(f"{row.folder}: {path} does not exist")
+    refuse_unwritable(output, folder=True)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / SUITE, suite.source)
     launch = LAUNCHERS[launcher]

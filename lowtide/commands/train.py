@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from ..arguments import Parser, run_config, value_of
 from ..errors import InputError
+from ..paths import refuse_unwritable
 from ..train import CONFIG
 from ..train import train as fit
 from .console import OUT
@@ -42,6 +43,7 @@ def train(args: Sequence[str]) -> None:
     config, own = run_config(parser, args)
     config.refuse_crowd()
     folder = Path(resumed or own["output"] or _free(config.data, config.method))
+    refuse_unwritable(folder, folder=True)
     summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
     state = PartialState()
     if state.is_main_process:
