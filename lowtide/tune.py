@@ -294,7 +294,10 @@ def apply(
     """
     with intact(model):
         if num_classes is not None and getattr(model, "num_classes", num_classes) != num_classes:
+            like = next(model.parameters())
             model.reset_classifier(num_classes)
+            for path in classifiers(model):  # older versions of timm make it in float32 on the CPU
+                model.get_submodule(path).to(like.device, like.dtype)
         if not classifiers(model):
             raise InputError("the backbone has no classifier; give num_classes")
         tuned = Tuned(model)
