@@ -3,14 +3,26 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check docs clean
+OLDEST ?= .venv-oldest
+OLDEST_PYTHON ?= python3.11
+OLDEST_TESTS ?= tests
+
+.PHONY: demo test test-all test-oldest check docs clean
 
 # Fine-tune the bundled backbone on scikit-learn's digits with six methods, and print one table.
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
+# The short suite: every law, method and family, but not every pair, and not the slowest tests.
 test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The short suite with the versions of tests/oldest.txt.
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -m "not slow" $(OLDEST_TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check lowtide tests scripts benchmarks
@@ -25,5 +37,11 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(OLDEST)/.installed: pyproject.toml tests/oldest.txt
+	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --requirement tests/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLDEST) runs

@@ -80,8 +80,9 @@ def parallel(module: Any, out: int, groups: int, bias: bool) -> nn.Conv2d:
         A convolution of the same kind, kernel, stride, padding and dilation.
     """
     geometry = (module.kernel_size, module.stride, module.padding, module.dilation, groups)
-    like: Any = {"device": module.weight.device, "dtype": module.weight.dtype}
-    conv: nn.Conv2d = type(module)(module.in_channels, out, *geometry, bias=bias, **like)
+    with module.weight.device:
+        conv: nn.Conv2d = type(module)(module.in_channels, out, *geometry, bias=bias)
+    conv.to(module.weight.dtype)
     conv.padding_mode = module.padding_mode
     return conv
 

@@ -17,6 +17,7 @@ from .errors import InputError, UnknownName
 from .evaluate import Trained
 from .methods import METHODS
 from .tune import apply
+from .versions import on_meta
 
 HEADER = "lowtide"
 
@@ -127,7 +128,7 @@ def _size_option(
 
 
 def _hollow(name: str, options: Mapping[str, Any]) -> nn.Module:
-    with torch.device("meta"):
+    with on_meta():
         return timm.create_model(name, **options)
 
 

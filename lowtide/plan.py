@@ -26,6 +26,7 @@ from .narrow import FrozenDtype
 from .policy import Policy
 from .step import Amp, couples, make_optimizer, micro_batches, training_step
 from .tune import Tuned, apply, narrow
+from .versions import on_meta
 from .work import Work, WorkMeter
 
 MICRO_STATISTICS = (
@@ -126,7 +127,7 @@ def shadow(
     Returns:
         The tuned model, on the meta device.
     """
-    with torch.device("meta"):
+    with on_meta():
         if isinstance(model, str):
             backbone = create(model, pretrained=False, image_size=image_size)
         else:

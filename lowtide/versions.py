@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 def classes(module: str, *names: str) -> tuple[type[nn.Module], ...]:
@@ -22,3 +27,26 @@ def classes(module: str, *names: str) -> tuple[type[nn.Module], ...]:
     except ModuleNotFoundError:
         return ()
     return tuple(getattr(found, name) for name in names if hasattr(found, name))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Make models without their numbers: whatever is created inside has shapes and no memory.
+
+    But `linspace`, which older versions of timm read its drop-path rates from as numbers.
+
+    Yields:
+        Nothing.
+    """
+    with torch.device("meta"), _Counted():
+        yield
+
+
+class _Counted(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is torch.linspace:
+            given = {"device": "cpu", **given}
+        return func(*args, **given)

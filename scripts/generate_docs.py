@@ -26,6 +26,8 @@ from lowtide.tune import apply, merge
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from nets import TABLES, images, tiny
 
+from lowtide.versions import on_meta
+
 BACKBONES = {
     "ViT-B/16": "vit_base_patch16_224",
     "Swin-B": "swin_base_patch4_window7_224",
@@ -69,7 +71,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def count(backbone: str, method: type[Method]) -> str:
     """Trained parameters, the classifier of the backbone's own features left out."""
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model(backbone, num_classes=CLASSES)
         head = sum(p.numel() for p in model.get_classifier().parameters())
         try:

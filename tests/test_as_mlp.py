@@ -17,6 +17,7 @@ from lowtide.methods.linear import Linear
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
 from lowtide.site import Layout, Role
+from lowtide.versions import on_meta
 from lowtide.zoo.as_mlp import AsMlp, AxialShift, AxialShiftedBlock, PatchMerging, axial_shift
 
 
@@ -30,7 +31,7 @@ def small(**options: object) -> AsMlp:
 )
 def test_the_paper_s_sizes(size: str, million: int, giga: float) -> None:
     """Multiplications of the convolutions alone; the paper counts norms and sums as well."""
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model(f"as_mlp_{size}")
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, 224, 224))
@@ -212,7 +213,7 @@ HEAD = 102_500
 )
 def test_counts_on_as_mlp_b(method, count: int, printed: str | None) -> None:
     """Millions with the head of 100 classes, cut to two digits as SSF's table 5 prints them."""
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model("as_mlp_base", num_classes=100)
         trained = lowtide.tune.apply(model, method).trainable_counts()[0]
     assert trained == count + HEAD

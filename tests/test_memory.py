@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from lowtide.memory import PARTS, Footprint, Meter, footprint
+from lowtide.versions import on_meta
 
 TINY: dict[str, dict[str, object]] = {
     "test_vit": {"img_size": 64},
@@ -53,7 +54,7 @@ def make(name: str) -> nn.Module:
 
 
 def planned(name: str, trained: str, **adamw: bool) -> Footprint:
-    with torch.device("meta"):
+    with on_meta():
         model = make(name)
     with FakeTensorMode():
         model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))

@@ -20,6 +20,7 @@ from lowtide.families import FAMILIES
 from lowtide.presets import SUITES, preset, presets, recipes
 from lowtide.train import CONFIG
 from lowtide.tune import apply
+from lowtide.versions import on_meta
 
 PRESETS = presets()
 
@@ -176,7 +177,7 @@ def test_on_the_recipes_own_backbone_the_published_count_trains(name, count):
     _, options = preset(name)
     if options["method"]["name"] not in METHODS:
         pytest.skip(f"the method {options['method']['name']} is not there yet")
-    with torch.device("meta"):
+    with on_meta():
         backbone = timm.create_model(options["model"], num_classes=100)
         head = sum(p.numel() for p in backbone.get_classifier().parameters())
         tuned = apply(backbone, RunConfig.from_dict({**options, "data": "d"}).method)

@@ -6,12 +6,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-import torch
 from rich.table import Table
 
 from ..arguments import Parser
 from ..backbone import create
 from ..families import family_of, measure, prepare
+from ..versions import on_meta
 from .console import OUT
 
 SUMMARY = "List the sites of a backbone: where methods can act."
@@ -27,7 +27,7 @@ def info(args: Sequence[str]) -> None:
     parser.add_argument("model", type=str, help="timm's name of the backbone.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object per site.")
     given = parser.read(args)
-    with torch.device("meta"):
+    with on_meta():
         model = create(given["model"], pretrained=False)
     family = family_of(model)
     prepare(model)

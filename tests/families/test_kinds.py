@@ -16,6 +16,7 @@ from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
 from lowtide.site import Layout, Role
 from lowtide.tune import apply
+from lowtide.versions import on_meta
 
 NAMES = ("efficientnet_b0", "regnety_002", "mobilenetv3_small_100", "densenet121")
 NAMES += ("mobilenetv2_100", "mobilenetv4_conv_small", "resnetv2_50x1_bit", "xcit_nano_12_p16_224")
@@ -23,7 +24,7 @@ NAMES += ("mobilenetv2_100", "mobilenetv4_conv_small", "resnetv2_50x1_bit", "xci
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ssf_finds_every_norm(name: str) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model(name, num_classes=FEW)
         norms = {p for p, m in model.named_modules() if is_norm(m)}
         assert len(norms) > 20

@@ -21,6 +21,7 @@ from lowtide.methods.lora import LoRA
 from lowtide.methods.s2a import S2A
 from lowtide.methods.ssf import SSF
 from lowtide.site import Role, Sites
+from lowtide.versions import on_meta
 
 C, N = 32, 16
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
@@ -97,7 +98,7 @@ def test_facts_of_channel_maps_and_of_token_maps(kind: str) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_sites_cover_real_architectures(name: str) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model(name, num_classes=FEW)
     found = sites(model)
     names = {n for n, _ in model.named_parameters()}
@@ -106,7 +107,7 @@ def test_sites_cover_real_architectures(name: str) -> None:
     assert {type(model.get_submodule(s.path)) for s in loose} <= {Affine}
     assert bool(loose) == name.startswith("resmlp")
     for method in (Bias(), LoRA(), SSF(), S2A()):
-        with torch.device("meta"):
+        with on_meta():
             lowtide.tune.apply(timm.create_model(name, num_classes=FEW), method)
 
 
@@ -177,7 +178,7 @@ def test_a_shift_per_position_is_seen_only_where_no_norm_removes_it(kind: str, s
 
 def test_counts_of_biases_and_scales() -> None:
     """Mixer-B/16, 12 blocks of C = 768, N = 196, hidden 384 and 3072: written out by hand."""
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model("mixer_b16_224", num_classes=FEW)
         head = 769 * FEW
         bias = lowtide.tune.apply(model, Bias()).trainable_counts()[0] - head

@@ -18,6 +18,7 @@ from lowtide.methods.full import Full
 from lowtide.methods.lora import LoRA
 from lowtide.site import Role
 from lowtide.tune import Tuned, apply, merge
+from lowtide.versions import on_meta
 
 C = 16
 
@@ -122,7 +123,7 @@ def test_a_merged_backbone_is_plain() -> None:
 
 @pytest.mark.parametrize("name", ["regnety_002", "crossvit_9_240", "densenet121", "mixnet_s"])
 def test_real_backbones_keep_less(name: str) -> None:
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model(name, num_classes=FEW)
     parts = recomputable(model)
     assert len(parts) > 3

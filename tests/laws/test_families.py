@@ -21,6 +21,7 @@ from lowtide.methods.lora import LoRA
 from lowtide.methods.s2a import S2A
 from lowtide.methods.ssf import SSF
 from lowtide.site import Layout, Role
+from lowtide.versions import on_meta
 
 ARCHITECTURES = {
     "vit_tiny_patch16_224": {},
@@ -100,7 +101,7 @@ def fits(method: str, model: nn.Module) -> bool:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_sites_cover_real_architectures(name: str) -> None:
     """On the meta device: no weight is drawn, and every method is measured and guarded."""
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model(name, num_classes=FEW)
     sites = measure(model, family_of(model))
     assert {f"{s.path}.{p}".lstrip(".") for s in sites for p in s.params} == {
@@ -119,7 +120,7 @@ def test_sites_cover_real_architectures(name: str) -> None:
     for method in METHODS.keys() - {"full", "linear"}:  # these cannot fail to fit
         if not fits(method, tiny(family_of(model).name)):
             continue
-        with torch.device("meta"):
+        with on_meta():
             model = timm.create_model(name, num_classes=FEW)
         lowtide.tune.apply(model, METHODS[method]())
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import timm
-import torch
 
 import lowtide.tune
+from lowtide import versions
 from lowtide.graft import Method
 from lowtide.tune import Tuned
 
@@ -19,7 +19,7 @@ NAMES = {
 
 
 def on_meta(backbone: str, *methods: Method) -> Tuned:
-    with torch.device("meta"):
+    with versions.on_meta():
         model = timm.create_model(NAMES.get(backbone, backbone), num_classes=CLASSES)
         return lowtide.tune.apply(model, *methods)
 
