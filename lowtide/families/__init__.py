@@ -14,6 +14,7 @@ from .. import zoo
 from ..imagewise import declare
 from .generic import GENERIC as GENERIC
 from .parts import recomputable as recomputable
+from .table import Context as Context
 from .table import Family as Family
 from .table import classifiers as classifiers
 from .table import hollow as hollow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..site import Layout, Role, Site, Sites
-from .kinds import channel_axis, is_map
+from .kinds import channel_axis, is_map, is_norm
 from .spy import spy
 
 Roles = tuple[tuple[str, Role], ...]
-Extend = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+Extend = Callable[..., tuple[Tensor, Tensor]]
+Context = Mapping[str, Mapping[str, Any]]
+"""By path of an element of the chain: what it takes beside the feature map, by name."""
 ANYWHERE = {Role.LINEAR, Role.CONV, Role.NORM}
 """Roles that say what a module is and not where it stands: those it has only if it is called."""
 AFFINE = {Role.STEM, Role.DOWN, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.CONV}
@@ -40,8 +42,10 @@ class Family:
         finish: Last block's output to the final feature map.
         tiny: Builds a small, fast member for the tests, random weights.
         extend: Runs an element of the chain with extra tokens (B, n, C) that its own can attend to,
-            and gives both; None where the number of tokens is fixed.
+            and gives both; None where the number of tokens is fixed. Takes the context as well.
         last: Path of the module that gives the final feature map, a site even if it is an Identity.
+        context: What elements of the chain take beside the feature map, such as rotary positions,
+            for images of a height and width; computed once per forward.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Family:
     tiny: Callable[[], nn.Module]
     extend: Extend | None = None
     last: str = ""
+    context: Callable[[Any, tuple[int, int]], Context] = lambda model, size: {}
 
     def role(self, path: str, module: nn.Module) -> Role | None:
         """Look a module up in the table.
@@ -74,7 +79,7 @@ class Family:
 
     def _fits(self, role: Role, path: str, module: nn.Module) -> bool:
         if role is Role.NORM:
-            return bool(module._parameters) or path == self.last
+            return (is_norm(module) and bool(module._parameters)) or path == self.last
         return role not in AFFINE or is_map(module)
 
 
@@ -202,6 +207,9 @@ def measure(model: nn.Module, family: Family) -> Sites:
         roles[path] = Role.OTHER
     blocks = [p for p, r in roles.items() if r is Role.BLOCK]
     modules = dict(model.named_modules())
+    for path in [p for p, r in roles.items() if r is Role.QKV]:
+        if getattr(modules[path.rpartition(".")[0]], "head_first", False):
+            roles[path] = Role.LINEAR  # queries, keys and values of each head, not of all
     prefix = getattr(model, "num_prefix_tokens", 0)
     return Sites(
         Site(

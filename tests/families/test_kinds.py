@@ -1,4 +1,4 @@
-"""Roles by what a module does: variants of norms and maps count, what is read from outside does not."""
+"""Roles by what a module does, variants included; what is read from outside has none."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_maps_of_every_kind(module: nn.Module) -> None:
 
 
 class Reads(nn.Module):
-    """Attention that takes its last map's weight, and a map whose weight is asked for its device."""
+    """Attention takes its last map's weight, and one map's weight is asked for its device."""
 
     def __init__(self) -> None:
         super().__init__()
