@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import DropPath
+from timm.layers import DropPath, PatchEmbed
 from torch import nn
 
 from . import zoo as zoo
@@ -102,6 +102,7 @@ def _load(model: nn.Module, name: str, path: Path) -> None:
 
 def _resize(model: nn.Module, name: str, size: int) -> None:
     """Give the backbone another input size where it can take one."""
+    _refuse_cut_patches(model, name, size)
     before = image_shape(model)
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
     try:
@@ -116,3 +117,16 @@ def _resize(model: nn.Module, name: str, size: int) -> None:
         raise InputError(
             f"{name} takes {before[1]} x {before[2]} images and cannot be given {size}"
         ) from e
+
+
+def _refuse_cut_patches(model: nn.Module, name: str, size: int) -> None:
+    """Refuse a size whose last rows and columns no patch would cover."""
+    for embed in (m for m in model.modules() if isinstance(m, PatchEmbed)):
+        for patch in embed.patch_size:
+            if size % patch and not embed.dynamic_img_pad:
+                low = size - size % patch
+                near = f"{low} or {low + patch}" if low else f"{patch}"
+                raise InputError(
+                    f"{name} cuts images into patches of {patch} pixels, and {size} is no multiple"
+                    f" of that: give {near}"
+                )

@@ -6,6 +6,7 @@ Both formats are data; reading a file never imports or runs anything it names.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +26,7 @@ from .paths import read_json
 from .values import read_fields
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-LIBRARY = "lowtide"
+LIBRARY, CONTENT = "lowtide", "content_sha256"
 
 
 def write_adapter(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -36,7 +38,8 @@ def write_adapter(folder: Path, config: Mapping[str, Any], state: Mapping[str, T
         state: Everything that trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"library": LIBRARY, **config}, indent=2, sort_keys=True)
+    whole = {"library": LIBRARY, CONTENT: content_hash(state), **config}
+    text = json.dumps(whole, indent=2, sort_keys=True)
     write_tensors(folder / WEIGHTS, state)
     write_text(folder / CONFIG, text + "\n")
 
@@ -49,8 +52,58 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Returns:
         Config and state.
+
+    Raises:
+        InputError: A file is missing or damaged, or the two do not belong together.
     """
-    return read_config(folder), read_tensors(folder / WEIGHTS)
+    config, path = read_config(folder), folder / WEIGHTS
+    state = read_tensors(path)
+    refuse_infinite(path, state)
+    content = content_hash(state)
+    if config.get(CONTENT, content) != content:
+        raise InputError(
+            f"{path} does not hold the numbers that {CONFIG} beside it speaks of: one of the two"
+            " is damaged, or of another run"
+        )
+    return config, state
+
+
+def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> str:
+    """Hash tensors: names, dtypes, shapes and every byte.
+
+    Args:
+        tensors: By name; their order does not matter.
+        header: Strings that are hashed as well.
+
+    Returns:
+        SHA-256, in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
+        digest.update(plain.view(-1).view(torch.uint8).numpy().data)
+    for text in sorted((header or {}).items()):
+        digest.update("\0".join(text).encode())
+    return digest.hexdigest()
+
+
+def refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are no numbers.
+
+    Args:
+        path: Where they are from.
+        tensors: By name.
+
+    Raises:
+        InputError: One holds NaN or infinity.
+    """
+    wrong = [name for name, value in tensors.items() if not _finite(value)]
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} of {len(tensors)} tensors hold NaN or infinity, first"
+            f" {wrong[0]!r}"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -118,13 +171,17 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file so that a crash leaves the old one or the new one.
 
+    The header holds the hash of all this, which `read_tensors` holds it against.
+
     Args:
         path: Where to.
         tensors: By name.
         metadata: Strings for the header.
     """
     partial = path.with_name(f".{path.name}.partial")
-    save_file({k: v.contiguous().cpu().clone() for k, v in tensors.items()}, partial, metadata)
+    header = {"format": "pt", **(metadata or {})}
+    header[CONTENT] = content_hash(tensors, header)
+    save_file({k: v.contiguous().cpu().clone() for k, v in tensors.items()}, partial, header)
     _replace(partial, path)
 
 
@@ -138,14 +195,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         Tensors by name.
 
     Raises:
-        InputError: It is missing or damaged.
+        InputError: It is missing or damaged, or a tensor is not what was written.
     """
     if not path.is_file():
         raise InputError(f"no file {path}")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as e:
         raise InputError(f"{path} is damaged: {e}") from e
+    header = read_metadata(path)
+    written = header.pop(CONTENT, None)
+    if written is not None and written != content_hash(tensors, header):
+        raise InputError(f"{path} is damaged: it does not hold what was written to it")
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -167,6 +229,27 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise InputError(f"{path} is damaged: {e}") from e
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a safetensors file from its header.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Shapes by name.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        with safe_open(path, "pt") as f:
+            return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}
+    except SafetensorError as e:
+        raise InputError(f"{path} is damaged: {e}") from e
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a crash leaves the old one or the new one.
 
@@ -183,6 +266,11 @@ def _replace(partial: Path, path: Path) -> None:
     with partial.open("rb") as f:
         os.fsync(f.fileno())
     partial.replace(path)
+
+
+def _finite(value: Tensor) -> bool:
+    wide = value.float() if value.is_floating_point() and value.itemsize == 1 else value
+    return bool(wide.isfinite().all())
 
 
 def _plain(value: Any) -> Any:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import copyreg
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
-import timm.layers as layers
 import torch
 import torch.nn.functional as F
 from timm.models import beit, eva, swin_transformer, swin_transformer_v2, vision_transformer
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from .codecs.base import Codec, Residue
+from .codecs.base import Residue
 from .imagewise import MLPS, has_images, is_imagewise, is_model
 from .ops import CALLS
 from .ops.derived import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
+from .ops.region import Region, forgetting, region
 from .ops.rerun import rerun
 from .ops.saved import Call, keep
 from .ops.unary import MODULES, activate
@@ -39,6 +40,7 @@ ATTENTIONS: tuple[type[nn.Module], ...] = (
 """
 
 _X = object()
+_STATE = {"_lowtide_policy", "_lowtide_derives"}
 _answering = threading.local()
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
@@ -65,7 +67,7 @@ def compress(model: nn.Module, policy: Policy) -> nn.Module:
         if module is model or any(True for _ in module.children()) or type(module) in MODULES:
             module.__class__ = _answered(type(module))
             module._lowtide_policy = policy  # type: ignore[assignment]
-            module._lowtide_derives = True  # type: ignore[assignment]
+            module._lowtide_derives = None  # type: ignore[assignment]
     return model
 
 
@@ -81,7 +83,8 @@ def decompress(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if (plain := getattr(type(module), "_lowtide_plain", None)) is not None:
             module.__class__ = plain
-            del module._lowtide_policy, module._lowtide_derives
+            for name in _STATE & vars(module).keys():
+                delattr(module, name)
     return model
 
 
@@ -92,9 +95,10 @@ class _NotDerived(Exception):
 class _Answers(TorchFunctionMode):
     """Answers calls of torch functions for as long as it is entered."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, here: Region) -> None:
         super().__init__()
         self.policy, self.codecs, self.followed = policy, policy.codecs, FOLLOWED
+        self.region = here
 
     def __torch_function__(
         self,
@@ -105,6 +109,8 @@ class _Answers(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled() or _silent():
+            return func(*args, **kwargs)
+        if region() != self.region:  # no module of ours is there when this is run again
             return func(*args, **kwargs)
         if self.followed is RUN_AGAIN and func is F.scaled_dot_product_attention:
             if not all(derived(t) for t in args[:3]):
@@ -150,33 +156,54 @@ def _answered(plain: type[nn.Module]) -> type[nn.Module]:
 
     class Answered(plain):  # type: ignore[misc, valid-type]
         _lowtide_plain = plain
+        _lowtide_policy: Policy | None = None
 
+        # Trainers, exporters and tracers read from it what the forward takes.
+        @wraps(plain.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            policy: Policy = self._lowtide_policy
-            if not torch.is_grad_enabled() or _silent():
+            policy, before = self._lowtide_policy, getattr(_answering, "mode", None)
+            if policy is None or not torch.is_grad_enabled() or _silent() or _traced(args, kwargs):
                 return super().forward(*args, **kwargs)
-            before = getattr(_answering, "mode", None)
-            if before is not None and before.policy is policy:
+            here = region()
+            if before is not None and before.policy is policy and before.region == here:
                 return _run(self, before, super().forward, args, kwargs)
-            _answering.mode = mode = _Answers(policy)
+            _answering.mode = mode = _Answers(policy, here)
+            inputs = (*args, *kwargs.values()) if here is not None else ()
             try:
-                with mode:
+                with mode, forgetting(inputs):
                     return _run(self, mode, super().forward, args, kwargs)
             finally:
                 _answering.mode = before
 
-        def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-            return _revive, (plain,), self.__dict__
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            make, given, *state = super().__reduce_ex__(protocol)
+            if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+                make, given = _revive, (plain, *given[1:])
+            return make, given, *state
 
+    if hasattr(plain, "__getitem__"):
+
+        def __getitem__(self: Any, index: Any) -> Any:
+            part: Any = plain.__getitem__(self, index)
+            if isinstance(part, Answered) and part._lowtide_policy is None:  # a slice, made anew
+                part.__dict__.update({n: v for n, v in vars(self).items() if n in _STATE})
+            return part
+
+        Answered.__getitem__ = __getitem__
     Answered.__name__, Answered.__qualname__ = plain.__name__, plain.__qualname__
     Answered.__module__, Answered.__doc__ = plain.__module__, plain.__doc__
     _classes[plain] = Answered
     return Answered
 
 
-def _revive(plain: type[nn.Module]) -> nn.Module:
+def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a symbolic tracer asks, which gives names in the place of tensors."""
+    return any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values()))
+
+
+def _revive(plain: type[nn.Module], *given: Any) -> nn.Module:
     answered = _answered(plain)
-    return answered.__new__(answered)
+    return answered.__new__(answered, *given)
 
 
 def _run(
@@ -196,11 +223,12 @@ def _run(
             return forward(*args, **kwargs)
     if policy.rerun is not None and _runs_again(module, args, kwargs):
         mode.codecs = policy.codecs  # the norms behind, to the end of the block
-        if module._lowtide_derives and "attention" in mode.codecs and _is_plain(module):
-            _note(args[0], policy.rerun)
+        plain_attention = "attention" in mode.codecs and _is_plain(module)
+        if plain_attention and _may_derive(module, mode, forward, args):
             try:
-                with mode.but(followed=RUN_AGAIN):
-                    return forward(*args, **kwargs)
+                result = _derived(mode, forward, args, kwargs)
+                module._lowtide_derives = True  # type: ignore[assignment]
+                return result
             except _NotDerived:  # found out once
                 module._lowtide_derives = False  # type: ignore[assignment]
         # Where the first argument was, and not itself: what runs again must not hold it.
@@ -215,10 +243,36 @@ def _run(
     return tree_map(lambda *parts: torch.cat(parts), *results)
 
 
-def _note(x: Tensor, codec: Codec) -> None:
-    """Keep x, unless it follows from something kept, so that what is made of it follows too."""
-    if derived(x) is None:
+def _derived(
+    mode: _Answers, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Run an attention whose queries, keys and values follow from its input, or raise."""
+    x, codec = args[0], mode.policy.rerun
+    if codec is not None and derived(x) is None:  # it follows from itself, then
         remember(x, Derived(codec, x.shape, x.dtype), keep(codec, Residue(x))[1])
+    with mode.but(followed=RUN_AGAIN):
+        return forward(*args, **kwargs)
+
+
+def _may_derive(
+    module: nn.Module, mode: _Answers, forward: Callable[..., Any], args: tuple[Any, ...]
+) -> bool:
+    """Say whether an attention's queries, keys and values may follow from its input."""
+    # A part under checkpointing must save the same when it is run again, when this is known: it is
+    # found out first, where nobody counts what autograd saves.
+    if module._lowtide_derives is None and mode.region is not None:
+        with torch.autograd.graph.saved_tensors_hooks(_same, _same), forgetting(args):
+            try:
+                with mode.but(region=region()):
+                    _derived(mode, forward, args, {})
+                module._lowtide_derives = True
+            except _NotDerived:
+                module._lowtide_derives = False
+    return module._lowtide_derives is not False
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _is_plain(module: nn.Module) -> bool:

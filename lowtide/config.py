@@ -89,7 +89,7 @@ class RunConfig:
     frozen_dtype: FrozenDtype = "fp32"
     memory_budget: str | None = None
     opt: str = "adamw"
-    lr: Annotated[float, Within(1e-12, 1e30)] = 1e-3
+    lr: Annotated[float, Within(0, 1e30, above=True)] = 1e-3
     min_lr: Annotated[float, Within(0, 1e30)] = 0.0
     weight_decay: Annotated[float, Within(0, 1e3)] = 1e-4
     warmup_epochs: Annotated[float, Within(0, 1e6)] = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,17 @@ import torch
 from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor, nn
 
+from .adapter_config import AdapterConfig
 from .backbone import create
-from .checkpoint import read_config
-from .data import Preprocessing, Sample, Transform, loader, read
+from .checkpoint import CONFIG, WEIGHTS, read_config, read_shapes
+from .data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader, read
 from .data.corruptions import corruption_error, severities_in
-from .errors import InputError, UnknownName
+from .data.images import look
+from .errors import InputError, LowtideError, UnknownName
+from .owner import refuse_unfinished
+from .plan import shadow
 from .tune import Tuned, load
+from .values import read as read_value
 
 OVER = ("all", "present")
 
@@ -54,17 +59,26 @@ def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "aut
     Raises:
         InputError: The folder holds no finished run.
     """
-    config = read_config(folder)
-    try:
-        base, classes = config["backbone"], tuple(config["classes"])
-        preprocessing = Preprocessing.from_dict(config["preprocessing"])
-        transform = preprocessing.transform(train=False, augment=config["augment"])
-        seed, options = _origin(base, checkpoint)
-    except (KeyError, TypeError) as e:
-        raise InputError(f"{folder} was not left by lowtide train: its config lacks {e}") from e
+    refuse_unfinished(folder)
+    config = AdapterConfig.of(read_config(folder), folder)
+    if config.preprocessing is None or config.augment is None or config.classes is None:
+        raise InputError(_foreign(folder))
+    preprocessing = Preprocessing.from_dict(config.preprocessing)
+    transform = preprocessing.transform(
+        train=False, augment=read_value("augment", Augment, config.augment)
+    )
+    seed, options = _origin(config, folder, checkpoint)
+    _refuse_misfit(config, options, folder)
     tuned = load(_make(seed, options), folder)
+    fits = Preprocessing.of(tuned.backbone)
+    if (preprocessing.size, preprocessing.channels) != (fits.size, fits.channels):
+        raise InputError(
+            f"{folder / CONFIG} is damaged: pre-processing makes {preprocessing.size} with"
+            f" {preprocessing.channels} channels and the model takes {fits.size} with"
+            f" {fits.channels}"
+        )
     wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-    return Trained(tuned.to(wanted), preprocessing, transform, classes, options["name"])
+    return Trained(tuned.to(wanted), preprocessing, transform, config.classes, options["name"])
 
 
 def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
@@ -77,14 +91,41 @@ def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
     Returns:
         The backbone as pre-trained, with its own classifier.
     """
-    return _make(*_origin(read_config(folder)["backbone"], checkpoint))
+    return _make(*_origin(AdapterConfig.of(read_config(folder), folder), folder, checkpoint))
 
 
-def _origin(base: Mapping[str, Any], checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
+def _foreign(folder: Path) -> str:
+    return (
+        f"{folder} was not left by lowtide train: its {CONFIG} names no backbone, classes or"
+        " pre-processing; load it in Python with lowtide.load"
+    )
+
+
+def _origin(
+    config: AdapterConfig, folder: Path, checkpoint: Path | None
+) -> tuple[int, dict[str, Any]]:
     """Read the seed of a run's backbone, and what `create` is given."""
-    weights = checkpoint or (Path(base["checkpoint"]) if base["checkpoint"] else None)
-    options = {k: base[k] for k in ("name", "pretrained", "image_size")}
-    return int(base["seed"]), {**options, "checkpoint": weights}
+    base = config.backbone
+    if base is None:
+        raise InputError(_foreign(folder))
+    weights = checkpoint or (Path(base.checkpoint) if base.checkpoint else None)
+    options = {"name": base.name, "pretrained": base.pretrained, "image_size": base.image_size}
+    return base.seed, {**options, "checkpoint": weights}
+
+
+def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Path) -> None:
+    """Hold the file's shapes against those of the model, before the model takes any memory."""
+    shapes = read_shapes(folder / WEIGHTS)
+    try:
+        tuned = shadow(
+            options["name"],
+            *config.methods,
+            num_classes=config.num_classes,
+            image_size=options["image_size"],
+        )
+    except (NotImplementedError, RuntimeError):  # it cannot be made without weights
+        return
+    tuned.load_adapter_state({k: torch.empty(v, device="meta") for k, v in shapes.items()})
 
 
 def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:
@@ -152,8 +193,17 @@ def score_corruptions(trained: Trained, folder: Path, batch_size: int = 32) -> d
     return {"each": each, **asdict(corruption_error(errors))}
 
 
+def _stop(error: UnreadableImage) -> None:
+    raise error
+
+
 def predict(
-    trained: Trained, paths: Sequence[Path], *, top: int = 5, batch_size: int = 32
+    trained: Trained,
+    paths: Sequence[Path],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    unreadable: Callable[[UnreadableImage], object] = _stop,
 ) -> Iterator[dict[str, Any]]:
     """Classify images.
 
@@ -162,27 +212,58 @@ def predict(
         paths: Image files.
         top: How many classes to give, best first.
         batch_size: Images per forward pass.
+        unreadable: Told of a file that is missing or no image; by default the error is raised.
+            Where it returns, the other images are answered.
 
     Yields:
         Path, class, and the best classes with their probabilities.
 
     Raises:
-        InputError: A file is missing.
+        LowtideError: The model's answer is no number.
     """
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"no image {path}")
     for start in range(0, len(paths), batch_size):
-        chunk = paths[start : start + batch_size]
-        images = torch.stack([trained.transform(trained.preprocessing.decode(p)) for p in chunk])
-        best = _logits(trained, images).softmax(-1).topk(min(top, len(trained.classes)))
-        for path, values, labels in zip(chunk, best.values, best.indices, strict=True):
+        readable, images = [], []
+        for path in paths[start : start + batch_size]:
+            try:
+                images.append(trained.transform(trained.preprocessing.decode(path)))
+            except UnreadableImage as e:
+                unreadable(e)
+            else:
+                readable.append(path)
+        if not images:
+            continue
+        best = (
+            _logits(trained, torch.stack(images)).softmax(-1).topk(min(top, len(trained.classes)))
+        )
+        for path, values, labels in zip(readable, best.values, best.indices, strict=True):
+            if not values.isfinite().all():
+                raise LowtideError(f"the model's answer to {path} is no number")
             names = [trained.classes[i] for i in labels.tolist()]
             yield {
                 "path": str(path),
                 "class": names[0],
                 "probabilities": dict(zip(names, values.tolist(), strict=True)),
             }
+
+
+def too_deep(trained: Trained, paths: Sequence[Path]) -> list[str]:
+    """Say which images use more of their 16 bits than those the run was trained on.
+
+    Args:
+        trained: The model.
+        paths: Image files.
+
+    Returns:
+        A sentence, or none.
+    """
+    bits = trained.preprocessing.bits
+    peaks = {p: found.peak for p, found in look(paths).items()} if bits < 16 else {}
+    deep = [path for path, peak in peaks.items() if peak >= 1 << bits]
+    return [
+        f"{len(deep)} of {len(paths)} images use more than the {bits} bits of those the run was"
+        f" trained on, first {str(p)!r}: what is brighter is read as white"
+        for p in deep[:1]
+    ]
 
 
 @torch.no_grad()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from .arguments import Parser
+from .checkpoint import CONTENT, read_config
 from .config import RunConfig, read_yaml
 from .data import Dataset, Sample, read
 from .errors import InputError, UnknownName
-from .evaluate import Trained, open_run
+from .evaluate import Trained, open_run, too_deep
+from .merged import open_merged
 from .paths import located
+from .progress import note
 from .split import SPLIT, SPLITS, Split, samples_of
+from .summary import read_summary
 from .train import CONFIG, SUMMARY
 from .values import Count
 
@@ -39,10 +42,20 @@ def open_given(given: dict[str, Any]) -> Trained:
         given: Values of `run` and of the options of `add_loading`.
 
     Returns:
-        The run, ready for use.
+        The run, or the merged file, ready for use.
+
+    Raises:
+        InputError: A merged file is given other weights.
     """
     checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
-    return open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
+    if Path(given["run"]).is_file():
+        if checkpoint:
+            raise InputError("a merged file holds its own weights: --checkpoint is for a run")
+        return open_merged(Path(given["run"]), device=given["device"])
+    trained = open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
+    if CONTENT not in read_config(Path(given["run"])):
+        note(f"{given['run']} is of an earlier version, which kept no hash of what it saved")
+    return trained
 
 
 def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample], list[str]]:
@@ -62,9 +75,11 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
         InputError: It cannot be told any more which images are in it.
     """
     folder, which = Path(given["run"]), given["split"]
-    config = RunConfig.from_dict(read_yaml(folder / CONFIG))
     if which not in (*SPLITS, "all"):
         raise UnknownName("split", which, (*SPLITS, "all"))
+    if folder.is_file():
+        return _read_for_merged(trained, given)
+    config = RunConfig.from_dict(read_yaml(folder / CONFIG))
     source = config.data if given["data"] is None else given["data"]
     own = located(source).resolve() == located(config.data).resolve()
     if own and which == "val" and config.train_on_val:
@@ -80,6 +95,23 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
         skip_bad_images=config.skip_bad_images,
         classes=trained.classes,
     )
+    samples, notes = _selected(folder, dataset, which, own)
+    return samples, notes + too_deep(trained, [s.path for s in samples])
+
+
+def _read_for_merged(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample], list[str]]:
+    """Read a split of other data for a merged file, which keeps no split of its own."""
+    if given["data"] is None:
+        raise InputError(f"{given['run']} is a merged file, which names no data: give --data")
+    dataset = read(given["data"], classes=trained.classes)
+    samples = samples_of(dataset, given["split"])
+    return samples, too_deep(trained, [s.path for s in samples])
+
+
+def _selected(
+    folder: Path, dataset: Dataset, which: str, own: bool
+) -> tuple[list[Sample], list[str]]:
+    """Choose a split's images, and say what was left out."""
     split = Split.read(folder)
     if own and split is not None:
         return split.select(dataset, which)
@@ -102,11 +134,7 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
 
 def _refuse_changed(folder: Path, dataset: Dataset, which: str) -> None:
     """Refuse to split changed data anew where the run has written down no split."""
-    summary = folder / SUMMARY
-    try:
-        known = json.loads(summary.read_text(encoding="utf-8"))["data"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{summary} is damaged or missing: it does not say what was split") from e
+    known = read_summary(folder / SUMMARY)["data"]["fingerprint"]
     if known != dataset.fingerprint and which != "all":
         raise InputError(
             f"the data of {folder} have changed since, and that run wrote down no {SPLIT}: which"

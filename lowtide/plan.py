@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from .backbone import create
@@ -23,9 +24,14 @@ from .families import hollow, image_shape
 from .graft import Method
 from .narrow import FrozenDtype
 from .policy import Policy
-from .step import Amp, make_optimizer, training_step
+from .step import Amp, couples, make_optimizer, micro_batches, training_step
 from .tune import Tuned, apply, narrow
 from .work import Work, WorkMeter
+
+MICRO_STATISTICS = (
+    "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
+    " does not train what the whole batch would"
+)
 
 Entrance = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
 """Gives what a step runs of a tuned model, and the shape of what stands for one image there."""
@@ -42,6 +48,7 @@ class Plan:
         parts: The same bytes by what they are: weights, saved (for backward), temporaries,
             gradients, optimiser.
         work: What the step computes.
+        notes: What else to know of the step, one sentence each.
     """
 
     trainable_parameters: int
@@ -49,6 +56,7 @@ class Plan:
     peak_bytes: int
     parts: dict[str, int]
     work: Work
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plan as plain data.
@@ -56,7 +64,7 @@ class Plan:
         Returns:
             Every attribute by name.
         """
-        return asdict(self)
+        return {**asdict(self), "notes": list(self.notes)}
 
 
 def plan(
@@ -177,7 +185,7 @@ def rehearse(
         The plan.
 
     Raises:
-        InputError: The batch cannot be cut so.
+        InputError: The batch cannot be cut so, or a micro-batch of one image has no statistics.
     """
     if not 1 <= accumulate <= batch:
         raise InputError(f"a batch of {batch} cannot be cut into {accumulate} micro-batches")
@@ -185,6 +193,8 @@ def rehearse(
         _materialise(tuned)
         tuned.train()
         model, shape = (entrance or _images)(tuned)
+        if batch // accumulate == 1:
+            _refuse_single(model, shape)
         opt = make_optimizer(tuned, optimizer)
         meter, passes = WorkMeter(tuned, opt), []
         with meter:
@@ -196,19 +206,43 @@ def rehearse(
                 _first_update(tuned, opt)  # after which the meter looks for state
             inputs = torch.empty(batch, *shape)
             labels = torch.zeros(batch, dtype=torch.long)
-            batches = list(zip(inputs.chunk(accumulate), labels.chunk(accumulate), strict=True))[:2]
+            batches = micro_batches(inputs, labels, accumulate)[:2]
             before = meter.work
             training_step(
                 model, opt, batches, amp=amp, before_update=lambda: passes.append(meter.work)
             )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
+    notes = (MICRO_STATISTICS,) if accumulate > 1 and couples(model) else ()
     peak = meter.peak
-    return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work)
+    return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
 
 
 def _images(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
     return tuned, image_shape(tuned.backbone)
+
+
+def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
+    """Refuse micro-batches of one image where a norm would take statistics of one value."""
+
+    def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if norm.training and given[0].numel() == given[0].shape[1]:
+            raise InputError(
+                "a micro-batch of one image gives a BatchNorm that trains one value per channel,"
+                " which has no variance: expected two images in each micro-batch (batch_size at"
+                " least twice accumulate), or larger images"
+            )
+
+    hooks = [
+        m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, _BatchNorm)
+    ]
+    try:
+        with torch.no_grad():
+            if hooks:
+                model(torch.empty(1, *shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _first_update(model: nn.Module, optimizer: Optimizer) -> None:

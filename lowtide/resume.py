@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint import read_metadata, read_tensors, write_tensors
+from .checkpoint import read_metadata, read_tensors, refuse_infinite, write_tensors
 from .errors import InputError
 from .tune import Tuned
 
@@ -82,6 +82,9 @@ def read(
         averages: Running averages of what trains, written over.
     """
     tensors, header = read_tensors(path), read_metadata(path)
+    refuse_infinite(
+        path, {k: v for k, v in tensors.items() if k.startswith(("model/", "average/"))}
+    )
     state: dict[int, dict[str, Any]] = {}
     model = {}
     for key, value in (tensors | json.loads(header[PLAIN])).items():

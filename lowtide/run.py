@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -11,20 +13,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 
 from .average import Average
 from .backbone import create
 from .config import RunConfig
-from .data import Cache, Dataset, Preprocessing, Sample, loader, read
+from .data import Cache, Dataset, Preprocessing, Sample, loader, read, share
 from .errors import InputError
 from .features import Features, Kept, entrance
 from .plan import arrange, plan
 from .policy import POLICIES
 from .search import free, parse_bytes, search
+from .step import couples
 from .tune import Tuned, apply
 
 FEATURES = "features.f32"
+DECIDED = ("memory_budget", "policy", "checkpointing", "accumulate", "frozen_dtype")
+"""Options that a memory budget decides; a run's record holds them as it did."""
 
 
 @dataclass
@@ -70,7 +75,14 @@ class Run:
         """Enter the state that is scored and saved."""
         return self.average.in_place() if self.average else nullcontext()
 
-    def batches(self, samples: tuple[Sample, ...], epoch: int = 0, training: bool = False) -> Any:
+    @property
+    def processes(self) -> int:
+        """How many processes share each update."""
+        return self.accelerator.num_processes
+
+    def batches(
+        self, samples: tuple[Sample, ...], epoch: int = 0, training: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, int, int]]:
         """Load one pass over some samples, this process's share of it.
 
         Args:
@@ -78,25 +90,62 @@ class Run:
             epoch: Decides order and augmentation.
             training: Whether to shuffle and augment.
 
-        Returns:
-            An iterable of images and labels.
+        Yields:
+            Images and labels; how many of these are this process's own (where it has none, there is
+            one of another's, so that all run equally often); and the images of all processes.
         """
-        config = self.config
+        config, rank = self.config, self.accelerator.process_index
         load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
-        if training and len(samples) % config.batch_size == 1 and self._normalizes_batches():
-            load = partial(load, drop_last=True)  # one image has no statistics
+        load = partial(load, rank=rank, processes=self.processes)
+        if training:
+            load = partial(load, drop_last=self._drops(len(samples)))
         transform = self.preprocessing.transform(train=training, augment=config.augment)
         if self.features:
             whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
             self.features.fill(samples, whole)
-            return load(Kept(), shuffle=training, cache=self.features)
-        made = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
-        several = self.accelerator.num_processes > 1
-        return self.accelerator.prepare_data_loader(made) if several else made
+            loaded = load(Kept(), shuffle=training, cache=self.features)
+        else:
+            loaded = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
+        together = config.batch_size * self.processes
+        for step, (images, labels) in enumerate(loaded):
+            count = min(together, len(samples) - step * together)
+            yield images, labels, share(count, rank, self.processes), count
 
-    def _normalizes_batches(self) -> bool:
-        norms = nn.modules.batchnorm._BatchNorm
-        return any(isinstance(m, norms) and m.training for m in self.tuned.modules())
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the run before it starts, a sentence each."""
+        lines = [*self.dataset.notes, *self.planned["notes"]]
+        if self.config.warmup_epochs >= self.config.epochs:
+            lines.append(
+                "the learning rate rises from lr / 100 through the whole run, which is all warm-up;"
+                " --warmup-epochs 0 starts at lr"
+            )
+        if skipped := self.dataset.skipped:
+            lines.append(f"{len(skipped)} images cannot be read and are left out: {skipped[0]} ...")
+        if self.processes > 1:
+            lines.append(
+                f"{self.processes} processes, {self.config.batch_size * self.processes} images per"
+                " update"
+            )
+            if couples(self.tuned):
+                lines.append("BatchNorm trains on the statistics of each process's images")
+        elif "ACCELERATE_USE_CPU" in os.environ:  # where accelerate launch came by
+            lines.append(
+                "one process: on a CPU accelerate launch starts no more; torchrun"
+                " --nproc_per_node=N -m lowtide does"
+            )
+        return lines
+
+    @property
+    def updates(self) -> int:
+        """Updates of an epoch."""
+        images, together = len(self.dataset.train), self.config.batch_size * self.processes
+        return images // together + (images % together > 0 and not self._drops(images))
+
+    def _drops(self, images: int) -> bool:
+        """Whether the last batch is left out: one image has no statistics to be normalized by."""
+        last = images % (self.config.batch_size * self.processes)
+        return 0 < last < min(2 * self.processes, images) and couples(self.tuned)
 
 
 def prepare(config: RunConfig, folder: Path) -> Run:
@@ -131,6 +180,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         image_size=config.image_size,
         drop_path=config.drop_path,
     )
+    _refuse_infinite(backbone, config)
     classes = len(dataset.classes)
     config = _within_budget(config, backbone, classes)
     policy = POLICIES[config.policy]()
@@ -152,13 +202,24 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         Preprocessing.of(backbone).normalized(config.normalize), bits=dataset.bits
     )
     tuned = apply(backbone, config.method, num_classes=classes)
-    arrange(tuned, policy, config.checkpointing, config.frozen_dtype)
+    arrange(tuned, policy, config.checkpointing, config.frozen_dtype).train()
     run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
     if config.cache_features:
         if accelerator.num_processes > 1:
             raise InputError("cache_features works in one process")
         run.features = Features(tuned, folder / FEATURES)
     return run
+
+
+def _refuse_infinite(backbone: nn.Module, config: RunConfig) -> None:
+    """Refuse weights that no learning rate would save."""
+    state = backbone.state_dict()
+    wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if wrong:
+        raise InputError(
+            f"{config.checkpoint or config.model}: {len(wrong)} of {len(state)} pre-trained weights"
+            f" hold NaN or infinity, first {wrong[0]}"
+        )
 
 
 def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:

@@ -18,7 +18,7 @@ from .graft import Method, method_name
 from .narrow import FrozenDtype
 from .plan import Plan, arrange, rehearse, shadow
 from .policy import POLICIES
-from .step import Amp
+from .step import Amp, couples
 from .tune import Tuned
 from .work import MACHINES
 
@@ -125,7 +125,7 @@ def parse_bytes(text: str) -> int:
         number = float(found[1]) if found else 0.0
     except ValueError:
         number = 0.0
-    if found is None or not number > 0 or (found[3] and not found[2]):
+    if found is None or not 0 < number < 2**60 or (found[3] and not found[2]):
         raise InputError(f"{text!r} is no size in bytes: write 640MiB, 1GiB, 1.5GB or 2e9")
     return int(number * (1024 if found[3] else 1000) ** UNITS[found[2].upper()])
 
@@ -181,7 +181,8 @@ def search(
         policies: Policies to try.
         checkpointing: Whether to try without and with.
         frozen_dtypes: Dtypes of frozen weights to try.
-        accumulate: Micro-batches the batch is cut into; by default as few as fit.
+        accumulate: Micro-batches the batch is cut into; by default as few as fit, and where the
+            images of a batch share their statistics (BatchNorm that trains), none.
         amp: Mixed precision.
         optimizer: timm's name of the optimiser.
         image_size: Side of the square input, for a model given by name.
@@ -204,7 +205,8 @@ def search(
     settings = [
         Setting(*three) for three in itertools.product(policies, checkpointing, frozen_dtypes)
     ]
-    choices, least, refusals = [], [], []
+    choices: list[Choice] = []
+    searches, refusals = [], []
     for method in methods:
         try:
             tuned = shadow(model, method, num_classes=num_classes, image_size=image_size)
@@ -213,14 +215,16 @@ def search(
             continue
         found = _Search(tuned, method, budget, batch_size, accumulate, amp, optimizer, machine, ema)
         choices += found.run(settings)
-        least.append(found.least)
-    if refusals and not least:
+        searches.append(found)
+    if refusals and not searches:
         raise refusals[0]
     if not choices:
-        smallest = min(least, key=lambda c: c.plan.peak_bytes)
+        smallest = min((s.least for s in searches), key=lambda c: c.plan.peak_bytes)
+        kept = accumulate is None and any(found.coupled for found in searches)
+        whole = "; micro-batches would change what BatchNorm trains on" if kept else ""
         raise InputError(
             f"nothing fits in {_mib(budget)}: the smallest possible peak is"
-            f" {_mib(smallest.plan.peak_bytes)}, with {smallest.describe(batch_size)}"
+            f" {_mib(smallest.plan.peak_bytes)}, with {smallest.describe(batch_size)}{whole}"
         )
     return sorted(choices, key=lambda c: (c.seconds, c.plan.peak_bytes))
 
@@ -241,6 +245,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.tried: dict[tuple[Setting, int], Choice] = {}
+        self.coupled = couples(self.tuned.train())
 
     @property
     def least(self) -> Choice:
@@ -265,7 +270,8 @@ class _Search:
 
     def _largest(self, setting: Setting, rival: float) -> Choice | None:
         """Bisect on the micro-batch; the peak grows with it, nearly in a line."""
-        cuts = _cuts(self.batch) if self.accumulate is None else [self.accumulate]
+        whole = self.accumulate or (1 if self.coupled else None)
+        cuts = _cuts(self.batch) if whole is None else [whole]
         fits = self.at(setting, cuts[0])
         arithmetic = MACHINES[self.machine].arithmetic(fits.plan.work)
         if not self._fits(fits) or arithmetic > rival:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from .errors import InputError
@@ -79,6 +81,36 @@ def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
+def couples(model: nn.Module) -> bool:
+    """Say whether a training step makes one image's outputs depend on the others of its batch.
+
+    Args:
+        model: The model, in training mode.
+
+    Returns:
+        Whether a BatchNorm, or timm's EvoNorm of a batch, takes its statistics from the batch.
+    """
+    return any(
+        isinstance(m, EvoNorm2dB0 | EvoNorm2dB1 | EvoNorm2dB2)
+        or (isinstance(m, _BatchNorm) and (m.training or m.running_var is None))
+        for m in model.modules()
+    )
+
+
+def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
+    """Cut a batch into parts that differ by one image at most, the larger ones first.
+
+    Args:
+        images: `(B, 3, H, W)`.
+        labels: `(B,)`.
+        parts: How many, B at most.
+
+    Returns:
+        Images and labels of each.
+    """
+    return list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
+
+
 def training_step(
     model: nn.Module,
     optimizer: Optimizer,
@@ -86,6 +118,7 @@ def training_step(
     *,
     amp: Amp = "no",
     smoothing: float = 0.0,
+    share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
 ) -> Tensor:
@@ -99,11 +132,13 @@ def training_step(
         batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch.
         amp: Mixed precision of the forward pass.
         smoothing: Label smoothing.
+        share: What the mean loss counts: among processes whose gradients are averaged, their number
+            times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
         before_update: Called between the last backward and the update, for clipping.
 
     Returns:
-        The mean loss, detached.
+        The mean loss times `share`, detached.
     """
     total = sum(len(labels) for _, labels in batch)
     mean = torch.zeros((), device=batch[0][1].device)
@@ -111,7 +146,7 @@ def training_step(
         with autocast(images.device, amp):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-        loss = loss * (len(labels) / total)
+        loss = loss * (share * len(labels) / total)
         mean += loss.detach()
         backward(loss)
     before_update()

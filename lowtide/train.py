@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,25 +18,27 @@ from torch.optim import Optimizer
 
 from . import resume
 from .average import Average
-from .checkpoint import write_text
-from .config import RunConfig, write_yaml
+from .checkpoint import CONFIG as ADAPTER
+from .checkpoint import WEIGHTS, write_text
+from .config import RunConfig, read_yaml, write_yaml
 from .data import Sample
 from .environment import environment
-from .errors import InputError, LowtideError
+from .errors import InputError, LowtideError, shown
 from .memory import Meter
-from .progress import Progress
-from .run import Run, prepare
+from .owner import CHECKPOINT, LOG, owned
+from .owner import CONFIG as CONFIG
+from .owner import SUMMARY as SUMMARY
+from .progress import Progress, note
+from .run import DECIDED, Run, prepare
 from .schedule import make_schedule
 from .split import Split
-from .step import make_optimizer, training_step
+from .step import couples, make_optimizer, micro_batches, training_step
+from .summary import read_summary
 
-CHECKPOINT, CONFIG, SUMMARY, LOG = (
-    "checkpoint.safetensors",
-    "config.yaml",
-    "summary.json",
-    "log.jsonl",
-)
 METERED_STEPS = 2
+
+MOVABLE = frozenset({"data", "checkpoint", "device", "workers"})
+"""Options that a run may continue with otherwise: no result depends on them."""
 
 
 def train(
@@ -57,16 +60,24 @@ def train(
         The summary.
 
     Raises:
-        InputError: The folder already holds a run.
+        InputError: The folder already holds a run, or one with other options.
     """
-    if not (continues or overwrite) and (folder / CONFIG).exists():
-        raise InputError(
-            f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
-        )
-    if continues and (folder / SUMMARY).exists():
-        return json.loads((folder / SUMMARY).read_text())
+    with owned(folder):
+        _refuse_taken(folder, continues, overwrite)
+        if continues:
+            config = _continued(config, folder)
+            if (folder / SUMMARY).exists():
+                summary = read_summary(folder / SUMMARY)
+                note(f"{folder} is finished: nothing was trained")
+                return summary
+        return _run(config, folder, continues)
+
+
+def _run(config: RunConfig, folder: Path, continues: bool) -> dict[str, Any]:
     run = prepare(config, folder)
     config = run.config  # with what a memory budget decided
+    for line in run.notes if run.main else ():
+        note(line)
     optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
     whole = run.features.model if run.features else run.tuned
     model, wrapped = run.accelerator.prepare(whole, optimizer)
@@ -75,20 +86,52 @@ def train(
     if continues:
         _restore(run, optimizer)
     elif run.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in (CHECKPOINT, SUMMARY, LOG):
+        # What says that there is a model goes first: the old one never answers for the new.
+        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT):
             (folder / stale).unlink(missing_ok=True)
+    if run.main and not run.history:
         Split.of(run.dataset).write(folder)
+    if run.main:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     _fit(run, model, wrapped, optimizer)
     with run.averaged():
         return _finish(run, model)
 
 
+def _refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
+    """Refuse a folder whose content was not said to be continued or replaced."""
+    if continues or overwrite:
+        return
+    if (folder / CONFIG).exists():
+        raise InputError(
+            f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
+        )
+    if taken := [name for name in (ADAPTER, WEIGHTS) if (folder / name).exists()]:
+        raise InputError(f"{folder} already holds {taken[0]}; --overwrite replaces it")
+
+
+def _continued(config: RunConfig, folder: Path) -> RunConfig:
+    """Refuse to continue a run with options that are not its own."""
+    kept = RunConfig.from_dict(read_yaml(folder / CONFIG))
+    if config.memory_budget is not None:  # what it decided once stays so
+        decided = {name: getattr(kept, name) for name in DECIDED}
+        config = dataclasses.replace(config, **decided)
+    was, wanted = kept.to_dict(), config.to_dict()
+    other = [name for name in was if was[name] != wanted[name]]
+    finished = (folder / SUMMARY).exists()
+    if refused := [name for name in other if finished or name not in MOVABLE]:
+        name = refused[0]
+        state = "is finished and was run" if finished else "was begun"
+        raise InputError(
+            f"{folder} {state} with {name} {shown(was[name])}, not {shown(wanted[name])}: a run"
+            f" goes on as it began; --output FOLDER begins another"
+        )
+    return config
+
+
 def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
     config = run.config
-    share = config.batch_size * run.accelerator.num_processes
-    steps = -(-len(run.dataset.train) // share)
+    steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
     meter = Meter(run.tuned, optimizer)
     if run.accelerator.device.type == "cuda":
@@ -97,15 +140,13 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
         for epoch in range(len(run.history), config.epochs):
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
-            torch.manual_seed(_seed(config.seed, epoch))
+            torch.manual_seed(_seed(config.seed, epoch, run.accelerator.process_index))
             model.train()
             losses = []
-            for step, (images, labels) in enumerate(run.batches(run.dataset.train, epoch, True)):
+            for step, batch in enumerate(run.batches(run.dataset.train, epoch, True)):
                 schedule.step_update(epoch * steps + step)
                 metered = epoch == 0 and step < METERED_STEPS
-                losses.append(
-                    _update(run, model, wrapped, images, labels, meter if metered else None)
-                )
+                losses.append(_update(run, model, wrapped, batch, meter if metered else None))
                 if run.average:
                     run.average.update()
                 if not math.isfinite(losses[-1]):
@@ -118,7 +159,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                 validated = _accuracy(_confusion(run, model, run.dataset.val))
             run.history.append({
                 "epoch": epoch + 1,
-                "train_loss": sum(losses) / len(losses),
+                "train_loss": _over_processes(run, sum(losses) / len(losses), "mean"),
                 "val_accuracy": validated,
                 "seconds": round(time.perf_counter() - started, 2),
             })
@@ -128,20 +169,28 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
 
 
 def _update(
-    run: Run, model: Any, wrapped: Any, images: Tensor, labels: Tensor, meter: Meter | None
+    run: Run,
+    model: Any,
+    wrapped: Any,
+    batch: tuple[Tensor, Tensor, int, int],
+    meter: Meter | None,
 ) -> float:
-    """Run one update, timed or metered; give the loss."""
+    """Run one update, timed or metered; give this process's share of the loss."""
     config, accelerator = run.config, run.accelerator
+    images, labels, own, count = batch
     images, labels = images.to(accelerator.device), labels.to(accelerator.device)
-    parts = config.accumulate
+    # Every process goes forward and back equally often, or they would wait for each other.
+    fewest = count // run.processes // (2 if couples(run.tuned) and config.accumulate > 1 else 1)
+    parts = max(1, min(config.accumulate, fewest))
     on_cpu = accelerator.device.type == "cpu"
     started = time.perf_counter()
     with meter if meter is not None and on_cpu else nullcontext():
         loss = training_step(
             model,
             wrapped,
-            list(zip(images.chunk(parts), labels.chunk(parts), strict=True)),
+            micro_batches(images, labels, parts),
             smoothing=config.smoothing,
+            share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),
         )
@@ -150,6 +199,14 @@ def _update(
     elif on_cpu:
         run.measured_bytes = meter.peak.peak_bytes
     return loss.item()
+
+
+def _over_processes(run: Run, number: float, how: str) -> float:
+    """Add a number of every process up, or average it."""
+    if run.processes == 1:
+        return number
+    mine = torch.tensor(number, dtype=torch.float64, device=run.accelerator.device)
+    return float(run.accelerator.reduce(mine, how))
 
 
 def _clip(run: Run) -> None:
@@ -164,10 +221,12 @@ def _confusion(run: Run, model: Any, samples: tuple[Sample, ...]) -> Tensor:
     counts = torch.zeros(classes * classes, dtype=torch.int64)
     model.eval()
     with torch.no_grad():
-        for images, labels in run.batches(samples) if samples else ():
-            predicted = model(images.to(device)).argmax(-1)
-            pairs = run.accelerator.gather_for_metrics(labels.to(device) * classes + predicted)
-            counts += pairs.cpu().bincount(minlength=classes * classes)
+        for images, labels, own, _ in run.batches(samples) if samples else ():
+            predicted = model(images.to(device)).argmax(-1).cpu()
+            pairs = labels[:own] * classes + predicted[:own]
+            counts += pairs.bincount(minlength=classes * classes)
+    if run.processes > 1:
+        counts = run.accelerator.reduce(counts.to(device), "sum").cpu()
     return counts.view(classes, classes)
 
 
@@ -182,6 +241,7 @@ def _save(run: Run, optimizer: Optimizer) -> None:
         "history": run.history,
         "measured_bytes": run.measured_bytes,
         "data": run.dataset.fingerprint,
+        "processes": run.processes,
     }
     averages = run.average.averages if run.average else ()
     scaler = run.accelerator.scaler
@@ -196,6 +256,14 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
         return
     record = resume.record_of(path)
     _refuse_changed(run, record["data"])
+    processes = record.get("processes", run.processes)  # an earlier version did not say
+    if processes != run.processes:
+        raise InputError(
+            f"{run.folder} was begun by {processes} processes, of"
+            f" {run.config.batch_size * processes} images per update together, and not"
+            f" {run.processes}: torchrun --nproc_per_node={processes} -m lowtide train --resume"
+            f" {run.folder}"
+        )
     averages = run.average.averages if run.average else ()
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
     run.history, run.measured_bytes = record["history"], record["measured_bytes"]
@@ -256,6 +324,7 @@ def _finish(run: Run, model: Any) -> dict[str, Any]:
     return summary
 
 
-def _seed(seed: int, epoch: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+def _seed(seed: int, epoch: int, rank: int) -> int:
+    key = f"{seed}/{epoch}" + (f"/{rank}" if rank else "")
+    digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:7], "big")

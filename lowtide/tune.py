@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, build, set_module
-from .checkpoint import construct, describe, read_adapter, write_adapter
+from .adapter_config import AdapterConfig
+from .checkpoint import describe, read_adapter, write_adapter
 from .composed import Composed
 from .compress import decompress
 from .errors import InputError, UnknownName, Unsupported
@@ -167,7 +168,8 @@ class Tuned(Composed):
             state: What `adapter_state` gave.
 
         Raises:
-            InputError: A key is missing or unexpected, or a shape differs; nothing was copied.
+            InputError: A key is missing or unexpected, a shape differs, or numbers are of another
+                kind (whole or complex, where the model's are real); nothing was copied.
         """
         own = self.adapter_state()
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -182,6 +184,11 @@ class Tuned(Composed):
                 raise InputError(
                     f"{key} has shape {tuple(state[key].shape)} in the file and"
                     f" {tuple(value.shape)} in the model"
+                )
+            if not _alike(value, state[key]):
+                raise InputError(
+                    f"{key} is of {str(state[key].dtype).removeprefix('torch.')} in the file and of"
+                    f" {str(value.dtype).removeprefix('torch.')} in the model"
                 )
         with torch.no_grad():
             for key, value in own.items():
@@ -235,11 +242,11 @@ class Tuned(Composed):
         Raises:
             InputError: The files are damaged, or the backbone is not the one recorded.
         """
-        config, state = read_adapter(Path(folder))
+        content, state = read_adapter(Path(folder))
+        config = AdapterConfig.of(content, folder)
         _same_base(self, config, folder)
         before = self.active
-        methods = [construct(m) for m in config["methods"]]
-        self.add_adapter(name, *methods, num_classes=config["num_classes"])
+        self.add_adapter(name, *config.methods, num_classes=config.num_classes)
         self.set_adapter(name)
         try:
             self.load_adapter_state(state)
@@ -315,9 +322,9 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
     Raises:
         InputError: The files are damaged, or the backbone is not the one recorded.
     """
-    config, state = read_adapter(Path(folder))
-    methods = [construct(m) for m in config["methods"]]
-    tuned = apply(model, *methods, name=name, num_classes=config["num_classes"])
+    content, state = read_adapter(Path(folder))
+    config = AdapterConfig.of(content, folder)
+    tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
     _same_base(tuned, config, folder)
     tuned.load_adapter_state(state)
     return tuned.eval()
@@ -385,15 +392,20 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _same_base(tuned: Tuned, config: dict[str, Any], folder: Path | str) -> None:
+def _same_base(tuned: Tuned, config: AdapterConfig, folder: Path | str) -> None:
     have = tuned.base_sha256
-    want = config["base_model_sha256"]
+    want = config.base_model_sha256
     if have != want:
         raise InputError(
-            f"{folder} was trained on {config['base_model_name_or_path']} with weights"
+            f"{folder} was trained on {config.base_model_name_or_path} with weights"
             f" {want[:12]}, and this backbone's weights are {have[:12]}: load the same pre-trained"
             " checkpoint first"
         )
+
+
+def _alike(own: Tensor, given: Tensor) -> bool:
+    """Whether numbers may be copied: the same kind, or real ones of another precision."""
+    return own.dtype == given.dtype or (own.is_floating_point() and given.is_floating_point())
 
 
 def _moves(norm: nn.Module) -> bool:

@@ -107,5 +107,5 @@ def test_a_killed_run_resumes_with_its_average(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ema", [-0.1, 1.0])
 def test_impossible_decays_are_refused(ema):
-    with pytest.raises(InputError, match="ema must be at least 0 and below 1"):
+    with pytest.raises(InputError, match="ema must be a number from 0 below 1"):
         RunConfig("m", "d", ema=ema)

@@ -229,7 +229,7 @@ def test_a_preset_may_name_the_data(write):
         ({"methods": {"x": "lorra"}}, "x on tints: unknown method 'lorra': did you mean lora"),
         ({"methods": {"x": {"rank": 2}}}, "x on tints: unknown option 'rank'"),
         ({"seeds": 3}, "seeds must be a list of whole numbers, not 3"),
-        ({"lr": "fast"}, "lr must be a number or a list of numbers"),
+        ({"lr": "fast"}, "lr must be a number above 0"),
         ({"methods": {"a b": "linear", "a, b": "bias"}}, "a b and a, b share a folder name"),
         (
             {"data": {"x": "$NO_SUCH_PLACE/x"}},

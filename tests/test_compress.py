@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import pickle
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.activations import QuickGELU, Swish
+from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -331,6 +334,87 @@ def test_modules_keys_and_copies_stay(policy: str) -> None:
     assert not any("_lowtide_policy" in vars(m) for m in model.modules())
 
 
+@pytest.mark.parametrize("policy", ["s2a", "tight"])
+def test_a_slice_of_a_compressed_sequence_is_one_as_well(policy: str) -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU())
+            self.parts = nn.ModuleList([nn.Sequential(nn.GELU())])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[:1][0](self.body[2:](self.body[:2](x)))
+
+    model, x, dy = Sliced(), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    y, gradient = run(model, x, dy)
+    compress(model, POLICIES[policy]())
+    y_kept, kept = run(model, x, dy)
+    assert torch.equal(y_kept, y)
+    assert F.cosine_similarity(kept, gradient, dim=0) > 0.9
+    part = model.body[:2]
+    assert type(part(x).grad_fn).__name__ == "_SavedBackward"
+    assert isinstance(part, nn.Sequential) and type(decompress(part)) is nn.Sequential
+    assert torch.equal(model(x), y) and isinstance(model.body[0], nn.Linear)
+
+
+def test_what_a_forward_takes_stays_known() -> None:
+    class Takes(nn.Module):
+        def forward(self, pixels: Tensor, *, labels: Tensor | None = None, **more: int) -> Tensor:
+            """Say something."""
+            return pixels
+
+    model = Takes()
+    before = inspect.signature(model.forward), inspect.getdoc(model.forward)
+    compress(model, Policy.tight())
+    assert (inspect.signature(model.forward), inspect.getdoc(model.forward)) == before
+    assert inspect.signature(type(model).forward) == inspect.signature(Takes.forward)
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnext", "sequence"])
+def test_a_compressed_model_can_be_traced(name: str) -> None:
+    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.GELU()))
+    if name != "sequence":
+        model = awake(name, torch.float32)
+    x = torch.randn(2, 3, 32, 32)
+    y = model.eval()(x)
+    compress(model, Policy.tight())
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x), y)
+    assert torch.equal(compress(traced, Policy.tight())(x), y)
+    (node,) = feature_extraction.get_graph_node_names(model)[0][-1:]
+    (found,) = feature_extraction.create_feature_extractor(model, [node])(x).values()
+    assert torch.equal(found, y)
+    assert torch.equal(model(x), y)
+
+
+class Remembers(nn.Module):
+    """Leaves something out of its state, as some modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.lock = nn.Linear(2, 2), threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: v for name, v in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__({**state, "lock": threading.Lock()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).relu()
+
+
+def test_copies_by_a_modules_own_rules() -> None:
+    model, x = compress(nn.Sequential(Remembers()), Policy.tight()), torch.randn(3, 2)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+        assert type(other(x).grad_fn).__name__ == "_SavedBackward"
+    traced = compress(torch.fx.symbolic_trace(decompress(model)), Policy.tight())
+    for other in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        assert torch.equal(other(x), model(x))
+
+
 def test_a_second_policy_replaces_the_first() -> None:
     model, x = train_biases(awake("vit", torch.float32)), torch.randn(2, 3, 32, 32)
     tight = kept_bytes(compress(model, Policy.tight()), x)
@@ -475,3 +559,87 @@ def test_fake_equals_real_to_the_byte_when_compressed(bits: int) -> None:
     with FakeTensorMode():
         model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))
         assert measure(model) == real
+
+
+class Parted(nn.Module):
+    """A part under checkpointing, between and beside other readers of its input."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.first, self.part = nn.Linear(8, 8), part
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        inside = checkpoint(lambda t: F.gelu(self.part(t)) + 0, h, use_reentrant=False)
+        return inside + self.part(h) + F.gelu(h)
+
+
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "map": lambda: nn.Linear(8, 8),
+    "maps": lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)),
+    "attention": lambda: vision_transformer.Attention(8, num_heads=2),
+    "block": lambda: vision_transformer.Block(8, num_heads=2),
+    "dropout": lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.ReLU(inplace=True)),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("policy", ["s2a", "tight"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_under_checkpointing_saves_the_same_in_both_its_runs(part, policy, autocast):
+    torch.manual_seed(0)
+    model, x, dy = Parted(PARTS[part]()), torch.randn(2, 6, 8), torch.randn(2, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.manual_seed(1)
+        y, gradient = run(model, x, dy)
+        compress(model, POLICIES[policy]())
+        for _ in range(2):  # what was found out in the first run holds in the second
+            torch.manual_seed(1)
+            y_kept, kept = run(model, x, dy)
+            assert torch.equal(y_kept, y)
+            assert F.cosine_similarity(kept, gradient, dim=0) > 0.9
+
+
+def test_what_a_checkpointed_part_notes_of_its_input_ends_with_it() -> None:
+    block = compress(vision_transformer.Block(64, num_heads=2), POLICIES["tight"]())
+    x = torch.randn(2, 16, 64).requires_grad_()
+    y = checkpoint(block, x, use_reentrant=False)
+    assert not {"_lowtide_kept", "_lowtide_derived"} & vars(x).keys()
+    y.sum().backward()
+    assert not {"_lowtide_kept", "_lowtide_derived"} & vars(x).keys()
+
+
+def test_products_followed_under_autocast_are_made_again_under_it() -> None:
+    class Follows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = vision_transformer.Attention(8, num_heads=2)
+            self.before = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(self.before(x))
+
+    model, x, dy = Follows(), torch.randn(2, 6, 8), torch.randn(2, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, gradient = run(model, x, dy)
+        compress(model, POLICIES["tight"]())
+        y_kept, kept = run(model, x, dy)
+    assert torch.equal(y_kept, y) and F.cosine_similarity(kept, gradient, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("policy", ["s2a", "tight"])
+def test_attention_with_a_trained_bias_takes_the_kernel_that_torch_takes(policy: str) -> None:
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(1, 2, 196, 196))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = x.view(2, 196, 2, 32).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, q, q, self.bias)
+
+    model, x, dy = Biased(), torch.randn(2, 196, 64), torch.randn(2, 2, 196, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = run(model, x, dy)
+        compress(model, POLICIES[policy]())
+        assert torch.equal(run(model, x, dy)[0], y)

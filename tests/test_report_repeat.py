@@ -91,7 +91,7 @@ def test_only_what_differs_is_said():
     config = RunConfig.from_dict({"model": "m", "data": "d", "method": {"name": "lora", "rank": 4}})
     assert repeat(kept(config)) == "lowtide train --model m --data d --method lora --method.rank 4"
     words = shlex.split(repeat(kept(config), processes=2))
-    assert words[:7] == ["accelerate", "launch", "--num_processes", "2", "-m", "lowtide", "train"]
+    assert words[:5] == ["torchrun", "--nproc_per_node=2", "-m", "lowtide", "train"]
 
 
 @pytest.mark.parametrize("name", PRESETS)

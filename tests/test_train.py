@@ -129,16 +129,31 @@ def test_a_last_batch_of_one_image_is_left_out_where_batches_are_normalized(
     assert (tmp_path / "run/summary.json").exists()
 
 
-def test_two_processes_train_one_model(config, tmp_path):
-    (tmp_path / "c.yaml").write_text(write_yaml(replace(config, policy="tight").to_dict()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "lowtide"]
-    options = ["train", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "run")]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
+def launched(processes, *options):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    command += ["-m", "lowtide", "train", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_two_processes_train_what_one_would(config, tmp_path):
+    """33 images, 10 an update, leave 3 to share; of 21 to validate on, one process has the last."""
+    data = write_tinted(tmp_path / "images", {"train": 11, "val": 7, "test": 4})
+    config = replace(config, data=str(data), method=METHODS["lora"](), opt="sgd", ema=0.5)
+    config = replace(config, batch_size=10)
+    train(config, tmp_path / "one")
+    (tmp_path / "c.yaml").write_text(write_yaml(replace(config, batch_size=5).to_dict()))
+    done = launched(2, "--config", tmp_path / "c.yaml", "--output", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["environment"]["processes"] == 2
-    assert summary["history"][1]["train_loss"] < summary["history"][0]["train_loss"]
+    assert done.stderr.count("2 processes, 10 images per update") == 1
+    one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
+    assert two["environment"]["processes"] == 2
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+    for mine, theirs in zip(one["history"], two["history"], strict=True):
+        assert theirs["train_loss"] == pytest.approx(mine["train_loss"], abs=1e-6)
+        assert theirs["val_accuracy"] == mine["val_accuracy"]
+    assert two["test_confusion"] == one["test_confusion"]
 
 
 def test_only_trained_state_is_stored(config, tmp_path, monkeypatch):

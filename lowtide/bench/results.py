@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ..errors import InputError
+from ..summary import read_summary
 from ..train import SUMMARY
 from .suite import SUITE, Cell, Row, Suite
 
@@ -73,15 +73,9 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
         InputError: The file is damaged.
     """
     path = folder / SUMMARY
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        summary = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise InputError(f"{path} is no JSON: {e}") from e
-    if not isinstance(summary, dict) or "config" not in summary:
-        raise InputError(f"{path} was not left by lowtide train")
-    return summary
+    return read_summary(path)
 
 
 def chosen_rate(cell: Cell, output: Path) -> float | None:
@@ -175,7 +169,7 @@ def _of_cell(suite: str, cell: Cell, output: Path) -> Result:
         folders=tuple(f for f, _ in finished),
         planned=len(next(iter(cell.tests.values()))),
         failed={
-            path.parent: path.read_text().strip()
+            path.parent: path.read_text(encoding="utf-8", errors="replace").strip()
             for row in rows
             if (path := output / row.folder / FAILED).is_file()
         },

@@ -12,18 +12,18 @@ from typing import Any
 
 from ..checkpoint import write_text
 from ..config import RunConfig, read_yaml, write_yaml
+from ..data.hub import is_hub
 from ..errors import InputError, UnknownName, printable
 from ..extras import extra
-from ..paths import located
+from ..owner import Busy
+from ..paths import located, refuse_unwritable
+from ..run import DECIDED
 from ..train import CONFIG, SUMMARY, train
 from .results import FAILED, chosen_tests, summary_of
 from .suite import SUITE, Row, Suite
 
 NEUTRAL = {"data", "checkpoint", "device", "workers", "cache_features"}
 """Options that no result depends on: rows of one suite may differ in them."""
-
-DECIDED = {"memory_budget", "policy", "checkpointing", "accumulate", "frozen_dtype"}
-"""Options that a row's record holds as its memory budget decided them."""
 
 Jobs = Sequence[tuple[Path, RunConfig]]
 
@@ -51,11 +51,14 @@ def run_suite(
     """
     if launcher not in LAUNCHERS:
         raise UnknownName("launcher", launcher, LAUNCHERS)
+    _refuse_twice(suite)
     _refuse_others(suite, output)
     for row in suite.rows():
         row.config.refuse_crowd()
         for path in filter(None, (row.config.data, row.config.checkpoint)):
-            located(path)
+            if not is_hub(path) and not located(path).exists():
+                raise InputError(f"{row.folder}: {path} does not exist")
+    refuse_unwritable(output, folder=True)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / SUITE, suite.source)
     launch = LAUNCHERS[launcher]
@@ -74,6 +77,13 @@ def _unfinished(output: Path, rows: Sequence[Row]) -> Jobs:
     ]
 
 
+def _refuse_twice(suite: Suite) -> None:
+    """Refuse rows that would be counted twice and run once."""
+    folders = [str(row.folder) for row in suite.rows()]
+    if twice := [f for f in folders if folders.count(f) > 1]:
+        raise InputError(f"the suite holds row {twice[0]} twice: give each seed and rate once")
+
+
 def _refuse_others(suite: Suite, output: Path) -> None:
     """Refuse to mix rows of this suite with rows that were run otherwise."""
     for row in suite.rows():
@@ -88,7 +98,7 @@ def _refuse_others(suite: Suite, output: Path) -> None:
         wanted = row.config.to_dict()
         # an option may be newer than the row
         kept = {**RunConfig(model="any", data="any").to_dict(), **kept}
-        free = NEUTRAL | (DECIDED if row.config.memory_budget else set())
+        free = NEUTRAL | (set(DECIDED) if row.config.memory_budget else set())
         for name, value in wanted.items():
             if name not in free and json.dumps(kept[name]) != json.dumps(value):
                 raise InputError(
@@ -123,12 +133,14 @@ LAUNCHERS: Mapping[str, Callable[[Jobs, int], None]] = {"local": _local, "ray": 
 
 def _run(folder: Path, config: RunConfig, processes: int = 1) -> None:
     """Run one row; leave why it failed, if it does."""
-    (folder / FAILED).unlink(missing_ok=True)
     try:
+        (folder / FAILED).unlink(missing_ok=True)
         if processes > 1:
             _run_apart(folder, config, processes)
         else:
-            train(config, folder, continues=(folder / CONFIG).exists())
+            train(config, folder, continues=(folder / CONFIG).exists(), overwrite=True)
+    except Busy as e:  # it is not this process's row to say anything of
+        print(f"lowtide: note: {e}", file=sys.stderr, flush=True)
     except Exception as e:  # whatever stops one row must not stop the others
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / FAILED, f"{type(e).__name__}: {e}\n")
@@ -144,7 +156,7 @@ def _run_apart(folder: Path, config: RunConfig, processes: int) -> None:
         else:
             wanted = Path(kept) / CONFIG
             wanted.write_text(write_yaml(config.to_dict()))
-            command += ["--config", str(wanted), "--output", str(folder)]
+            command += ["--config", str(wanted), "--output", str(folder), "--overwrite"]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +11,12 @@ from typing import Any
 
 from ..arguments import config_of
 from ..config import RunConfig, read_yaml
-from ..errors import InputError, UnknownName
+from ..errors import InputError, UnknownName, shown
+from ..values import Seed, hints, read
 
 SUITE = "suite.yaml"
+LONGEST = 100
+"""Most bytes of a name, which becomes the name of a folder."""
 KEYS = ("defaults", "data", "methods", "lr", "seeds")
 
 
@@ -92,10 +96,10 @@ class Suite:
             if key not in KEYS:
                 raise UnknownName("key of a suite", key, KEYS)
         defaults = {k: content[k] for k in ("lr",) if k in content}
-        defaults |= _mapping(path, content, "defaults") if content.get("defaults") else {}
-        seeds = content.get("seeds", [0])
-        if not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
-            raise InputError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
+        defaults |= (
+            _mapping(path, content, "defaults") if content.get("defaults") is not None else {}
+        )
+        seeds = _seeds(path, content.get("seeds", [0]))
         cells = []
         for data, about in _mapping(path, content, "data").items():
             for label, method in _mapping(path, content, "methods").items():
@@ -108,7 +112,7 @@ class Suite:
         if twice := [c for c, f in zip(cells, folders, strict=True) if folders.count(f) > 1]:
             raise InputError(f"{path}: {twice[0].label} and {twice[1].label} share a folder name")
         name = path.resolve().parent.name if path.name == SUITE else path.stem
-        return cls(name, path.read_text(), tuple(cells))
+        return cls(name, path.read_text(encoding="utf-8"), tuple(cells))
 
     def rows(self) -> Iterator[Row]:
         """List every row that may be run.
@@ -124,9 +128,23 @@ class Suite:
 
 def _mapping(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
     found = content.get(key)
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, dict) or (not found and key != "defaults"):
         raise InputError(f"{path}: {key} must map names to options of lowtide train")
+    for name in found:
+        if not isinstance(name, str | int) or isinstance(name, bool) or not str(name).strip():
+            raise InputError(f"{path}: {key} must have names of text, not {shown(name)}")
+        if len(os.fsencode(str(name))) > LONGEST:
+            raise InputError(f"{path}: {shown(name)} is longer than {LONGEST} bytes")
     return found
+
+
+def _seeds(path: Path, given: Any) -> list[int]:
+    if not (isinstance(given, list) and given and all(type(s) is int for s in given)):
+        raise InputError(f"{path}: seeds must be a list of whole numbers, not {shown(given)}")
+    seeds = [read(f"{path}: seeds", Seed, s) for s in given]
+    if twice := [s for s in seeds if seeds.count(s) > 1]:
+        raise InputError(f"{path}: seeds holds {twice[0]} twice: it would count as two runs")
+    return seeds
 
 
 def _options(value: Any, short: str) -> dict[str, Any]:
@@ -134,7 +152,8 @@ def _options(value: Any, short: str) -> dict[str, Any]:
 
 
 def _cell(data: str, label: str, options: dict[str, Any], seeds: Sequence[int]) -> Cell:
-    group = str(options.pop("group", ""))
+    group = options.pop("group", None)
+    group = read("group", str, group) if group else ""
     rates = options.pop("lr", None)
     folder = _folder(data, label)
     configs = [_config(options, data, seed) for seed in seeds]
@@ -158,12 +177,12 @@ def _cell(data: str, label: str, options: dict[str, Any], seeds: Sequence[int]) 
 
 def _rates(given: Any) -> list[float]:
     rates = given if isinstance(given, list) else [given]
-    try:
-        numbers = [float(r) for r in rates]  # YAML reads 1e-3 as text
-    except (TypeError, ValueError) as e:
-        raise InputError(f"lr must be a number or a list of numbers, not {given!r}") from e
-    if not numbers:
+    if not rates:
         raise InputError("lr must not be an empty list")
+    numbers = [read("lr", hints(RunConfig)["lr"], rate) for rate in rates]
+    names = [f"{rate:g}" for rate in numbers]  # which is how folders tell them apart
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"lr holds {twice[0]} twice, to six digits")
     return numbers
 
 

@@ -26,7 +26,7 @@ def evaluate(args: Sequence[str]) -> None:
         args: The command's arguments.
     """
     parser = Parser("eval", SUMMARY)
-    parser.add_argument("run", type=str, help="Run folder.")
+    parser.add_argument("run", type=str, help="Run folder, or a merged file.")
     parser.add_argument("--data", type=str, help="Other images; by default the run's own.")
     parser.add_argument("--split", type=str, default="test", help="train, val, test or all.")
     parser.add_argument(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from ..arguments import Parser
 from ..errors import InputError
 from ..loading import add_loading, open_given
+from ..merged import write_merged
+from ..paths import refuse_unwritable
 from .console import OUT
 
 SUMMARY = "Fold a run into a plain checkpoint that timm loads."
@@ -22,7 +22,7 @@ def merge(args: Sequence[str]) -> None:
         args: The command's arguments.
 
     Raises:
-        InputError: The output is no safetensors file.
+        InputError: The output is no safetensors file, or the run no run.
     """
     parser = Parser("merge", SUMMARY)
     parser.add_argument("run", type=str, help="Run folder.")
@@ -32,10 +32,9 @@ def merge(args: Sequence[str]) -> None:
     output = Path(given["output"])
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
-    trained = open_given({**given, "device": "cpu"})
-    model = trained.tuned.merge_and_unload()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, output)
-    name, classes = trained.name, trained.tuned.num_classes
+    refuse_unwritable(output)
+    if Path(given["run"]).is_file():
+        raise InputError(f"{given['run']} is a file: give the folder of a run")
+    line = write_merged(open_given({**given, "device": "cpu"}), output)
     OUT.print(f"wrote {output}; load it with")
-    OUT.print(f'timm.create_model("{name}", num_classes={classes}, checkpoint_path="{output}")')
+    OUT.print(line)

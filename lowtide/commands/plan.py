@@ -16,6 +16,7 @@ from ..narrow import FrozenDtype
 from ..plan import Plan
 from ..plan import plan as foresee
 from ..policy import POLICIES
+from ..progress import note
 from ..search import free, parse_bytes, search
 from ..step import Amp
 from ..values import Count, Side
@@ -101,6 +102,8 @@ def plan(args: Sequence[str]) -> None:
         image_size=options.image_size,
         frozen_dtype=options.frozen_dtype,
     )
+    for line in planned.notes:
+        note(line)
     if options.json:
         print(json.dumps(planned.to_dict()))
     else:
@@ -158,6 +161,8 @@ def _print_choices(options: PlanOptions, methods: list[Method]) -> None:
         machine=options.machine or "cpu",
         **free(options.policy, options.checkpointing, options.frozen_dtype, options.accumulate),
     )
+    for line in dict.fromkeys(line for choice in choices for line in choice.plan.notes):
+        note(line)
     if options.json:
         for choice in choices:
             print(json.dumps(choice.to_dict()))

@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from ..arguments import Parser, run_config, value_of
 from ..errors import InputError
+from ..paths import refuse_unwritable
 from ..train import CONFIG
 from ..train import train as fit
 from .console import OUT
@@ -35,17 +36,28 @@ def train(args: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="Replace the run in --output.")
     resumed = value_of(args, "--resume")
     if resumed is not None:
+        _refuse_beside_resume(args)
         if not (Path(resumed) / CONFIG).is_file():
             raise InputError(f"{resumed} holds no run to resume: no {CONFIG} in it")
         args = [*args, "--config", str(Path(resumed) / CONFIG)]
     config, own = run_config(parser, args)
     config.refuse_crowd()
     folder = Path(resumed or own["output"] or _free(config.data, config.method))
+    refuse_unwritable(folder, folder=True)
     summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
     state = PartialState()
     if state.is_main_process:
         _print_run(folder, summary)
     state.destroy_process_group()  # or a process that is done early may abort at its exit
+
+
+def _refuse_beside_resume(args: Sequence[str]) -> None:
+    """Refuse what would say a second time which run, or which options."""
+    for flag in ("--output", "--overwrite", "--config", "--preset"):
+        if flag in args or value_of(args, flag) is not None:
+            raise InputError(
+                f"--resume continues a run as it began; {flag} cannot be given with it"
+            )
 
 
 def _free(data: str, method: object) -> Path:

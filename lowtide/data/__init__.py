@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .batches import Cache as Cache
 from .batches import loader as loader
+from .batches import share as share
 from .check import Findings as Findings
 from .check import check as check
 from .dataset import Dataset as Dataset

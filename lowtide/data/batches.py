@@ -100,6 +100,20 @@ class _Images(TorchDataset[tuple[Tensor, int]]):
             return self.transform.moving(still), label
 
 
+def share(images: int, rank: int, processes: int) -> int:
+    """Count one process's part of a batch; parts differ by one image at most.
+
+    Args:
+        images: Images of the batch, all processes together.
+        rank: Which process.
+        processes: How many there are.
+
+    Returns:
+        Its images; the first of them take those that are left over.
+    """
+    return images // processes + (rank < images % processes)
+
+
 def loader(
     samples: Sequence[Sample],
     transform: Moving,
@@ -111,23 +125,29 @@ def loader(
     workers: int = 0,
     drop_last: bool = False,
     cache: Still | None = None,
+    rank: int = 0,
+    processes: int = 1,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Load one epoch of batches: images `(B, C, H, W)` float32, labels `(B,)` int64.
 
     The permutation is drawn from (seed, epoch), each image's augmentation from (seed, epoch,
     index). No worker, no earlier epoch and no global generator has a say or is changed, so a run
-    resumed at an epoch sees what the uninterrupted one saw, bit for bit.
+    resumed at an epoch sees what the uninterrupted one saw, bit for bit. Several processes share
+    the batches that one would load with `processes * batch_size`.
 
     Args:
         samples: What to load.
         transform: From a decoded image to a tensor.
-        batch_size: Images per batch.
+        batch_size: Images per batch, of each process.
         shuffle: Whether to permute the samples.
         seed: The run's seed.
         epoch: Which epoch this is.
         workers: Processes that decode; 0 decodes in this one.
         drop_last: Whether to leave out a last batch that is not full.
         cache: Resized images to keep between epochs; unused with workers, which die with theirs.
+        rank: Which process this is.
+        processes: How many share each batch. One that `share` gives no image of a last batch gets
+            an image of another's, so that all load equally many batches.
 
     Returns:
         The loader. Iterating may raise `UnreadableImage` if a file has gone or changed.
@@ -137,15 +157,23 @@ def loader(
     order = torch.randperm(len(samples), generator=generator).tolist()
     if cache is None or workers:
         cache = Cache(limit_bytes=0)
+    order = order if shuffle else list(range(len(samples)))
+    whole = batch_size * processes
+    batches = [order[i : i + whole] for i in range(0, len(order), whole)]
+    if drop_last and batches and len(batches[-1]) < whole:
+        batches.pop()
     return DataLoader(
         _Images(samples, transform, key, cache),
-        batch_size=batch_size,
-        sampler=order if shuffle else None,
+        batch_sampler=[_part(batch, rank, processes) for batch in batches],
         num_workers=workers,
-        drop_last=drop_last,
         # Or the loader would draw from the global generator, and move dropout with it.
         generator=generator,
     )
+
+
+def _part(batch: list[int], rank: int, processes: int) -> list[int]:
+    start = sum(share(len(batch), r, processes) for r in range(rank))
+    return batch[start : start + share(len(batch), rank, processes)] or batch[:1]
 
 
 def _seed(text: str) -> int:

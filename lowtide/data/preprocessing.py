@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -21,7 +21,8 @@ from timm.data.constants import (
 from torch import Tensor, nn
 from torchvision import transforms
 
-from ..errors import InputError, UnknownName
+from ..errors import InputError, UnknownName, shown
+from ..values import Side, Within, read
 from .images import decode
 
 Augment = Literal["none", "flip", "crop"]
@@ -41,6 +42,16 @@ AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+
+
+BOUNDS: dict[str, Any] = {
+    "size": tuple[Side, ...],
+    "mean": tuple[Annotated[float, Within(-100, 100)], ...],
+    "std": tuple[Annotated[float, Within(1e-4, 1e4)], ...],
+    "crop_pct": Annotated[float, Within(0.05, 20)],
+    "bits": Annotated[int, Within(8, 16)],
+}
+"""What the numbers of a pre-processing may be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,26 +179,24 @@ class Preprocessing:
         """
         data = {"bits": 16, **data}  # what was written before there were bits
         names = [field.name for field in dataclasses.fields(cls)]
-        if sorted(data) != sorted(names):
-            raise InputError(f"pre-processing has {sorted(data)}: expected {sorted(names)}")
-        try:
-            height, width = (int(value) for value in data["size"])
-            mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
-            crop_pct, bits = float(data["crop_pct"]), int(data["bits"])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"pre-processing {dict(data)}: {error}") from error
+        if sorted(map(str, data)) != sorted(names):
+            given = sorted(map(str, data))
+            raise InputError(f"pre-processing has {shown(given)}: expected {sorted(names)}")
+        values = {n: read(f"pre-processing: {n}", BOUNDS[n], data[n]) for n in BOUNDS}
+        size, mean, std = values["size"], values["mean"], values["std"]
+        crop_pct, bits = values["crop_pct"], values["bits"]
+        if len(size) != 2:
+            raise InputError(f"pre-processing: size must be height and width, not {shown(size)}")
         if data["interpolation"] not in INTERPOLATIONS:
-            raise UnknownName("interpolation", str(data["interpolation"]), INTERPOLATIONS)
+            raise UnknownName("interpolation", data["interpolation"], INTERPOLATIONS)
         if data["crop_mode"] not in CROP_MODES:
-            raise UnknownName("crop mode", str(data["crop_mode"]), CROP_MODES)
-        if min(height, width, crop_pct) <= 0:
-            raise InputError(f"pre-processing: size {height} x {width}, crop_pct {crop_pct}")
-        if not 8 <= bits <= 16:
-            raise InputError(f"pre-processing: bits {bits}, expected 8 to 16")
+            raise UnknownName("crop mode", data["crop_mode"], CROP_MODES)
         if len(mean) != len(std) or len(mean) not in {1, 3}:
-            raise InputError(f"pre-processing: mean {mean} and std {std}, expected 1 or 3 of each")
+            raise InputError(
+                f"pre-processing: mean {shown(mean)} and std {shown(std)}, expected 1 or 3 of each"
+            )
         interpolation, crop_mode = str(data["interpolation"]), str(data["crop_mode"])
-        return cls((height, width), mean, std, interpolation, crop_pct, crop_mode, bits)
+        return cls(size, mean, std, interpolation, crop_pct, crop_mode, bits)
 
     def transform(self, *, train: bool, augment: Augment = "none") -> Transform:
         """Make the transform of a split.

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..extras import extra
+from ..paths import refuse_unwritable
 
 SUFFIXES = (".svg", ".png")
 BEFORE, AFTER = "#2b2b2b", "#2f7fc4"
@@ -88,6 +89,7 @@ def checked(path: str | Path) -> Path:
     if Path(path).suffix not in SUFFIXES:
         raise InputError(f"{path} must end in {' or '.join(SUFFIXES)}")
     library()
+    refuse_unwritable(path)
     return Path(path)
 
 
@@ -101,7 +103,7 @@ def save(figure: Any, path: str | Path) -> None:
     path = checked(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
-        path.write_text(svg(figure))
+        path.write_text(svg(figure), encoding="utf-8", errors="backslashreplace")
         return
     with styled():
         figure.savefig(path, dpi=200, metadata={"Software": None})

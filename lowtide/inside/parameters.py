@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import STATISTICS, find, root
-from ..checkpoint import construct, read_config
+from ..adapter_config import AdapterConfig
+from ..checkpoint import read_config
 from ..errors import InputError
 from ..evaluate import backbone_of, open_run
 from ..graft import key
@@ -117,9 +118,8 @@ def run_changes(folder: Path, checkpoint: Path | None = None) -> Changes:
     sites, trained = tuned.sites, tuned.adapter_state()
     backbone = backbone_of(folder, checkpoint)
     own = dict(backbone.named_parameters())
-    config = read_config(folder)
-    methods = [construct(m) for m in config["methods"]]
-    start = apply(backbone, *methods, num_classes=config["num_classes"])
+    config = AdapterConfig.of(read_config(folder), folder)
+    start = apply(backbone, *config.methods, num_classes=config.num_classes)
     model, unfolded = merge(tuned)
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]

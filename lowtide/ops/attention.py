@@ -46,6 +46,31 @@ def weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: boo
     return torch.softmax(logits, -1)
 
 
+def _attend(
+    needs: Needs,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    """Call torch's function, which takes another kernel where the mask needs a gradient."""
+    if mask is None or not needs[3] or torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    drop = torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing)
+    with torch.enable_grad(), drop:
+        mask = mask.detach().requires_grad_()
+        y = F.scaled_dot_product_attention(
+            q.detach(), k.detach(), v.detach(), mask, is_causal=causal, scale=scale
+        )
+    return y.detach()
+
+
+def _nothing(saved: Any) -> Any:
+    """Keep nothing for a backward pass that never comes."""
+
+
 def _forward(
     needs: Needs,
     q: Tensor,
@@ -56,7 +81,7 @@ def _forward(
     scale: float,
     causal: bool,
 ) -> Forward:
-    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    y = _attend(needs, q, k, v, mask, scale, causal)
     return Forward(y, (Residue(q), Residue(k), Residue(v)), (mask,))
 
 
@@ -122,7 +147,7 @@ def _forward_taken_apart(
     scale: float,
     causal: bool,
 ) -> Forward:
-    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    y = _attend(needs, q, k, v, mask, scale, causal)
     attention = weights(q, k, mask, scale, causal)
     return Forward(y, (Residue(q), Residue(k), Residue(v), Residue(attention)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codecs.base import Reader
+from .region import region
 
 Function = Callable[..., Any]
 
@@ -72,6 +74,7 @@ class Again:
         args: Its arguments by place.
         kwargs: Its arguments by name.
         weights: Weights that it reads.
+        autocast: The device and dtype that its arguments were cast for, if they were.
         uses: How many calls read its result.
     """
 
@@ -79,6 +82,7 @@ class Again:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     weights: Weights | None = None
+    autocast: tuple[str, torch.dtype] | None = None
     uses: int = 0
 
     def value(
@@ -110,7 +114,8 @@ class Again:
                 self.args,
                 self.kwargs,
             )
-            result = self.function(*args, **kwargs)
+            with torch.autocast(*self.autocast) if self.autocast else nullcontext():
+                result = self.function(*args, **kwargs)
         if self.function in MAPS or self.uses > 1 or self in waiting:
             memo[self] = result
         return result
@@ -249,12 +254,12 @@ def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
 
 
 def _note(tensor: Tensor, note: Note) -> None:
-    tensor.__dict__["_lowtide_derived"] = (tensor._version, note)
+    tensor.__dict__["_lowtide_derived"] = (note, tensor._version, region())
 
 
 def _noted(tensor: Tensor) -> Note | None:
-    version, *note = tensor.__dict__.get("_lowtide_derived", (None,))
-    return note[0] if note and version == tensor._version else None
+    note, *when = tensor.__dict__.get("_lowtide_derived", (None,))
+    return note if when == [tensor._version, region()] else None
 
 
 def follow(
@@ -288,7 +293,12 @@ def follow(
 
     try:
         # Bound here: the call must not hold a tensor.
-        call = Again(function, *_each(known, args, kwargs), Weights(weights) if weights else None)
+        call = Again(
+            function,
+            *_each(known, args, kwargs),
+            Weights(weights) if weights else None,
+            _casts(result),
+        )
     except LookupError:
         return
     kept = [b for b in began if b[0] is not None]
@@ -300,6 +310,14 @@ def follow(
             _note(one, (Again(_one, (call, i)), reader, packed))
     elif isinstance(result, Tensor) and not isinstance(result, nn.Parameter):
         _note(result, (call, reader, packed))
+
+
+def _casts(result: Any) -> tuple[str, torch.dtype] | None:
+    """Say what a call's arguments were cast for."""
+    kind = result.device.type if isinstance(result, Tensor) else "meta"
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return kind, torch.get_autocast_dtype(kind)
 
 
 def _each(

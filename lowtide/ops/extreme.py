@@ -35,6 +35,7 @@ def _backward(
     keepdim: bool,
 ) -> tuple[Tensor]:
     (found,), (count,) = residues, extras
+    assert count is not None
     return (_kept_axes(dy, axes, keepdim) / count * found,)
 
 

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
 from .derived import Again, Derived, Weights, derived, remember
+from .region import region
 
 SMALL = 16
 """What is so many times smaller than what it follows from, or than what is made of it, is fewer
@@ -132,9 +133,10 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
         known[0].shared.waiting[known[0].call] += 1
         return known
-    # Tied to the tensor object, so it ends with it; the version changes if it is written to.
+    # Tied to the tensor object, so it ends with it; the version changes if it is written to, and
+    # a part that is run again under checkpointing notes for itself.
     memory = source.__dict__.setdefault("_lowtide_kept", {})
-    key = (codec, source._version)
+    key = (codec, source._version, region())
     if key not in memory:
         memory[key] = codec.pack(residue)
     return codec, memory[key]
@@ -151,9 +153,8 @@ def codec_kept_by(tensor: Tensor) -> Codec | None:
     """
     if torch.compiler.is_compiling():
         return None
-    keys = [
-        c for c, version in tensor.__dict__.get("_lowtide_kept", ()) if version == tensor._version
-    ]
+    here, kept = region(), tensor.__dict__.get("_lowtide_kept", ())
+    keys = [codec for codec, *when in kept if when == [tensor._version, here]]
     return keys[-1] if keys else None
 
 

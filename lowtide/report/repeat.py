@@ -31,7 +31,7 @@ def repeat(config: Mapping[str, Any], processes: int = 1) -> str:
         options = _options(wanted, None) or []
     start = ["lowtide"]
     if processes > 1:
-        start = ["accelerate", "launch", "--num_processes", str(processes), "-m", "lowtide"]
+        start = ["torchrun", f"--nproc_per_node={processes}", "-m", "lowtide"]
     return shlex.join([*start, "train", *options])
 
 

@@ -14,8 +14,8 @@ from ..bench.results import Result, read_results, summary_of
 from ..bench.suite import SUITE
 from ..data.vtab import GROUPS, group_of
 from ..errors import InputError
+from ..summary import read_summary
 from ..train import SUMMARY
-from .check import check
 
 Summary = Mapping[str, Any]
 
@@ -136,7 +136,7 @@ def gather(folders: Iterable[Path]) -> list[Entry]:
             raise InputError(f"{folder} holds no {SUITE} and no finished run ({SUMMARY})")
         for source in found:
             for path in source.glob(f"**/{SUMMARY}"):
-                check(path)
+                read_summary(path)
             results += read_results(source)
     entries = _named_apart([_entry(r, results) for r in results])
     if not any(e.result.runs or e.result.failed for e in entries):

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from ..errors import printable
 from .cells import Cell, Table
 from .compare import warnings
 from .provenance import command, provenance_table
@@ -15,6 +16,13 @@ from .rows import Entry
 from .tables import boards, overview_table, result_table
 from .words import MEMORY, REPEAT, SIGNIFICANCE, heading
 
+FORMULA = re.compile(r"[\s\"'\0]*[=+@\t\r\-\uff1d\uff0b\uff0d\uff20]")
+"""How texts begin that spreadsheets compute, also behind spaces and quotes."""
+ENVIRONMENT = (
+    *("python", "lowtide", "torch", "timm", "commit", "machine", "device", "device_name"),
+    *("threads", "processes", "finished"),
+)
+"""What is written of a row's environment."""
 BAR = r"\|"
 """What a table takes for a bar, in code too."""
 
@@ -58,8 +66,9 @@ def _table(table: Table) -> str:
 
 def _cell(cell: Cell, code: bool) -> str:
     if code:
-        ticks = "``" if "`" in cell.text else "`"
-        return f"{ticks}{cell.text.replace('|', BAR)}{ticks}"
+        text = printable(cell.text)
+        ticks = "``" if "`" in text else "`"
+        return f"{ticks}{text.replace('|', BAR)}{ticks}"
     text = _escaped(cell.text)
     if cell.best:
         return f"**{text}**"
@@ -67,8 +76,8 @@ def _cell(cell: Cell, code: bool) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Take from a text what Markdown and HTML would take for their own."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    """Take from a text what Markdown, HTML and terminals would take for their own."""
+    text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\|`*\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
@@ -85,8 +94,16 @@ def rows_csv(entries: Sequence[Entry]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(k for line in lines for k in line)))
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({k: _inert(v) for k, v in line.items()} for line in lines)
     return out.getvalue()
+
+
+def _inert(value: object) -> object:
+    """Keep a spreadsheet from computing a text: one that it would take for a formula gets a '."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if FORMULA.match(value) else text
 
 
 def _lines(entry: Entry) -> list[dict[str, object]]:
@@ -115,9 +132,13 @@ def _lines(entry: Entry) -> list[dict[str, object]]:
             "step_seconds": run.get("step_seconds"),
             "data_fingerprint": run["data"]["fingerprint"],
             "preprocessing": json.dumps(run["preprocessing"]),
-            **run["environment"],
+            **{k: _plain(run["environment"].get(k)) for k in ENVIRONMENT},
             "folder": str(folder),
             "command": command(run),
         }
         for run, folder in zip(entry.result.runs, entry.result.folders, strict=True)
     ] or [about]
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value)

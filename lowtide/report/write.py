@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..checkpoint import write_text
 from ..errors import InputError
+from ..paths import refuse_unwritable
 from .page import Section, html
 from .rows import Entry, gather
 from .text import markdown, rows_csv
@@ -44,9 +45,10 @@ def write_report(
     folders = list(folders)
     if output.suffix not in FORMATS:
         raise InputError(f"{output} must end in {' or '.join(FORMATS)}")
+    refuse_unwritable(output)
     entries = gather(folders)
     names = ", ".join(dict.fromkeys(f.resolve().name for f in folders))
     text = FORMATS[output.suffix](title or f"lowtide report: {names}", entries, sections)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, text)
+    write_text(output, text.encode("utf-8", "backslashreplace").decode())  # names may be no UTF-8
     return entries

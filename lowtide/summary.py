@@ -1,14 +1,16 @@
-"""Refuse summaries that do not say what is reported; a file may be anybody's."""
+"""Read summaries, refusing those that do not say what a run says; a file may be anybody's."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..bench.results import summary_of
-from ..errors import InputError
+from .errors import InputError, shown
+from .paths import read_json
+
+LARGEST = 1e18
+"""Bound of every number in a summary."""
 
 NUMBER = (int, float)
 NEEDED: Mapping[str, tuple[type, ...]] = {
@@ -38,41 +40,53 @@ NEEDED: Mapping[str, tuple[type, ...]] = {
 """What a summary says, and as what; where None will do, it may say nothing."""
 
 
-def check(path: Path) -> None:
-    """Look through a summary.
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read what a finished run says of itself.
 
     Args:
         path: The file.
 
+    Returns:
+        The summary, everything in it that lowtide uses of its kind.
+
     Raises:
-        InputError: Something is missing, or is not of its kind.
+        InputError: The file cannot be read, or something is missing or is not of its kind.
     """
-    summary: Any = summary_of(path.parent)
+    summary = read_json(path)
+    if not isinstance(summary, dict) or "config" not in summary:
+        raise InputError(f"{path} was not left by lowtide train")
     for name, kinds in NEEDED.items():
-        value = summary
+        value: Any = summary
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        if not _fits(value, kinds):
+        if not _fits(value, kinds, share="accuracy" in name):
             wanted = " or ".join(k.__name__ for k in kinds)
-            raise InputError(f"{path} is damaged: {name} is {value!r}, not {wanted}")
+            raise InputError(f"{path} is damaged: {name} is {shown(value)}, not {wanted}")
+    _check_lists(summary, path)
+    return summary
+
+
+def _check_lists(summary: dict[str, Any], path: Path) -> None:
     for line in summary["history"]:
         numbers = isinstance(line, dict) and (line.get("train_loss"), line.get("val_accuracy"))
         if not numbers or not all(_fits(n, (*NUMBER, type(None))) for n in numbers):
-            raise InputError(f"{path} is damaged: {line!r} in history")
+            raise InputError(f"{path} is damaged: {shown(line)} in history")
     for part, size in summary["planned"]["parts"].items():
         if not _fits(size, (int,)):
-            raise InputError(f"{path} is damaged: planned part {part} is {size!r}")
+            raise InputError(f"{path} is damaged: planned part {part} is {shown(size)}")
     classes = len(summary["data"]["classes"])
     for triple in summary.get("test_confusion") or ():
         whole = isinstance(triple, list) and len(triple) == 3
-        if not whole or not all(_fits(n, (int,)) and n >= 0 for n in triple):
-            raise InputError(f"{path} is damaged: {triple!r} in test_confusion")
+        if not whole or not all(_fits(n, (int,)) for n in triple):
+            raise InputError(f"{path} is damaged: {shown(triple)} in test_confusion")
         if max(triple[:2]) >= classes:
             raise InputError(
                 f"{path} is damaged: {triple!r} in test_confusion of {classes} classes"
             )
 
 
-def _fits(value: object, kinds: tuple[type, ...]) -> bool:
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return isinstance(value, kinds) and not isinstance(value, bool) and finite
+def _fits(value: object, kinds: tuple[type, ...], share: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    most = 1 if share else LARGEST
+    return not isinstance(value, int | float) or 0 <= value <= most

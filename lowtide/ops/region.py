@@ -1,0 +1,59 @@
+"""Parts of a forward pass whose saved tensors somebody else takes, as checkpointing does."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NOTES = ("_lowtide_kept", "_lowtide_derived")
+"""What a tensor carries of itself: how it is kept, and what it follows from."""
+
+Region = weakref.ref[Any] | None
+
+
+def region() -> Region:
+    """Name the part of the forward pass that this is.
+
+    Gradient checkpointing runs a part twice, and counts what autograd saves in each run. Nothing
+    that one run has noted of a tensor may therefore be read in the other, nor outside of both.
+
+    Returns:
+        A reference to the hook that saved tensors are given to; None where autograd keeps them.
+        Two are equal if they name the same part.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return weakref.ref(hooks[0]) if hooks else None
+
+
+@contextmanager
+def forgetting(inputs: Iterable[Any]) -> Iterator[None]:
+    """Leave tensors with the notes they had, and none of those that are made inside.
+
+    Args:
+        inputs: Arguments of a region, which live longer than it.
+
+    Yields:
+        Nothing.
+    """
+    before = [
+        (t, {name: t.__dict__[name] for name in NOTES if name in t.__dict__})
+        for t in inputs
+        if isinstance(t, Tensor)
+    ]
+    for _, notes in before:
+        if "_lowtide_kept" in notes:
+            notes["_lowtide_kept"] = dict(notes["_lowtide_kept"])
+    try:
+        yield
+    finally:
+        for t, notes in before:
+            for name in NOTES:
+                t.__dict__.pop(name, None)
+            t.__dict__.update(notes)
