@@ -210,7 +210,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
     for path in [p for p, r in roles.items() if r is Role.QKV]:
         if getattr(modules[path.rpartition(".")[0]], "head_first", False):
             roles[path] = Role.LINEAR  # queries, keys and values of each head, not of all
-    prefix = getattr(model, "num_prefix_tokens", 0)
+    prefix, patches = getattr(model, "num_prefix_tokens", 0), _patches(model)
     return Sites(
         Site(
             path,
@@ -223,6 +223,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
             prefix,
             _depthwise(modules[path]),
             _kernel(modules[path]),
+            patches,
         )
         for path, role in roles.items()
     )
@@ -230,6 +231,12 @@ def measure(model: nn.Module, family: Family) -> Sites:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters()), torch.get_default_dtype())
+
+
+def _patches(model: nn.Module) -> tuple[int, int]:
+    stem = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
+    grid = getattr(stem, "grid_size", None)
+    return (0, 0) if grid is None else (int(grid[0]), int(grid[1]))
 
 
 def _depthwise(module: nn.Module) -> bool:
