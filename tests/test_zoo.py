@@ -114,5 +114,5 @@ def test_another_image_size_resamples_positions_as_timm_does():
     other = timm.create_model("vit_micro_patch4_32", pretrained=True, img_size=48)
     expected = resample_abs_pos_embed(own.pos_embed, (12, 12), (8, 8), num_prefix_tokens=0)
     assert other.pos_embed.shape == (1, 144, 192)
-    assert torch.equal(other.pos_embed, expected)
+    assert torch.allclose(other.pos_embed, expected, atol=2e-3)  # the file holds two bytes each
     assert torch.equal(other.blocks[3].mlp.fc1.weight, own.blocks[3].mlp.fc1.weight)
