@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ Extend = Callable[..., tuple[Tensor, Tensor]]
 Context = Mapping[str, Mapping[str, Any]]
 """By path of an element of the chain: what it takes beside the feature map, by name."""
 ANYWHERE = {Role.LINEAR, Role.CONV, Role.NORM}
-"""Roles that say what a module is and not where it stands: those it has only if it is called."""
+"""Roles that say what a module is and not where it stands: it has them only if it is called, read
+by its own forward alone and held in one place, so that a graft there is the only way to it."""
 AFFINE = {Role.STEM, Role.DOWN, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.CONV}
 
 
@@ -203,7 +205,8 @@ def measure(model: nn.Module, family: Family) -> Sites:
             shadow(torch.empty(1, *image, device="meta", dtype=_dtype(model)))
     except (AssertionError, RuntimeError) as e:
         raise InputError(f"{type(model).__name__} does not run on a {image} image: {e}") from e
-    for path in [p for p, r in roles.items() if r in ANYWHERE and (p in read or p not in seen)]:
+    alone = seen.keys() - read - _shared(model)
+    for path in [p for p, r in roles.items() if r in ANYWHERE and p not in alone]:
         roles[path] = Role.OTHER
     blocks = [p for p, r in roles.items() if r is Role.BLOCK]
     modules = dict(model.named_modules())
@@ -231,6 +234,12 @@ def measure(model: nn.Module, family: Family) -> Sites:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters()), torch.get_default_dtype())
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Find modules that two places hold: a graft in one would leave the other as it was."""
+    places = Counter(id(c) for m in model.modules() for c in m._modules.values())
+    return {path for path, m in model.named_modules() if places[id(m)] > 1}
 
 
 def _patches(model: nn.Module) -> tuple[int, int]:
