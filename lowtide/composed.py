@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import Unsupported
-from .families import Family, recomputable
+from .families import Context, Family, image_shape, recomputable
 from .graft import Block
 from .recompute import recompute
 
@@ -85,7 +85,8 @@ class Composed(nn.Module):
         if not self.sides and not (self.checkpointing and self.blocks):
             return self.backbone(*inputs, **options)
         (x,) = (*inputs, *options.values())
-        return self._go_on(self.family.stem(self.backbone, x), STEM, {})
+        context = self.context((x.shape[-2], x.shape[-1]))
+        return self._go_on(self.family.stem(self.backbone, x), STEM, {}, context)
 
     def onward(self, given: Mapping[str, Tensor]) -> Tensor:
         """Classify from what the first elements of the chain gave; they are not run.
@@ -100,14 +101,27 @@ class Composed(nn.Module):
         if FEATURE in given:
             return self.backbone.get_classifier()(given[FEATURE])
         first = next(p for p in (STEM, *self.family.chain(self.backbone)) if p in given)
-        return self._go_on(given[first], first, given)
+        return self._go_on(given[first], first, given, self.context())
 
-    def _go_on(self, x: Tensor, after: str, given: Mapping[str, Tensor]) -> Tensor:
+    def context(self, size: tuple[int, int] | None = None) -> Context:
+        """Compute what elements of the chain take beside the feature map.
+
+        Args:
+            size: Height and width of the images; by default what the backbone is made for.
+
+        Returns:
+            Arguments by name, by path.
+        """
+        return self.family.context(self.backbone, size or image_shape(self.backbone)[1:])
+
+    def _go_on(
+        self, x: Tensor, after: str, given: Mapping[str, Tensor], context: Context
+    ) -> Tensor:
         """Run what comes after an element, x being its output; nothing holds x but its readers."""
         model, states = self.backbone, dict.fromkeys(self.sides)
         chain = (STEM, *self.family.chain(model))
         for path in chain[chain.index(after) + 1 :]:
-            element = _gives(given[path]) if path in given else self.run(path)
+            element = _gives(given[path]) if path in given else self.run(path, context)
             x = self.beside(path, element, states)(x)
         for name, side in self.sides.items():
             x = side.finish(x, states[name])
@@ -142,20 +156,23 @@ class Composed(nn.Module):
             inner = _beside(side, name, path, inner, states)
         return inner
 
-    def run(self, path: str) -> Block:
+    def run(self, path: str, context: Context) -> Block:
         """Say how one element of the chain runs, with or without extra tokens.
 
         Args:
             path: The element.
+            context: What elements take beside the feature map.
 
         Returns:
             Runs it.
         """
         block, extend = self.backbone.get_submodule(path), self.family.extend
+        beside = context.get(path, {})
         recomputing = self.checkpointing and torch.is_grad_enabled()
 
         def run(x: Tensor, *tokens: Tensor) -> Any:
             call = partial(extend, block) if tokens and extend else block
+            call = partial(call, **beside) if beside else call
             return recompute(call, block, x, *tokens) if recomputing else call(x, *tokens)
 
         return run

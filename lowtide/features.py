@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .composed import FEATURE, STEM
 from .data import Sample
@@ -41,16 +42,18 @@ def untouched(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
     chain = family.chain(model)
     inside = (*chain, *classifiers(model))
     outside = [m for p, m in model.named_modules() if not _within(p, inside)]
-    x = family.stem(model, images)
-    if x.requires_grad or _draws(outside):
+    random = _Seeded()
+    with random:
+        x, context = family.stem(model, images), tuned.context()
+    if x.requires_grad or random.drawn or _draws(outside):
         return {}
     given = {STEM: x}
     states = dict.fromkeys(tuned.sides)
     for path in chain:
-        element = _Watched(tuned.run(path))
+        element = _Watched(tuned.run(path, context))
         y: Tensor = tuned.beside(path, element, states)(x)
-        random = _draws(model.get_submodule(path).modules())
-        if random or y.requires_grad or y is not element.output or x is not element.input:
+        drops = _draws(model.get_submodule(path).modules())
+        if drops or y.requires_grad or y is not element.output or x is not element.input:
             break
         given[path] = x = y
     if len(given) == 1 and chain:
@@ -77,11 +80,11 @@ def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Te
         What `untouched` gives.
     """
     x = tuned.family.stem(tuned.backbone, images)
-    given = {STEM: x}
+    given, context = {STEM: x}, tuned.context()
     chain = tuned.family.chain(tuned.backbone)
     last = max((i for i, path in enumerate(chain, 1) if path in names), default=len(chain))
     for path in chain[:last]:
-        given[path] = x = tuned.run(path)(x)
+        given[path] = x = tuned.run(path, context)(x)
     if FEATURE in names:
         given[FEATURE] = tuned.feature(x)
     return {name: given[name] for name in names}
@@ -227,6 +230,16 @@ class _Watched:
             return self.inner(x, *tokens)
         self.input, self.output = x, self.inner(x)
         return self.output
+
+
+class _Seeded(TorchDispatchMode):
+    """Notes whether random numbers are drawn, on the meta device too."""
+
+    drawn = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **kwargs or {})
 
 
 def _device(tuned: Tuned) -> torch.device:

@@ -12,7 +12,7 @@ from .data import Dataset, Sample, read
 from .errors import InputError, UnknownName
 from .evaluate import Trained, open_run, too_deep
 from .merged import open_merged
-from .paths import located, read_json
+from .paths import located
 from .progress import note
 from .split import SPLIT, SPLITS, Split, samples_of
 from .summary import read_summary

@@ -66,6 +66,7 @@ class Site:
         prefix: Tokens before the patch tokens (class and register tokens).
         depthwise: Whether it is a convolution that keeps channels apart.
         kernel: Height and width of what a convolution reads at once; 1 and 1 for anything else.
+        patches: Height and width of the grid the stem cuts an image into; 0 and 0 where unknown.
     """
 
     path: str
@@ -79,6 +80,7 @@ class Site:
     prefix: int = 0
     depthwise: bool = False
     kernel: tuple[int, int] = (1, 1)
+    patches: tuple[int, int] = (0, 0)
 
     @property
     def dim(self) -> int:
@@ -102,10 +104,13 @@ class Site:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width of the output's patch grid; tokens are taken to form a square."""
+        """Height and width of the output's patch grid; as the stem cuts it, else a square."""
         if len(self.out_shape) == 4:
             return self.out_shape[2:] if self.layout is Layout.FIRST else self.out_shape[1:3]
-        side = round((self.out_shape[1] - self.prefix) ** 0.5)
+        count = self.out_shape[1] - self.prefix
+        if self.patches[0] * self.patches[1] == count:
+            return self.patches
+        side = round(count**0.5)
         return side, side
 
 

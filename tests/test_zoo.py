@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from timm.data import resolve_model_data_config
+from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
@@ -106,3 +107,12 @@ def test_linear_probe_on_digits_beats_random_weights() -> None:
     untrained = probe(timm.create_model(NAME))
     trained = probe(timm.create_model(NAME, pretrained=True))
     assert trained > untrained + 0.1, (trained, untrained)
+
+
+def test_another_image_size_resamples_positions_as_timm_does():
+    own = timm.create_model("vit_micro_patch4_32", pretrained=True)
+    other = timm.create_model("vit_micro_patch4_32", pretrained=True, img_size=48)
+    expected = resample_abs_pos_embed(own.pos_embed, (12, 12), (8, 8), num_prefix_tokens=0)
+    assert other.pos_embed.shape == (1, 144, 192)
+    assert torch.allclose(other.pos_embed, expected, atol=2e-3)  # the file holds two bytes each
+    assert torch.equal(other.blocks[3].mlp.fc1.weight, own.blocks[3].mlp.fc1.weight)

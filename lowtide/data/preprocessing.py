@@ -21,6 +21,7 @@ from timm.data.constants import (
 from torch import Tensor, nn
 from torchvision import transforms
 
+from ..adapter import find, root
 from ..errors import InputError, UnknownName, shown
 from ..values import Side, Within, read
 from .images import decode
@@ -299,5 +300,8 @@ def _same(image: Image.Image) -> Image.Image:
 def _input_channels(model: nn.Module) -> int:
     first = getattr(model, "pretrained_cfg", {}).get("first_conv")
     name = first if isinstance(first, str) else (first or ("",))[0]
-    modules = dict(model.named_modules())
-    return getattr(modules.get(name), "in_channels", 3) if name else 3
+    try:
+        stem = root(find(model, name))
+    except AttributeError:
+        return 3
+    return getattr(stem, "in_channels", 3) if name else 3

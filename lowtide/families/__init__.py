@@ -20,6 +20,7 @@ from .classifier import reset as reset
 from .generic import GENERIC as GENERIC
 from .parts import recomputable as recomputable
 from .shadow import hollow as hollow
+from .table import Context as Context
 from .table import Family as Family
 from .table import image_shape as image_shape
 from .table import measure as measure

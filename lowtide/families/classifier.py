@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, UnknownName
+from ..versions import on_meta
 from .shadow import hollow
 
 HeadInit = Literal["trunc_normal", "zero", "own"]
@@ -134,7 +134,7 @@ def _renewed(model: Any) -> tuple[str, ...]:
     shadow: Any = hollow(model)
     before = dict(shadow.named_modules(remove_duplicate=False))
     try:
-        with torch.device("meta"):
+        with on_meta():
             _renew(shadow, (getattr(shadow, "num_classes", 0) or 0) + 1)
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError):
         return ()

@@ -1,4 +1,4 @@
-"""The table of last resort: roles by what a module derives from, where no other table knows it.
+"""The table of last resort, for other backbones: roles by what a module derives from.
 
 LoRA, SSF, Bias, Full, Linear and compression need no more. Methods that ask for blocks refuse.
 """

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from .table import hollow, image_shape
+from .shadow import hollow
+from .table import image_shape
 
 
 @dataclass

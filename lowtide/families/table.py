@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..site import Layout, Role, Site, Sites
 from .classifier import classifiers
-from .kinds import channel_axis, is_map
+from .kinds import channel_axis, is_map, is_norm
 from .shadow import hollow
 from .spy import spy
 
 Roles = tuple[tuple[str, Role], ...]
-Extend = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+Extend = Callable[..., tuple[Tensor, Tensor]]
+Context = Mapping[str, Mapping[str, Any]]
+"""By path of an element of the chain: what it takes beside the feature map, by name."""
 ANYWHERE = {Role.LINEAR, Role.CONV, Role.NORM}
-"""Roles that say what a module is and not where it stands: those it has only if it is called."""
+"""Roles that say what a module is and not where it stands: it has them only if it is called, read
+by its own forward alone and held in one place, so that a graft there is the only way to it."""
 AFFINE = {Role.STEM, Role.DOWN, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.CONV}
 
 
@@ -41,8 +45,10 @@ class Family:
         finish: Last block's output to the final feature map.
         tiny: Builds a small, fast member for the tests, random weights.
         extend: Runs an element of the chain with extra tokens (B, n, C) that its own can attend to,
-            and gives both; None where the number of tokens is fixed.
+            and gives both; None where the number of tokens is fixed. Takes the context as well.
         last: Path of the module that gives the final feature map, a site even if it is an Identity.
+        context: What elements of the chain take beside the feature map, such as rotary positions,
+            for images of a height and width; computed once per forward.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Family:
     tiny: Callable[[], nn.Module]
     extend: Extend | None = None
     last: str = ""
+    context: Callable[[Any, tuple[int, int]], Context] = lambda model, size: {}
 
     def role(self, path: str, module: nn.Module) -> Role | None:
         """Look a module up in the table.
@@ -75,7 +82,7 @@ class Family:
 
     def _fits(self, role: Role, path: str, module: nn.Module) -> bool:
         if role is Role.NORM:
-            return bool(module._parameters) or path == self.last
+            return (is_norm(module) and bool(module._parameters)) or path == self.last
         return role not in AFFINE or is_map(module)
 
 
@@ -167,11 +174,15 @@ def measure(model: nn.Module, family: Family) -> Sites:
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(f"{type(model).__name__} does not run on a {image} image: {reason}") from e
-    for path in [p for p, r in roles.items() if r in ANYWHERE and (p in read or p not in seen)]:
+    alone = seen.keys() - read - _shared(model)
+    for path in [p for p, r in roles.items() if r in ANYWHERE and p not in alone]:
         roles[path] = Role.OTHER
     blocks = [p for p, r in roles.items() if r is Role.BLOCK]
     modules = dict(model.named_modules())
-    prefix = getattr(model, "num_prefix_tokens", 0)
+    for path in [p for p, r in roles.items() if r is Role.QKV]:
+        if getattr(modules[path.rpartition(".")[0]], "head_first", False):
+            roles[path] = Role.LINEAR  # queries, keys and values of each head, not of all
+    prefix, patches = getattr(model, "num_prefix_tokens", 0), _patches(model)
     return Sites(
         Site(
             path,
@@ -184,6 +195,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
             prefix,
             _depthwise(modules[path]),
             _kernel(modules[path]),
+            patches,
         )
         for path, role in roles.items()
     )
@@ -191,6 +203,18 @@ def measure(model: nn.Module, family: Family) -> Sites:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters()), torch.get_default_dtype())
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Find modules that two places hold: a graft in one would leave the other as it was."""
+    places = Counter(id(c) for m in model.modules() for c in m._modules.values())
+    return {path for path, m in model.named_modules() if places[id(m)] > 1}
+
+
+def _patches(model: nn.Module) -> tuple[int, int]:
+    stem = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
+    grid = getattr(stem, "grid_size", None)
+    return (0, 0) if grid is None else (int(grid[0]), int(grid[1]))
 
 
 def _depthwise(module: nn.Module) -> bool:

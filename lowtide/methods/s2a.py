@@ -262,6 +262,12 @@ class Branch(nn.Module):
 
     def _depthwise(self, y: Tensor) -> Tensor:
         prefix, patches = y[:, : self.prefix], y[:, self.prefix :]
+        height, width = self.grid
+        if patches.shape[1] != height * width:
+            raise Unsupported(
+                f"s2a's side branch is made for {height} x {width} patches, and the image has"
+                f" {patches.shape[1]}; use the image size the model was made for"
+            )
         patches = self.dw(patches.mT.unflatten(2, self.grid)).flatten(2).mT
         return torch.cat([prefix, patches], 1) if self.prefix else patches
 

@@ -17,6 +17,7 @@ from timm.models import (
     generate_default_cfgs,
     register_model,
 )
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 default_cfgs = generate_default_cfgs({
     "vit_micro_patch4_32": {
@@ -53,5 +54,6 @@ def vit_micro_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransf
         VisionTransformer,
         "vit_micro_patch4_32",
         pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,  # another img_size resamples positions
         **{**sizes, **pooling, **kwargs},
     )

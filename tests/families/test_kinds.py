@@ -1,4 +1,4 @@
-"""Roles by what a module does: variants of norms and maps count, what is read from outside does not."""
+"""Roles by what a module does, variants included; what is read from outside has none."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from lowtide.families import GENERIC, family_of, measure
 from lowtide.families.kinds import channel_axis, is_map, is_norm
+from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
 from lowtide.site import Layout, Role
@@ -84,7 +85,7 @@ def test_maps_of_every_kind(module: nn.Module) -> None:
 
 
 class Reads(nn.Module):
-    """Attention that takes its last map's weight, and a map whose weight is asked for its device."""
+    """Attention takes its last map's weight, and one map's weight is asked for its device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,3 +114,35 @@ def test_nothing_is_grafted_on_what_is_read_from_outside_or_never_called() -> No
     stir(tuned)
     y = tuned.eval()(x)
     near(tuned.merge_and_unload().eval()(x), y)
+
+
+class Tied(nn.Module):
+    """One map under two names, and one block in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Linear(3, 8), nn.Linear(8, 8)
+        self.second, self.block = self.first, nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.again, self.fc = self.block, nn.Linear(8, FEW)
+        self.pretrained_cfg = {"input_size": (3, 8, 8)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(self.stem(x.flatten(2).mT)).tanh())
+        return self.fc(self.again(self.block(x)).mean(1))
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2), SSF(), Bias()], ids=lambda m: type(m).__name__)
+def test_a_layer_under_two_names_is_one_layer(method) -> None:
+    model = wake(Tied().double())
+    assert {s.path for s in measure(model, GENERIC).of(Role.LINEAR)} == {"stem", "block.0"}
+    tuned = apply(model, method)
+    x = images(model)
+    backward(tuned, x)
+    stir(tuned)
+    y = tuned.eval()(x)
+    merged = tuned.merge_and_unload().eval()
+    assert merged.first is merged.second and merged.block is merged.again
+    near(merged(x), y)
+    plain = Tied().double().eval()
+    plain.load_state_dict(merged.state_dict())
+    near(plain(x), y)
