@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +19,9 @@ Function = Callable[..., Any]
 
 FOLLOWED: set[Function] = {
     *(torch.add, Tensor.add, Tensor.__add__, torch.mul, Tensor.mul, Tensor.__mul__),
+    *(torch.sub, Tensor.sub, Tensor.__sub__, torch.div, Tensor.div, Tensor.__truediv__),
+    *(torch.addcmul, Tensor.addcmul, torch.pow, Tensor.pow, Tensor.__pow__, torch.square),
+    *(Tensor.square, torch.neg, Tensor.neg, Tensor.__neg__, Tensor.__radd__, Tensor.__rmul__),
     *(F.relu, torch.relu, Tensor.relu, Tensor.contiguous, Tensor.float),
     *(torch.flatten, Tensor.flatten, torch.unflatten, Tensor.unflatten, Tensor.__getitem__),
     *(Tensor.view, Tensor.reshape, torch.reshape, torch.permute, Tensor.permute),
@@ -33,9 +36,9 @@ MAPS: set[Function] = {F.linear, torch.einsum, torch.matmul, Tensor.matmul, Tens
 RUN_AGAIN: set[Function] = {
     *FOLLOWED,
     *MAPS,
-    *(Tensor.__rmul__, Tensor.__radd__, torch.cat, torch.stack),
+    *(torch.cat, torch.stack),
     *(torch.unbind, Tensor.unbind, torch.chunk, Tensor.chunk, torch.split, Tensor.split),
-    *(torch.sub, Tensor.sub, Tensor.__sub__, torch.movedim, Tensor.movedim, F.dropout),
+    *(torch.movedim, Tensor.movedim, F.dropout),
     Tensor.T.__get__,  # type: ignore[attr-defined]
 }
 """Functions that an attention module makes its queries, keys and values with."""
@@ -63,6 +66,11 @@ class Weights:
                 "a weight was modified by an in-place operation between forward and backward, which"
                 " computes with it again; run backward before the optimiser's step"
             )
+
+
+TINY = 64
+"""What is so many times smaller than what it is combined with (a factor per row or channel) is held
+as it is."""
 
 
 @dataclass(eq=False)
@@ -277,6 +285,7 @@ def follow(
         return
     began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
     weights: list[Tensor] = []
+    most = max((a.numel() for a in _tensors(args, kwargs)), default=0)
 
     def known(a: Any) -> Any:
         if not isinstance(a, Tensor):
@@ -285,7 +294,10 @@ def follow(
             began.append((None, ()))
             weights.append(a)
             return a
-        if (note := _noted(a)) is None:
+        note = _noted(a)
+        if a.is_floating_point() and a.numel() * TINY <= most and (note is None or note[1]):
+            return a.detach().clone()  # another may write to it
+        if note is None:
             raise LookupError
         began.append(note[1:])
         note[0].uses += 1
@@ -329,6 +341,13 @@ def _each(
         return tuple(map(change, a)) if isinstance(a, (tuple, list)) else change(a)
 
     return tuple(inside(a) for a in args), {name: inside(a) for name, a in kwargs.items()}
+
+
+def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    for a in (*args, *kwargs.values()):
+        yield from (
+            t for t in (a if isinstance(a, (tuple, list)) else (a,)) if isinstance(t, Tensor)
+        )
 
 
 def _draws(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..codecs.affine import Affine
 from ..codecs.base import Residue
+from ..codecs.exact import Exact
 from .case import Case, Shape
 from .formula import written
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
@@ -69,7 +70,10 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 
 def _in_place(codecs: Codecs, call: Call) -> Any:
-    return overwritten(call.args[0], _answer(codecs, call), in_place=True)
+    x, *others = call.args
+    # What is kept as it is must not be written to.
+    kept = x.clone() if isinstance(codecs.get("mul"), Exact) else x
+    return overwritten(x, _answer(codecs, call._replace(args=(kept, *others))), in_place=True)
 
 
 TIGHT = {"mul": Affine(8, 64, stats=torch.bfloat16)}

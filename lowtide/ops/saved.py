@@ -18,6 +18,9 @@ SMALL = 16
 """What is so many times smaller than what it follows from, or than what is made of it, is fewer
 bytes than work."""
 
+FINE = 8
+"""Bits of a code that is fine enough to make other tensors of."""
+
 Options = Mapping[str, Any]
 Needs = tuple[bool, ...]
 Tensors = tuple[Tensor | None, ...]
@@ -139,6 +142,8 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     key = (codec, source._version, region())
     if key not in memory:
         memory[key] = codec.pack(residue)
+        if getattr(codec, "bits", 0) >= FINE:
+            remember(source, Derived(codec, source.shape, source.dtype), memory[key])
     return codec, memory[key]
 
 
