@@ -29,6 +29,13 @@ NORMS: tuple[type[nn.Module], ...] = (
 )
 """y = w * xhat + b."""
 
+ACTIVATED: tuple[type[nn.Module], ...] = tuple(
+    getattr(tl, name)
+    for name in ("BatchNormAct2d", "GroupNormAct", "LayerNormAct", "LayerNormAct2d")
+    if hasattr(tl, name)
+)
+"""y = act(w * xhat + b)."""
+
 
 def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module, nn.Module]:
     """Build `up(down(x))` with the shape of `module(x)` and at most `rank` (per group).
@@ -132,6 +139,8 @@ def fold(
 ) -> nn.Module | None:
     """Fold `y -> scale * (y + delta x) + shift` into a copy of the module that gives y.
 
+    Of a norm with an activation, y is what the activation is given.
+
     Args:
         module: A Linear, Conv2d or norm with affine parameters.
         delta: Added to the weight of a map; same shape.
@@ -142,7 +151,8 @@ def fold(
         The copy, or None where `module` cannot absorb the change.
     """
     kind = type(module)
-    if kind not in MAPS and (kind not in NORMS or delta is not None or module.weight is None):
+    norm = kind in (*NORMS, *ACTIVATED) and delta is None and module.weight is not None
+    if kind not in MAPS and not norm:
         return None
     out = copy.deepcopy(module)
     with torch.no_grad():

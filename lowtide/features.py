@@ -61,11 +61,17 @@ def untouched(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
     if tuned.sides:
         return given
     last = list(given)[-1]
-    if last == (STEM, *chain)[-1]:
+    if last == (STEM, *chain)[-1] and _one_classifier(model):
         feature = tuned.feature(x)
         if not feature.requires_grad and isinstance(feature, Tensor):
             return {FEATURE: feature}
     return {last: given[last]}
+
+
+def _one_classifier(model: nn.Module) -> bool:
+    """Whether logits are what `get_classifier` gives of the pooled features, and nothing else."""
+    told, heads = getattr(model, "get_classifier", None), classifiers(model)
+    return told is not None and len(heads) == 1 and told() is model.get_submodule(heads[0])
 
 
 def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Tensor]:

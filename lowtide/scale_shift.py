@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from .affine import fold
+from .affine import ACTIVATED, fold
 from .graft import Graft
 from .site import Layout, Site
 
@@ -19,8 +20,11 @@ SPREAD = 0.02
 class ScaleShift(Graft):
     """`gamma * base(x) + beta` along the channel axis; no beta where the base has no bias.
 
+    A norm with an activation of its own is scaled in front of that, as one without would be:
+    `act(gamma * (w xhat + b) + beta)`.
+
     Saves:
-        The base's output, for gamma's gradient.
+        The base's output, for gamma's gradient; xhat in its place before an activation.
     """
 
     unmergeable: ClassVar[str] = "what it scales is a sum of branches, not the output of one map"
@@ -61,10 +65,19 @@ class ScaleShift(Graft):
         Returns:
             The scaled and shifted output.
         """
+        if type(self.base) in ACTIVATED:
+            return functional_call(self.base, self._scaled(), x)
         y = self.base(x)
         if self.gamma is not None:
             y = y * self.gamma
         return y if self.beta is None else y + self.beta
+
+    def _scaled(self) -> dict[str, Tensor]:
+        """Scale and shift what a norm makes of xhat."""
+        w, b = self.base.get_parameter("weight"), self.base.get_parameter("bias")
+        if self.gamma is not None:
+            w, b = (p * self.gamma.flatten() for p in (w, b))
+        return {"weight": w, "bias": b if self.beta is None else b + self.beta.flatten()}
 
     def merged(self) -> nn.Module | None:
         """Fold scale and shift into the base's weight and bias.

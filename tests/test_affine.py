@@ -10,9 +10,10 @@ from nets import near, wake
 from timm import layers as tl
 from torch import Tensor, nn
 
-from lowtide.affine import MAPS, NORMS, bottleneck, fold, low_rank, product
+from lowtide.affine import ACTIVATED, MAPS, NORMS, bottleneck, fold, low_rank, product
 from lowtide.errors import Unsupported
-from lowtide.site import Layout
+from lowtide.scale_shift import ScaleShift
+from lowtide.site import Layout, Role, Site
 
 LINEARS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),
@@ -154,3 +155,20 @@ def test_a_bottleneck_maps_channels_wherever_they_are() -> None:
     w = last[1].weight @ last[0].weight
     b = last[1].weight @ last[0].bias + last[1].bias
     near(rows, x.permute(0, 2, 3, 1) @ w.T + b, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ACTIVATED, ids=lambda kind: kind.__name__)
+def test_a_norm_with_an_activation_is_scaled_in_front_of_it(kind: type[nn.Module]) -> None:
+    groups = {"num_groups": 2} if kind.__name__ == "GroupNormAct" else {}
+    norm = wake(kind(6, **groups)).double().eval()
+    last = kind.__name__ == "LayerNormAct"
+    x = torch.randn((2, 4, 4, 6) if last else (2, 6, 4, 4), dtype=torch.float64)
+    layout = Layout.LAST if last else Layout.FIRST
+    shape = (1, *x.shape[1:])
+    site = Site("norm", Role.NORM, -1, layout, shape, shape, ("weight", "bias"))
+    graft = ScaleShift(norm, site).double()
+    plain = copy.deepcopy(norm)
+    plain.act = nn.Identity()
+    gamma, beta = (v.flatten().view(-1, *[1, 1] * (not last)) for v in (graft.gamma, graft.beta))
+    near(graft(x), norm.act(gamma * plain(x) + beta), 1e-12)
+    near(graft.merged()(x), graft(x), 1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from nets import FEW, TABLES, cotangent, images, near, stir, tiny
 from safetensors.torch import load_file
@@ -157,3 +158,15 @@ def test_what_cannot_be_kept_is_refused_at_the_door(config, tmp_path):
     with pytest.raises(InputError, match="augment none, not flip"):
         replace(config, cache_features=True, augment="flip")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_of_several_parts_is_not_begun_at() -> None:
+    """What `get_classifier` tells may be the last of them: the norm in front would be left out."""
+    torch.manual_seed(0)
+    model = timm.create_model("shvit_s1", num_classes=5)
+    tuned = apply(model, METHODS["linear"]()).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        names = untouched(tuned, x)
+        assert FEATURE not in names
+        near(tuned.onward(features(tuned, names, x)), tuned(x), 1e-6)
