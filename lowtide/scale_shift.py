@@ -74,7 +74,8 @@ class ScaleShift(Graft):
 
     def _scaled(self) -> dict[str, Tensor]:
         """Scale and shift what a norm makes of xhat."""
-        w, b = self.base.get_parameter("weight"), self.base.get_parameter("bias")
+        w: Tensor = self.base.get_parameter("weight")
+        b: Tensor = self.base.get_parameter("bias")
         if self.gamma is not None:
             w, b = (p * self.gamma.flatten() for p in (w, b))
         return {"weight": w, "bias": b if self.beta is None else b + self.beta.flatten()}
