@@ -13,14 +13,33 @@ MLP's last bias adds to all channels of a position alike: that bias never gets a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from timm.layers import GatedMlp
-from timm.models.mlp_mixer import MlpMixer, SpatialGatingBlock
+from timm.models.mlp_mixer import Affine, MlpMixer, SpatialGatingBlock
 from torch import nn
 
 from ..site import Layout, Role
 from .table import Family
 
 _BLOCK = r"blocks\.\d+"
+
+
+@dataclass(frozen=True)
+class Mixer(Family):
+    """A family whose norms may be maps that do not normalise."""
+
+    def role(self, path: str, module: nn.Module) -> Role | None:
+        """Look a module up in the table.
+
+        Args:
+            path: Its path.
+            module: The module.
+
+        Returns:
+            Its role; `other` for an `Affine`, wherever it stands.
+        """
+        return Role.OTHER if type(module) is Affine else super().role(path, module)
 
 
 def _tiny() -> nn.Module:
@@ -38,7 +57,7 @@ def _tiny() -> nn.Module:
     return model
 
 
-FAMILY = Family(
+FAMILY = Mixer(
     name="mixer",
     classes=("MlpMixer",),
     roles=(

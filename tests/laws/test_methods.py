@@ -45,6 +45,9 @@ def _sites(family: str) -> Sites:
 REFUSALS = {c: reason for c in COMBINATIONS if (reason := _refusal(*c))}
 PAIRS = [c for c in COMBINATIONS if c not in REFUSALS]
 
+TAKEN_AWAY = {"efficientnet": "bn3.bias", "maxvit": "pre_norm.bias"}
+"""Shifts that statistics of the batch, taken right behind them, take away again."""
+
 over_pairs = pytest.mark.parametrize("name, family", PAIRS, ids=lambda v: v)
 over_families = pytest.mark.parametrize("family", sorted(TABLES))
 
@@ -147,7 +150,8 @@ def test_nothing_is_dead(name: str, family: str) -> None:
     """At the start one factor of every pair moves; after one step every tensor does."""
     model = tiny(family)
     x = images(model)
-    tuned = apply(model, name, num_classes=FEW).train()
+    # A start of this size shows in one step; one of 0.02 moves a gated branch below rounding.
+    tuned = apply(model, name, num_classes=FEW, head_init="own").train()
     backward(tuned, x)
     for path, graft in tuned.named_modules():
         if isinstance(graft, Graft):
@@ -158,7 +162,7 @@ def test_nothing_is_dead(name: str, family: str) -> None:
     tuned.zero_grad()
     backward(tuned, x, seed=2)
     dead = [n for n, g in gradients(tuned).items() if g.abs().max() < 1e-12]
-    assert not dead
+    assert not [n for n in dead if not n.endswith(TAKEN_AWAY.get(family, "-"))]
 
 
 @over_pairs
