@@ -35,8 +35,10 @@ class SSF(Method):
 
     Parameters: ViT-B/16 205,824; Swin-B 274,432; ConvNeXt-B 260,608.
 
-    Merge: exact, `W' = gamma W`, `b' = gamma b + beta` (by rows). ConvNeXt's last one follows a
-    residual sum and precedes pooling, so no single module can absorb it.
+    Merge: exact, `W' = gamma W`, `b' = gamma b + beta` (by rows). The one that ends a feature map
+    that is a sum of branches, as ConvNeXt's, goes into the maps of its last stage: rows of the
+    downsampling and of every fc2 times gamma, the inputs of the depthwise ones by gamma, and the
+    last fc2's bias plus beta / layer scale. That needs a gamma and a layer scale that are not 0.
 
     Saves:
         The output of every operation it follows, for gamma's gradient: 11 u per ViT block, more
