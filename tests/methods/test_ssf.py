@@ -26,6 +26,30 @@ def test_count(backbone: str, count: int) -> None:
     assert trained(backbone, SSF()) == count
 
 
+@pytest.mark.parametrize("backbone, count", [("swin", 267_264), ("convnext", 255_232)])
+def test_the_count_of_the_authors_code_is_the_one_the_paper_rounds(
+    backbone: str, count: int
+) -> None:
+    """Table 5, in millions, classifiers of 100 and 1000 included."""
+    assert trained(backbone, SSF(stages=False)) == count
+    printed = {"swin": ("0.37", "1.29"), "convnext": ("0.36", "1.28")}[backbone]
+    assert tuple(f"{(count + 1025 * k) / 1e6:.2f}" for k in (100, 1000)) == printed
+
+
+def test_without_stages_only_what_changes_stage_is_left_out() -> None:
+    for family, paths in {
+        "swin": {"layers.1.downsample.norm"},
+        "convnext": {f"stages.{i}.downsample.{j}" for i in (1, 2, 3) for j in (0, 1)},
+        "as_mlp": {"stages.1.downsample.norm"},
+        "vit": set(),
+    }.items():
+        every, some = (
+            {k.partition("/")[0] for k in lowtide.tune.apply(tiny(family), m).adapter_state()}
+            for m in (SSF(), SSF(stages=False))
+        )
+        assert every - some == paths and some <= every
+
+
 def test_places_on_a_vit() -> None:
     """Patch embedding, LN1, qkv, proj, LN2, fc1, fc2, final norm: 12 * 6 + 2 pairs."""
     tuned = on_meta("vit", SSF())
@@ -197,9 +221,11 @@ def test_the_paper_s_ablations_have_its_counts(method: SSF, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"scale": "none"}, {"shift": False}, {"scale": "scalar"}], ids=str
+    "options",
+    [{"scale": "none"}, {"shift": False}, {"scale": "scalar"}, {"stages": False}],
+    ids=str,
 )
-@pytest.mark.parametrize("family", ["vit", "swin", "resnet"])
+@pytest.mark.parametrize("family", ["vit", "swin", "resnet", "convnext"])
 def test_ablations_merge(family: str, options: dict) -> None:
     model = tiny(family).eval()
     x = images(model)
