@@ -185,9 +185,11 @@ def test_on_the_recipes_own_backbone_the_published_count_trains(name, count):
 
 
 def test_a_preset_decides_everything_but_the_data():
-    config = resolved("--data", "d", "--preset", "rlrr/vtab/dmlab") if "rlrr" in METHODS else None
-    if config is not None:
-        assert config.method == METHODS["rlrr"]()
+    config = resolved("--data", "d", "--preset", "rlrr/vtab/dmlab")
+    assert config.method == METHODS["rlrr"]()
+    assert config.head_init == "zero"
+    config = resolved("--data", "d", "--preset", "arc/vtab/dmlab", "--head-init", "own")
+    assert config.head_init == "own"
     config = resolved("--data", "d", "--preset", "ssf/vtab/dmlab")
     assert config == RunConfig(
         model="vit_base_patch16_224.augreg_in21k",
