@@ -20,6 +20,7 @@ from .codecs.base import Residue
 from .imagewise import MLPS, has_images, is_imagewise, is_model
 from .ops import CALLS
 from .ops.derived import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
+from .ops.multihead import OPENED
 from .ops.region import Region, forgetting, region
 from .ops.rerun import rerun
 from .ops.saved import Call, keep
@@ -115,6 +116,9 @@ class _Answers(TorchFunctionMode):
         if self.followed is RUN_AGAIN and func is F.scaled_dot_product_attention:
             if not all(derived(t) for t in args[:3]):
                 raise _NotDerived
+        if func in OPENED and not torch.compiler.is_compiling():
+            with self:
+                return OPENED[func](*args, **kwargs)
         answer, result = CALLS.get(func), NotImplemented
         if answer is not None:
             result = answer(self.codecs, Call(func, args, kwargs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -255,7 +256,8 @@ def _answer(codecs: Codecs, call: Call) -> Any:
         return NotImplemented
     scale = call.kwargs.get("scale")
     options = {
-        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        # As torch says it, to the last bit.
+        "scale": 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale,
         "causal": call.argument(5, "is_causal", False),
         **{name: True for name in ("enable_gqa",) if call.kwargs.get(name)},
     }
@@ -313,7 +315,7 @@ def _case(
 
 
 _P = ((2, 3, 5, 5),)
-_GROUPED = {"q": (2, 4, 5, 4), "k": (2, 2, 6, 4), "enable_gqa": True}
+_Q, _K = (2, 4, 5, 4), (2, 2, 6, 4)
 CASES = {
     "attention": _case(),
     "attention_causal": _case(causal=True),
@@ -327,7 +329,7 @@ CASES = {
     "attention_windows_apart": _case((2, 2, 3, 5, 4), apart=((2, 2, 3, 5, 5),)),
     "attention_shared_key": _case((2, 4, 5, 4), (1, 1, 6, 4), (2, 1, 6, 3), mask=(6,)),
     "attention_shared_query": _case((3, 5, 4), (2, 3, 6, 4), causal=True),
-    "attention_groups": _case(**_GROUPED, mask=(2, 1, 1, 6)),
-    "attention_groups_apart": _case(**_GROUPED, apart=((2, 4, 5, 6),)),
+    "attention_groups": _case(_Q, _K, mask=(2, 1, 1, 6), enable_gqa=True),
+    "attention_groups_apart": _case(_Q, _K, apart=((2, 4, 5, 6),), enable_gqa=True),
     "attention_groups_unequal": _case((4, 5, 4), (2, 6, 4), (1, 6, 3), enable_gqa=True),
 }
