@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from test_compress import EVERYTHING, kept_bytes
 from torch import Tensor, nn
 
-from lowtide.compress import compress
-from lowtide.policy import POLICIES
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import POLICIES
 
 LONG, SHORT, WIDE = 24, 17, 32
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
-from .derived import Again, Derived, Weights, derived, remember
+from .lineage import Again, Derived, Weights, derived, remember
 from .region import region
 
 SMALL = 16
@@ -130,7 +130,7 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
         What reads it, and what is kept.
     """
     source = residue.source
-    if not residue.whole or isinstance(source, nn.Parameter) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not residue.is_whole() or isinstance(source, nn.Parameter):
         return codec, codec.pack(residue)
     known = derived(source)
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
