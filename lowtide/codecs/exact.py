@@ -9,9 +9,6 @@ from torch import Tensor, nn
 
 from .base import Residue
 
-PART = 8
-"""A view this many times smaller than its storage does not hold it."""
-
 
 @dataclass(frozen=True)
 class Exact:
@@ -20,9 +17,14 @@ class Exact:
     Of a small part of a large tensor (the class token among all) it keeps a copy, so that the large
     one can go.
 
+    Attributes:
+        part: A view so many times smaller than its storage does not hold it.
+
     Saves:
         n * itemsize bytes, shared with the source where the residue is the source.
     """
+
+    part: int = 8
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
         """Keep the whole residue.
@@ -36,7 +38,7 @@ class Exact:
         kept = residue.of(residue.source.detach(), *residue.beside)
         if torch.compiler.is_compiling() or isinstance(residue.source, nn.Parameter):
             return (kept,)
-        part = kept.untyped_storage().nbytes() > PART * kept.numel() * kept.itemsize
+        part = kept.untyped_storage().nbytes() > self.part * kept.numel() * kept.itemsize
         return (kept.clone() if part else kept,)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:

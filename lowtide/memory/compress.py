@@ -23,6 +23,7 @@ from ..ops.lineage import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remembe
 from ..ops.multihead import OPENED
 from ..ops.region import Region, forgetting, region
 from ..ops.saved import Call, keep
+from ..ops.spare import Watched, spare, watching
 from ..ops.unary import MODULES, activate
 from ..versions import classes
 from .chunking import MLPS, has_images, is_imagewise, is_model
@@ -100,6 +101,8 @@ class _Answers(TorchFunctionMode):
         super().__init__()
         self.policy, self.codecs, self.followed = policy, policy.codecs, FOLLOWED
         self.region = here
+        self.watched: list[Watched] = []
+        self.depth = 0
 
     def __torch_function__(
         self,
@@ -171,12 +174,12 @@ def _answered(plain: type[nn.Module]) -> type[nn.Module]:
                 return super().forward(*args, **kwargs)
             here = region()
             if before is not None and before.policy is policy and before.region == here:
-                return _run(self, before, super().forward, args, kwargs)
+                return _run_sparing(self, before, super().forward, args, kwargs)
             _answering.mode = mode = _Answers(policy, here)
             inputs = (*args, *kwargs.values()) if here is not None else ()
             try:
-                with mode, forgetting(inputs):
-                    return _run(self, mode, super().forward, args, kwargs)
+                with mode, forgetting(inputs), watching() as mode.watched:
+                    return _run_sparing(self, mode, super().forward, args, kwargs)
             finally:
                 _answering.mode = before
 
@@ -209,6 +212,23 @@ def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _revive(plain: type[nn.Module], *given: Any) -> nn.Module:
     answered = _answered(plain)
     return answered.__new__(answered, *given)
+
+
+def _run_sparing(
+    module: nn.Module,
+    mode: _Answers,
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run a module, and keep no codes of what lives on in full."""
+    since, mode.depth = len(mode.watched), mode.depth + 1
+    try:
+        result = _run(module, mode, forward, args, kwargs)
+    finally:
+        mode.depth -= 1
+    spare(mode.watched, since, (args, kwargs, result), last=mode.depth == 0)
+    return result
 
 
 def _run(

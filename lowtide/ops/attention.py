@@ -145,11 +145,16 @@ def _forward_taken_apart(
     *,
     scale: float,
     causal: bool,
+    in_place_of_y: bool = False,
     **options: Any,
 ) -> Forward:
     y = _attend(needs, q, k, v, mask, scale=scale, causal=causal, **options)
     attention = weights(q, k, mask, scale, causal)
-    return Forward(y, (Residue(q), Residue(k), Residue(v), Residue(attention)))
+    residues = (Residue(q), Residue(k), Residue(v), Residue(attention))
+    if not in_place_of_y:
+        return Forward(y, residues)
+    given = (q.detach(), k.detach(), None if mask is None else mask.detach(), scale, causal)
+    return Forward(y, residues, remake=lambda: weights(*given))
 
 
 def _backward_taken_apart(
@@ -173,6 +178,7 @@ def _backward_taken_apart(
 
 ATTENTION_TAKEN_APART = Op(_forward_taken_apart, _backward_taken_apart)
 """The same, with P as a fourth residue: for a quantised softmax, or a mask larger than P in bytes.
+Option `in_place_of_y`: P is kept instead of y; where y lives on, P is made of q and k again.
 
 Saves:
     What the codecs keep of the numbers in q, k, v and P; no mask.
@@ -263,6 +269,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     }
     tokens, of_p = codecs.get("attention"), codecs.get("softmax")
     if of_p is not None and _apart(of_p, tokens, q, k, v, mask):
+        options["in_place_of_y"] = tokens is None and _is_fused(q, k, v, mask)
         tokens = tokens or Exact()
         return saved(
             ATTENTION_TAKEN_APART, (tokens, tokens, tokens, of_p), q, k, v, mask, **options
@@ -279,10 +286,14 @@ def _apart(
     codes = of_p.nbytes(torch.Size((*lead, *heads, q.shape[-2], k.shape[-2])), q.dtype)
     if tokens is not None:  # P is made of q, k and the mask again; a weight is there anyway
         return mask is not None and not mask.is_leaf and codes < mask.untyped_storage().nbytes()
-    # Torch keeps the output where its function is fused, and P elsewhere.
-    alike = q.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
-    fused = alike and (mask is None or not mask.requires_grad)
+    fused = _is_fused(q, k, v, mask)
     return not fused or codes < q[..., 0].numel() * v.shape[-1] * q.itemsize
+
+
+def _is_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Say whether torch keeps the output, and not P."""
+    alike = q.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
+    return alike and (mask is None or not mask.requires_grad)
 
 
 TIGHT = {"attention": Affine(4, 64, stats=torch.bfloat16)}

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ..codecs.base import Codec, Residue
 from .lineage import Weights
 from .saved import keep
+from .spare import unpack
 
 
 def rerun(
@@ -43,7 +44,7 @@ def rerun(
             return run(once.view_as(once))
         held.check()
         with torch.no_grad():
-            x = reader.unpack(kept, shape, dtype)
+            x = unpack(reader, kept, shape, dtype)
         return run(x.requires_grad_(wanted))
 
     result: Tensor = checkpoint(once_or_again, *packed, use_reentrant=False)

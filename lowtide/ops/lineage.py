@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..codecs.base import Reader
 from .region import region
+from .spare import unpack
 
 Function = Callable[..., Any]
 
@@ -197,7 +198,7 @@ class Derived:
         memo |= self.shared.memo
         with coarse(packed[0].device, self.dtype):
             result: Tensor = self.call.value(
-                lambda: self.codec.unpack(packed, self.shape, self.dtype), memo, waiting
+                lambda: unpack(self.codec, packed, self.shape, self.dtype), memo, waiting
             )
         self.shared.memo = {call: memo[call] for call in waiting if call in memo}
         return result

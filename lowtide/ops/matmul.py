@@ -143,8 +143,16 @@ def product(
 
 def _exact_if_few(codec: Codec | None, t: Tensor, other: Tensor) -> Codec:
     # A weight is there anyway; what a weight of a low rank makes wide is few.
-    few = other.is_leaf and t.ndim > 1 and t.shape[-1] * SMALL <= other.shape[-1]
-    return Exact() if codec is None or t.is_leaf or few else codec
+    few = _is_weight(other) and t.shape[-1] * SMALL <= other.shape[-1]
+    if _is_weight(t) or few:
+        return Exact()
+    return codec or Exact(part=1)  # torch's product keeps a copy of a part as well
+
+
+def _is_weight(t: Tensor) -> bool:
+    return (
+        t.is_leaf or not torch.compiler.is_compiling() and t._base is not None and t._base.is_leaf
+    )
 
 
 def _answer(codecs: Codecs, call: Call) -> Any:

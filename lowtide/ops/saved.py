@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from ..codecs.base import Codec, Reader, Residue
 from .lineage import Again, Derived, Weights, derived, remember
 from .region import region
+from .spare import spared, unpack, watch
 
 SMALL = 16
 """What is so many times smaller than what it follows from, or than what is made of it, is fewer
@@ -67,12 +69,15 @@ class Forward(NamedTuple):
         extras: What it needs as it is: weights, or small tensors.
         again: Gives y from the one residue, where that is cheap: what reads y later then needs
             nothing of its own.
+        remake: Gives the last residue of what is kept anyway, which is the thing to do where y
+            itself lives on.
     """
 
     y: Tensor
     residues: tuple[Residue, ...] = ()
     extras: Tensors = ()
     again: Callable[[Tensor], Tensor] | None = None
+    remake: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,9 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     """
     source = residue.source
     if torch.compiler.is_compiling() or not residue.is_whole() or isinstance(source, nn.Parameter):
-        return codec, codec.pack(residue)
+        packed = codec.pack(residue)
+        watch(packed, source, partial(_made, residue.of, residue.beside))
+        return codec, packed
     known = derived(source)
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
         known[0].shared.waiting[known[0].call] += 1
@@ -142,9 +149,14 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     key = (codec, source._version, region())
     if key not in memory:
         memory[key] = codec.pack(residue)
+        watch(memory[key], source, residue.of)
         if getattr(codec, "bits", 0) >= FINE:
             remember(source, Derived(codec, source.shape, source.dtype), memory[key])
     return codec, memory[key]
+
+
+def _made(of: Callable[..., Tensor], beside: tuple[Tensor, ...], source: Tensor) -> Tensor:
+    return of(source, *beside)
 
 
 def codec_kept_by(tensor: Tensor) -> Codec | None:
@@ -173,7 +185,7 @@ class _Saved(torch.autograd.Function):
         options: Options,
         *tensors: Tensor | None,
     ) -> Tensor:
-        y, residues, extras, again = op.forward(needs, *tensors, **options)
+        y, residues, extras, again, remake = op.forward(needs, *tensors, **options)
         each = codecs if isinstance(codecs, tuple) else (codecs,) * len(residues)
         # Packing has dtypes of its own, which autocast would change or refuse.
         device = "cpu" if y.is_meta else y.device.type  # autocast knows no meta device
@@ -189,15 +201,17 @@ class _Saved(torch.autograd.Function):
             weights = Weights(t for t in tensors if isinstance(t, nn.Parameter))
             call = Again(again, (Again(),), weights=weights)
             remember(y, Derived(kept[0][0], *likes[0], call), kept[0][1])
+        if remake is not None:
+            watch(kept[-1][1], y, lambda _: remake())
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         tensors, residues = ctx.saved_tensors, []
-        if ctx.op.scales and hasattr(ctx.kept[0][0], "scale"):
+        if ctx.op.scales and hasattr(ctx.kept[0][0], "scale") and not spared(tensors):
             return None, None, None, None, ctx.kept[0][0].scale(tensors, dy)
-        if ctx.op.packed is not None and ctx.kept:
+        if ctx.op.packed is not None and ctx.kept and not spared(tensors):
             codec, count, *_ = ctx.kept[0]
             given = (ctx.needs, codec, tensors[:count], tensors[count:], dy)
             gradients = ctx.op.packed(*given, **ctx.options)
@@ -209,7 +223,7 @@ class _Saved(torch.autograd.Function):
             if ctx.op.coarse and isinstance(codec, Derived):
                 residues.append(codec.read(packed, shared))
             else:
-                residues.append(codec.unpack(packed, shape, dtype))
+                residues.append(unpack(codec, packed, shape, dtype))
         shared.clear()
         gradients = ctx.op.backward(ctx.needs, tuple(residues), tensors, dy, **ctx.options)
         return None, None, None, None, *_cast(gradients, ctx.needs, ctx.dtypes)

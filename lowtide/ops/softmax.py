@@ -58,7 +58,10 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     dtype = call.kwargs.get("dtype") if call.function is F.softmax else call.argument(2, "dtype")
     if "softmax" not in codecs or not x.requires_grad or axis not in (-1, x.ndim - 1):
         return NotImplemented
-    return saved(SOFTMAX, codecs["softmax"], x, dtype=dtype)
+    codec, kept = codecs["softmax"], dtype or x.dtype
+    if codec.nbytes(x.shape, kept) > x.numel() * kept.itemsize:
+        return NotImplemented  # rows of a number or two
+    return saved(SOFTMAX, codec, x, dtype=dtype)
 
 
 TIGHT = {"softmax": Affine(8, "row", stats=torch.bfloat16)}

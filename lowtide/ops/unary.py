@@ -19,12 +19,16 @@ from ..codecs.sine import Sine
 from . import activation_derivatives as slopes
 from .case import Case
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .spare import moved
 
 Slope = Callable[[Tensor], Tensor]
 
 
 def _forward(needs: Needs, x: Tensor, *, call: Slope, slope: Slope) -> Forward:
-    return Forward(call(x), (Residue(x, slope, pointwise=True),))
+    y = call(x)
+    # The slope of a ReLU is that of its result, which the next layer may keep.
+    source = y if slope in (slopes.relu, slopes.relu6) else x
+    return Forward(y, (Residue(source, slope, pointwise=True),))
 
 
 def _backward(
@@ -108,7 +112,11 @@ def overwritten(x: Tensor, y: Any, in_place: bool) -> Any:
     Returns:
         The result.
     """
-    return x.copy_(y) if in_place and y is not NotImplemented else y
+    if not in_place or y is NotImplemented:
+        return y
+    x.copy_(y)
+    moved(y, x)
+    return x
 
 
 def case(function: Slope, slope: Slope) -> Case:

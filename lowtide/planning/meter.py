@@ -105,6 +105,9 @@ class Meter(TorchDispatchMode):
 
     """
 
+    only_looks = True
+    """What autograd saves comes back as the same object."""
+
     def __init__(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Watch a model and its optimiser.
 

@@ -1,0 +1,196 @@
+"""Codes of what lives on in full anyway are dropped: only what replaces bytes is kept."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..codecs.base import Reader
+
+Packed = tuple[Tensor, ...]
+Make = Callable[[Tensor], Tensor]
+
+_here = threading.local()
+_PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
+
+
+@dataclass
+class Watched:
+    """Codes, and a tensor that makes them needless if something else keeps it.
+
+    Attributes:
+        packed: The codes.
+        root: The tensor, or what it is a view of, as autograd knows it; not held.
+        place: Size, stride and offset of the tensor in it.
+        version: Of what is in it.
+        make: Gives from the tensor what the codes stand for.
+    """
+
+    packed: Packed
+    root: weakref.ref[Tensor]
+    place: tuple[Any, ...]
+    version: int
+    make: Make
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What is read in the place of dropped codes.
+
+    Attributes:
+        tensor: The tensor that lived on.
+        version: Of what was in it.
+        make: Gives from it what the codes stood for.
+    """
+
+    tensor: Tensor
+    version: int
+    make: Make
+
+
+@contextmanager
+def watching() -> Iterator[list[Watched]]:
+    """Gather the codes that are made in a forward pass.
+
+    Yields:
+        The codes, more and more of them.
+    """
+    before = getattr(_here, "watched", None)
+    watched: list[Watched] = []
+    _here.watched = watched
+    try:
+        yield watched
+    finally:
+        _here.watched = before
+
+
+def watch(packed: Packed, tensor: Tensor, make: Make) -> None:
+    """Note that codes are needless if a tensor is kept in full.
+
+    Args:
+        packed: The codes.
+        tensor: The tensor.
+        make: Gives from it what the codes stand for; it may hold what is kept anyway.
+    """
+    watched = getattr(_here, "watched", None)
+    if watched is None or torch.compiler.is_compiling() or isinstance(tensor, nn.Parameter):
+        return
+    memory = tensor.untyped_storage()._cdata
+    if not packed or not _seen() or any(t.untyped_storage()._cdata == memory for t in packed):
+        return
+    watched.append(Watched(packed, *_whereabouts(tensor), make))
+
+
+def moved(old: Tensor, new: Tensor) -> None:
+    """Note that a tensor's numbers were copied into another one, which lives on in its place.
+
+    Args:
+        old: Where they were.
+        new: Where they are.
+    """
+    root = _root(old)
+    for one in reversed(getattr(_here, "watched", None) or ()):
+        if one.root() is not root:
+            break
+        one.root, one.place, one.version = _whereabouts(new)
+
+
+def spare(watched: list[Watched], since: int, given: Any, last: bool) -> None:
+    """Drop, at the end of a module, the codes of what was made inside and lives on.
+
+    The module's own names are gone by then: what is neither its argument nor its result is held by
+    autograd, or by somebody else who keeps it.
+
+    Args:
+        watched: The codes.
+        since: How many there were before the module.
+        given: Its arguments and its result.
+        last: Whether it is the whole model. The caller holds the model's input too.
+    """
+    leaves = tree_leaves(given) if len(watched) > since else []
+    if not all(isinstance(leaf, (Tensor, *_PLAIN)) for leaf in leaves):
+        return  # whatever it is, it may hold any of them
+    theirs = {t.untyped_storage()._cdata for t in leaves if isinstance(t, Tensor)}
+    left = []
+    for one in watched[since:]:
+        root = one.root()
+        if root is None or root._version != one.version:
+            continue
+        if root.untyped_storage()._cdata in theirs and not (last and _is_data(root)):
+            left.append(one)
+        elif all("_lowtide_instead" not in vars(t) for t in one.packed):
+            _drop(one, root)
+    watched[since:] = left
+
+
+def _is_data(root: Tensor) -> bool:
+    return root.is_leaf and not root.requires_grad
+
+
+def _drop(one: Watched, root: Tensor) -> None:
+    tensor = root.detach().as_strided(*one.place)
+    for t in one.packed:
+        t.data = t.new_empty(0)  # autograd has saved the object, and finds nothing in it
+    one.packed[0].__dict__["_lowtide_instead"] = Instead(tensor, one.version, one.make)
+
+
+def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], tuple[Any, ...], int]:
+    place = (tensor.shape, tensor.stride(), tensor.storage_offset())
+    return weakref.ref(_root(tensor)), place, tensor._version
+
+
+def _root(tensor: Tensor) -> Tensor:
+    return tensor if tensor._base is None else tensor._base
+
+
+def _seen() -> bool:
+    """Whether nobody takes what autograd saves, or only to look, as the planner's meter does."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return not hooks or getattr(getattr(hooks[0], "__self__", None), "only_looks", False)
+
+
+def spared(packed: Packed) -> bool:
+    """Say whether codes were dropped.
+
+    Args:
+        packed: What was kept.
+
+    Returns:
+        Whether there is something else to read.
+    """
+    return bool(packed) and "_lowtide_instead" in packed[0].__dict__
+
+
+def unpack(reader: Reader, packed: Packed, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Read codes, or what lived on in their place.
+
+    Args:
+        reader: Reads the codes.
+        packed: What was kept.
+        shape: Shape of what they stand for.
+        dtype: Its dtype.
+
+    Returns:
+        What they stand for.
+
+    Raises:
+        RuntimeError: The tensor that lived on was written to since.
+    """
+    if not spared(packed):
+        return reader.unpack(packed, shape, dtype)
+    instead: Instead = packed[0].__dict__["_lowtide_instead"]
+    if instead.tensor._version != instead.version:
+        raise RuntimeError(
+            "a tensor needed for the backward pass was modified by an in-place operation after the"
+            " module that made it; write to a copy of it"
+        )
+    with torch.no_grad():
+        return instead.make(instead.tensor).to(dtype)
