@@ -52,7 +52,7 @@ def trained_by(config, folder, monkeypatch):
     """What trained, before and after a run."""
     before = {k: v.clone() for k, v in prepare(config, folder).tuned.adapter_state().items()}
     kept = []
-    monkeypatch.setattr(lowtide.train, "_finish", lambda run, _: kept.append(run) or {})
+    monkeypatch.setattr(lowtide.training.loop, "_finish", lambda run, _: kept.append(run) or {})
     train(config, folder)
     return before, kept[0].tuned.adapter_state()
 
@@ -78,7 +78,7 @@ def test_every_update_has_its_own_learning_rate(config, tmp_path, monkeypatch):
         rates.append(optimizer.param_groups[0]["lr"])
         return step(model, optimizer, *args, **options)
 
-    monkeypatch.setattr(lowtide.train, "training_step", spy)
+    monkeypatch.setattr(lowtide.training.loop, "training_step", spy)
     train(replace(config, epochs=2, lr=0.01), tmp_path / "run")
     assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * t / 6)) for t in range(6)])
 
