@@ -129,7 +129,8 @@ def fits(method: str, model: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_sites_cover_real_architectures(name: str) -> None:
-    """On the meta device: no weight is drawn, and every method is measured and guarded."""
+    """On the meta device: no weight is drawn. Every third method is measured and guarded, another
+    third on the next architecture."""
     with on_meta():
         model = from_timm(name, num_classes=FEW)
     sites = measure(model, family_of(model))
@@ -146,7 +147,8 @@ def test_sites_cover_real_architectures(name: str) -> None:
     assert {s.path for s in sites.of(Role.HEAD)} == set(classifiers(model))
     loose = [s for s in sites.of(Role.OTHER) if type(model.get_submodule(s.path)) is nn.Linear]
     assert all(re.search(r"cpb_mlp|rel_pos|attn_pool|pre_logits", s.path) for s in loose)
-    for method in METHODS.keys() - {"full", "linear"}:  # these cannot fail to fit
+    methods = sorted(METHODS.keys() - {"full", "linear"})  # these cannot fail to fit
+    for method in methods[list(ARCHITECTURES).index(name) % 3 :: 3]:
         like = model if name in PARTIAL else tiny(family_of(model).name)
         if not fits(method, like):
             continue
