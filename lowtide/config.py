@@ -13,6 +13,7 @@ import yaml
 from .checkpoint import construct, describe
 from .data import Augment, Pixels
 from .errors import InputError, UnknownName, shown
+from .families import HeadInit
 from .graft import Method
 from .methods.lora import LoRA
 from .paths import read_text
@@ -47,6 +48,9 @@ class RunConfig(StepConfig):
         smoothing: Label smoothing.
         clip_grad: Largest gradient norm; 0 does not clip.
         drop_path: Stochastic depth rate of the backbone.
+        head_init: How a new classifier starts: trunc_normal (weights of deviation 0.02, biases at
+            zero), zero (every class as likely), or own (as the backbone's library has it). With as
+            many classes as the backbone was trained for, its own classifier stays.
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
         normalize: Mean and deviation of pixels: the checkpoint's own, imagenet's, or inception's
             (0.5 each).
@@ -79,6 +83,7 @@ class RunConfig(StepConfig):
     smoothing: Share = 0.0
     clip_grad: Annotated[float, Within(1e-6, 1e6, zero=True)] = 0.0
     drop_path: Share = 0.0
+    head_init: HeadInit = "trunc_normal"
     augment: Augment = "none"
     normalize: Pixels = "checkpoint"
     cache_features: bool = False

@@ -190,7 +190,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     preprocessing = replace(
         Preprocessing.of(backbone).normalized(config.normalize), bits=dataset.bits
     )
-    tuned = apply(backbone, config.method, num_classes=classes)
+    tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_init)
     arrange(tuned, config).train()
     run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
     if config.cache_features:

@@ -313,6 +313,7 @@ def _finish(run: Run, model: Any) -> dict[str, Any]:
                 "pretrained": config.pretrained,
                 "image_size": config.image_size,
                 "seed": config.seed,
+                "head_init": config.head_init,
             },
             preprocessing=run.preprocessing.to_dict(),
             augment=config.augment,

@@ -406,7 +406,8 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     narrowed = is_narrow(tuned.backbone)
     widen_weights(tuned.backbone)
     recomputing, tuned.checkpointing = tuned.checkpointing, False
-    folded, unfolded = tuned.adapters[tuned.active].merged()
+    total = tuned.family.total(tuned.backbone)
+    folded, unfolded = tuned.adapters[tuned.active].merged(tuned.backbone, total)
     if unfolded and narrowed:
         narrow(tuned)
     if unfolded:
