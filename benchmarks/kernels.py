@@ -22,9 +22,9 @@ import torch
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import Residue
 from lowtide.codecs.codebook import Codebook
-from lowtide.environment import _processor
 from lowtide.kernels import native
 from lowtide.ops import slopes
+from lowtide.training.environment import _processor
 
 SHAPE = 1024, 1024
 X86 = platform.machine() in ("x86_64", "AMD64")

@@ -8,10 +8,10 @@ from functools import cache
 import timm
 from torch import nn
 
-import lowtide.tune
+import lowtide
 from lowtide import versions
-from lowtide.graft import Method
-from lowtide.tune import Tuned
+from lowtide.core.graft import Method
+from lowtide.tuning.tuned import Tuned
 
 CLASSES = 100
 WIDTH = {"vit": 768, "swin": 1024, "convnext": 1024}
@@ -30,7 +30,7 @@ def made(backbone: str) -> nn.Module:
 
 def on_meta(backbone: str, *methods: Method) -> Tuned:
     with versions.on_meta():
-        return lowtide.tune.apply(copy.deepcopy(made(backbone)), *methods)
+        return lowtide.apply(copy.deepcopy(made(backbone)), *methods)
 
 
 def trained(backbone: str, *methods: Method) -> int:
