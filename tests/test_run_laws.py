@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -68,6 +69,20 @@ def test_clipping_bounds_how_far_an_update_goes(config, tmp_path, monkeypatch):
     assert gone[0.0] > 10 * gone[1e-2]
     for clip in (1e-2, 1e-3):
         assert gone[clip] == pytest.approx(1.9 * 0.1 * clip, rel=1e-2)
+
+
+def test_the_time_of_a_step_is_the_median_of_those_without_the_meter(config, tmp_path, monkeypatch):
+    seconds, step = iter([100, 1, 2, 4, 30, 60]), lowtide.training.loop.training_step
+    now = [0.0]
+
+    def slowly(*args, **options):
+        now[0] += next(seconds)
+        return step(*args, **options)
+
+    monkeypatch.setattr(lowtide.training.loop, "METERED_STEPS", 1)
+    monkeypatch.setattr(lowtide.training.loop, "training_step", slowly)
+    monkeypatch.setattr(lowtide.training.loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert train(replace(config, epochs=2), tmp_path / "run")["step_seconds"] == 4
 
 
 def test_every_update_has_its_own_learning_rate(config, tmp_path, monkeypatch):

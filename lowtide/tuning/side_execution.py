@@ -118,7 +118,9 @@ class Composed(nn.Module):
         self, x: Tensor, after: str, given: Mapping[str, Tensor], context: Context
     ) -> Tensor:
         """Run what comes after an element, x being its output; nothing holds x but its readers."""
-        model, states = self.backbone, dict.fromkeys(self.sides)
+        model = self.backbone
+        # The compiler of torch 2.8 makes no keys of a ModuleDict by itself.
+        states: dict[str, Any] = {name: None for name in self.sides}
         chain = (STEM, *self.family.chain(model))
         for path in chain[chain.index(after) + 1 :]:
             element = _gives(given[path]) if path in given else self.run(path, context)

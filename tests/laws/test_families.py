@@ -7,7 +7,7 @@ import re
 import pytest
 import timm
 import torch
-from nets import FEW, TABLES, backward, images, near, settle, stir, tiny, wake
+from nets import FEW, TABLES, backward, from_timm, images, near, settle, stir, tiny, wake
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -109,7 +109,7 @@ def test_steps_compose_to_the_forward(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_steps_compose_to_the_forward_of_real_architectures(name: str) -> None:
-    model = timm.create_model(name, num_classes=FEW, **ARCHITECTURES[name])
+    model = from_timm(name, num_classes=FEW, **ARCHITECTURES[name])
     family = family_of(model)
     expected = max((s for s in EXPECTED if name.startswith(s)), key=len, default="")
     assert family.name == EXPECTED.get(expected, "resnet")
@@ -129,9 +129,10 @@ def fits(method: str, model: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_sites_cover_real_architectures(name: str) -> None:
-    """On the meta device: no weight is drawn, and every method is measured and guarded."""
+    """On the meta device: no weight is drawn. Every third method is measured and guarded, another
+    third on the next architecture."""
     with on_meta():
-        model = timm.create_model(name, num_classes=FEW)
+        model = from_timm(name, num_classes=FEW)
     sites = measure(model, family_of(model))
     assert {f"{s.path}.{p}".lstrip(".") for s in sites for p in s.params} == {
         n for n, _ in model.named_parameters()
@@ -146,7 +147,8 @@ def test_sites_cover_real_architectures(name: str) -> None:
     assert {s.path for s in sites.of(Role.HEAD)} == set(classifiers(model))
     loose = [s for s in sites.of(Role.OTHER) if type(model.get_submodule(s.path)) is nn.Linear]
     assert all(re.search(r"cpb_mlp|rel_pos|attn_pool|pre_logits", s.path) for s in loose)
-    for method in METHODS.keys() - {"full", "linear"}:  # these cannot fail to fit
+    methods = sorted(METHODS.keys() - {"full", "linear"})  # these cannot fail to fit
+    for method in methods[list(ARCHITECTURES).index(name) % 3 :: 3]:
         like = model if name in PARTIAL else tiny(family_of(model).name)
         if not fits(method, like):
             continue
