@@ -67,6 +67,8 @@ class Site:
         depthwise: Whether it is a convolution that keeps channels apart.
         kernel: Height and width of what a convolution reads at once; 1 and 1 for anything else.
         patches: Height and width of the grid the stem cuts an image into; 0 and 0 where unknown.
+        barred: Why nothing can be grafted here although the module's kind has a role; or nothing.
+        barred_role: That role.
     """
 
     path: str
@@ -81,6 +83,8 @@ class Site:
     depthwise: bool = False
     kernel: tuple[int, int] = (1, 1)
     patches: tuple[int, int] = (0, 0)
+    barred: str = ""
+    barred_role: Role | None = None
 
     @property
     def dim(self) -> int:

@@ -43,6 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("methods", "families", "compress"),
     (
         "adapter",
+        "left_out",
         "guard",
         "backbone",
         "checkpoint",
