@@ -63,6 +63,7 @@ class Site:
         out_shape: Shape of its output for one image.
         params: Names of the module's own parameters.
         elastic: Whether extra tokens may run along here.
+        halved: Whether something may run between its attention and its MLP.
         prefix: Tokens before the patch tokens (class and register tokens).
         depthwise: Whether it is a convolution that keeps channels apart.
         kernel: Height and width of what a convolution reads at once; 1 and 1 for anything else.
@@ -79,6 +80,7 @@ class Site:
     out_shape: tuple[int, ...]
     params: tuple[str, ...]
     elastic: bool = False
+    halved: bool = False
     prefix: int = 0
     depthwise: bool = False
     kernel: tuple[int, int] = (1, 1)

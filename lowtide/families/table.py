@@ -47,6 +47,8 @@ class Family:
         tiny: Builds a small, fast member for the tests, random weights.
         extend: Runs an element of the chain with extra tokens (B, n, C) that its own can attend to,
             and gives both; None where the number of tokens is fixed. Takes the context as well.
+        halves: Runs a block with a function of the feature map between attention and MLP; None
+            where nothing can run there. Takes the context as well.
         last: Path of the module that gives the final feature map, a site even if it is an Identity.
         context: What elements of the chain take beside the feature map, such as rotary positions,
             for images of a height and width; computed once per forward.
@@ -63,6 +65,7 @@ class Family:
     finish: Callable[[Any, Tensor], Tensor]
     tiny: Callable[[], nn.Module]
     extend: Extend | None = None
+    halves: Callable[..., Tensor] | None = None
     last: str = ""
     context: Callable[[Any, tuple[int, int]], Context] = lambda model, size: {}
     total: Callable[[Any], Sum | None] = lambda model: None
@@ -196,6 +199,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
             *seen.get(path, ((), ())),
             tuple(n for n, p in modules[path]._parameters.items() if p is not None),
             family.extend is not None and role is Role.BLOCK,
+            family.halves is not None and role is Role.BLOCK,
             prefix,
             _depthwise(modules[path]),
             _kernel(modules[path]),
