@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowtide import POLICIES, compress
-from lowtide.memory import Meter
+from lowtide.planning.meter import Meter
 from lowtide.versions import on_meta
 
 SIDE, IMAGES = 128, 2
@@ -162,8 +162,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# Compression on every module of timm",
         "",
         f"timm {timm.__version__}, torch {torch.__version__}; by `python -m benchmarks.zoo`.",
-        f"Of each of timm's {len(rows)} modules the model with the fewest parameters, random weights, all",
-        f"parameters trained, {IMAGES} images of the side given, on a CPU in float32. MiB: what is",
+        f"Of each of timm's {len(rows)} modules the model with the fewest parameters, random",
+        f"weights, all parameters trained, {IMAGES} images of the side given, on a CPU in float32.",
+        "MiB: what is",
         "alive after the forward besides the weights. Equal: outputs and buffers bit for bit, and",
         "every gradient there. Cosine: of the whole gradient with the exact one, batch norms on",
         "fixed statistics.",

@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 
 from .commands import COMMANDS
-from .environment import installed
 from .errors import InputError, LowtideError, UnknownName, printable
 from .interrupt import leave_at_once
-from .left_out import LeftOutWarning
+from .training.environment import installed
+from .tuning.left_out import LeftOutWarning
 
 CONTINUES = {
     "train": "; lowtide train --resume RUN continues",

@@ -10,12 +10,10 @@ import torch.nn.functional as F
 from nets import TABLES, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
+from lowtide import METHODS, StepConfig, plan
 from lowtide.cli import main
-from lowtide.graft import METHODS
-from lowtide.left_out import LeftOutWarning
-from lowtide.plan import plan
-from lowtide.step import StepConfig
+from lowtide.tuning.left_out import LeftOutWarning
 
 
 class Net(nn.Module):
@@ -48,7 +46,7 @@ class Net(nn.Module):
 def said(model: nn.Module, *methods: object) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tuned = lowtide.tune.apply(model, *methods)
+        tuned = lowtide.apply(model, *methods)
     assert all(w.category is LeftOutWarning for w in caught)
     assert [str(w.message) for w in caught] == tuned.notes
     return tuned.notes
@@ -71,7 +69,7 @@ def test_what_is_left_out_is_counted(name: str, reached: int, missing: int) -> N
 
 
 def test_each_reason_is_said_of_its_place() -> None:
-    sites = {s.path: s for s in lowtide.tune.apply(Net(), METHODS["linear"]()).sites}
+    sites = {s.path: s for s in lowtide.apply(Net(), METHODS["linear"]()).sites}
     barred = {path: s.barred for path, s in sites.items() if s.barred}
     assert barred == {
         "read": "another module reads its parameters",
@@ -105,7 +103,7 @@ def test_the_line_is_a_note_of_the_plan_and_no_random_number_is_drawn_for_it(cap
         torch.manual_seed(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = lowtide.tune.apply(model, METHODS["lora"]())
+            tuned = lowtide.apply(model, METHODS["lora"]())
         draws.append(torch.rand(3))
     assert torch.equal(*draws) and tuned.notes
     assert (

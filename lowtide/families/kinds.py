@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 
 
 def _known(*names: str) -> tuple[type[nn.Module], ...]:

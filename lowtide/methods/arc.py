@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..affine import fold
+from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method, need
+from ..core.linear_maps import fold
+from ..core.site import Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method, need
-from ..site import Role, Site, Sites
 from ..values import Share, Width
 
 INPUTS = {"both": (Role.QKV, Role.FC1), "attention": (Role.QKV,), "mlp": (Role.FC1,)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
-from .derived import Again, Derived, Weights, derived, remember
+from .lineage import Again, Derived, Weights, derived, remember
 from .region import region
 
 SMALL = 16
