@@ -180,7 +180,7 @@ def rehearse(tuned: Tuned, step: StepConfig, entrance: Entrance | None = None) -
             )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
-    notes = (MICRO_STATISTICS,) if accumulate > 1 and couples(model) else ()
+    notes = (*tuned.notes, *([MICRO_STATISTICS] if accumulate > 1 and couples(model) else []))
     peak = meter.peak
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
 

@@ -231,9 +231,9 @@ class _Watched:
         self.input: Tensor | None = None
         self.output: Tensor | None = None
 
-    def __call__(self, x: Tensor, *tokens: Tensor) -> Any:
-        if tokens:  # a prompt attends here
-            return self.inner(x, *tokens)
+    def __call__(self, x: Tensor, *tokens: Tensor, **between: Any) -> Any:
+        if tokens or between:  # a prompt attends here, or an adapter stands inside
+            return self.inner(x, *tokens, **between)
         self.input, self.output = x, self.inner(x)
         return self.output
 

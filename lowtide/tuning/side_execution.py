@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from types import MethodType
 from typing import Any
@@ -15,6 +15,7 @@ from ..errors import Unsupported
 from ..families import Context, Family, image_shape, recomputable
 from ..memory.gradient_checkpointing import recompute
 
+Between = Callable[[Tensor], Tensor]
 STEM, FEATURE = "", "pre_logits"
 """Names, beside the paths of the chain, of what `Composed.onward` may be given."""
 
@@ -159,7 +160,7 @@ class Composed(nn.Module):
         return inner
 
     def run(self, path: str, context: Context) -> Block:
-        """Say how one element of the chain runs, with or without extra tokens.
+        """Say how one element of the chain runs, with or without extra tokens or halves.
 
         Args:
             path: The element.
@@ -168,12 +169,22 @@ class Composed(nn.Module):
         Returns:
             Runs it.
         """
-        block, extend = self.backbone.get_submodule(path), self.family.extend
+        block, extend, halves = (
+            self.backbone.get_submodule(path),
+            self.family.extend,
+            self.family.halves,
+        )
         beside = context.get(path, {})
         recomputing = self.checkpointing and torch.is_grad_enabled()
 
-        def run(x: Tensor, *tokens: Tensor) -> Any:
+        def run(x: Tensor, *tokens: Tensor, **between: Between) -> Any:
+            if tokens and between:
+                raise Unsupported(
+                    f"{path} runs with extra tokens or with something between its attention and its"
+                    f" MLP: of {' and '.join(self.sides)} choose one"
+                )
             call = partial(extend, block) if tokens and extend else block
+            call = partial(halves, block, **between) if between and halves else call
             call = partial(call, **beside) if beside else call
             return recompute(call, block, x, *tokens) if recomputing else call(x, *tokens)
 
@@ -183,13 +194,14 @@ class Composed(nn.Module):
 def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
     """Run a side network around an element of the chain; extra tokens from outside pass through."""
 
-    def run(x: Tensor, *tokens: Tensor) -> Any:
+    def run(x: Tensor, *tokens: Tensor, **outer_between: Between) -> Any:
         passed: list[Tensor] = []
 
-        def block(x: Tensor, *own: Tensor) -> Any:
+        def block(x: Tensor, *own: Tensor, **between: Between) -> Any:
+            between = {**outer_between, **between}
             if not tokens:
-                return inner(x, *own)
-            x, *beyond = inner(x, torch.cat([*tokens, *own], 1))
+                return inner(x, *own, **between)
+            x, *beyond = inner(x, torch.cat([*tokens, *own], 1), **between)
             outer = tokens[0].shape[1]
             passed.append(beyond[0][:, :outer])
             return (x, beyond[0][:, outer:]) if own else x
