@@ -22,6 +22,7 @@ from .compress import compress
 from .errors import InputError, UnknownName
 from .families import hollow, image_shape
 from .graft import Method
+from .memory import AsReal
 from .narrow import FrozenDtype
 from .policy import Policy
 from .step import Amp, couples, make_optimizer, micro_batches, training_step
@@ -190,7 +191,7 @@ def rehearse(
     """
     if not 1 <= accumulate <= batch:
         raise InputError(f"a batch of {batch} cannot be cut into {accumulate} micro-batches")
-    with FakeTensorMode():
+    with FakeTensorMode(), AsReal():
         _materialise(tuned)
         tuned.train()
         model, shape = (entrance or _images)(tuned)

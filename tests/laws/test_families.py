@@ -64,7 +64,7 @@ FIXED = {
     "swinv2_tiny_window8_256",
 }
 """Run at the size they were made for; the others run small."""
-PARTIAL = {"eva02_tiny_patch14_224", "coatnet_nano_rw_224"}
+PARTIAL = {"eva02_tiny_patch14_224", "coatnet_nano_rw_224", "maxvit_nano_rw_256"}
 """Refuse methods that the smallest member of their family takes: SwiGLU widths, heads first."""
 EXPECTED = {
     "vit": "vit",
@@ -137,7 +137,7 @@ def test_sites_cover_real_architectures(name: str) -> None:
         n for n, _ in model.named_parameters()
     }
     blocks, qkv = sites.of(Role.BLOCK), sites.of(Role.QKV)
-    assert len(blocks) > 7 and [s.depth for s in blocks] == list(range(len(blocks)))
+    assert len(blocks) > 6 and [s.depth for s in blocks] == list(range(len(blocks)))
     each = sum(s.depth == len(blocks) - 1 for s in qkv)  # MaxViT attends twice in a block
     attend = sorted({s.depth for s in qkv})  # CoAtNet only in its last stages
     assert [s.depth for s in qkv] == [d for d in attend for _ in range(each)]
