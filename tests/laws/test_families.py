@@ -48,6 +48,7 @@ ARCHITECTURES = {
     "vit_pe_core_tiny_patch16_384": {"img_size": 64},
     "beit_base_patch16_224": {"img_size": 64},
     "maxvit_nano_rw_256": {},
+    "maxvit_tiny_tf_224": {},
     "coatnet_nano_rw_224": {},
     "efficientnet_b0": {},
     "mobilenetv2_050": {},
@@ -58,6 +59,7 @@ ARCHITECTURES = {
 }
 FIXED = {
     "maxvit_nano_rw_256",
+    "maxvit_tiny_tf_224",
     "coatnet_nano_rw_224",
     "vit_tiny_patch16_224",
     "swin_tiny_patch4_window7_224",
