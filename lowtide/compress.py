@@ -120,7 +120,8 @@ class _Answers(TorchFunctionMode):
             result = answer(self.codecs, Call(func, args, kwargs))
         if result is NotImplemented:
             result = func(*args, **kwargs)
-        if func in self.followed:
+        # A compiler shares what is kept by itself, and some know no sets of functions.
+        if not torch.compiler.is_compiling() and func in self.followed:
             follow(func, args, kwargs, result)
         return result
 

@@ -123,6 +123,12 @@ class Meter(TorchDispatchMode):
         """The footprint at the worst moment so far."""
         return self._ledger.peak
 
+    @property
+    def now(self) -> Footprint:
+        """The footprint at this moment."""
+        parts = dict(self._ledger.parts)
+        return Footprint(sum(parts.values()), parts)
+
     def __enter__(self) -> Meter:
         self._own("weights", (*self._model.parameters(), *self._model.buffers()))
         for parameter in self._model.parameters():

@@ -130,7 +130,7 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
         What reads it, and what is kept.
     """
     source = residue.source
-    if not residue.whole or isinstance(source, nn.Parameter) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not residue.is_whole() or isinstance(source, nn.Parameter):
         return codec, codec.pack(residue)
     known = derived(source)
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
