@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import Unsupported
-from .families import Context, Family, image_shape, recomputable
+from .families import Context, Family, classifiers, image_shape, recomputable
 from .graft import Block
 from .recompute import recompute
 
@@ -99,7 +99,8 @@ class Composed(nn.Module):
             Logits `(B, K)`.
         """
         if FEATURE in given:
-            return self.backbone.get_classifier()(given[FEATURE])
+            (head,) = classifiers(self.backbone)
+            return self.backbone.get_submodule(head)(given[FEATURE])
         first = next(p for p in (STEM, *self.family.chain(self.backbone)) if p in given)
         return self._go_on(given[first], first, given, self.context())
 

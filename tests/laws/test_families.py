@@ -47,6 +47,8 @@ ARCHITECTURES = {
     "vit_small_patch16_dinov3": {"img_size": 64},
     "vit_pe_core_tiny_patch16_384": {"img_size": 64},
     "beit_base_patch16_224": {"img_size": 64},
+    "samvit_base_patch16": {"img_size": 64},
+    "samvit_base_patch16_224": {"img_size": 64},
     "maxvit_nano_rw_256": {},
     "maxvit_tiny_tf_224": {},
     "coatnet_nano_rw_224": {},
@@ -83,6 +85,7 @@ EXPECTED = {
     "efficientnet": "efficientnet",
     "mobilenet": "efficientnet",
     "regnet": "regnet",
+    "samvit": "sam",
 }
 
 
@@ -91,7 +94,9 @@ def composed(family: Family, model: nn.Module, x: Tensor) -> Tensor:
     x = family.stem(model, x)
     for path in family.chain(model):
         x = model.get_submodule(path)(x, **context.get(path, {}))
-    return model.get_classifier()(model.forward_head(family.finish(model, x), pre_logits=True))
+    (head,) = classifiers(model)
+    x = model.forward_head(family.finish(model, x), pre_logits=True)
+    return model.get_submodule(head)(x)
 
 
 def same_answer(family: Family, model: nn.Module, x: Tensor) -> None:
