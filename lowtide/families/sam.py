@@ -1,8 +1,9 @@
-"""SAM's image encoder, and ViTDet: a ViT on a grid, attention in windows and in some blocks over all.
+"""SAM's image encoder, and ViTDet: a ViT on a grid, attention in windows or over all.
 
-Blocks take and give maps (B, H, W, C). Attention adds a bias that depends on the query and on how far
-away a place is, each axis for itself. After the blocks a neck, two convolutions with norms, narrows
-the map; it is no element of the chain, for what stands there has another layout.
+Blocks take and give maps (B, H, W, C). Attention adds a bias that depends on the query and on the
+distance, each axis for itself; it has none for a token without a place, so none can be added. The
+neck, two convolutions with norms, narrows the map after the blocks; it is no element of the chain,
+for its maps are channels first.
 """
 
 from __future__ import annotations
