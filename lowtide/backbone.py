@@ -106,8 +106,11 @@ def _resize(model: nn.Module, name: str, size: int) -> None:
     before = image_shape(model)
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
     try:
+        stem: Any = getattr(model, "patch_embed", None)
         if hasattr(model, "set_input_size"):
             model.set_input_size((size, size))  # type: ignore[operator]
+        elif not getattr(stem, "strict_img_size", True) and hasattr(stem, "set_input_size"):
+            stem.set_input_size((size, size))  # SAM resamples its positions in each forward
         model.pretrained_cfg = cfg | {"input_size": (before[0], size, size)}  # type: ignore[assignment]
         with torch.no_grad():
             measure(model, family_of(model))

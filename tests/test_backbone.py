@@ -8,7 +8,11 @@ from timm.layers import DropPath
 
 from lowtide import METHODS
 from lowtide.backbone import create
+from lowtide.errors import InputError
+from lowtide.families import family_of, image_shape, measure
+from lowtide.site import Role
 from lowtide.tune import apply
+from lowtide.versions import on_meta
 
 SMALL = {
     "vit": "vit_micro_patch4_32",
@@ -61,3 +65,13 @@ def test_a_dropped_branch_is_zero_and_a_kept_one_is_scaled(tuned):
 def test_zero_means_none_whatever_timm_defaults_to(name):
     model = create(name, pretrained=False)
     assert not any(m.drop_prob for m in model.modules() if isinstance(m, DropPath))
+
+
+def test_sam_takes_images_of_another_size():
+    with on_meta():
+        model = create("samvit_base_patch16", pretrained=False, image_size=224)
+    sites = measure(model, family_of(model))
+    assert image_shape(model) == (3, 224, 224)
+    assert {s.out_shape for s in sites.of(Role.BLOCK)} == {(1, 14, 14, 768)}
+    with pytest.raises(InputError, match="patches of 16 pixels, and 200"), on_meta():
+        create("samvit_base_patch16", pretrained=False, image_size=200)
