@@ -56,7 +56,7 @@ def unprefixed(state: dict[str, Any], own: Set[str]) -> dict[str, Any]:
         names in the model are found so; else as they were.
     """
     names = {key: key if key in own else plain(key) for key in state}
-    if not own & names.values():
+    if own.isdisjoint(names.values()):
         longest = max(own, key=len, default="")
         found = [n.removesuffix(longest) for n in names.values() if n.endswith(f".{longest}")]
         if len(found) == 1:  # of a teacher and a student none is chosen
