@@ -23,7 +23,7 @@ from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import Residue
 from lowtide.codecs.codebook import Codebook
 from lowtide.kernels import native
-from lowtide.ops import slopes
+from lowtide.ops import activation_derivatives as slopes
 from lowtide.training.environment import _processor
 
 SHAPE = 1024, 1024
