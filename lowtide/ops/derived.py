@@ -25,6 +25,7 @@ FOLLOWED: set[Function] = {
     *(F.relu, torch.relu, Tensor.relu, Tensor.contiguous, Tensor.float),
     *(torch.flatten, Tensor.flatten, torch.unflatten, Tensor.unflatten, Tensor.__getitem__),
     *(Tensor.view, Tensor.reshape, torch.reshape, torch.permute, Tensor.permute),
+    *(Tensor.view_as, Tensor.reshape_as),
     *(torch.transpose, Tensor.transpose, torch.roll, Tensor.roll, F.pad),
     Tensor.mT.__get__,  # type: ignore[attr-defined]
 }

@@ -13,7 +13,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
 from .case import Case
-from .conv import pair
+from .conv import along
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 TAPS = 16
@@ -100,13 +100,13 @@ def _answer_mean(codecs: Codecs, call: Call) -> Any:
 
 
 def _answer_max(codecs: Codecs, call: Call) -> Any:
-    x, kernel = call.argument(0, "input"), pair(call.argument(1, "kernel_size"))
+    x, kernel = call.argument(0, "input"), along(call.argument(1, "kernel_size"))
     stride = call.argument(2, "stride")
     given = (stride or kernel, call.argument(3, "padding", 0), call.argument(4, "dilation", 1))
     known = "max_pool" in codecs and kernel[0] * kernel[1] <= TAPS
     if not known or not x.requires_grad or call.argument(6, "return_indices", False):
         return NotImplemented
-    window = (kernel, *(pair(value) for value in given))
+    window = (kernel, *(along(value) for value in given))
     return saved(
         MAX_POOL, codecs["max_pool"], x, window=window, ceil=call.argument(5, "ceil_mode", False)
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -221,3 +222,52 @@ def test_a_gate_per_channel_is_left_to_torch() -> None:
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         compress(Calls(torch.sigmoid), Policy.tight())(x)
     assert [t.dtype for t in kept] == [torch.float32]
+
+
+def compared(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Bytes kept by torch and under `tight`; results are equal, gradients close."""
+    bytes_kept, results = [], []
+    wanted = [x, *model.parameters()]
+    for policy in (Policy.exact(), Policy.tight()):
+        compress(model, policy)
+        with Storages() as storages:
+            y = model(x)
+        bytes_kept.append(storages.alive(x, y, *wanted, *model.buffers()))
+        torch.manual_seed(7)
+        results.append((y.detach(), torch.autograd.grad(y, wanted, torch.randn_like(y))))
+    (y, theirs), (z, ours) = results
+    assert torch.equal(y, z)
+    for a, b in zip(ours, theirs, strict=True):
+        assert F.cosine_similarity(a.flatten(), b.flatten(), 0) > 0.995
+    return bytes_kept[0], bytes_kept[1]
+
+
+class Wide(nn.Module):
+    """A convolution whose standardised weight is larger than what goes through it."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("kind", [StdConv2d, ScaledStdConv2d, ScaledStdConv2dSame])
+def test_a_standardised_weight_follows_from_its_parameter(kind: type[nn.Module]) -> None:
+    model = Wide(kind(32, 64, 3, padding=1))
+    exact, tight = compared(model, torch.randn(2, 32, 4, 4, requires_grad=True))
+    weight, x = model.conv.weight.numel(), 2 * 32 * 16
+    assert exact >= 4 * weight
+    # The codes of x, and a few numbers per channel of the weight.
+    assert tight <= 1.0625 * x + 4 * 64 * 4
+
+
+def test_a_convolution_behind_a_norm_reads_the_codes_in_front_of_it() -> None:
+    channels = 32
+    for norm, most in ((nn.BatchNorm2d(channels), 1.2), (nn.GroupNorm(4, channels), 0.7)):
+        model = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(channels, 8, 3))
+        x = torch.randn(4, channels, 16, 16, requires_grad=True)
+        exact, tight = compared(model, x)
+        assert exact >= 4 * x.numel()
+        assert tight <= most * x.numel()
