@@ -120,7 +120,7 @@ class _Answers(TorchFunctionMode):
             result = answer(self.codecs, Call(func, args, kwargs))
         if result is NotImplemented:
             result = func(*args, **kwargs)
-        if func in self.followed:
+        if func in self.followed and result is not (args[0] if args else None):
             follow(func, args, kwargs, result)
         return result
 

@@ -325,6 +325,17 @@ def follow(
         _note(result, (call, reader, packed))
 
 
+def pass_on(source: Tensor, target: Tensor) -> None:
+    """Note that a tensor was made equal to another one.
+
+    Args:
+        source: The other one.
+        target: What was written to.
+    """
+    if not torch.compiler.is_compiling() and (note := _noted(source)) is not None:
+        _note(target, note)
+
+
 def _casts(result: Any) -> tuple[str, torch.dtype] | None:
     """Say what a call's arguments were cast for."""
     kind = result.device.type if isinstance(result, Tensor) else "meta"

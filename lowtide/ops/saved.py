@@ -133,10 +133,10 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
         What reads it, and what is kept.
     """
     source = residue.source
-    if residue.whole and isinstance(source._base if source._is_view() else source, nn.Parameter):
-        return EXACT, EXACT.pack(residue)  # it is there anyway
     if not residue.whole or torch.compiler.is_compiling():
         return codec, codec.pack(residue)
+    if isinstance(source._base if source._is_view() else source, nn.Parameter):
+        return EXACT, EXACT.pack(residue)  # it is there anyway
     known = derived(source)
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
         known[0].shared.waiting[known[0].call] += 1

@@ -263,10 +263,11 @@ def test_a_standardised_weight_follows_from_its_parameter(kind: type[nn.Module])
     assert tight <= 1.0625 * x + 4 * 64 * 4
 
 
-def test_a_convolution_behind_a_norm_reads_the_codes_in_front_of_it() -> None:
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_convolution_behind_a_norm_reads_the_codes_in_front_of_it(inplace: bool) -> None:
     channels = 32
     for norm, most in ((nn.BatchNorm2d(channels), 1.2), (nn.GroupNorm(4, channels), 0.7)):
-        model = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(channels, 8, 3))
+        model = nn.Sequential(norm, nn.ReLU(inplace), nn.Conv2d(channels, 8, 3))
         x = torch.randn(4, channels, 16, 16, requires_grad=True)
         exact, tight = compared(model, x)
         assert exact >= 4 * x.numel()
