@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .codecs.exact import Exact
 from .graft import Graft
-from .ops.conv import CONV, Window
+from .ops.conv import CONV, Window, along
 from .ops.linear import autocast, narrow_linear
 from .ops.saved import saved
 
@@ -65,9 +65,9 @@ class NarrowConv2d(nn.Conv2d):
             shape=x.shape,
             window=Window(
                 F.conv2d,
-                list(self.stride),
-                list(self.padding),
-                list(self.dilation),
+                along(self.stride),
+                along(self.padding),
+                along(self.dilation),
                 self.groups,
             ),
         )

@@ -272,3 +272,34 @@ def test_a_convolution_behind_a_norm_reads_the_codes_in_front_of_it(inplace: boo
         exact, tight = compared(model, x)
         assert exact >= 4 * x.numel()
         assert tight <= most * x.numel()
+
+
+@pytest.mark.parametrize(("rows", "codes"), [(2048, True), (32, False)])
+def test_regions_are_kept_in_codes_and_pooled_features_exactly(rows: int, codes: bool) -> None:
+    model = nn.Sequential(nn.Linear(64, 16))
+    x = torch.randn(rows, 64) + 0  # autograd holds it only for the weight
+    dy = torch.randn(rows, 16)
+    compress(model, Policy.tight())
+    with Storages() as storages:
+        y = model(x)
+    assert storages.alive(x, y, *model.parameters()) == (1.0625 * x.numel() if codes else 0)
+    y.backward(dy)
+    assert torch.equal(model[0].weight.grad, dy.mT @ x) is not codes
+    torch.testing.assert_close(model[0].weight.grad, dy.mT @ x, rtol=0, atol=0.02 * rows**0.5)
+
+
+POINTLESS: dict[str, Function] = {
+    "average": lambda x: F.avg_pool2d(x, 2),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "mean": lambda x: x.mean((2, 3)),
+    "nll_loss": lambda x: F.nll_loss(x, torch.zeros(2, 8, 8, dtype=torch.long)),
+}
+
+
+@pytest.mark.parametrize("name", POINTLESS)
+def test_nothing_is_kept_of_a_linear_function_of_its_input(name: str) -> None:
+    model = compress(Calls(lambda x: POINTLESS[name](x.roll(1, 0))), Policy.tight())
+    x = torch.randn(2, 16, 8, 8, requires_grad=True)
+    with Storages() as storages:
+        y = model(x)
+    assert storages.alive(x, y) <= 2 * 8 * 8 * 8 + 8  # the labels
