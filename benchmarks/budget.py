@@ -14,24 +14,21 @@ from functools import cache
 
 import torch
 
-from lowtide import METHODS, POLICIES, apply, create
+from lowtide import METHODS, StepConfig, apply, create
 from lowtide.errors import InputError
 from lowtide.families import image_shape
 from lowtide.plan import arrange
-from lowtide.search import Choice, Setting, parse_bytes, search
+from lowtide.search import ALTERNATIVES, Choice, parse_bytes, search
 from lowtide.step import make_optimizer, training_step
 
 LORA = METHODS["lora"]()
 BUDGETS = ["384MiB", "512MiB", "640MiB", "1GiB", "2GiB"]
 RIVALS = {
-    "LoRA": {"policies": ("exact",), "checkpointing": (False,), "frozen_dtypes": ("fp32",)},
-    "LoRA + checkpointing": {
-        "policies": ("exact",),
-        "checkpointing": (True,),
-        "frozen_dtypes": ("fp32",),
-    },
-    "lowtide, lora": {},
+    "LoRA": (False, {}),
+    "LoRA + checkpointing": (True, {}),
+    "lowtide, lora": (False, ALTERNATIVES),
 }
+"""Whether a run recomputes its blocks, and what else is searched beside the micro-batch."""
 
 
 def main() -> None:
@@ -45,41 +42,41 @@ def main() -> None:
     torch.set_num_threads(1)
 
     @cache
-    def measured(setting: Setting, accumulate: int) -> float:
-        return images_per_s(args.model, setting, -(-args.batch_size // accumulate), args.images)
+    def measured(step: StepConfig) -> float:
+        return images_per_s(args.model, step, args.images)
 
     print("| budget | run | setting | peak MiB | predicted images/s | measured images/s |")
     print("|---|---|---|---|---|---|")
     for budget in args.budgets:
-        for name, options in RIVALS.items():
-            choice = fastest(args.model, args.batch_size, parse_bytes(budget), options)
+        for name, (checkpointing, vary) in RIVALS.items():
+            step = StepConfig(batch_size=args.batch_size, checkpointing=checkpointing)
+            choice = fastest(args.model, step, parse_bytes(budget), vary)
             if choice is None:
                 print(f"| {budget} | {name} | does not fit | | | |")
                 continue
             peak, rate = choice.plan.peak_bytes / 2**20, args.batch_size / choice.seconds
-            speed = measured(choice.setting, choice.accumulate)
-            words = choice.describe(args.batch_size).removeprefix("lora, ")
+            speed = measured(choice.step)
+            words = choice.describe().removeprefix("lora, ")
             print(
                 f"| {budget} | {name} | {words} | {peak:.0f} | {rate:.2f} | {speed:.2f} |",
                 flush=True,
             )
 
 
-def fastest(model: str, batch_size: int, budget: int, options: dict) -> Choice | None:
+def fastest(model: str, step: StepConfig, budget: int, vary: dict) -> Choice | None:
     """The first choice of a search, if there is any."""
-    options = {"num_classes": 100, "batch_size": batch_size, **options}
     try:
-        return search(model, LORA, budget=budget, **options)[0]
+        return search(model, LORA, budget=budget, step=step, vary=vary, num_classes=100)[0]
     except InputError:
         return None
 
 
-def images_per_s(model: str, setting: Setting, size: int, images: int) -> float:
+def images_per_s(model: str, step: StepConfig, images: int) -> float:
     """Time forward and backward of enough micro-batches, and one update, after a warm-up."""
     backbone = create(model, pretrained=False)
     tuned = apply(backbone, LORA, num_classes=100)
-    arrange(tuned, POLICIES[setting.policy](), setting.checkpointing, setting.frozen_dtype).train()
-    optimizer = make_optimizer(tuned)
+    arrange(tuned, step).train()
+    optimizer, size = make_optimizer(tuned), step.micro_batch
     batches = [
         (torch.randn(size, *image_shape(backbone)), torch.zeros(size, dtype=torch.long))
         for _ in range(-(-images // size))

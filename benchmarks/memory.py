@@ -6,8 +6,9 @@ python benchmarks/memory.py [--model NAME] [--batch-size B] [--num-classes K]
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
-from lowtide import METHODS, POLICIES, plan
+from lowtide import METHODS, StepConfig, plan
 
 ORDER = (
     "full",
@@ -36,12 +37,12 @@ def main() -> None:
     print(f"| method | trained parameters | {' | '.join(COLUMNS)} | exact, checkpointing |")
     print("|---|---|" + "---|" * (len(COLUMNS) + 1))
     for name in ORDER:
-        options = {"num_classes": args.num_classes, "batch_size": args.batch_size}
+        step = StepConfig(batch_size=args.batch_size)
+        steps = [replace(step, policy=policy) for policy in COLUMNS]
         plans = [
-            plan(args.model, METHODS[name](), policy=POLICIES[policy](), **options)
-            for policy in COLUMNS
+            plan(args.model, METHODS[name](), step=s, num_classes=args.num_classes)
+            for s in (*steps, replace(step, checkpointing=True))
         ]
-        plans.append(plan(args.model, METHODS[name](), checkpointing=True, **options))
         peaks = " | ".join(f"{p.peak_bytes / 2**20:.0f}" for p in plans)
         print(f"| {name} | {plans[0].trainable_parameters:,} | {peaks} |", flush=True)
 

@@ -37,6 +37,7 @@ from .policy import Policy as Policy
 from .site import Role as Role
 from .site import Site as Site
 from .site import Sites as Sites
+from .step import StepConfig as StepConfig
 from .tune import Tuned as Tuned
 from .tune import apply as apply
 from .tune import load as load
@@ -61,6 +62,7 @@ __all__ = [
     "Side",
     "Site",
     "Sites",
+    "StepConfig",
     "Swap",
     "Thaw",
     "Tuned",

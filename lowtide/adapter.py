@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 
+from .branches import Sum
 from .errors import InputError, Unsupported
 from .graft import Beside, Edit, Graft, Method, Side, Swap, Thaw
 
@@ -119,22 +121,38 @@ class Adapter:
         }
         return {k: keys[k][0].fitted(keys[k][1], v) if k in keys else v for k, v in state.items()}
 
-    def merged(self) -> tuple[dict[str, nn.Module], list[str]]:
-        """Fold every graft that can be folded, innermost first.
+    def merged(
+        self, backbone: nn.Module, total: Sum | None
+    ) -> tuple[dict[str, nn.Module], list[str]]:
+        """Fold every graft that can be folded, innermost first; last what stands behind a sum.
+
+        Args:
+            backbone: Carries this adapter.
+            total: The final feature map, where branches are added up to it.
 
         Returns:
             Plain modules by path, and what cannot be folded, each with the reason.
         """
         unfolded = [f"{method}: {side.unmergeable}" for method, side in self.sides]
         folded: dict[str, nn.Module] = {}
+        behind: list[tuple[Sum, str, tuple[Tensor | None, Tensor | None]]] = []
         for path, method, graft in self.grafts:
             standing, graft.base = graft.base, folded.get(path, graft.base)
             plain = graft.merged()
             graft.base = standing
-            if plain is None:
-                unfolded.append(f"{method} at {path}: {graft.unmergeable}")
-            else:
+            scaling = graft.channelwise()
+            if plain is not None:
                 folded[path] = plain
+            elif total and path == total.path and scaling is not None:
+                behind.append((total, method, scaling))
+                folded[path] = graft.root
+            else:
+                unfolded.append(f"{method} at {path}: {graft.unmergeable}")
+        for branches, method, (scale, shift) in behind:
+            try:
+                folded |= branches.absorb(partial(_plain, backbone, folded), scale, shift)
+            except Unsupported as reason:
+                unfolded.append(f"{method} at {branches.path}: {reason}")
         return folded, unfolded
 
 
@@ -214,6 +232,11 @@ def find(model: nn.Module, path: str) -> nn.Module:
     for name in path.split(".") if path else ():
         model = root(model).get_submodule(name)
     return model
+
+
+def _plain(backbone: nn.Module, folded: Mapping[str, nn.Module], path: str) -> nn.Module:
+    """Find what stands at a place once the grafts there are folded."""
+    return folded[path] if path in folded else find(backbone, path)
 
 
 def root(module: nn.Module) -> nn.Module:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import CONFIG, construct
 from .errors import InputError, UnknownName, shown
+from .families import HeadInit
 from .graft import Method, method_name
 from .values import Count, Seed, Side, hints, read
 
@@ -26,6 +27,7 @@ class Origin:
         pretrained: Whether timm's own weights were taken where no file was given.
         image_size: Side of its input, where it was given one.
         seed: Of its random weights, and of the new classifier.
+        head_init: How that classifier started; an earlier version did not say.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Origin:
     pretrained: bool
     image_size: Side | None
     seed: Seed
+    head_init: HeadInit = "trunc_normal"
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,10 @@ def _origin(given: Any) -> Origin:
     for name in content:
         if name not in kinds:
             raise UnknownName("field of backbone", name, kinds)
-    for name in kinds:
-        if name not in content:
-            raise InputError(f"backbone has no {name}")
-    return Origin(**{n: read(f"backbone {n}", kinds[n], content[n]) for n in kinds})
+    for f in fields(Origin):
+        if f.name not in content and f.default is MISSING:
+            raise InputError(f"backbone has no {f.name}")
+    return Origin(**{n: read(f"backbone {n}", kinds[n], value) for n, value in content.items()})
 
 
 def _classes(given: Any, count: int) -> tuple[str, ...]:

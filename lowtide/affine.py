@@ -24,10 +24,16 @@ NORMS: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.BatchNorm2d,
     nn.GroupNorm,
+    nn.RMSNorm,
     tl.LayerNorm,
     tl.LayerNorm2d,
+    *(
+        getattr(tl, name)
+        for name in ("RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d")
+        if hasattr(tl, name)
+    ),
 )
-"""y = w * xhat + b."""
+"""y = w * xhat + b, some without b."""
 
 ACTIVATED: tuple[type[nn.Module], ...] = tuple(
     getattr(tl, name)
@@ -136,6 +142,7 @@ def fold(
     delta: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    into: Tensor | None = None,
 ) -> nn.Module | None:
     """Fold `y -> scale * (y + delta x) + shift` into a copy of the module that gives y.
 
@@ -146,23 +153,29 @@ def fold(
         delta: Added to the weight of a map; same shape.
         scale: One factor per output channel.
         shift: One summand per output channel.
+        into: One factor per input channel of a map, applied in front of it.
 
     Returns:
         The copy, or None where `module` cannot absorb the change.
     """
     kind = type(module)
-    norm = kind in (*NORMS, *ACTIVATED) and delta is None and module.weight is not None
-    if kind not in MAPS and not norm:
+    own = module._parameters
+    norm = kind in (*NORMS, *ACTIVATED) and delta is into is None and module.weight is not None
+    if kind not in MAPS and not (norm and (shift is None or "bias" in own)):
         return None
     out = copy.deepcopy(module)
     with torch.no_grad():
         w = module.weight if delta is None else module.weight + delta
-        b = module.bias
+        b = own.get("bias")
+        if into is not None:
+            inputs = into.view(getattr(module, "groups", 1), 1, -1, *[1] * (w.ndim - 2))
+            w = (w.unflatten(0, (len(inputs), -1)) * inputs).flatten(0, 1)
         if scale is not None:
             w = w * scale.view(-1, *[1] * (w.ndim - 1))
             b = None if b is None else b * scale
         if shift is not None:
             b = shift if b is None else b + shift
         out.weight = nn.Parameter(w.clone())
-        out.bias = None if b is None else nn.Parameter(b.clone())
+        if b is not None:
+            out.bias = nn.Parameter(b.clone())
     return out

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from docstring_parser import parse
-
 from .config import RunConfig, read_yaml
 from .errors import InputError, UnknownName, shown
 from .methods import METHODS
 from .presets import named, over_preset
-from .values import hints, read, words
+from .values import hints, options, options_help, read, words
 
 METHOD = "method.name"
 
@@ -176,13 +174,12 @@ def add_fields(parser: Parser, cls: type, prefix: str = "") -> None:
         cls: The dataclass, documented under `Attributes:`.
         prefix: Put before each name, with a dot.
     """
-    kinds = hints(cls)
-    attributes = {p.arg_name: p.description for p in parse(cls.__doc__ or "").params}
-    for f in dataclasses.fields(cls):
+    kinds, texts = hints(cls), options_help(cls)
+    for f in options(cls):
         if dataclasses.is_dataclass(f.default):
             continue
         flag = f"--{prefix}{f.name.replace('_', '-') if not prefix else f.name}"
-        text = (attributes.get(f.name) or "").replace("\n", " ")
+        text = texts.get(f.name, "")
         default = None if f.default is dataclasses.MISSING else f.default
         alone: Any = {"nargs": "?", "const": "true"} if kinds[f.name] is bool else {}
         parser.add_argument(flag, type=kinds[f.name], default=default, help=text, **alone)

@@ -127,7 +127,9 @@ class _Answers(TorchFunctionMode):
             result = answer(self.codecs, Call(func, args, kwargs))
         if result is NotImplemented:
             result = func(*args, **kwargs)
-        if func in self.followed and result is not (args[0] if args else None):
+        # A compiler shares what is kept by itself, and some know no sets of functions.
+        followed = not torch.compiler.is_compiling() and func in self.followed
+        if followed and result is not (args[0] if args else None):
             follow(func, args, kwargs, result)
         return result
 

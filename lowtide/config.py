@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ import yaml
 from .checkpoint import construct, describe
 from .data import Augment, Pixels
 from .errors import InputError, UnknownName, shown
+from .families import HeadInit
 from .graft import Method
 from .methods.lora import LoRA
-from .narrow import FrozenDtype
 from .paths import read_text
-from .policy import POLICIES
 from .search import parse_bytes
-from .step import Amp
-from .values import Count, Seed, Share, Side, Within, read_fields
+from .step import StepConfig
+from .values import Count, Seed, Share, Side, Within, options
 from .yaml_text import parse_yaml
 
 PER_CORE = 8
@@ -29,26 +27,19 @@ PER_CORE = 8
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run's result.
+class RunConfig(StepConfig):
+    """Everything that decides a run's result: its training step, and what is around it.
 
     Attributes:
         model: timm's name of the backbone.
         data: Folder of images, list of `path label`, or CSV.
         method: What trains.
-        policy: What is kept for backward: exact, tight (lowtide's best) or s2a (the paper's).
         checkpoint: Safetensors file with the backbone's weights, instead of timm's own.
         pretrained: Take timm's own weights where no file is given.
         image_size: Side of the square input; by default the checkpoint's.
         epochs: Passes over the training images.
-        batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
-        accumulate: Micro-batches a batch is cut into.
-        checkpointing: Recompute each block in backward instead of keeping its activations.
-        amp: Mixed precision: no, bf16 or fp16.
-        frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
         memory_budget: Most bytes of a step, such as 640MiB; policy, checkpointing, accumulate and
             frozen_dtype are then chosen to be fast within it, save those that are given.
-        opt: timm's name of the optimiser.
         lr: Peak learning rate.
         min_lr: Learning rate at the end of the cosine.
         weight_decay: Decay of matrices and kernels; biases and norms never decay.
@@ -56,8 +47,10 @@ class RunConfig:
         cooldown_epochs: Epochs at `min_lr` after the cosine; part of `epochs`.
         smoothing: Label smoothing.
         clip_grad: Largest gradient norm; 0 does not clip.
-        ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
         drop_path: Stochastic depth rate of the backbone.
+        head_init: How a new classifier starts: trunc_normal (weights of deviation 0.02, biases at
+            zero), zero (every class as likely), or own (as the backbone's library has it). With as
+            many classes as the backbone was trained for, its own classifier stays.
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
         normalize: Mean and deviation of pixels: the checkpoint's own, imagenet's, or inception's
             (0.5 each).
@@ -77,18 +70,11 @@ class RunConfig:
     model: str
     data: str
     method: Method = LoRA()
-    policy: str = "exact"
     checkpoint: str | None = None
     pretrained: bool = True
     image_size: Side | None = None
     epochs: Count = 10
-    batch_size: Count = 32
-    accumulate: Count = 1
-    checkpointing: bool = False
-    amp: Amp = "no"
-    frozen_dtype: FrozenDtype = "fp32"
     memory_budget: str | None = None
-    opt: str = "adamw"
     lr: Annotated[float, Within(0, 1e30, above=True)] = 1e-3
     min_lr: Annotated[float, Within(0, 1e30)] = 0.0
     weight_decay: Annotated[float, Within(0, 1e3)] = 1e-4
@@ -96,8 +82,8 @@ class RunConfig:
     cooldown_epochs: Annotated[int, Within(0, 1_000_000)] = 0
     smoothing: Share = 0.0
     clip_grad: Annotated[float, Within(1e-6, 1e6, zero=True)] = 0.0
-    ema: Share = 0.0
     drop_path: Share = 0.0
+    head_init: HeadInit = "trunc_normal"
     augment: Augment = "none"
     normalize: Pixels = "checkpoint"
     cache_features: bool = False
@@ -112,17 +98,9 @@ class RunConfig:
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if not isinstance(plain.pop("method"), Method):
+        if not isinstance(self.method, Method):
             raise InputError(f"method must be one of lowtide's, not {shown(self.method)}")
-        for name, value in read_fields(type(self), plain).items():
-            object.__setattr__(self, name, value)
-        if self.policy not in POLICIES:
-            raise UnknownName("policy", self.policy, POLICIES)
-        if self.accumulate > self.batch_size:
-            raise InputError(
-                f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
-            )
+        super().__post_init__()
         if self.cache_features and self.augment != "none":
             raise InputError(
                 f"cache_features needs augment none, not {self.augment}: a feature is computed once"
@@ -160,18 +138,13 @@ class RunConfig:
                 f" {os.cpu_count()} cores, not {self.workers}"
             )
 
-    @property
-    def micro_batch(self) -> int:
-        """Most images in one forward pass."""
-        return -(-self.batch_size // self.accumulate)
-
     def to_dict(self) -> dict[str, Any]:
         """Give the config as plain data.
 
         Returns:
             What `from_dict` and YAML take.
         """
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in options(type(self))}
         return {**plain, "method": describe(self.method)}
 
     @classmethod
@@ -188,7 +161,7 @@ class RunConfig:
             UnknownName: There is no such option.
             InputError: An option is missing or does not fit.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
+        known = [f.name for f in options(cls)]
         for name in values:
             if name not in known:
                 raise UnknownName("option", name, known)

@@ -9,7 +9,9 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from packaging.requirements import Requirement
 from .kernels import native
 
 OURS = "lowtide"
+Needs = tuple[Requirement, ...]
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def diagnosis() -> dict[str, Any]:
         Plain values by subject; `warnings` holds one line for each thing a user may want to mend.
     """
     packages = {name: installed(name) for name in (OURS, "torch", "torchvision", "timm")}
-    packages |= {name: installed(name) for name in _required() if name not in packages}
+    packages |= {r.name: installed(r.name) for r in _required() if r.name not in packages}
     kernels = _kernels()
     return {
         "python": platform.python_version(),
@@ -143,31 +146,42 @@ def _processor() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def _declared() -> list[Requirement]:
-    try:
-        return [Requirement(line) for line in requires(OURS) or ()]
-    except PackageNotFoundError:  # run from a source tree
-        return []
+def _declared() -> tuple[Needs, dict[str, Needs]]:
+    """What lowtide needs, and what each of its extras adds."""
+    file = Path(__file__).parents[1] / "pyproject.toml"
+    project = tomllib.loads(file.read_text()).get("project", {}) if file.is_file() else {}
+    # In a checkout the metadata is as old as the last `pip install`, and may not be there.
+    if project.get("name") == OURS:
+        extras = project["optional-dependencies"].items()
+        return _read(project["dependencies"]), {name: _read(lines) for name, lines in extras}
+    with suppress(PackageNotFoundError):
+        declared, names = _read(requires(OURS) or ()), metadata(OURS).get_all("Provides-Extra", [])
+        needed = tuple(r for r in declared if _asked(r, ""))
+        others = [r for r in declared if r not in needed]
+        return needed, {name: tuple(r for r in others if _asked(r, name)) for name in names}
+    return (), {}
 
 
-def _required() -> dict[str, Requirement]:
-    return {r.name: r for r in _declared() if r.marker is None or r.marker.evaluate({"extra": ""})}
+def _asked(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
-def _extras() -> dict[str, list[Requirement]]:
-    declared = [r for r in _declared() if r.name not in _required()]
-    names = metadata(OURS).get_all("Provides-Extra") or [] if declared else []
-    return {
-        name: [r for r in declared if r.marker and r.marker.evaluate({"extra": name})]
-        for name in names
-        if name != "dev"
-    }
+def _read(lines: Iterable[str]) -> Needs:
+    return tuple(map(Requirement, lines))
+
+
+def _required() -> Needs:
+    return _declared()[0]
+
+
+def _extras() -> dict[str, Needs]:
+    return {name: libraries for name, libraries in _declared()[1].items() if name != "dev"}
 
 
 def _unsupported() -> Iterator[str]:
     """Name what is installed in another version than lowtide is tested with."""
     optional = [library for libraries in _extras().values() for library in libraries]
-    for library in (*_required().values(), *optional):
+    for library in (*_required(), *optional):
         own = installed(library.name)
         if own is not None and not library.specifier.contains(own, prereleases=True):
             yield (

@@ -244,8 +244,20 @@ class _Seeded(TorchDispatchMode):
     drawn = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **kwargs or {})
+        kwargs = kwargs or {}
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and not _still(
+            {a.name: a.default_value for a in func._schema.arguments}
+            | dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+            | kwargs
+        )
+        return func(*args, **kwargs)
+
+
+def _still(given: Mapping[str, Any]) -> bool:
+    """Whether a function that may draw draws nothing: not in training, or drops out with p = 0."""
+    trains = given.get("train", given.get("training"))
+    chance = given.get("dropout_p", given.get("p") if trains else None)
+    return trains is False or chance == 0
 
 
 def _device(tuned: Tuned) -> torch.device:

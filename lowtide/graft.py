@@ -58,6 +58,14 @@ class Graft(nn.Module, abc.ABC):
         """
         return None
 
+    def channelwise(self) -> tuple[Tensor | None, Tensor | None] | None:
+        """Give the scale and shift per channel that this puts behind its base.
+
+        Returns:
+            The two, `(C,)` each or None; None where the graft does something else.
+        """
+        return None
+
     def fitted(self, name: str, value: Tensor) -> Tensor:
         """Fit a saved tensor to this place, where its size follows that of the image.
 

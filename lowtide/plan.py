@@ -6,9 +6,8 @@ shapes alone, and the meter watches a step; so a plan equals the real run on the
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,12 +18,11 @@ from torch.optim import Optimizer
 
 from .backbone import create
 from .compress import compress
-from .errors import InputError, UnknownName
+from .errors import InputError
 from .families import hollow, image_shape
 from .graft import Method
-from .narrow import FrozenDtype
-from .policy import Policy
-from .step import Amp, couples, make_optimizer, micro_batches, training_step
+from .policy import POLICIES
+from .step import StepConfig, couples, make_optimizer, micro_batches, training_step
 from .tune import Tuned, apply, narrow
 from .versions import on_meta
 from .work import Work, WorkMeter
@@ -71,16 +69,9 @@ class Plan:
 def plan(
     model: str | nn.Module,
     *methods: Method,
+    step: StepConfig = StepConfig(),
     num_classes: int | None = None,
-    batch_size: int = 32,
-    policy: Policy | None = None,
-    checkpointing: bool = False,
-    accumulate: int = 1,
-    amp: Amp = "no",
-    optimizer: str = "adamw",
     image_size: int | None = None,
-    frozen_dtype: FrozenDtype = "fp32",
-    ema: float = 0.0,
     entrance: Entrance | None = None,
 ) -> Plan:
     """Measure a training step that never runs.
@@ -88,16 +79,9 @@ def plan(
     Args:
         model: A timm name, or a backbone, which is not changed.
         *methods: What would train.
+        step: Batch, policy and everything else that decides a step's memory.
         num_classes: Classes of the classifier; by default the backbone's.
-        batch_size: Images per optimiser step.
-        policy: What is kept for backward; by default everything exactly.
-        checkpointing: Recompute each block in backward.
-        accumulate: Micro-batches the batch is cut into.
-        amp: Mixed precision.
-        optimizer: timm's name of the optimiser.
         image_size: Side of the square input, for a model given by name.
-        frozen_dtype: What frozen weights are kept in; what trains is always in fp32.
-        ema: Decay of a running average of what trains; 0 for none.
         entrance: Where the step begins, by default with images.
 
     Returns:
@@ -106,8 +90,7 @@ def plan(
         keep a few percent more.
     """
     tuned = shadow(model, *methods, num_classes=num_classes, image_size=image_size)
-    arrange(tuned, policy or Policy.exact(), checkpointing, frozen_dtype)
-    return rehearse(tuned, batch_size, accumulate, amp, optimizer, ema, entrance)
+    return rehearse(arrange(tuned, step), step, entrance)
 
 
 def shadow(
@@ -135,39 +118,27 @@ def shadow(
         return apply(backbone, *methods, num_classes=num_classes)
 
 
-def arrange(tuned: Tuned, policy: Policy, checkpointing: bool, frozen_dtype: FrozenDtype) -> Tuned:
+def arrange(tuned: Tuned, step: StepConfig) -> Tuned:
     """Put in place what decides the memory of a step; the plan and the run both do it here.
 
     Args:
         tuned: A tuned model; changed in place.
-        policy: What is kept for backward.
-        checkpointing: Recompute each block in backward.
-        frozen_dtype: What frozen weights are kept in.
+        step: Says it.
 
     Returns:
         The same object.
-
-    Raises:
-        UnknownName: There is no such dtype.
     """
-    if frozen_dtype not in typing.get_args(FrozenDtype):
-        raise UnknownName("frozen_dtype", frozen_dtype, typing.get_args(FrozenDtype))
-    if frozen_dtype == "bf16":
+    if step.frozen_dtype == "bf16":
         narrow(tuned)
-    tuned.checkpointing = checkpointing
+    tuned.checkpointing = step.checkpointing
+    policy = POLICIES[step.policy]()
+    if step.chunk is not None:
+        policy = replace(policy, piece=step.chunk or None)
     compress(tuned, policy)
     return tuned
 
 
-def rehearse(
-    tuned: Tuned,
-    batch: int,
-    accumulate: int,
-    amp: Amp,
-    optimizer: str,
-    ema: float = 0.0,
-    entrance: Entrance | None = None,
-) -> Plan:
+def rehearse(tuned: Tuned, step: StepConfig, entrance: Entrance | None = None) -> Plan:
     """Watch a training step on tensors without storage.
 
     The optimiser's state is born in an update before it. Of the micro-batches two run: the second
@@ -175,32 +146,27 @@ def rehearse(
 
     Args:
         tuned: A shadow, arranged; it is used up.
-        batch: Images per update.
-        accumulate: Micro-batches the batch is cut into.
-        amp: Mixed precision.
-        optimizer: timm's name of the optimiser.
-        ema: Decay of a running average of what trains, counted with the optimiser; 0 for none.
+        step: Its options; a running average is counted with the optimiser.
         entrance: Where the step begins, by default with images.
 
     Returns:
         The plan.
 
     Raises:
-        InputError: The batch cannot be cut so, or a micro-batch of one image has no statistics.
+        InputError: A micro-batch of one image has no statistics.
     """
-    if not 1 <= accumulate <= batch:
-        raise InputError(f"a batch of {batch} cannot be cut into {accumulate} micro-batches")
+    batch, accumulate = step.batch_size, step.accumulate
     with FakeTensorMode():
         _materialise(tuned)
         tuned.train()
         model, shape = (entrance or _images)(tuned)
         if batch // accumulate == 1:
             _refuse_single(model, shape)
-        opt = make_optimizer(tuned, optimizer)
+        opt = make_optimizer(tuned, step.opt)
         meter, passes = WorkMeter(tuned, opt), []
         with meter:
             _first_update(tuned, opt)
-            if ema:
+            if step.ema:
                 for p in tuned.parameters():
                     if p.requires_grad:
                         opt.state[p]["average"] = p.detach().clone()
@@ -210,7 +176,7 @@ def rehearse(
             batches = micro_batches(inputs, labels, accumulate)[:2]
             before = meter.work
             training_step(
-                model, opt, batches, amp=amp, before_update=lambda: passes.append(meter.work)
+                model, opt, batches, amp=step.amp, before_update=lambda: passes.append(meter.work)
             )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,11 @@ from .data import Cache, Dataset, Preprocessing, Sample, loader, read, share
 from .errors import InputError
 from .features import Features, Kept, entrance
 from .plan import arrange, plan
-from .policy import POLICIES
-from .search import free, parse_bytes, search
+from .search import parse_bytes, search
 from .step import couples
 from .tune import Tuned, apply
 
 FEATURES = "features.f32"
-DECIDED = ("memory_budget", "policy", "checkpointing", "accumulate", "frozen_dtype")
-"""Options that a memory budget decides; a run's record holds them as it did."""
 
 
 @dataclass
@@ -183,26 +180,18 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     _refuse_infinite(backbone, config)
     classes = len(dataset.classes)
     config = _within_budget(config, backbone, classes)
-    policy = POLICIES[config.policy]()
     planned = plan(
         backbone,
         config.method,
+        step=config,
         num_classes=classes,
-        batch_size=config.batch_size,
-        policy=policy,
-        checkpointing=config.checkpointing,
-        accumulate=config.accumulate,
-        amp=config.amp,
-        optimizer=config.opt,
-        frozen_dtype=config.frozen_dtype,
-        ema=config.ema,
         entrance=entrance if config.cache_features else None,
     )
     preprocessing = replace(
         Preprocessing.of(backbone).normalized(config.normalize), bits=dataset.bits
     )
-    tuned = apply(backbone, config.method, num_classes=classes)
-    arrange(tuned, policy, config.checkpointing, config.frozen_dtype).train()
+    tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_init)
+    arrange(tuned, config).train()
     run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
     if config.cache_features:
         if accelerator.num_processes > 1:
@@ -231,12 +220,6 @@ def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunC
         config.method,
         budget=parse_bytes(config.memory_budget),
         num_classes=classes,
-        batch_size=config.batch_size,
-        amp=config.amp,
-        optimizer=config.opt,
-        ema=config.ema,
-        **free(config.policy, config.checkpointing, config.frozen_dtype, config.accumulate),
+        step=config,
     )[0]
-    return replace(
-        config, memory_budget=None, accumulate=choice.accumulate, **asdict(choice.setting)
-    )
+    return replace(config, memory_budget=None, **choice.decided)

@@ -27,7 +27,7 @@ class ScaleShift(Graft):
         The base's output, for gamma's gradient; xhat in its place before an activation.
     """
 
-    unmergeable: ClassVar[str] = "what it scales is a sum of branches, not the output of one map"
+    unmergeable: ClassVar[str] = "what it scales is not the output of one map or norm"
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class ScaleShift(Graft):
         """
         super().__init__(base)
         tail = (1, 1) if site.layout is Layout.FIRST else ()
+        self.channels = site.dim
         count = 1 if scale == "scalar" else site.dim
         self.gamma = None if scale == "none" else nn.Parameter(_draw((count, *tail), init))
         if self.gamma is not None and init != "random":
@@ -86,8 +87,17 @@ class ScaleShift(Graft):
         Returns:
             The folded module, or None where the base has no weight to absorb it.
         """
-        scale, shift = (None if v is None else v.flatten() for v in (self.gamma, self.beta))
+        scale, shift = self.channelwise()
         return fold(self.base, scale=scale, shift=shift)
+
+    def channelwise(self) -> tuple[Tensor | None, Tensor | None]:
+        """Give gamma and beta.
+
+        Returns:
+            The two, `(C,)` each or None; a gamma common to all channels is repeated.
+        """
+        gamma, beta = (None if v is None else v.flatten() for v in (self.gamma, self.beta))
+        return None if gamma is None else gamma.expand(self.channels), beta
 
 
 def absorbs_shift(site: Site) -> bool:

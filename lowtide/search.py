@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,47 +15,20 @@ from .checkpoint import describe
 from .errors import InputError, UnknownName, Unsupported
 from .families import hollow
 from .graft import Method, method_name
-from .narrow import FrozenDtype
 from .plan import Plan, arrange, rehearse, shadow
-from .policy import POLICIES
-from .step import Amp, couples
+from .step import StepConfig, couples
 from .tune import Tuned
 from .work import MACHINES
 
-SEARCHED = ("exact", "tight")
-"""Policies tried, from the one that keeps most to the one that keeps least."""
+ALTERNATIVES: Mapping[str, tuple[Any, ...]] = {
+    "policy": ("exact", "tight"),
+    "checkpointing": (False, True),
+    "frozen_dtype": ("fp32", "bf16"),
+}
+"""Options that do not change what trains: the default, then what saves memory by more work."""
+DECIDED = (*ALTERNATIVES, "accumulate")
+"""Options of a step that a search decides where they are at their default."""
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a search may change without changing what trains.
-
-    Attributes:
-        policy: What is kept for backward.
-        checkpointing: Whether each block is recomputed in backward.
-        frozen_dtype: What frozen weights are kept in.
-    """
-
-    policy: str
-    checkpointing: bool
-    frozen_dtype: FrozenDtype
-
-    def keeps_no_more_than(self, other: Setting) -> bool:
-        """Say whether this setting saves memory, at the price of work, wherever the two differ.
-
-        Args:
-            other: Another setting.
-
-        Returns:
-            Whether each of its three answers is the other's or a more frugal one.
-        """
-        order = list(POLICIES)
-        return self == other or (
-            (order.index(other.policy) == 0 or self.policy == other.policy)
-            and self.checkpointing >= other.checkpointing
-            and (self.frozen_dtype == "bf16" or other.frozen_dtype == "fp32")
-        )
 
 
 @dataclass(frozen=True)
@@ -64,32 +37,32 @@ class Choice:
 
     Attributes:
         method: What trains.
-        setting: What is kept, recomputed and rounded.
-        accumulate: Micro-batches the batch is cut into.
+        step: The step, decided.
         plan: What the step needs.
         seconds: Predicted time of a step.
     """
 
     method: Method
-    setting: Setting
-    accumulate: int
+    step: StepConfig
     plan: Plan
     seconds: float
 
-    def describe(self, batch_size: int) -> str:
+    def describe(self) -> str:
         """Write the choice in words.
-
-        Args:
-            batch_size: Images per update.
 
         Returns:
             A phrase.
         """
-        words = [f"{method_name(type(self.method))}, policy {self.setting.policy}"]
-        words += ["checkpointing"] if self.setting.checkpointing else []
-        words += [f"{self.setting.frozen_dtype} frozen weights"]
-        words += [f"micro-batches of {-(-batch_size // self.accumulate)}"]
+        words = [f"{method_name(type(self.method))}, policy {self.step.policy}"]
+        words += ["checkpointing"] if self.step.checkpointing else []
+        words += [f"{self.step.frozen_dtype} frozen weights"]
+        words += [f"micro-batches of {self.step.micro_batch}"]
         return ", ".join(words)
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """The options of the step that the search decided, by name."""
+        return {name: getattr(self.step, name) for name in DECIDED}
 
     def to_dict(self) -> dict[str, Any]:
         """Give the choice as plain data.
@@ -99,10 +72,7 @@ class Choice:
         """
         return {
             "method": describe(self.method),
-            "policy": self.setting.policy,
-            "checkpointing": self.setting.checkpointing,
-            "frozen_dtype": self.setting.frozen_dtype,
-            "accumulate": self.accumulate,
+            **self.decided,
             "predicted_seconds": self.seconds,
             "plan": self.plan.to_dict(),
         }
@@ -130,41 +100,15 @@ def parse_bytes(text: str) -> int:
     return int(number * (1024 if found[3] else 1000) ** UNITS[found[2].upper()])
 
 
-def free(policy: str, checkpointing: bool, frozen_dtype: FrozenDtype, accumulate: int) -> Any:
-    """Leave to a search whatever is still at its default.
-
-    Args:
-        policy: `exact` to try all.
-        checkpointing: False to try both.
-        frozen_dtype: `fp32` to try both.
-        accumulate: 1 to try all.
-
-    Returns:
-        Options of `search`.
-    """
-    return {
-        "policies": SEARCHED if policy == SEARCHED[0] else (policy,),
-        "checkpointing": (True,) if checkpointing else (False, True),
-        "frozen_dtypes": ("fp32", "bf16") if frozen_dtype == "fp32" else (frozen_dtype,),
-        "accumulate": None if accumulate == 1 else accumulate,
-    }
-
-
 def search(
     model: str | nn.Module,
     *methods: Method,
     budget: int,
+    step: StepConfig = StepConfig(),
+    vary: Mapping[str, tuple[Any, ...]] = ALTERNATIVES,
     num_classes: int | None = None,
-    batch_size: int = 32,
-    policies: Sequence[str] = SEARCHED,
-    checkpointing: Sequence[bool] = (False, True),
-    frozen_dtypes: Sequence[FrozenDtype] = ("fp32", "bf16"),
-    accumulate: int | None = None,
-    amp: Amp = "no",
-    optimizer: str = "adamw",
     image_size: int | None = None,
     machine: str = "cpu",
-    ema: float = 0.0,
 ) -> list[Choice]:
     """Find what fits in a budget: for each method and setting the largest micro-batch.
 
@@ -176,34 +120,28 @@ def search(
         model: A timm name, or a backbone, which is not changed.
         *methods: What might train, each by itself.
         budget: Bytes that a step may need.
+        step: The step; its options that are at the first of their alternatives are varied, the
+            others stay. A batch is cut into as few micro-batches as fit, unless the step says how
+            many; and where its images share their statistics (BatchNorm that trains), into none.
+        vary: Alternatives of options, the one that keeps most first.
         num_classes: Classes of the classifier; by default the backbone's.
-        batch_size: Images per update.
-        policies: Policies to try.
-        checkpointing: Whether to try without and with.
-        frozen_dtypes: Dtypes of frozen weights to try.
-        accumulate: Micro-batches the batch is cut into; by default as few as fit, and where the
-            images of a batch share their statistics (BatchNorm that trains), none.
-        amp: Mixed precision.
-        optimizer: timm's name of the optimiser.
         image_size: Side of the square input, for a model given by name.
         machine: Whose speed orders the choices, a key of `MACHINES`.
-        ema: Decay of a running average of what trains; 0 for none.
 
     Returns:
         The choices, fastest first.
 
     Raises:
         InputError: Nothing fits.
-        UnknownName: There is no such policy or machine.
+        UnknownName: There is no such machine.
         Unsupported: No method can live on this backbone.
     """
     if machine not in MACHINES:
         raise UnknownName("machine", machine, MACHINES)
-    for policy in policies:
-        if policy not in POLICIES:
-            raise UnknownName("policy", policy, POLICIES)
-    settings = [
-        Setting(*three) for three in itertools.product(policies, checkpointing, frozen_dtypes)
+    free = {name: values for name, values in vary.items() if getattr(step, name) == values[0]}
+    steps = [
+        replace(step, **dict(zip(free, values, strict=True)))
+        for values in itertools.product(*free.values())
     ]
     choices: list[Choice] = []
     searches, refusals = [], []
@@ -213,18 +151,18 @@ def search(
         except Unsupported as refusal:
             refusals.append(refusal)
             continue
-        found = _Search(tuned, method, budget, batch_size, accumulate, amp, optimizer, machine, ema)
-        choices += found.run(settings)
+        found = _Search(tuned, method, budget, machine)
+        choices += found.run(steps)
         searches.append(found)
     if refusals and not searches:
         raise refusals[0]
     if not choices:
         smallest = min((s.least for s in searches), key=lambda c: c.plan.peak_bytes)
-        kept = accumulate is None and any(found.coupled for found in searches)
+        kept = step.accumulate == 1 and any(found.coupled for found in searches)
         whole = "; micro-batches would change what BatchNorm trains on" if kept else ""
         raise InputError(
             f"nothing fits in {_mib(budget)}: the smallest possible peak is"
-            f" {_mib(smallest.plan.peak_bytes)}, with {smallest.describe(batch_size)}{whole}"
+            f" {_mib(smallest.plan.peak_bytes)}, with {smallest.describe()}{whole}"
         )
     return sorted(choices, key=lambda c: (c.seconds, c.plan.peak_bytes))
 
@@ -236,15 +174,10 @@ class _Search:
     tuned: Tuned
     method: Method
     budget: int
-    batch: int
-    accumulate: int | None
-    amp: Amp
-    optimizer: str
     machine: str
-    ema: float = 0.0
 
     def __post_init__(self) -> None:
-        self.tried: dict[tuple[Setting, int], Choice] = {}
+        self.tried: dict[StepConfig, Choice] = {}
         self.coupled = couples(self.tuned.train())
 
     @property
@@ -252,45 +185,44 @@ class _Search:
         """The smallest peak that was planned."""
         return min(self.tried.values(), key=lambda c: c.plan.peak_bytes)
 
-    def run(self, settings: Sequence[Setting]) -> list[Choice]:
-        """Give the largest micro-batch of each setting that fits, where the setting can gain."""
+    def run(self, steps: Sequence[StepConfig]) -> list[Choice]:
+        """Give the largest micro-batch of each step that fits, where the step can gain."""
         choices: list[Choice] = []
-        whole: list[Setting] = []
+        whole: list[StepConfig] = []
         if not self.tuned.recomputes:  # then checkpointing changes nothing
-            settings = [s for s in settings if not s.checkpointing] or settings
-        for setting in settings:
-            if any(setting.keeps_no_more_than(other) for other in whole):
+            steps = [s for s in steps if not s.checkpointing] or steps
+        for step in steps:
+            if any(_keeps_no_more(step, other) for other in whole):
                 continue
-            choice = self._largest(setting, min((c.seconds for c in choices), default=math.inf))
+            choice = self._largest(step, min((c.seconds for c in choices), default=math.inf))
             if choice is not None:
                 choices.append(choice)
-                if choice.accumulate == (self.accumulate or 1):
-                    whole.append(setting)
+                if choice.step == step:
+                    whole.append(step)
         return choices
 
-    def _largest(self, setting: Setting, rival: float) -> Choice | None:
+    def _largest(self, step: StepConfig, rival: float) -> Choice | None:
         """Bisect on the micro-batch; the peak grows with it, nearly in a line."""
-        whole = self.accumulate or (1 if self.coupled else None)
-        cuts = _cuts(self.batch) if whole is None else [whole]
-        fits = self.at(setting, cuts[0])
+        given = self.coupled or step.accumulate > 1
+        cuts = [step.accumulate] if given else _cuts(step.batch_size)
+        fits = self.at(step, cuts[0])
         arithmetic = MACHINES[self.machine].arithmetic(fits.plan.work)
         if not self._fits(fits) or arithmetic > rival:
             return None
         low, high, aim = 0, len(cuts), 1
         while high - low > 1:
             middle = min(max(aim, low + 1), high - 1)
-            tried = self.at(setting, cuts[middle])
-            aim = self._aim(cuts, fits, tried)
+            tried = self.at(step, cuts[middle])
+            aim = self._aim([-(-step.batch_size // cut) for cut in cuts], fits, tried)
             if self._fits(tried):
                 low, fits = middle, tried
             else:
                 high = middle
         return fits
 
-    def _aim(self, cuts: list[int], a: Choice, b: Choice) -> int:
-        """Lay a line through two plans and say which cut would just fill the budget."""
-        sizes = [-(-self.batch // cut) for cut in cuts]
-        m, n = (-(-self.batch // c.accumulate) for c in (a, b))
+    def _aim(self, sizes: list[int], a: Choice, b: Choice) -> int:
+        """Lay a line through two plans and say which micro-batch would just fill the budget."""
+        m, n = a.step.micro_batch, b.step.micro_batch
         slope = max(1, (b.plan.peak_bytes - a.plan.peak_bytes) / (n - m))
         size = m + (self.budget - a.plan.peak_bytes) / slope
         return sum(s <= size for s in sizes) - 1
@@ -298,18 +230,23 @@ class _Search:
     def _fits(self, choice: Choice) -> bool:
         return choice.plan.peak_bytes <= self.budget
 
-    def at(self, setting: Setting, accumulate: int) -> Choice:
+    def at(self, step: StepConfig, accumulate: int) -> Choice:
         """Plan one choice, once."""
-        key = setting, accumulate
-        if key not in self.tried:
+        step = replace(step, accumulate=accumulate)
+        if step not in self.tried:
             tuned: Any = hollow(self.tuned)
-            policy = POLICIES[setting.policy]()
-            arrange(tuned, policy, setting.checkpointing, setting.frozen_dtype)
-            run = self.batch, accumulate, self.amp, self.optimizer, self.ema
-            planned = rehearse(tuned, *run)
+            planned = rehearse(arrange(tuned, step), step)
             seconds = MACHINES[self.machine].seconds(planned.work)
-            self.tried[key] = Choice(self.method, setting, accumulate, planned, seconds)
-        return self.tried[key]
+            self.tried[step] = Choice(self.method, step, planned, seconds)
+        return self.tried[step]
+
+
+def _keeps_no_more(step: StepConfig, other: StepConfig) -> bool:
+    """Say whether a step saves memory, at the price of work, wherever it differs from another."""
+    return all(
+        getattr(other, name) in (getattr(step, name), values[0])
+        for name, values in ALTERNATIVES.items()
+    )
 
 
 def _cuts(batch: int) -> list[int]:

@@ -1,10 +1,11 @@
-"""One training step, and the optimiser it uses: the same for the plan and for the run."""
+"""One training step, what is decided of it, and its optimiser: the same for plan and run."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,58 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from .errors import InputError
+from .errors import InputError, UnknownName
+from .narrow import FrozenDtype
+from .policy import POLICIES
+from .values import Count, Share, Within, read_fields
 
 Amp = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What decides the memory and the work of a training step, beside the model and what trains.
+
+    A run, a plan, a search and a suite share it: a field here is an option of each of them.
+
+    Attributes:
+        batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
+        policy: What is kept for backward: exact, tight (lowtide's best) or s2a (the paper's).
+        chunk: Most numbers of an input that is run at once, where every image is known to be
+            treated alone; 0 runs batches whole. By default the policy's own.
+        checkpointing: Recompute each block in backward instead of keeping its activations.
+        accumulate: Micro-batches a batch is cut into.
+        amp: Mixed precision: no, bf16 or fp16.
+        frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
+        opt: timm's name of the optimiser.
+        ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
+    """
+
+    batch_size: Count = 32
+    policy: str = "exact"
+    chunk: Annotated[int, Within(0, 2**40)] | None = None
+    checkpointing: bool = False
+    accumulate: Count = 1
+    amp: Amp = "no"
+    frozen_dtype: FrozenDtype = "fp32"
+    opt: str = "adamw"
+    ema: Share = 0.0
+
+    def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in read_fields(type(self), given).items():
+            object.__setattr__(self, name, value)
+        if self.policy not in POLICIES:
+            raise UnknownName("policy", self.policy, POLICIES)
+        if self.accumulate > self.batch_size:
+            raise InputError(
+                f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Most images in one forward pass."""
+        return -(-self.batch_size // self.accumulate)
 
 
 def make_optimizer(

@@ -15,9 +15,9 @@ from .errors import Unsupported
 from .graft import Graft, Swap, need
 from .site import Role, Site, Sites
 
-Core = Callable[[int, int], nn.Module]
-"""Makes the core of one map from its numbers of input and output slices: a module that is called
-without arguments and gives a matrix (outputs * rank, inputs * rank)."""
+Core = Callable[[Site], nn.Module]
+"""Makes the core of one map: a module that is called without arguments and gives a matrix
+(outputs * rank, inputs * rank) for the map's numbers of input and output slices."""
 
 
 def check(name: str, rank: int, dropout: float) -> None:
@@ -79,13 +79,10 @@ def stacks(name: str, sites: Sites) -> list[Sites]:
     return [Sites(stack) for stack in found.values()]
 
 
-def factored(
-    name: str, sites: Sites, rank: int, core: Core, scale: float, dropout: float
-) -> Iterable[Swap]:
+def factored(sites: Sites, rank: int, core: Core, scale: float, dropout: float) -> Iterable[Swap]:
     """Graft one stack: its maps share U and V, and each has its own core.
 
     Args:
-        name: The method that asks.
         sites: Maps whose slices have one size C.
         rank: Inner width r.
         core: Makes each map's core.
@@ -104,7 +101,7 @@ def factored(
                 FactorGraft,
                 axis=s.layout.value,
                 pair=pair,
-                core=core(*slices(name, s)),
+                core=core(s),
                 scale=scale,
                 dropout=dropout,
             ),

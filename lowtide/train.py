@@ -29,8 +29,9 @@ from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .progress import Progress, note
-from .run import DECIDED, Run, prepare
+from .run import Run, prepare
 from .schedule import make_schedule
+from .search import DECIDED
 from .split import Split
 from .step import couples, make_optimizer, micro_batches, training_step
 from .summary import read_summary
@@ -114,7 +115,7 @@ def _continued(config: RunConfig, folder: Path) -> RunConfig:
     """Refuse to continue a run with options that are not its own."""
     kept = RunConfig.from_dict(read_yaml(folder / CONFIG))
     if config.memory_budget is not None:  # what it decided once stays so
-        decided = {name: getattr(kept, name) for name in DECIDED}
+        decided = {name: getattr(kept, name) for name in (*DECIDED, "memory_budget")}
         config = dataclasses.replace(config, **decided)
     was, wanted = kept.to_dict(), config.to_dict()
     other = [name for name in was if was[name] != wanted[name]]
@@ -312,6 +313,7 @@ def _finish(run: Run, model: Any) -> dict[str, Any]:
                 "pretrained": config.pretrained,
                 "image_size": config.image_size,
                 "seed": config.seed,
+                "head_init": config.head_init,
             },
             preprocessing=run.preprocessing.to_dict(),
             augment=config.augment,

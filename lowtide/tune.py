@@ -45,6 +45,7 @@ class Tuned(Composed):
         sides: The active adapter's side networks.
         sites: Every site, measured before anything was changed.
         active: Name of the adapter in place.
+        heads: Paths of the classifier's modules.
         base_sha256: Hash of the backbone before anything could train; empty on the meta device.
     """
 
@@ -58,7 +59,9 @@ class Tuned(Composed):
         self.sides = nn.ModuleDict()
         self.adapters: dict[str, Adapter] = {}
         self.active = ""
-        self.base_sha256 = "" if next(backbone.parameters()).is_meta else fingerprint(backbone)
+        self.heads = tuple(s.path for s in self.sites.of(Role.HEAD))
+        on_meta = next(backbone.parameters()).is_meta
+        self.base_sha256 = "" if on_meta else _hashed(backbone, self.heads)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -115,9 +118,10 @@ class Tuned(Composed):
         if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
             raise Unsupported(f"{edits[0][0]} runs beside blocks, and this backbone has no table")
         with self.disable_adapter():
-            classes = num_classes or outputs(self.backbone)
-            if classes == outputs(self.backbone):
-                heads = {p: self.backbone.get_submodule(p) for p in classifiers(self.backbone)}
+            own = outputs(self.backbone, self.heads)
+            classes = num_classes or own
+            if classes == own:
+                heads = {p: self.backbone.get_submodule(p) for p in self.heads}
             else:
                 heads = new_classifier(self.backbone, classes, head_init)
             self.adapters[name] = build(self.backbone, methods, edits, heads, classes)
@@ -330,9 +334,9 @@ def apply(
         classes = getattr(model, "num_classes", num_classes)
         if num_classes not in (None, classes) and hasattr(model, "reset_classifier"):
             reset(model, num_classes, head_init)
-        if not classifiers(model):
-            raise InputError("the backbone has no classifier; give num_classes")
         tuned = Tuned(model)
+        if not tuned.heads:
+            raise InputError("the backbone has no classifier; give num_classes")
         tuned.add_adapter(name, *methods, num_classes=num_classes, head_init=head_init)
         image = image_shape(model)
         before = answer(tuned, image)
@@ -402,7 +406,8 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     narrowed = is_narrow(tuned.backbone)
     widen_weights(tuned.backbone)
     recomputing, tuned.checkpointing = tuned.checkpointing, False
-    folded, unfolded = tuned.adapters[tuned.active].merged()
+    total = tuned.family.total(tuned.backbone)
+    folded, unfolded = tuned.adapters[tuned.active].merged(tuned.backbone, total)
     if unfolded and narrowed:
         narrow(tuned)
     if unfolded:
@@ -423,10 +428,13 @@ def fingerprint(model: nn.Module) -> str:
     Returns:
         SHA-256 of its parameters and persistent buffers, in hexadecimal.
     """
-    digest = hashlib.sha256()
-    heads = tuple(f"{p}." for p in classifiers(model))
+    return _hashed(model, classifiers(model))
+
+
+def _hashed(model: nn.Module, heads: tuple[str, ...]) -> str:
+    digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in heads)
     for key, value in sorted(model.state_dict().items()):
-        if not key.startswith(heads):
+        if not key.startswith(left_out):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from docstring_parser import parse
+
 from .errors import InputError, UnknownName, shown
 
 MANY = 1_000_000
@@ -131,6 +133,34 @@ def read_fields(cls: type, given: Mapping[str, Any], what: str = "") -> dict[str
         if name not in known:
             raise UnknownName(f"option of {what}" if what else "option", name, known)
     return {n: read(f"{what} {n}".strip(), known[n], v) for n, v in given.items()}
+
+
+def options(cls: type) -> list[dataclasses.Field[Any]]:
+    """List the fields of a dataclass that are options.
+
+    Args:
+        cls: The dataclass.
+
+    Returns:
+        Its own fields, then those it shares with others, which are keyword-only.
+    """
+    return sorted(dataclasses.fields(cls), key=lambda f: f.kw_only is True)
+
+
+def options_help(cls: type) -> dict[str, str]:
+    """Read what a dataclass and those it derives from say of their fields.
+
+    Args:
+        cls: The dataclass, documented under `Attributes:`.
+
+    Returns:
+        A text for each field that has one.
+    """
+    texts: dict[str, str] = {}
+    for kind in reversed(cls.__mro__):
+        said = parse(kind.__dict__.get("__doc__") or "").params
+        texts |= {p.arg_name: " ".join((p.description or "").split()) for p in said}
+    return texts
 
 
 @functools.cache

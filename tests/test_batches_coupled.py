@@ -10,7 +10,7 @@ import torch
 from tinted import write_tinted
 from torch import nn
 
-from lowtide import METHODS, InputError, apply, plan
+from lowtide import METHODS, InputError, StepConfig, apply, plan
 from lowtide.cli import main
 from lowtide.config import RunConfig
 from lowtide.run import prepare
@@ -69,16 +69,17 @@ def test_parts_of_a_batch_differ_by_one_image_and_give_its_gradient():
 def test_the_search_never_cuts_where_that_changes_what_trains():
     model = timm.create_model(NET, num_classes=3)
     for name in ("full", "lora"):
-        whole = plan(model, METHODS[name](), batch_size=8).peak_bytes
-        options = {"budget": whole - 1, "batch_size": 8, "policies": ("exact",)}
-        options |= {"checkpointing": (False,), "frozen_dtypes": ("fp32",)}
+        step = StepConfig(batch_size=8)
+        whole = plan(model, METHODS[name](), step=step).peak_bytes
+        options = {"budget": whole - 1, "vary": {}}
         if name == "lora":
-            assert search(model, METHODS[name](), **options)[0].accumulate > 1
+            assert search(model, METHODS[name](), step=step, **options)[0].step.accumulate > 1
             continue
         with pytest.raises(InputError, match="would change what BatchNorm trains on"):
-            search(model, METHODS[name](), **options)
-        (told,) = search(model, METHODS[name](), **options, accumulate=2)
-        assert told.accumulate == 2
+            search(model, METHODS[name](), step=step, **options)
+        cut = replace(step, accumulate=2)
+        (told,) = search(model, METHODS[name](), step=cut, **options)
+        assert told.step == cut
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "graft",
         "narrow",
         "affine",
+        "branches",
         "scale_shift",
         "tensor_train",
         "recompute",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from nets import tiny
 
-from lowtide import METHODS, POLICIES, InputError, apply, footprint, plan
+from lowtide import METHODS, InputError, StepConfig, apply, footprint, plan
 from lowtide.average import Average
 from lowtide.families import FAMILIES, image_shape
 from lowtide.plan import arrange
@@ -27,25 +27,21 @@ VIT_B = {
 """MiB of one AdamW step, 224 px, batch 32, 100 classes, as measured with PyTorch's allocator."""
 
 
-def real_step(
-    model,
-    method,
-    policy,
-    batch=3,
-    accumulate=1,
-    checkpointing=False,
-    amp="no",
-    frozen_dtype="fp32",
-):
-    tuned = apply(copy.deepcopy(model), method)
-    arrange(tuned, policy, checkpointing, frozen_dtype).train()
+def real_step(model, method, step):
+    tuned = arrange(apply(copy.deepcopy(model), method), step).train()
     optimizer = make_optimizer(tuned)
-    images = torch.randn(batch, *image_shape(model))
-    labels = torch.zeros(batch, dtype=torch.long)
-    batches = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
+    images = torch.randn(step.batch_size, *image_shape(model))
+    labels = torch.zeros(step.batch_size, dtype=torch.long)
+    batches = list(zip(images.chunk(step.accumulate), labels.chunk(step.accumulate), strict=True))
     return tuned, footprint(
-        lambda: training_step(tuned, optimizer, batches, amp=amp), tuned, optimizer
+        lambda: training_step(tuned, optimizer, batches, amp=step.amp), tuned, optimizer
     )
+
+
+def vit_b(name, **options):
+    """The plan of ViT-B/16 with 100 classes."""
+    step = StepConfig(**options)
+    return plan("vit_base_patch16_224", METHODS[name](), step=step, num_classes=100)
 
 
 EVERYWHERE = itertools.product(sorted(FAMILIES), ("full", "lora", "s2a"), ("exact", "tight"))
@@ -56,8 +52,9 @@ ON_VIT = itertools.product(["vit"], ("linear", "bias", "ssf", "s2a"), ("exact", 
 def test_plan_equals_the_real_step(family, name, policy):
     model = tiny(family).float()
     method = METHODS[name](init="identity") if name == "ssf" else METHODS[name]()
-    tuned, real = real_step(model, method, POLICIES[policy]())
-    planned = plan(model, method, batch_size=3, policy=POLICIES[policy]())
+    step = StepConfig(batch_size=3, policy=policy)
+    tuned, real = real_step(model, method, step)
+    planned = plan(model, method, step=step)
     assert planned.peak_bytes == real.peak_bytes
     assert planned.parts == real.parts
     assert planned.peak_bytes == sum(planned.parts.values())
@@ -70,8 +67,9 @@ def test_plan_equals_the_real_step(family, name, policy):
 def test_plan_is_close_in_mixed_precision(family, name, policy):
     # For real bfloat16 tensors a CPU picks kernels of its own, which keep a little more.
     model, method = tiny(family).float(), METHODS[name]()
-    _, real = real_step(model, method, POLICIES[policy](), amp="bf16")
-    planned = plan(model, method, batch_size=3, policy=POLICIES[policy](), amp="bf16")
+    step = StepConfig(batch_size=3, policy=policy, amp="bf16")
+    _, real = real_step(model, method, step)
+    planned = plan(model, method, step=step)
     assert planned.peak_bytes == pytest.approx(real.peak_bytes, rel=0.03)
     if family != "as_mlp":  # a real group norm of bfloat16 gives float32 statistics, a fake one not
         assert policy != "tight" or planned.parts == real.parts
@@ -81,17 +79,15 @@ def test_plan_is_close_in_mixed_precision(family, name, policy):
 @pytest.mark.parametrize("name", ["bias", "lora"])
 @pytest.mark.parametrize("family", ["vit", "swin", "convnext", "resnet"])
 def test_plan_equals_the_real_step_with_frozen_weights_in_bf16(family, name, policy):
-    model, options = tiny(family).float(), {"frozen_dtype": "bf16"}
-    _, real = real_step(model, METHODS[name](), POLICIES[policy](), **options)
-    planned = plan(model, METHODS[name](), batch_size=3, policy=POLICIES[policy](), **options)
+    model, step = tiny(family).float(), StepConfig(batch_size=3, policy=policy, frozen_dtype="bf16")
+    _, real = real_step(model, METHODS[name](), step)
+    planned = plan(model, METHODS[name](), step=step)
     assert planned == dataclasses.replace(planned, peak_bytes=real.peak_bytes, parts=real.parts)
 
 
 def test_frozen_weights_in_bf16_take_half():
-    options = {"num_classes": 100, "policy": POLICIES["tight"]()}
     wide, narrow = (
-        plan("vit_base_patch16_224", METHODS["bias"](), frozen_dtype=d, **options).parts
-        for d in ("fp32", "bf16")
+        vit_b("bias", policy="tight", frozen_dtype=dtype).parts for dtype in ("fp32", "bf16")
     )
     maps = 12 * (3 + 1 + 4 + 4) * 768**2 + 768 * 3 * 16**2
     assert wide["weights"] - narrow["weights"] == 2 * maps
@@ -102,31 +98,28 @@ def test_frozen_weights_in_bf16_take_half():
 @pytest.mark.parametrize(("accumulate", "checkpointing"), [(2, False), (5, False), (1, True)])
 def test_plan_follows_micro_batches_and_checkpointing(accumulate, checkpointing):
     model = tiny("vit").float()
-    options = {"accumulate": accumulate, "checkpointing": checkpointing}
-    _, real = real_step(model, METHODS["bias"](), POLICIES["exact"](), batch=8, **options)
-    planned = plan(model, METHODS["bias"](), batch_size=8, **options)
-    whole = plan(model, METHODS["bias"](), batch_size=8)
+    step = StepConfig(batch_size=8, accumulate=accumulate, checkpointing=checkpointing)
+    _, real = real_step(model, METHODS["bias"](), step)
+    planned = plan(model, METHODS["bias"](), step=step)
+    whole = plan(model, METHODS["bias"](), step=StepConfig(batch_size=8))
     assert planned.peak_bytes == real.peak_bytes
     assert planned.parts["saved"] < 0.7 * whole.parts["saved"]
 
 
 @pytest.mark.parametrize(("name", "checkpointing"), sorted(VIT_B))
 def test_published_table(name, checkpointing):
-    planned = plan(
-        "vit_base_patch16_224", METHODS[name](), num_classes=100, checkpointing=checkpointing
-    )
+    planned = vit_b(name, checkpointing=checkpointing)
     assert abs(planned.peak_bytes / MIB - VIT_B[name, checkpointing]) < 1
 
 
 @pytest.mark.parametrize(("name", "limit"), [("bias", 600), ("s2a", 630), ("lora", 620)])
 def test_tight_stays_below_its_promise(name, limit):
-    policy = POLICIES["tight"]()
-    planned = plan("vit_base_patch16_224", METHODS[name](), num_classes=100, policy=policy)
+    planned = vit_b(name, policy="tight")
     assert planned.peak_bytes / MIB <= limit
 
 
 def test_frozen_prefix_keeps_nothing():
-    saved = plan("vit_base_patch16_224", METHODS["linear"](), num_classes=100).parts["saved"]
+    saved = vit_b("linear").parts["saved"]
     assert saved < MIB
 
 
@@ -137,7 +130,7 @@ def test_work_is_that_of_the_formulas():
     stem, head = 32 * 2 * 196 * c * 768, 32 * 2 * c * 100
     forward = stem + maps + attention + head
     plain, parts, again = (
-        plan("vit_base_patch16_224", METHODS["bias"](), num_classes=100, **options).work
+        vit_b("bias", **options).work
         for options in ({}, {"accumulate": 8}, {"checkpointing": True})
     )
     # Back through the blocks; attention is computed once more by the fused kernel.
@@ -151,7 +144,7 @@ def test_work_is_that_of_the_formulas():
 def test_plan_counts_the_running_average(name, optimizer):
     """As train does it: made before the first step, moved after each update."""
     model, method = tiny("vit").float(), METHODS[name]()
-    tuned = arrange(apply(copy.deepcopy(model), method), POLICIES["exact"](), False, "fp32").train()
+    tuned = arrange(apply(copy.deepcopy(model), method), StepConfig()).train()
     opt, average = make_optimizer(tuned, optimizer), Average(tuned, 0.9)
     batch = [(torch.randn(3, *image_shape(model)), torch.zeros(3, dtype=torch.long))]
 
@@ -160,8 +153,9 @@ def test_plan_counts_the_running_average(name, optimizer):
         average.update()
 
     real = footprint(step, tuned, opt, steps=3)
-    planned = plan(model, method, batch_size=3, optimizer=optimizer, ema=0.9)
-    plain = plan(model, method, batch_size=3, optimizer=optimizer)
+    plain_step = StepConfig(batch_size=3, opt=optimizer)
+    planned = plan(model, method, step=dataclasses.replace(plain_step, ema=0.9))
+    plain = plan(model, method, step=plain_step)
     assert planned.peak_bytes == real.peak_bytes
     trained = 4 * planned.trainable_parameters
     assert planned.peak_bytes - plain.peak_bytes == trained
@@ -171,11 +165,11 @@ def test_plan_counts_the_running_average(name, optimizer):
 def test_plan_leaves_the_model_alone():
     model = tiny("vit").float()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    plan(model, METHODS["s2a"](), num_classes=7, batch_size=2)
+    plan(model, METHODS["s2a"](), num_classes=7, step=StepConfig(batch_size=2))
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_more_micro_batches_than_images_are_refused():
     with pytest.raises(InputError, match="5 cannot be cut into 6"):
-        plan(tiny("vit"), METHODS["bias"](), batch_size=5, accumulate=6)
+        StepConfig(batch_size=5, accumulate=6)

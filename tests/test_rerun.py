@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from laws.test_ops import bytes_besides, keeping
 from nets import images, tiny
+from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -319,7 +320,7 @@ def test_a_mask_that_was_computed_keeps_its_gradient(fused: bool) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attn = Attention(WIDTH, 2)
+            self.attn = EvaAttention(WIDTH, 2, norm_layer=nn.LayerNorm)
             self.attn.fused_attn = fused
             self.bias = nn.Parameter(torch.randn(1, 2, 9, 9))
 

@@ -10,33 +10,22 @@ import pytest
 import torch
 from nets import tiny
 
-from lowtide import METHODS, InputError, plan
+from lowtide import METHODS, InputError, StepConfig, plan
 from lowtide.cli import main
-from lowtide.policy import POLICIES
-from lowtide.search import Setting, parse_bytes, search
+from lowtide.search import parse_bytes, search
 from lowtide.work import MACHINES, Work, WorkMeter, _flops
 
-BATCH = 5
+STEP = StepConfig(batch_size=5)
 CUTS = (1, 2, 3, 5)
-
-
-def planned(setting: Setting, accumulate: int, method: str = "bias"):
-    return plan(
-        tiny("vit").float(),
-        METHODS[method](),
-        batch_size=BATCH,
-        accumulate=accumulate,
-        policy=POLICIES[setting.policy](),
-        checkpointing=setting.checkpointing,
-        frozen_dtype=setting.frozen_dtype,
-    )
 
 
 @pytest.fixture(scope="module")
 def every():
-    """The plan of every setting and cut, by brute force."""
-    settings = itertools.product(("exact", "tight"), (False, True), ("fp32", "bf16"))
-    return {(s, cut): planned(s, cut) for s in itertools.starmap(Setting, settings) for cut in CUTS}
+    """The plan of every step, by brute force."""
+    options = itertools.product(("exact", "tight"), (False, True), ("fp32", "bf16"), CUTS)
+    names = ("policy", "checkpointing", "frozen_dtype", "accumulate")
+    steps = [replace(STEP, **dict(zip(names, four, strict=True))) for four in options]
+    return {step: plan(tiny("vit").float(), METHODS["bias"](), step=step) for step in steps}
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
@@ -45,45 +34,42 @@ def test_the_search_finds_what_trying_everything_finds(every, share):
     budget = peaks[int(share * (len(peaks) - 1))]
     seconds = {key: MACHINES["cpu"].seconds(p.work) for key, p in every.items()}
     fitting = {key: s for key, s in seconds.items() if every[key].peak_bytes <= budget}
-    choices = search(tiny("vit").float(), METHODS["bias"](), budget=budget, batch_size=BATCH)
+    choices = search(tiny("vit").float(), METHODS["bias"](), budget=budget, step=STEP)
     assert choices[0].seconds == min(fitting.values())
     assert [c.seconds for c in choices] == sorted(c.seconds for c in choices)
     for c in choices:
-        assert c.plan == every[c.setting, c.accumulate]
-        larger = [cut for setting, cut in fitting if setting == c.setting and cut < c.accumulate]
+        assert c.plan == every[c.step]
+        cut = c.step.accumulate
+        larger = [s for s in fitting if s.accumulate < cut and replace(s, accumulate=cut) == c.step]
         assert c.plan.peak_bytes <= budget and not larger
 
 
 def test_nothing_fits_is_one_line_with_the_smallest_peak(every, capsys):
     least = min(every.values(), key=lambda p: p.peak_bytes).peak_bytes
     with pytest.raises(InputError, match=f"smallest possible peak is {least / 2**20:.1f} MiB"):
-        search(tiny("vit").float(), METHODS["bias"](), budget=least - 1, batch_size=BATCH)
+        search(tiny("vit").float(), METHODS["bias"](), budget=least - 1, step=STEP)
 
 
 def test_what_is_given_is_kept():
     budget = 100 * 2**20
-    choices = search(
-        tiny("vit").float(),
-        METHODS["bias"](),
-        budget=budget,
-        batch_size=BATCH,
-        policies=("tight",),
-        checkpointing=(True,),
-        accumulate=3,
-    )
-    assert [(c.setting, c.accumulate) for c in choices] == [(Setting("tight", True, "fp32"), 3)]
+    given = replace(STEP, policy="tight", checkpointing=True, accumulate=3, frozen_dtype="bf16")
+    choices = search(tiny("vit").float(), METHODS["bias"](), budget=budget, step=given)
+    assert [c.step for c in choices] == [given]
+    choices = search(tiny("vit").float(), METHODS["bias"](), budget=budget, step=STEP, vary={})
+    assert [c.step for c in choices] == [STEP]
 
 
 def test_methods_that_cannot_live_there_are_left_out():
     model, methods = tiny("resnet").float(), [METHODS[n]() for n in ("dtl", "bias")]
-    found = search(model, *methods, budget=2**30, batch_size=2)
+    step = StepConfig(batch_size=2)
+    found = search(model, *methods, budget=2**30, step=step)
     assert {c.method for c in found} <= set(methods)
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
     flat.pretrained_cfg = {"input_size": (3, 8, 8)}
-    options = {"budget": 2**30, "batch_size": 2, "checkpointing": (True,)}
     with pytest.raises(InputError, match="Sequential has no part"):
-        search(flat, METHODS["linear"](), **options)
-    assert search(flat, METHODS["linear"](), **options | {"checkpointing": (False, True)})
+        again = replace(step, checkpointing=True)
+        search(flat, METHODS["linear"](), budget=2**30, step=again)
+    assert search(flat, METHODS["linear"](), budget=2**30, step=step)
     with pytest.raises(InputError, match="no table"):
         search("davit_tiny", METHODS["s2a"](), budget=2**30)
 

@@ -1,15 +1,78 @@
-"""The optimiser: what decays and what does not."""
+"""A step: its options are those of everything that plans or runs it; what decays and what not."""
 
 from __future__ import annotations
+
+import copy
+import dataclasses
 
 import pytest
 import timm
 import torch
+import yaml
+from nets import tiny
 from torch import nn
 
-from lowtide import METHODS
+from lowtide import METHODS, InputError, StepConfig, UnknownName, plan
+from lowtide.bench.suite import Suite
+from lowtide.cli import main
+from lowtide.config import RunConfig
+from lowtide.plan import arrange
 from lowtide.step import make_optimizer
 from lowtide.tune import apply
+
+OTHER = {
+    "batch_size": 8,
+    "policy": "tight",
+    "chunk": 4096,
+    "checkpointing": True,
+    "accumulate": 3,
+    "amp": "bf16",
+    "frozen_dtype": "bf16",
+    "opt": "sgd",
+    "ema": 0.5,
+}
+"""For each option of a step a value that is not its default."""
+
+
+def test_every_option_of_a_step_is_one_of_the_commands_and_files(capsys, tmp_path):
+    """A field of StepConfig, and nothing else, makes an option everywhere."""
+    assert list(OTHER) == [f.name for f in dataclasses.fields(StepConfig)]
+    given = yaml.safe_dump({"data": {"d": "d"}, "methods": {"m": {"method": "lora", **OTHER}}})
+    (tmp_path / "suite.yaml").write_text(f"defaults: {{model: vit_tiny_patch16_224}}\n{given}")
+    (row,) = Suite.read(tmp_path / "suite.yaml").rows()
+    config = RunConfig("vit_tiny_patch16_224", "d", **OTHER)
+    for name, value in OTHER.items():
+        assert config.to_dict()[name] == value == getattr(row.config, name)
+    assert RunConfig.from_dict(config.to_dict()) == config
+    for command in ("plan", "train"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert not [n for n in OTHER if f"--{n.replace('_', '-')} " not in said]
+
+
+def test_a_step_is_held_to_its_ranges():
+    for name, value in {"policy": "tihgt", "amp": "fp8", "frozen_dtype": "int4"}.items():
+        with pytest.raises(UnknownName, match=f"{value}"):
+            StepConfig(**{name: value})
+    for name, value in {"batch_size": 0, "chunk": -1, "accumulate": 33, "ema": 1}.items():
+        with pytest.raises(InputError):
+            StepConfig(**{name: value})
+
+
+def test_a_chunk_is_what_runs_at_once():
+    model, method, step = tiny("vit").float(), METHODS["bias"](), StepConfig(policy="tight")
+    peaks = [
+        plan(model, method, step=dataclasses.replace(step, chunk=chunk)).peak_bytes
+        for chunk in (0, 2**16, 2**12)
+    ]
+    assert peaks[0] > peaks[1] > peaks[2]
+    whole, cut = (
+        arrange(apply(copy.deepcopy(model), method), dataclasses.replace(step, chunk=chunk)).eval()
+        for chunk in (0, 4096)
+    )
+    x = torch.randn(8, 3, *model.patch_embed.img_size)
+    torch.testing.assert_close(whole(x), cut(x))
 
 
 def decays(model: nn.Module) -> dict[str, bool]:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tinted import write_tinted
 
-from lowtide import METHODS, InputError, LowtideError, plan
+from lowtide import METHODS, InputError, LowtideError, StepConfig, plan
 from lowtide.cli import main
 from lowtide.config import RunConfig, read_yaml, write_yaml
 from lowtide.data import read
@@ -175,7 +175,7 @@ def test_accumulation_gives_the_same_update(config, tmp_path):
 
 
 def test_a_memory_budget_decides_what_is_kept(config, tmp_path):
-    whole = plan(MODEL, config.method, num_classes=3, batch_size=8).peak_bytes
+    whole = plan(MODEL, config.method, num_classes=3, step=StepConfig(batch_size=8)).peak_bytes
     folder, budget = tmp_path / "run", int(whole * 0.6)
     summary = train(replace(config, memory_budget=str(budget), epochs=1), folder)
     assert summary["measured_peak_bytes"] == summary["planned"]["peak_bytes"] <= budget

@@ -17,7 +17,7 @@ from ..errors import InputError, UnknownName, printable
 from ..extras import extra
 from ..owner import Busy
 from ..paths import located, refuse_unwritable
-from ..run import DECIDED
+from ..search import DECIDED
 from ..train import CONFIG, SUMMARY, train
 from .results import FAILED, chosen_tests, summary_of
 from .suite import SUITE, Row, Suite
@@ -98,7 +98,7 @@ def _refuse_others(suite: Suite, output: Path) -> None:
         wanted = row.config.to_dict()
         # an option may be newer than the row
         kept = {**RunConfig(model="any", data="any").to_dict(), **kept}
-        free = NEUTRAL | (set(DECIDED) if row.config.memory_budget else set())
+        free = NEUTRAL | ({*DECIDED, "memory_budget"} if row.config.memory_budget else set())
         for name, value in wanted.items():
             if name not in free and json.dumps(kept[name]) != json.dumps(value):
                 raise InputError(

@@ -73,7 +73,7 @@ class Affine:
         """
         source = residue.source.detach()
         size, dtype = self._size(source.shape), self._stats_dtype(source.dtype)
-        if self._fused and (residue.whole or residue.of is standardise):
+        if self._fused and (residue.is_whole() or residue.of is standardise):
             mean, rstd = residue.beside or (None, None)
             return affine_pack(source, mean, rstd, self.bits, size, dtype)
         whole = self._range(residue) if self.group == "tensor" else None

@@ -77,7 +77,7 @@ class Codebook:
         Returns:
             The codes as bytes.
         """
-        pairs = zip(self.levels, self.levels[1:], strict=False)
+        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
         return pack(residue, tuple((a + b) / 2 for a, b in pairs))
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:

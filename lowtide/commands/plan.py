@@ -12,13 +12,11 @@ from ..arguments import Parser, add_fields, add_method, method_options
 from ..checkpoint import construct
 from ..errors import InputError, UnknownName
 from ..graft import Method, method_name
-from ..narrow import FrozenDtype
 from ..plan import Plan
 from ..plan import plan as foresee
-from ..policy import POLICIES
 from ..progress import note
-from ..search import free, parse_bytes, search
-from ..step import Amp
+from ..search import parse_bytes, search
+from ..step import StepConfig
 from ..values import Count, Side
 from ..work import MACHINES
 from .console import OUT
@@ -28,19 +26,12 @@ SEARCHED = ("lora", "bias", "s2a")
 
 
 @dataclass(frozen=True)
-class PlanOptions:
+class PlanOptions(StepConfig):
     """What to plan for.
 
     Attributes:
         model: timm's name of the backbone.
         num_classes: Classes of the classifier; by default the backbone's own.
-        batch_size: Images per update.
-        policy: What is kept for backward: exact, tight (lowtide's best) or s2a (the paper's).
-        checkpointing: Recompute each block in backward instead of keeping its activations.
-        accumulate: Micro-batches a batch is cut into.
-        amp: Mixed precision: no, bf16 or fp16.
-        frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
-        opt: timm's name of the optimiser.
         image_size: Side of the square input; by default the model's.
         budget: Most bytes of a step, such as 640MiB: print what fits, fastest first. Policy,
             checkpointing, accumulate and frozen_dtype are searched, save those that are given.
@@ -52,13 +43,6 @@ class PlanOptions:
 
     model: str
     num_classes: Count | None = None
-    batch_size: Count = 32
-    policy: str = "exact"
-    checkpointing: bool = False
-    accumulate: Count = 1
-    amp: Amp = "no"
-    frozen_dtype: FrozenDtype = "fp32"
-    opt: str = "adamw"
     image_size: Side | None = None
     budget: str | None = None
     methods: tuple[str, ...] | None = None
@@ -92,15 +76,9 @@ def plan(args: Sequence[str]) -> None:
     planned = foresee(
         options.model,
         method,
+        step=options,
         num_classes=options.num_classes,
-        batch_size=options.batch_size,
-        policy=POLICIES[options.policy](),
-        checkpointing=options.checkpointing,
-        accumulate=options.accumulate,
-        amp=options.amp,
-        optimizer=options.opt,
         image_size=options.image_size,
-        frozen_dtype=options.frozen_dtype,
     )
     for line in planned.notes:
         note(line)
@@ -112,12 +90,6 @@ def plan(args: Sequence[str]) -> None:
 
 def _searched(options: PlanOptions, told: bool) -> list[Method]:
     """Make the methods to search; none where one is told. Refuse options that would do nothing."""
-    if options.policy not in POLICIES:
-        raise UnknownName("policy", options.policy, POLICIES)
-    if options.accumulate > options.batch_size:
-        raise InputError(
-            f"a batch of {options.batch_size} cannot be cut into {options.accumulate} micro-batches"
-        )
     if options.machine not in {None, *MACHINES}:
         raise UnknownName("machine", options.machine, MACHINES)
     names = options.methods or (() if told else SEARCHED)
@@ -153,13 +125,10 @@ def _print_choices(options: PlanOptions, methods: list[Method]) -> None:
         options.model,
         *methods,
         budget=budget,
+        step=options,
         num_classes=options.num_classes,
-        batch_size=options.batch_size,
-        amp=options.amp,
-        optimizer=options.opt,
         image_size=options.image_size,
         machine=options.machine or "cpu",
-        **free(options.policy, options.checkpointing, options.frozen_dtype, options.accumulate),
     )
     for line in dict.fromkeys(line for choice in choices for line in choice.plan.notes):
         note(line)
@@ -170,9 +139,8 @@ def _print_choices(options: PlanOptions, methods: list[Method]) -> None:
     columns = ("method", "policy", "checkpointing", "frozen", "micro-batches", "MiB", "time")
     table = Table(*columns, title=f"within {budget / 2**20:,.1f} MiB, fastest first")
     for c in choices:
-        s, size = c.setting, -(-options.batch_size // c.accumulate)
-        peak, time = c.plan.peak_bytes / 2**20, c.seconds / choices[0].seconds
-        again, cut = "yes" if s.checkpointing else "no", f"{c.accumulate} of {size}"
+        s, peak, time = c.step, c.plan.peak_bytes / 2**20, c.seconds / choices[0].seconds
+        again, cut = "yes" if s.checkpointing else "no", f"{s.accumulate} of {s.micro_batch}"
         name = method_name(type(c.method))
         table.add_row(name, s.policy, again, s.frozen_dtype, cut, f"{peak:,.1f}", f"{time:.2f}")
     OUT.print(table)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..branches import Sum
 from ..errors import InputError
 from ..site import Layout, Role, Site, Sites
 from .classifier import classifiers
@@ -49,6 +50,8 @@ class Family:
         last: Path of the module that gives the final feature map, a site even if it is an Identity.
         context: What elements of the chain take beside the feature map, such as rotary positions,
             for images of a height and width; computed once per forward.
+        total: The final feature map, where branches are added up to it and linear maps alone read
+            it on the way; None where a single module gives it.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Family:
     extend: Extend | None = None
     last: str = ""
     context: Callable[[Any, tuple[int, int]], Context] = lambda model, size: {}
+    total: Callable[[Any], Sum | None] = lambda model: None
 
     def role(self, path: str, module: nn.Module) -> Role | None:
         """Look a module up in the table.

@@ -18,7 +18,7 @@ from ..errors import InputError, Unsupported
 from ..evaluate import Trained, backbone_of
 from ..graft import Block, Side
 from ..methods import METHODS
-from ..site import Role
+from ..site import Layout, Role
 from ..tune import Tuned, apply
 
 Note = Callable[[str, Tensor], None]
@@ -63,13 +63,15 @@ def block_features(
         Unsupported: The backbone has no table, and timm names no modules of it.
     """
     kept: dict[str, list[Tensor]] = {}
-    axis = trained.tuned.family.layout.value
+    backbone, family = trained.tuned.backbone, trained.tuned.family
+    chained = bool(family.chain(backbone))
+    last = family.layout is Layout.LAST if chained else _channels_last(backbone)
 
     def note(path: str, x: Tensor) -> None:
-        x = x.movedim(-1 if x.ndim == 3 else axis, -1)
+        x = x if last or x.ndim == 3 else x.movedim(1, -1)
         kept.setdefault(path, []).append(x.flatten(1, -2).mean(1).float().cpu())
 
-    watch = _beside if trained.tuned.family.chain(trained.tuned.backbone) else _hooked
+    watch = _beside if chained else _hooked
     with watch(trained.tuned, note):
         _run(trained, samples, batch_size)
     if not kept:
@@ -135,10 +137,12 @@ def _beside(tuned: Tuned, note: Note) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hooked(tuned: Tuned, note: Note) -> Iterator[None]:
+    there = dict(tuned.backbone.named_modules())
     paths = [info["module"] for info in getattr(tuned.backbone, "feature_info", None) or ()]
     handles = [
-        find(tuned.backbone, path).register_forward_hook(partial(_pass_on, note, path))
+        there[path].register_forward_hook(partial(_pass_on, note, path))
         for path in paths
+        if path in there
     ]
     try:
         yield
@@ -147,8 +151,13 @@ def _hooked(tuned: Tuned, note: Note) -> Iterator[None]:
             handle.remove()
 
 
-def _pass_on(note: Note, path: str, module: nn.Module, args: Any, y: Tensor) -> None:
-    note(path, y)
+def _pass_on(note: Note, path: str, module: nn.Module, args: Any, y: Any) -> None:
+    note(path, y[0] if isinstance(y, tuple) else y)
+
+
+def _channels_last(backbone: nn.Module) -> bool:
+    """Whether timm says so of a backbone's feature maps; it says nothing of the usual layout."""
+    return getattr(backbone, "output_fmt", "NCHW") == "NHWC"
 
 
 @torch.no_grad()

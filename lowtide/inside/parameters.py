@@ -119,7 +119,8 @@ def run_changes(folder: Path, checkpoint: Path | None = None) -> Changes:
     backbone = backbone_of(folder, checkpoint)
     own = dict(backbone.named_parameters())
     config = AdapterConfig.of(read_config(folder), folder)
-    start = apply(backbone, *config.methods, num_classes=config.num_classes)
+    head_init = config.backbone.head_init if config.backbone else "trunc_normal"
+    start = apply(backbone, *config.methods, num_classes=config.num_classes, head_init=head_init)
     model, unfolded = merge(tuned)
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]

@@ -33,7 +33,8 @@ class ConvAdapter(Method):
     stages: ConvNeXt's depthwise and downsampling ones, the 3x3 of a ResNet's bottleneck, the first
     3x3 of a basic block. GConv takes f's kernel, stride and padding. In a backbone of windows f is
     attention, and GConv a 7x7 convolution of each window, zeros around. alpha is per channel.
-    Weights start truncated-normal with deviation 0.02, biases at 0, alpha at 1.
+    Weights start truncated-normal with deviation 0.02 and biases at 0; beside attention both start
+    as PyTorch draws them, U(+-1 / sqrt(fan-in)), as in the authors' code. alpha starts at 1.
 
     Parameters: `C k^2 + c C' + C' + c + C'` per place, with `c = C / a`, to C' channels.
     ConvNeXt-B with a = 16, 8, 4: 1,626,144, 2,324,672, 3,721,728. ResNet-50 with a = 8, 4: 199,192,
@@ -145,11 +146,12 @@ class ConvAdapterGraft(Graft):
         self.act = ACTIVATIONS[config.activation]()
         self.pointwise = nn.Conv2d(c, site.dim, 1)
         self.alpha = nn.Parameter(self.pointwise.weight.new_ones(site.dim))
-        for conv in (self.grouped, self.pointwise):
+        for conv in () if self.side else (self.grouped, self.pointwise):
             trunc_normal_(conv.weight, std=0.02)
             zeros_(conv.bias)
         if config.identity:
             zeros_(self.pointwise.weight)
+            zeros_(self.pointwise.bias)
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Run the base and the adapter beside it.

@@ -110,19 +110,22 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
-    x, weight = call.argument(0, "input"), call.argument(1, "weight")
-    bias = call.argument(2, "bias")
-    wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if "conv" not in codecs or x.ndim != weight.ndim or not wanted:
-        return NotImplemented
-    window = _transposed(call) if call.function in _TRANSPOSED else _window(call)
-    given = but_frozen(autocast((x, weight, bias)), weight)
-    assert given[1] is not None
-    follows = not torch.compiler.is_compiling() and derived(given[1]) is not None
-    kept = (codecs["conv"],) * weight.requires_grad
-    each = (*kept, Exact()) if follows else kept
-    return saved(CONV, each, *given, shape=x.shape, window=window, follows=follows)
+def _answer(window: Callable[[Call], Window]) -> Answer:
+    def answered(codecs: Codecs, call: Call) -> Any:
+        x, weight = call.argument(0, "input"), call.argument(1, "weight")
+        bias = call.argument(2, "bias")
+        wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
+        if "conv" not in codecs or x.ndim != weight.ndim or not wanted:
+            return NotImplemented
+        given = but_frozen(autocast((x, weight, bias)), weight)
+        assert given[1] is not None
+        follows = not torch.compiler.is_compiling() and derived(given[1]) is not None
+        kept = (codecs["conv"],) * weight.requires_grad
+        each = (*kept, Exact()) if follows else kept
+        options = {"shape": x.shape, "window": window(call), "follows": follows}
+        return saved(CONV, each, *given, **options)
+
+    return answered
 
 
 def _window(call: Call) -> Window:
@@ -168,11 +171,12 @@ def along(value: Any, axes: int = 2) -> list[int]:
     return [value] * axes if isinstance(value, int) else list(value) * (axes // len(value))
 
 
-_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 TIGHT = {"conv": Affine(8, 64, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = dict.fromkeys(
-    (F.conv1d, F.conv2d, F.conv3d, *_TRANSPOSED), _answer
-)
+_DIRECT, _TURNED = _answer(_window), _answer(_transposed)
+CALLS: dict[Callable[..., Any], Answer] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _DIRECT),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _TURNED),
+}
 
 
 def _case(x: Shape, weight: Shape, channels: int, window: Window, **given: Any) -> Case:

@@ -282,7 +282,7 @@ def follow(
         kwargs: Its arguments by name.
         result: What it gave, a tensor or several.
     """
-    if torch.compiler.is_compiling() or function is F.dropout and _draws(*args, **kwargs):
+    if function is F.dropout and _draws(*args, **kwargs):
         return
     began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
     weights: list[Tensor] = []

@@ -133,7 +133,7 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
         What reads it, and what is kept.
     """
     source = residue.source
-    if not residue.whole or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not residue.is_whole():
         return codec, codec.pack(residue)
     if isinstance(source._base if source._is_view() else source, nn.Parameter):
         return EXACT, EXACT.pack(residue)  # it is there anyway

@@ -93,7 +93,7 @@ def answer(
     def answered(codecs: Codecs, call: Call) -> Any:
         x = call.argument(0, "input")
         y = activate(name, codecs, function, x, slope)
-        if y is not NotImplemented and function in FOLLOWED:
+        if not torch.compiler.is_compiling() and y is not NotImplemented and function in FOLLOWED:
             follow(function, (x,), {}, y)  # before x is written to
         return overwritten(x, y, in_place or call.argument(1, "inplace", False))
 

@@ -105,7 +105,7 @@ def test_it_merges_with_a_method_below_or_above(methods: tuple) -> None:
 
 def test_on_what_cannot_be_folded_it_cannot_either() -> None:
     tuned = lowtide.tune.apply(tiny("vit"), S2A(side=False), ARC())
-    unfolded = tuned.adapters[tuned.active].merged()[1]
+    unfolded = lowtide.tune.merge(tuned)[1]
     assert "arc at blocks.0.attn.qkv: what it stands in front of cannot be folded" in unfolded
     assert not [line for line in unfolded if "fc1" in line]
 

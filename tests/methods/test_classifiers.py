@@ -54,7 +54,8 @@ def test_it_trains_round_trips_and_merges(name: str, classes: int | None, tmp_pa
     model = small(name)
     x = images(model)
     tuned = lowtide.tune.apply(model, Linear(), num_classes=classes).eval()
-    whole = {n for n, _ in model.named_parameters() if n.startswith(classifiers(model))}
+    heads = classifiers(model)
+    whole = {n for n, _ in model.named_parameters() if n.startswith(heads)}
     assert tuned.num_classes == (classes or 10)
     backward(tuned, x)
     assert {n for n, p in model.named_parameters() if p.grad is not None} == whole

@@ -138,6 +138,22 @@ def test_start(init: str) -> None:
         tuned.zero_grad()
 
 
+@pytest.mark.parametrize("init", ["paper", "identity"])
+def test_beside_attention_it_starts_as_pytorch_draws(init: str) -> None:
+    torch.manual_seed(1)
+    tuned = lowtide.tune.apply(tiny("swin"), ConvAdapter(init=init, reduction=2))
+    for i, width in ((0, 16), (1, 32)):
+        at = f"layers.{i}.blocks.0.attn/conv_adapter/"
+        state = {k.removeprefix(at): v for k, v in tuned.adapter_state().items() if at in k}
+        for name, fan_in in (("grouped", 2 * 49), ("pointwise", width // 2)):
+            for drawn in (state[f"{name}.weight"], state[f"{name}.bias"]):
+                if name == "pointwise" and init == "identity":
+                    assert not drawn.any()
+                else:
+                    assert 0.5 < drawn.abs().max() * fan_in**0.5 <= 1
+        assert (state["alpha"] == 1).all()
+
+
 def test_norms_train_when_asked() -> None:
     model = tiny("convnext")
     norms = {f"{s.path}.{p}" for s in measure(model, FAMILIES["convnext"]).of(Role.NORM)

@@ -94,6 +94,56 @@ def test_the_equation_and_its_fold(kind: Any, path: str) -> None:
         near(graft.merged().weight, root.weight + delta)
 
 
+def interleaved(graft: Any, x: Tensor, role: str) -> Tensor:
+    """The update as the authors' code computes it, index by index.
+
+    T[a, b, s] = sum_j C[j, b, a] P[s, j] is reshaped to (r, 4 r): column 4 b + s.
+    """
+    r, width = graft.U.shape
+    quarters = range(4)
+    core = torch.einsum("jba,sj->abs", graft.core.C, graft.core.P)
+    if role == "fc1":
+        u, h = graft.U @ x, torch.zeros(4 * r, dtype=x.dtype)
+        for b in range(r):
+            for s in quarters:
+                h[4 * b + s] = sum(u[a] * core[a, b, s] for a in range(r))
+        return torch.cat([graft.V @ h[k * r : (k + 1) * r] for k in quarters])
+    u = torch.cat([graft.U @ x[k * width : (k + 1) * width] for k in quarters])
+    out = torch.zeros(r, dtype=x.dtype)
+    for a in range(r):
+        out[a] = sum(u[4 * b + s] * core[a, b, s] for b in range(r) for s in quarters)
+    return graft.V @ out
+
+
+@pytest.mark.parametrize("role", ["fc1", "fc2"])
+def test_interleaved_is_the_function_of_the_authors_code(role: str) -> None:
+    model = tiny("vit").eval()
+    path = f"blocks.1.mlp.{role}"
+    root = model.get_submodule(path)
+    tuned = lowtide.tune.apply(model, FacTTK(rank=3, scale=0.7, interleave=True)).eval()
+    stir(tuned)
+    graft = model.get_submodule(path)
+    x = torch.randn(root.in_features, dtype=torch.float64)
+    with torch.no_grad():
+        expected = root(x) + 0.7 * interleaved(graft, x, role)
+        tucker = F.linear(x, root.weight + update(graft, root, 32), root.bias)
+        assert (expected - tucker).abs().max() > 0.02
+        near(graft(x), expected)
+        near(graft.merged()(x), expected)
+
+
+def test_interleaving_leaves_attention_and_the_count_alone() -> None:
+    model = tiny("vit").eval()
+    tuned = lowtide.tune.apply(model, FacTTK(rank=3, interleave=True)).eval()
+    stir(tuned)
+    for name in ("qkv", "proj"):
+        graft = model.get_submodule(f"blocks.1.attn.{name}")
+        x = torch.randn(2, 5, 32, dtype=torch.float64)
+        delta = update(graft, graft.root, 32)
+        near(graft(x), F.linear(x, graft.root.weight + delta, graft.root.bias))
+    assert trained("vit", FacTTK(rank=32, interleave=True)) == 86_528
+
+
 @over_both
 def test_channels_may_come_first(kind: Any) -> None:
     model = tiny("as_mlp").eval()

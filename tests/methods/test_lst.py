@@ -13,7 +13,14 @@ from lowtide.errors import Unsupported
 from lowtide.methods.lst import LST, Rung
 
 
-@pytest.mark.parametrize("method, count", [(LST(), 2_374_284), (LST(bias=True), 2_376_300)])
+@pytest.mark.parametrize(
+    "method, count",
+    [
+        (LST(), 2_374_284),
+        (LST(bias=True), 2_376_300),
+        (LST(bias=True, final_norm=True), 2_376_492),
+    ],
+)
 def test_count(method: LST, count: int) -> None:
     assert trained("vit", method) == count
 
@@ -35,7 +42,9 @@ def attention(x: Tensor, heads: int) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ["vit", "mixer"])
-@pytest.mark.parametrize("options", [{}, {"bias": True, "init": "identity"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True, "final_norm": True, "init": "identity"}], ids=str
+)
 def test_the_ladder(family: str, options: dict) -> None:
     model = tiny(family).eval()
     method = LST(reduction=2, head_dim=8, temperature=0.3, **options)
@@ -61,6 +70,9 @@ def test_the_ladder(family: str, options: dict) -> None:
         s = s + linear(f"{name}.proj", mixed)
         hidden = linear(f"{name}.fc1", norm(f"{name}.norm2", s))
         s = s + linear(f"{name}.fc2", hidden * torch.special.ndtr(hidden))
+    if options:
+        assert state["./lst/norm.weight"].shape == state["./lst/norm.bias"].shape == s.shape[2:]
+        s = norm("norm", s)
     y = linear("leave", s) + (h if options else 0)
     near(tuned(x), model.forward_head(tuned.family.finish(model, y)))
 

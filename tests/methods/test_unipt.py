@@ -39,6 +39,10 @@ def test_count(backbone: str, count: int) -> None:
     assert trained(backbone, UniPT()) == count
 
 
+def test_count_at_the_authors_width() -> None:
+    assert trained("vit", UniPT(reduction=2)) == 4_293_504
+
+
 def test_count_on_a_vit_is_the_published_one() -> None:
     assert round(trained("vit", UniPT()) / 1e6, 2) == 2.11
     assert round(100 * (trained("vit", UniPT()) + 76_900) / 85_798_656, 2) == 2.55

@@ -125,6 +125,42 @@ def test_a_border_of_pixels() -> None:
         near(model(big), after)
 
 
+@pytest.mark.parametrize("depth", ["deep", "shallow"])
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_dropout_draws_for_each_image(family: str, depth: str) -> None:
+    model = tiny(family)
+    tuned = lowtide.tune.apply(model, VPT(depth=depth, dropout=0.1)).train()
+    stir(tuned)
+    logits = tuned(images(model, batch=1).expand(6, -1, -1, -1))
+    apart = (logits[:, None] - logits).abs().amax(2)[~torch.eye(6, dtype=torch.bool)]
+    assert apart.min() > 1e-4
+
+
+def test_dropout_is_by_default_that_of_the_depth() -> None:
+    for depth, rate in (("deep", 0.1), ("shallow", 0.0)):
+        side = VPT(depth=depth).edits(_sites("vit"))[0].side(FEW)
+        assert side.drop.p == rate
+    assert VPT(depth="shallow", dropout=0.3).edits(_sites("vit"))[0].side(FEW).drop.p == 0.3
+
+
+@pytest.mark.parametrize("depth", ["deep", "shallow"])
+def test_prompts_may_be_pooled_with_the_patches(depth: str) -> None:
+    model = tiny("swin").eval()
+    x, seen = images(model), []
+    tuned = lowtide.tune.apply(model, VPT(depth=depth, tokens=3, pool_prompts=True)).eval()
+    stir(tuned)
+    side = tuned.sides["vpt"]
+    side.finish = lambda z, state: seen.extend((z, state)) or z
+    tuned(x)
+    del side.finish
+    patches, prompts = model.norm(seen[0]).flatten(1, 2), model.norm(seen[1])
+    assert prompts.shape[1] == 3
+    near(tuned(x), model.head.fc((patches.sum(1) + prompts.sum(1)) / (patches.shape[1] + 3)))
+    for family in ("vit", "convnext"):
+        with pytest.raises(Unsupported, match="vpt's pool_prompts is for backbones of windows"):
+            lowtide.tune.apply(tiny(family), VPT(pool_prompts=True))
+
+
 def test_prompts_are_dropped_in_training_only() -> None:
     tuned = lowtide.tune.apply(tiny("vit").eval(), VPT(dropout=0.5))
     x = images(tuned.backbone)
