@@ -18,7 +18,7 @@ from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 def _forward(needs: Needs, x: Tensor, weight: Tensor | None, *, eps: float | None) -> Forward:
     y = F.rms_norm(x, x.shape[-1:], weight, eps)
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    eps = torch.finfo(wide(x).dtype).eps if eps is None else eps  # torch's, whatever x is in
     rstd = (wide(x).square().mean(-1, keepdim=True) + eps).rsqrt_()
 
     def again(x_hat: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     if torch.compiler.is_compiling() or not residue.is_whole():
         return codec, codec.pack(residue)
     if isinstance(source._base if source._is_view() else source, nn.Parameter):
-        return EXACT, EXACT.pack(residue)  # it is there anyway
+        return EXACT, (source.detach(),)  # it is there anyway, however small a part this is
     known = derived(source)
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
         known[0].shared.waiting[known[0].call] += 1

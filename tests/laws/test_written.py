@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import weakref
@@ -303,3 +304,30 @@ def test_nothing_is_kept_of_a_linear_function_of_its_input(name: str) -> None:
     with Storages() as storages:
         y = model(x)
     assert storages.alive(x, y) <= 2 * 8 * 8 * 8 + 8  # the labels
+
+
+NORMS: dict[str, Function] = {
+    "rms_norm": lambda x: F.rms_norm(x, (64,)),
+    "group_norm": lambda x: F.group_norm(x, 3),
+    "instance_norm": F.instance_norm,
+    "instance_norm_moving": nn.InstanceNorm1d(9, track_running_stats=True),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_of_few_bits_have_torchs_gradient(name: str, dtype: torch.dtype) -> None:
+    """Small numbers, so that what is added to the variance matters."""
+    x = (torch.randn(4, 9, 64) * 0.02).to(dtype).requires_grad_()
+    policy = Policy(dict.fromkeys(NAMES, Exact()))
+    model = copy.deepcopy(NORMS[name])
+    if isinstance(model, nn.Module):
+        model.to(dtype)
+    y = model(x)
+    dy = torch.randn_like(y)
+    theirs = torch.autograd.grad(y, x, dy)[0].float()
+    z = compress(Calls(copy.deepcopy(model)), policy)(x)
+    ours = torch.autograd.grad(z, x, dy)[0].float()
+    assert torch.equal(y, z)
+    error = (ours - theirs).abs().max() / theirs.abs().max()
+    assert error < 4 * torch.finfo(dtype).eps
