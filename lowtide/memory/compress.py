@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from timm.models import beit, eva, swin_transformer, swin_transformer_v2, vision_transformer
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..codecs.base import Residue
 from ..ops import CALLS
 from ..ops.attention_recompute import rerun
 from ..ops.lineage import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
+from ..ops.multihead import OPENED
 from ..ops.region import Region, forgetting, region
 from ..ops.saved import Call, keep
 from ..ops.unary import MODULES, activate
@@ -38,6 +39,12 @@ ATTENTIONS: tuple[type[nn.Module], ...] = (
 )
 """Modules that make three tensors of one, and a matrix per head: cheaper to run again than to keep.
 """
+
+RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
+"""Modules that keep every gate of every step."""
+
+RERUN = (*ATTENTIONS, *RECURRENT)
+"""What is run again in backward, from its input."""
 
 _X = object()
 _STATE = {"_lowtide_policy", "_lowtide_derives"}
@@ -64,7 +71,8 @@ def compress(model: nn.Module, policy: Policy) -> nn.Module:
     if policy == Policy.exact():
         return model
     for module in model.modules():
-        if module is model or any(True for _ in module.children()) or type(module) in MODULES:
+        leaf = module is not model and not any(True for _ in module.children())
+        if not leaf or type(module) in MODULES or type(module) in RECURRENT:
             module.__class__ = _answered(type(module))
             module._lowtide_policy = policy  # type: ignore[assignment]
             module._lowtide_derives = None  # type: ignore[assignment]
@@ -115,13 +123,17 @@ class _Answers(TorchFunctionMode):
         if self.followed is RUN_AGAIN and func is F.scaled_dot_product_attention:
             if not all(derived(t) for t in args[:3]):
                 raise _NotDerived
+        if func in OPENED and not torch.compiler.is_compiling():
+            with self:
+                return OPENED[func](*args, **kwargs)
         answer, result = CALLS.get(func), NotImplemented
         if answer is not None:
             result = answer(self.codecs, Call(func, args, kwargs))
         if result is NotImplemented:
             result = func(*args, **kwargs)
         # A compiler shares what is kept by itself, and some know no sets of functions.
-        if not torch.compiler.is_compiling() and func in self.followed:
+        followed = not torch.compiler.is_compiling() and func in self.followed
+        if followed and result is not (args[0] if args else None):
             follow(func, args, kwargs, result)
         return result
 
@@ -314,17 +326,20 @@ def _silently(
 
 def _holds_attention(module: nn.Module) -> bool:
     # A compiler has its own ways to run something again, and knows none of ours.
-    held = (isinstance(child, ATTENTIONS) for child in module.children())
+    held = (isinstance(child, RERUN) for child in module.children())
     return not torch.compiler.is_compiling() and any(held)
 
 
 def _runs_again(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Say whether this is an attention with a gradient, to its first argument and weights only."""
-    if torch.compiler.is_compiling() or not isinstance(module, ATTENTIONS) or not args:
+    """Say whether this is one of them with a gradient, to its first argument and weights only."""
+    if torch.compiler.is_compiling() or not isinstance(module, RERUN) or not args:
+        return False
+    if not isinstance(args[0], Tensor):  # packed sequences
         return False
     if not (args[0].requires_grad or any(p.requires_grad for p in module.parameters())):
         return False
-    others = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t is not args[0]]
+    given = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+    others = [t for t in given if t is not args[0]]
     return all(t.is_leaf or not t.requires_grad for t in others)
 
 

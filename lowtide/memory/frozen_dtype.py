@@ -6,11 +6,12 @@ from collections.abc import Collection
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codecs.exact import Exact
 from ..core.graft import Graft
-from ..ops.conv import CONV
+from ..ops.conv import CONV, Window, along
 from ..ops.linear import autocast, narrow_linear
 from ..ops.saved import saved
 
@@ -62,8 +63,13 @@ class NarrowConv2d(nn.Conv2d):
             Exact(),
             *autocast((x, self.weight, self.bias)),
             shape=x.shape,
-            pairs=(list(self.stride), list(self.padding), list(self.dilation)),
-            groups=self.groups,
+            window=Window(
+                F.conv2d,
+                along(self.stride),
+                along(self.padding),
+                along(self.dilation),
+                self.groups,
+            ),
         )
 
 

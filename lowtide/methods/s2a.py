@@ -146,13 +146,14 @@ class PromptGraft(Graft):
         """Add the prompt to the base's input.
 
         Args:
-            x: `(B, N, C)`, or `(B, C, H, W)` for a convolution.
+            x: `(B, N, C)` or `(B, H, W, C)`, or `(B, C, H, W)` for a convolution.
 
         Returns:
             The base's output.
         """
         if self.tile is None:
-            return self.base(x + self._rows(self.A, x.shape[-2]) @ self.B)
+            places = x.shape[1:-1]
+            return self.base(x + (self._rows(self.A, places.numel()) @ self.B).view(*places, -1))
         h, w = x.shape[2:]
         square = (self.A @ self.B).T.unflatten(1, (self.tile, self.tile))
         return self.base(x + square.repeat(1, -(-h // self.tile), -(-w // self.tile))[:, :h, :w])

@@ -25,6 +25,7 @@ FOLLOWED: set[Function] = {
     *(F.relu, torch.relu, Tensor.relu, Tensor.contiguous, Tensor.float),
     *(torch.flatten, Tensor.flatten, torch.unflatten, Tensor.unflatten, Tensor.__getitem__),
     *(Tensor.view, Tensor.reshape, torch.reshape, torch.permute, Tensor.permute),
+    *(Tensor.view_as, Tensor.reshape_as),
     *(torch.transpose, Tensor.transpose, torch.roll, Tensor.roll, F.pad),
     Tensor.mT.__get__,  # type: ignore[attr-defined]
 }
@@ -322,6 +323,17 @@ def follow(
             _note(one, (Again(_one, (call, i)), reader, packed))
     elif isinstance(result, Tensor) and not isinstance(result, nn.Parameter):
         _note(result, (call, reader, packed))
+
+
+def pass_on(source: Tensor, target: Tensor) -> None:
+    """Note that a tensor was made equal to another one.
+
+    Args:
+        source: The other one.
+        target: What was written to.
+    """
+    if not torch.compiler.is_compiling() and (note := _noted(source)) is not None:
+        _note(target, note)
 
 
 def _casts(result: Any) -> tuple[str, torch.dtype] | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.graft import Block
 from ..errors import Unsupported
-from ..families import Context, Family, image_shape, recomputable
+from ..families import Context, Family, classifiers, image_shape, recomputable
 from ..memory.gradient_checkpointing import recompute
 
 Between = Callable[[Tensor], Tensor]
@@ -100,7 +100,8 @@ class Composed(nn.Module):
             Logits `(B, K)`.
         """
         if FEATURE in given:
-            return self.backbone.get_classifier()(given[FEATURE])
+            (head,) = classifiers(self.backbone)
+            return self.backbone.get_submodule(head)(given[FEATURE])
         first = next(p for p in (STEM, *self.family.chain(self.backbone)) if p in given)
         return self._go_on(given[first], first, given, self.context())
 
@@ -119,7 +120,9 @@ class Composed(nn.Module):
         self, x: Tensor, after: str, given: Mapping[str, Tensor], context: Context
     ) -> Tensor:
         """Run what comes after an element, x being its output; nothing holds x but its readers."""
-        model, states = self.backbone, dict.fromkeys(self.sides)
+        model = self.backbone
+        # The compiler of torch 2.8 makes no keys of a ModuleDict by itself.
+        states: dict[str, Any] = {name: None for name in self.sides}
         chain = (STEM, *self.family.chain(model))
         for path in chain[chain.index(after) + 1 :]:
             element = _gives(given[path]) if path in given else self.run(path, context)

@@ -1,4 +1,4 @@
-"""Pooling: a mean needs nothing of its input, a maximum only which of its window it was."""
+"""Max pooling: which of its window a maximum was."""
 
 from __future__ import annotations
 
@@ -11,34 +11,14 @@ from torch import Tensor
 
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
-from ..codecs.exact import Exact
 from .case import Case
-from .conv import pair
+from .conv import along
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 TAPS = 16
 """Places of a window that four bits tell apart."""
 
 Window = tuple[list[int], list[int], list[int], list[int]]
-
-
-def _mean_forward(needs: Needs, x: Tensor, *, size: Any) -> Forward:
-    # Only the shape of x is looked at in backward.
-    return Forward(F.adaptive_avg_pool2d(x, size), (), (x.new_empty(1).expand(x.shape),))
-
-
-def _mean_backward(
-    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, *, size: Any
-) -> Tensors:
-    return (torch.ops.aten._adaptive_avg_pool2d_backward(dy, extras[0]),)
-
-
-MEAN_POOL = Op(_mean_forward, _mean_backward)
-"""y = the mean of each of `size` parts of the grid; dx spreads dy over them. No residue.
-
-Saves:
-    One number that stands for a tensor of x's shape; torch keeps x.
-"""
 
 
 def _max_forward(needs: Needs, x: Tensor, *, window: Window, ceil: bool) -> Forward:
@@ -92,32 +72,22 @@ def _origins(y: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     return row[:, None], column
 
 
-def _answer_mean(codecs: Codecs, call: Call) -> Any:
-    x, size = call.argument(0, "input"), call.argument(1, "output_size")
-    if "mean_pool" not in codecs or not x.requires_grad:
-        return NotImplemented
-    return saved(MEAN_POOL, codecs["mean_pool"], x, size=size)
-
-
 def _answer_max(codecs: Codecs, call: Call) -> Any:
-    x, kernel = call.argument(0, "input"), pair(call.argument(1, "kernel_size"))
+    x, kernel = call.argument(0, "input"), along(call.argument(1, "kernel_size"))
     stride = call.argument(2, "stride")
     given = (stride or kernel, call.argument(3, "padding", 0), call.argument(4, "dilation", 1))
     known = "max_pool" in codecs and kernel[0] * kernel[1] <= TAPS
     if not known or not x.requires_grad or call.argument(6, "return_indices", False):
         return NotImplemented
-    window = (kernel, *(pair(value) for value in given))
+    window = (kernel, *(along(value) for value in given))
     return saved(
         MAX_POOL, codecs["max_pool"], x, window=window, ceil=call.argument(5, "ceil_mode", False)
     )
 
 
 # A place in a window is an integer up to 15: kept without loss.
-TIGHT: dict[str, Codec] = {"mean_pool": Exact(), "max_pool": Affine(4, "tensor")}
-CALLS: dict[Callable[..., Any], Answer] = {
-    F.adaptive_avg_pool2d: _answer_mean,
-    F.max_pool2d: _answer_max,
-}
+TIGHT: dict[str, Codec] = {"max_pool": Affine(4, "tensor")}
+CALLS: dict[Callable[..., Any], Answer] = {F.max_pool2d: _answer_max}
 
 
 def _case(*window: list[int], ceil: bool = False) -> Case:
@@ -137,13 +107,6 @@ def _case(*window: list[int], ceil: bool = False) -> Case:
 
 
 CASES = {
-    "mean_pool": Case(
-        MEAN_POOL,
-        ((2, 3, 7, 6),),
-        lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
-        options={"size": (3, 2)},
-        beside=lambda n: 4,
-    ),
     "max_pool": _case([3, 2], [2, 1], [1, 0], [1, 2]),
     "max_pool_dilated": _case([2, 3], [1, 2], [1, 0], [3, 2]),
     "max_pool_even": _case([2, 2], [2, 2], [0, 0], [1, 1], ceil=True),
