@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
 from ..arguments import Parser, run_config, value_of
 from ..errors import InputError
 from ..paths import refuse_unwritable
+from ..summary import RunSummary
 from ..train import CONFIG
 from ..train import train as fit
 from .console import OUT
@@ -67,13 +67,13 @@ def _free(data: str, method: object) -> Path:
     return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
 
 
-def _print_run(folder: Path, summary: dict[str, Any]) -> None:
-    for split in ("val", "test"):
-        if (accuracy := summary[f"{split}_accuracy"]) is not None:
+def _print_run(folder: Path, summary: RunSummary) -> None:
+    for split, accuracy in (("val", summary.val_accuracy), ("test", summary.test_accuracy)):
+        if accuracy is not None:
             OUT.print(f"{split} accuracy {accuracy:.4f}")
-    planned, measured = summary["planned"]["peak_bytes"], summary["measured_peak_bytes"]
+    planned, measured = summary.planned.peak_bytes, summary.measured_peak_bytes
     OUT.print(
-        f"trained {summary['trainable_parameters']:,} of {summary['total_parameters']:,}"
+        f"trained {summary.trainable_parameters:,} of {summary.total_parameters:,}"
         f" parameters; peak planned {planned / 2**20:.1f} MiB"
         + (f", measured {measured / 2**20:.1f} MiB" if measured else "")
     )
