@@ -20,7 +20,7 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# The short suite with the versions of tests/oldest.txt.
+# The short suite with the versions of tests/oldest.txt; OLDEST_TESTS="tests/laws ..." runs a part.
 test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -m "not slow" $(OLDEST_TESTS)
 

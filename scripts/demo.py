@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from write_digits import write_digits
 
-from lowtide.config import RunConfig
 from lowtide.methods import METHODS
-from lowtide.summary import RunSummary
-from lowtide.train import train
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.training.summary import RunSummary
 
 ROWS = [
     ("linear", "linear", "exact"),

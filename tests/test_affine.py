@@ -10,10 +10,10 @@ from nets import near, wake
 from timm import layers as tl
 from torch import Tensor, nn
 
-from lowtide.affine import ACTIVATED, MAPS, NORMS, bottleneck, fold, low_rank, product
+from lowtide.core.linear_maps import ACTIVATED, MAPS, NORMS, bottleneck, fold, low_rank, product
+from lowtide.core.scale_shift import ScaleShift
+from lowtide.core.site import Layout, Role, Site
 from lowtide.errors import Unsupported
-from lowtide.scale_shift import ScaleShift
-from lowtide.site import Layout, Role, Site
 
 LINEARS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),
@@ -38,6 +38,17 @@ NORMED = {
     "LayerNorm2d": (tl.LayerNorm2d(6), (2, 6, 4, 4), 1),
     "BatchNorm2d": (nn.BatchNorm2d(6), (3, 6, 4, 4), 1),
     "GroupNorm": (nn.GroupNorm(2, 6), (2, 6, 4, 4), 1),
+    "RMSNorm": (nn.RMSNorm(6), (2, 5, 6), -1),
+    **{
+        name: (getattr(tl, name)(6), (2, 6, 4, 4) if "2d" in name else (2, 5, 6), axis)
+        for name, axis in {
+            "RmsNorm": -1,
+            "RmsNorm2d": 1,
+            "SimpleNorm": -1,
+            "SimpleNorm2d": 1,
+        }.items()
+        if hasattr(tl, name)
+    },
 }
 ALL_MAPS = {**LINEARS, **CONVOLUTIONS}
 
@@ -99,6 +110,8 @@ def test_fold_into_maps(kind: str) -> None:
     a, b = along(scale, y, axis), along(shift, y, axis)
     near(fold(module, scale=scale)(x), a * y)
     near(fold(module, shift=shift)(x), y + b)
+    into = torch.randn(6).double()
+    near(fold(module, into=into)(x), module(x * along(into, x, axis)))
     moved = copy.deepcopy(module)
     moved.weight = nn.Parameter(module.weight + delta)
     folded = fold(module, delta=delta, scale=scale, shift=shift)
@@ -115,9 +128,13 @@ def test_fold_into_norms(kind: str) -> None:
     module, x = ready(module), torch.randn(shape, dtype=torch.float64)
     scale, shift = torch.randn(2, 6, dtype=torch.float64)
     y = module(x)
-    near(
-        fold(module, scale=scale, shift=shift)(x), along(scale, y, axis) * y + along(shift, y, axis)
-    )
+    near(fold(module, scale=scale)(x), along(scale, y, axis) * y)
+    if "bias" in dict(module.named_parameters()):
+        both = along(scale, y, axis) * y + along(shift, y, axis)
+        near(fold(module, scale=scale, shift=shift)(x), both)
+    else:
+        assert fold(module, shift=shift) is None
+    assert fold(module, into=scale) is None
     assert fold(module, delta=torch.randn(6).double()) is None
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from email.message import Message
 from importlib.metadata import version
 
 import pytest
 import torch
 
-from lowtide import environment
 from lowtide.cli import main
 from lowtide.kernels import native
+from lowtide.training import environment
 
 
 @pytest.fixture
@@ -76,6 +77,25 @@ def test_a_version_that_is_not_tested(
     warned = found(capsys)["warnings"]
     assert [w for w in warned if w.startswith("timm 0.9.16 is installed; lowtide is tested with")]
     assert [w for w in warned if w.startswith("matplotlib 2.0 ")]
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_lowtide_needs_is_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    """In a checkout by pyproject.toml, whatever the metadata of an older install says."""
+    lines = ["torch>=2", "nothing-real>=3", 'matplotlib>=3; extra == "plots"', 'x; extra == "dev"']
+    if installed:
+        about = Message()
+        about["Provides-Extra"], about["Provides-Extra"] = "plots", "dev"
+        monkeypatch.setattr(environment, "__file__", "/nowhere/lowtide/training/environment.py")
+        monkeypatch.setattr(environment, "metadata", lambda name: about)
+    monkeypatch.setattr(environment, "requires", lambda name: lines)
+    said = found(capsys)
+    assert ("nothing-real" in said["packages"]) is installed
+    assert ("pillow" in said["packages"]) is not installed
+    assert set(said["extras"]) == ({"plots"} if installed else {"plots", "ray", "hub", "heif"})
+    assert list(said["extras"]["plots"]) == ["matplotlib"] and "x" not in said["packages"]
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,19 +16,19 @@ import yaml
 from reported import summary, write_row, write_suite
 
 from lowtide import InputError, LowtideError, cli, interrupt
-from lowtide.adapter_config import AdapterConfig
-from lowtide.arguments import Parser, config_of, run_config
 from lowtide.bench import Suite, read_results
-from lowtide.checkpoint import construct, read_config
 from lowtide.cli import main
 from lowtide.commands.console import OUT
-from lowtide.config import RunConfig, read_yaml
 from lowtide.data import Preprocessing
 from lowtide.errors import printable, shown
 from lowtide.methods import METHODS
 from lowtide.paths import refuse_unwritable
 from lowtide.report.write import write_report
-from lowtide.summary import read_summary
+from lowtide.training.config import RunConfig, read_yaml
+from lowtide.training.options import Parser, config_of, run_config
+from lowtide.training.summary import read_summary
+from lowtide.tuning.adapter_config import AdapterConfig
+from lowtide.tuning.adapter_files import construct, read_config
 from lowtide.values import Within, words
 from lowtide.yaml_text import parse_yaml
 
@@ -94,6 +94,7 @@ NUMBERS = [
     ("amp", "bf61", "did you mean bf16"),
     ("device", "tpu", "did you mean cpu"),
     ("augment", "flop", "did you mean flip"),
+    ("head_init", "zeros", "did you mean zero"),
     ("normalize", "imagenett", "did you mean imagenet"),
     ("policy", "thight", "did you mean tight"),
     ("memory_budget", "lots", "no size in bytes"),
@@ -455,6 +456,7 @@ def test_the_adapter_that_is_edited_below_is_good():
         ("backbone.seed", "x", "a whole number from 0"),
         ("backbone.seed", float("nan"), "a whole number from 0"),
         ("backbone.seed", 1e40, "a whole number from 0"),
+        ("backbone.head_init", "zeros", "did you mean zero"),
         ("backbone.os", "x", "unknown field of backbone"),
         ("preprocessing", 3, "preprocessing must map names"),
         ("augment", GONE, "augment is missing"),

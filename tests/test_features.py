@@ -10,14 +10,15 @@ import torch
 from nets import FEW, TABLES, cotangent, images, near, stir, tiny
 from safetensors.torch import load_file
 from tinted import write_tinted
+from torch.nn.functional import scaled_dot_product_attention
 
 from lowtide import METHODS, InputError
-from lowtide.composed import FEATURE, STEM
-from lowtide.config import RunConfig
 from lowtide.errors import Unsupported
-from lowtide.features import features, untouched
-from lowtide.train import train
-from lowtide.tune import apply
+from lowtide.training.config import RunConfig
+from lowtide.training.feature_cache import features, untouched
+from lowtide.training.loop import train
+from lowtide.tuning.side_execution import FEATURE, STEM
+from lowtide.tuning.tuned import apply
 
 CACHED = {
     "linear": METHODS["linear"](),
@@ -131,8 +132,8 @@ def test_a_run_from_features_is_the_same_run(config, name, tmp_path):
 def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
     config = replace(config, method=METHODS["linear"](), cache_features=True)
     whole = train(config, tmp_path / "whole")
-    monkeypatch.setattr("lowtide.train._finish", lambda *_: {})
-    monkeypatch.setattr("lowtide.train._save", _stop_after(1))
+    monkeypatch.setattr("lowtide.training.loop._finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.training.loop._save", _stop_after(1))
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
@@ -142,7 +143,7 @@ def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
 
 
 def _stop_after(epochs):
-    from lowtide.train import _save
+    from lowtide.training.loop import _save
 
     def save(run, optimizer):
         _save(run, optimizer)
@@ -163,10 +164,53 @@ def test_what_cannot_be_kept_is_refused_at_the_door(config, tmp_path):
 def test_a_classifier_of_several_parts_is_not_begun_at() -> None:
     """What `get_classifier` tells may be the last of them: the norm in front would be left out."""
     torch.manual_seed(0)
-    model = timm.create_model("shvit_s1", num_classes=5)
+    model = timm.create_model("efficientvit_m0", num_classes=5, img_size=64)
+    model.pretrained_cfg = {"input_size": (3, 64, 64)}
     tuned = apply(model, METHODS["linear"]()).eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         names = untouched(tuned, x)
         assert FEATURE not in names
         near(tuned.onward(features(tuned, names, x)), tuned(x), 1e-6)
+
+
+class Stem(torch.nn.Module):
+    """A backbone without a table whose features pass through one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.body, self.head = function, torch.nn.Linear(8, 4), torch.nn.Linear(4, 5)
+
+    def forward_features(self, x):
+        return self.body(self.function(x.mean(1)))
+
+    def forward_head(self, x, pre_logits=False):
+        x = x.mean(1)
+        return x if pre_logits else self.head(x)
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "random"),
+    [
+        (lambda x: scaled_dot_product_attention(x, x, x), False),
+        (lambda x: scaled_dot_product_attention(x, x, x, dropout_p=0.1), True),
+        (lambda x: torch.nn.functional.dropout(x, 0.0, True), False),
+        (lambda x: torch.nn.functional.dropout(x, 0.1, True), True),
+        (lambda x: torch.nn.functional.rrelu(x, training=False), False),
+        (lambda x: torch.nn.functional.rrelu(x, training=True), True),
+        (lambda x: x + torch.rand_like(x), True),
+        (lambda x: x * torch.bernoulli(torch.full_like(x, 0.9)), True),
+    ],
+)
+def test_what_may_draw_and_does_not_is_kept(function, random):
+    model = Stem(lambda x: x)
+    model.pretrained_cfg = {"input_size": (3, 8, 8)}
+    model = apply(model, METHODS["linear"]())
+    model.backbone.function = function
+    assert bool(untouched(model.train(), torch.randn(2, 3, 8, 8))) is not random

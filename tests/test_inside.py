@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from nets import FEW, TABLES, images, near, stir, tiny
@@ -12,9 +13,9 @@ from torch.linalg import matrix_norm, qr
 
 from lowtide import METHODS, InputError, Unsupported, apply
 from lowtide.data import Preprocessing, Sample
-from lowtide.evaluate import Trained
-from lowtide.families import image_shape
-from lowtide.inside import (
+from lowtide.families import classifiers, image_shape
+from lowtide.inference.evaluate import Trained
+from lowtide.inspect import (
     attention_maps,
     block_features,
     cka,
@@ -24,10 +25,17 @@ from lowtide.inside import (
     svg,
     tsne,
 )
-from lowtide.inside.parameters import changes
+from lowtide.inspect.parameters import changes
 
+CHANNELS_LAST = {"sam", "swin", "swin_v2"}
+"""Families whose maps are (B, H, W, C); of the others they are (B, C, H, W) or tokens."""
 CHAINED = [name for name, family in TABLES.items() if name != "generic"]
-CHANNELS_FIRST = {"as_mlp", "convnext", "resnet"}
+
+
+def mean_over_places(y, channels_last):
+    if y.ndim == 3:
+        return y.mean(1)
+    return y.mean((1, 2) if channels_last else (2, 3))
 
 
 def trained(family, *methods, dtype=torch.float32):
@@ -129,8 +137,7 @@ def test_block_features_are_means_over_the_places_of_each_block(family, samples)
     found = block_features(model, samples, batch_size=2)
     assert list(found) == list(seen)
     for path, y in seen.items():
-        places = (2, 3) if family in CHANNELS_FIRST else tuple(range(1, y.ndim - 1))
-        near(found[path], y.mean(places), 1e-4)
+        near(found[path], mean_over_places(y, family in CHANNELS_LAST), 1e-4)
     assert not model.tuned.sides
     with torch.no_grad():
         assert torch.equal(model.tuned(inputs(model, samples)), logits)
@@ -165,11 +172,25 @@ def test_a_backbone_without_a_table_is_read_where_timm_lists_its_features(sample
     found = block_features(model, samples)
     assert list(found) == [info["module"] for info in model.tuned.backbone.feature_info]
     assert all(len(x) == len(samples) and x.std(0).max() > 0 for x in found.values())
-    model.tuned.backbone.feature_info = []
+    model.tuned.backbone.feature_info = [{"module": "nowhere", "num_chs": 8, "reduction": 4}]
     with pytest.raises(Unsupported, match="no table"):
         block_features(model, samples)
     with pytest.raises(InputError, match="no images"):
         block_features(trained("vit"), [])
+
+
+@pytest.mark.parametrize("name", ["mambaout_femto", "davit_tiny"])
+def test_places_are_those_of_the_layout_timm_names(name, samples):
+    model = trained(timm.create_model(name))
+    seen = {}
+    for path in (info["module"] for info in model.tuned.backbone.feature_info):
+        model.tuned.backbone.get_submodule(path).register_forward_hook(
+            lambda m, args, y, path=path: seen.setdefault(path, y)
+        )
+    found = block_features(model, samples)
+    assert len(seen) > 1
+    for path, y in seen.items():
+        near(found[path], mean_over_places(y, name.startswith("mambaout")), 1e-4)
 
 
 @pytest.mark.parametrize("family", sorted(TABLES))
@@ -177,7 +198,7 @@ def test_final_features_are_what_the_classifier_reads(family, samples):
     method = METHODS["dtl" if family in {"vit", "swin"} else "ssf"]()
     model = trained(family, method)
     found = final_features(model, samples, batch_size=2)
-    head = model.tuned.backbone.get_classifier()
+    head = model.tuned.backbone.get_submodule(*classifiers(model.tuned.backbone))
     with torch.no_grad():
         near(F.linear(found, head.weight, head.bias), model.tuned(inputs(model, samples)), 1e-4)
 

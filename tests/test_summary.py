@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from reported import summary, write_row
 
-from lowtide.config import RunConfig
 from lowtide.errors import InputError
 from lowtide.methods import METHODS
-from lowtide.summary import SCHEMA, RunSummary, read_summary
-from lowtide.train import SUMMARY
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import SUMMARY
+from lowtide.training.summary import SCHEMA, RunSummary, read_summary
 
 COMMITTED = sorted((Path(__file__).parents[1] / "results").glob(f"**/{SUMMARY}"))
 FRESH = json.loads(json.dumps(summary(RunConfig("m", "/d", method=METHODS["lora"]()), 100)))

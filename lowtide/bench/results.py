@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from ..errors import InputError
-from ..summary import RunSummary, read_summary
-from ..train import SUMMARY
+from ..training.loop import SUMMARY
+from ..training.summary import RunSummary, read_summary
 from .suite import SUITE, Cell, Row, Suite
 
 FAILED = "failed.txt"

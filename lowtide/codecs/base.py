@@ -32,9 +32,12 @@ class Residue(NamedTuple):
     beside: tuple[Tensor, ...] = ()
     pointwise: bool = False
 
-    @property
-    def whole(self) -> bool:
-        """Whether the residue is the source itself."""
+    def is_whole(self) -> bool:
+        """Say whether the residue is the source itself.
+
+        Returns:
+            Whether nothing is made of it.
+        """
         return self.of is _same
 
     def slices(self, unit: int) -> Iterator[Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..errors import InputError, UnknownName
 from .base import Residue
 from .bits import packed_bytes
-from .levels import LEVELS
-from .stairs import pack, scale, unpack
+from .codebook_tables import LEVELS
+from .threshold_codes import pack, scale, unpack
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Codebook:
         Returns:
             The codes as bytes.
         """
-        pairs = zip(self.levels, self.levels[1:], strict=False)
+        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
         return pack(residue, tuple((a + b) / 2 for a, b in pairs))
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:

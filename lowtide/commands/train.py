@@ -7,12 +7,12 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..arguments import Parser, run_config, value_of
 from ..errors import InputError
 from ..paths import refuse_unwritable
-from ..summary import RunSummary
-from ..train import CONFIG
-from ..train import train as fit
+from ..training.loop import CONFIG
+from ..training.loop import train as fit
+from ..training.options import Parser, run_config, value_of
+from ..training.summary import RunSummary
 from .console import OUT
 
 SUMMARY = "Fine-tune a backbone on a folder of images."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from ..errors import InputError, UnknownName
 from ..versions import on_meta
-from .shadow import hollow
+from .meta_model import hollow
 
 HeadInit = Literal["trunc_normal", "zero", "own"]
 """How a new classifier starts: weights truncated-normal with deviation 0.02 and biases at zero; the
@@ -39,11 +40,12 @@ def classifiers(model: nn.Module) -> tuple[str, ...]:
     return tuple(c for path in paths for c in _called(model, path))
 
 
-def outputs(model: nn.Module) -> int:
+def outputs(model: nn.Module, heads: Iterable[str]) -> int:
     """Count the classes of a backbone's classifier.
 
     Args:
         model: The backbone; has a classifier.
+        heads: Paths of the classifier's modules.
 
     Returns:
         How many logits it gives.
@@ -51,7 +53,7 @@ def outputs(model: nn.Module) -> int:
     Raises:
         InputError: Its classifier holds no linear map and no convolution.
     """
-    for path in classifiers(model):
+    for path in heads:
         if maps := _maps(model.get_submodule(path)):
             return len(maps[-1].weight)
     raise InputError(f"the classifier of {type(model).__name__} gives logits by no known map")

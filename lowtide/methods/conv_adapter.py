@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_, zeros_
 
-from ..affine import parallel
+from ..core.graft import Edit, Graft, Method, Swap, Thaw, method, need
+from ..core.linear_maps import parallel
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Edit, Graft, Method, Swap, Thaw, method, need
-from ..site import Layout, Role, Site, Sites
 from ..values import Width
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -33,7 +33,8 @@ class ConvAdapter(Method):
     stages: ConvNeXt's depthwise and downsampling ones, the 3x3 of a ResNet's bottleneck, the first
     3x3 of a basic block. GConv takes f's kernel, stride and padding. In a backbone of windows f is
     attention, and GConv a 7x7 convolution of each window, zeros around. alpha is per channel.
-    Weights start truncated-normal with deviation 0.02, biases at 0, alpha at 1.
+    Weights start truncated-normal with deviation 0.02 and biases at 0; beside attention both start
+    as PyTorch draws them, U(+-1 / sqrt(fan-in)), as in the authors' code. alpha starts at 1.
 
     Parameters: `C k^2 + c C' + C' + c + C'` per place, with `c = C / a`, to C' channels.
     ConvNeXt-B with a = 16, 8, 4: 1,626,144, 2,324,672, 3,721,728. ResNet-50 with a = 8, 4: 199,192,
@@ -101,7 +102,8 @@ class ConvAdapter(Method):
                     f"conv_adapter makes one filter per {self.reduction} channels, and {s.path} has"
                     f" {s.in_dim}; choose a reduction that divides them"
                 )
-            if s.role is Role.ATTN and isqrt(s.in_shape[1]) ** 2 != s.in_shape[1]:
+            flat = s.role is Role.ATTN and len(s.in_shape) == 3
+            if flat and isqrt(s.in_shape[1]) ** 2 != s.in_shape[1]:
                 raise Unsupported(
                     f"conv_adapter needs square windows; {s.path} has {s.in_shape[1]} positions"
                 )
@@ -119,10 +121,10 @@ def _convolutions(sites: Sites) -> Sites:
 
 
 def _windows(sites: Sites) -> Sites:
-    """Attention in blocks whose map is a grid (B, H, W, C): it is given windows (B', N, C)."""
+    """Attention in blocks whose map is a grid (B, H, W, C): it is given windows, flat or square."""
     grids = sites.of(Role.BLOCK).where(lambda s: s.layout is Layout.LAST and len(s.in_shape) == 4)
     depths = {s.depth for s in grids}
-    return sites.of(Role.ATTN).where(lambda s: s.depth in depths and len(s.in_shape) == 3)
+    return sites.of(Role.ATTN).where(lambda s: s.depth in depths and s.layout is Layout.LAST)
 
 
 class ConvAdapterGraft(Graft):
@@ -136,26 +138,27 @@ class ConvAdapterGraft(Graft):
     def __init__(self, base: nn.Module, site: Site, config: ConvAdapter) -> None:
         super().__init__(base)
         c = site.in_dim // config.reduction
-        self.side = isqrt(site.in_shape[1]) if site.role is Role.ATTN else 0
+        self.windows = site.role is Role.ATTN
         self.grouped = (
             nn.Conv2d(site.in_dim, c, WINDOW_KERNEL, padding=WINDOW_KERNEL // 2, groups=c)
-            if self.side
+            if self.windows
             else parallel(self.root, c, groups=c, bias=True)
         )
         self.act = ACTIVATIONS[config.activation]()
         self.pointwise = nn.Conv2d(c, site.dim, 1)
         self.alpha = nn.Parameter(self.pointwise.weight.new_ones(site.dim))
-        for conv in (self.grouped, self.pointwise):
+        for conv in () if self.windows else (self.grouped, self.pointwise):
             trunc_normal_(conv.weight, std=0.02)
             zeros_(conv.bias)
         if config.identity:
             zeros_(self.pointwise.weight)
+            zeros_(self.pointwise.bias)
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Run the base and the adapter beside it.
 
         Args:
-            x: `(B, C, H, W)`, or windows `(B', N, C)`.
+            x: `(B, C, H, W)`, or windows `(B', N, C)` or `(B', h, w, C)`.
             *args: What else the backbone tells the base, such as an attention mask.
             **options: The same by name.
 
@@ -163,8 +166,9 @@ class ConvAdapterGraft(Graft):
             The adapted output, same shape as the base's.
         """
         y = self.base(x, *args, **options)
-        if self.side:
-            x = x.mT.unflatten(2, (self.side, self.side))
+        if self.windows:
+            side = isqrt(x.shape[1])
+            x = (x if x.ndim == 4 else x.unflatten(1, (side, side))).movedim(-1, 1)
         weight = self.alpha[:, None, None, None] * self.pointwise.weight
         update = F.conv2d(self.act(self.grouped(x)), weight, self.alpha * self.pointwise.bias)
-        return y + (update.flatten(2).mT if self.side else update)
+        return y + (update.movedim(1, -1).reshape(y.shape) if self.windows else update)

@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..graft import Edit, Method, method
-from ..site import Sites
-from ..tensor_train import check, factored, slices, stacks
+from ..core.graft import Edit, Method, method
+from ..core.site import Role, Site, Sites
+from ..core.tensor_train import check, factored, slices, stacks
 from ..values import Scale, Share, Width
 
 
@@ -35,18 +35,24 @@ class FacTTK(Method):
         The input of every map, 7 u per ViT block, and `r` channels per slice around the core.
 
     Differs:
-        The paper knows one width. Where stages differ in width, each has its own U, V and C. A
-        channel MLP without attention is a stack of its own.
+        The authors' code for the MLP is another function than the formula, of the same size: its
+        reshape interleaves the four slices. Output b of slice i of fc1's core stands at place
+        4 b + i, and each quarter of the hidden layer takes r places in a row; fc2's core reads the
+        places so and is transposed. Their ranks and scales were tuned with it; `interleave=True`
+        has it, and merges. The paper knows one width. Where stages differ in width, each has its
+        own U, V and C. A channel MLP without attention is a stack of its own.
 
     Attributes:
         rank: Inner width r.
         scale: Scale s of the update; the authors choose it per task among 0.01 ... 100.
         dropout: Probability of dropping what the core gives.
+        interleave: Interleave the MLP's slices and transpose fc2's, as the authors' code does.
     """
 
     rank: Width = 32
     scale: Scale = 1.0
     dropout: Share = 0.1
+    interleave: bool = False
 
     def __post_init__(self) -> None:
         check("fact_tk", self.rank, self.dropout)
@@ -64,21 +70,35 @@ class FacTTK(Method):
         for stage in stacks("fact_tk", sites):
             shared = nn.Parameter(nn.init.xavier_uniform_(torch.empty([self.rank] * 3)))
             rows = sum(max(slices("fact_tk", s)) for s in stage)
-            core = partial(Tucker, shared, rows)
-            edits += factored("fact_tk", stage, self.rank, core, self.scale, self.dropout)
+            core = partial(self._core, shared, rows)
+            edits += factored(stage, self.rank, core, self.scale, self.dropout)
         return edits
+
+    def _core(self, shared: nn.Parameter, rows: int, site: Site) -> nn.Module:
+        interleaved = self.interleave and site.role in (Role.FC1, Role.FC2)
+        transposed = self.interleave and site.role is Role.FC2
+        return Tucker(shared, rows, *slices("fact_tk", site), interleaved, transposed)
 
 
 class Tucker(nn.Module):
     """The core of one map: for each slice of its weight a mixture of the shared matrices C_j."""
 
-    def __init__(self, shared: nn.Parameter, rows: int, inputs: int, outputs: int) -> None:
+    def __init__(
+        self,
+        shared: nn.Parameter,
+        rows: int,
+        inputs: int,
+        outputs: int,
+        interleaved: bool,
+        transposed: bool,
+    ) -> None:
         super().__init__()
         rank = len(shared)
         bound = math.sqrt(6 / (rows + rank))  # Xavier's, of all rows of P together
         self.C = shared
         self.P = nn.Parameter(torch.empty(max(inputs, outputs), rank).uniform_(-bound, bound))
         self.side = int(inputs > 1)
+        self.interleaved, self.transposed = interleaved, transposed
 
     def forward(self) -> Tensor:
         """Mix the shared matrices.
@@ -87,4 +107,7 @@ class Tucker(nn.Module):
             `(outputs * rank, inputs * rank)`.
         """
         mixed = torch.einsum("sj,jki->ski", self.P, self.C)
+        mixed = mixed.mT if self.transposed else mixed
+        if self.interleaved:
+            return mixed.movedim(0, self.side + 1).flatten(self.side, self.side + 1)
         return torch.cat(mixed.unbind(), self.side)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..graft import Edit, Method, method
-from ..site import Sites
-from ..tensor_train import check, factored, stacks
+from ..core.graft import Edit, Method, method
+from ..core.site import Site, Sites
+from ..core.tensor_train import check, factored, slices, stacks
 from ..values import Scale, Share, Width
 
 
@@ -60,12 +59,14 @@ class FacTTT(Method):
         Returns:
             One edit per map.
         """
-        core = partial(Sigma, self.rank)
         return [
             edit
             for stage in stacks("fact_tt", sites)
-            for edit in factored("fact_tt", stage, self.rank, core, self.scale, self.dropout)
+            for edit in factored(stage, self.rank, self._core, self.scale, self.dropout)
         ]
+
+    def _core(self, site: Site) -> nn.Module:
+        return Sigma(self.rank, *slices("fact_tt", site))
 
 
 class Sigma(nn.Module):

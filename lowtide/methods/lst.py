@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
+from ..core.site import Layout, Role, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Method, Side, key, method, need
-from ..site import Role, Sites
 from ..values import Ratio, Width
 
 
@@ -31,7 +31,8 @@ class LST(Method):
     y takes the place of h_L before the final norm. Block_i is a pre-norm transformer block, C/r
     wide, with biases and an MLP of four times its width.
 
-    Parameters: ViT-B/16 2,374,284; with a bias on every projection 2,376,300.
+    Parameters: ViT-B/16 2,374,284; with a bias on every projection 2,376,300, which other papers'
+    tables count (2.38 million); with `final_norm` as well 2,376,492.
 
     Merge: none, the ladder is a network of its own.
 
@@ -45,13 +46,16 @@ class LST(Method):
         initialisation draws them. Their heads are `head_dim` wide, where narrowing the backbone's
         own twelve on ViT-B would leave 8 channels each. The paper's side block is the backbone's
         kind of block; a transformer's stands beside token mixers too, and a hierarchy is refused,
-        as attention over its first grid would cost more than its own blocks.
+        as attention over its first grid would cost more than its own blocks. The authors' code, for
+        language, trains a norm of s_L before W_out as well, and may give the projections a bias:
+        `final_norm` and `bias`.
 
     Attributes:
         reduction: Width of the backbone over that of the ladder, r.
         head_dim: Channels per head, at least; a narrower ladder has one head.
         temperature: T of the gates.
         bias: Give the projections W a bias.
+        final_norm: Normalise s_L before W_out.
         init: `paper` classifies y; `identity` classifies h_L + y with W_out at zero, so that
             training starts at the backbone.
     """
@@ -60,6 +64,7 @@ class LST(Method):
     head_dim: Width = 32
     temperature: Ratio = 0.1
     bias: bool = False
+    final_norm: bool = False
     init: Literal["paper", "identity"] = "paper"
 
     def __post_init__(self) -> None:
@@ -90,7 +95,8 @@ class LST(Method):
         """
         blocks = need(sites.of(Role.BLOCK), "lst", "blocks")
         for s in blocks:
-            if len(s.out_shape) != 3 or not s.in_shape == s.out_shape == blocks[0].out_shape:
+            last = s.layout is Layout.LAST
+            if not last or not s.in_shape == s.out_shape == blocks[0].out_shape:
                 raise Unsupported(
                     f"lst attends over one sequence of tokens, and {s.path} gives"
                     f" {s.tokens} positions in shape {s.out_shape[1:]}"
@@ -114,6 +120,7 @@ class Ladder(Side):
         self.first, self.residual = blocks[0].path, config.identity
         self.enter = nn.Linear(wide, narrow, bias=config.bias)
         self.rungs = nn.ModuleDict({key(s.path): Rung(wide, narrow, config) for s in blocks})
+        self.norm = nn.LayerNorm(narrow, eps=1e-6) if config.final_norm else nn.Identity()
         self.leave = nn.Linear(narrow, wide, bias=config.bias)
         if self.residual:
             for p in self.leave.parameters():
@@ -132,9 +139,9 @@ class Ladder(Side):
             The block's output and the next s.
         """
         if path == self.first:
-            state = self.enter(x)
+            state = self.enter(x.flatten(1, -2))
         x, name = block(x), key(path)
-        return x, self.rungs[name](x, state) if name in self.rungs else state
+        return x, self.rungs[name](x.flatten(1, -2), state) if name in self.rungs else state
 
     def finish(self, x: Tensor, state: Any) -> Tensor:
         """Replace the feature map by the ladder's.
@@ -146,7 +153,7 @@ class Ladder(Side):
         Returns:
             The map to classify.
         """
-        y = self.leave(state)
+        y = self.leave(self.norm(state)).view(x.shape)
         return x + y if self.residual else y
 
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
+from ..core.site import Layout, Role, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Method, Side, key, method, need
-from ..site import Layout, Role, Sites
 from ..values import Width
 
 
@@ -30,9 +30,11 @@ class UniPT(Method):
         w = softmax_i(<g, mean(a) * mean(t_i)>)
         y = U relu(a + LN(P sum_i w_i (A_i + I) t_i))
 
-    This is the form of the authors' code for transformers; m = C / `reduction`.
+    This is the form of the authors' code for transformers. m = C / `reduction`; theirs is 2 for
+    images and text and 1 for video, and none is published for classification.
 
-    Parameters: ViT-B/16 2,110,272; Swin-B 3,461,888; ConvNeXt-B 5,011,200; ResNet-50 9,106,944.
+    Parameters: ViT-B/16 2,110,272, with `reduction=2` 4,293,504; Swin-B 3,461,888; ConvNeXt-B
+    5,011,200; ResNet-50 9,106,944.
 
     Merge: none, the taps form a network of their own.
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
-from ..site import Layout, Role, Site, Sites
 from ..values import Share, Width
 
 
@@ -39,23 +39,28 @@ class VPT(Method):
 
     Saves:
         What a frozen block keeps, for N + n tokens instead of N. The first block keeps it too.
+        With dropout, a mask of n C per image and set of prompts.
 
     Differs:
         Prompts stand apart from class token and patches, not between them: attention has no order.
         The official code for Swin orders prompt copies by window and windows by image, so that
-        shallow prompts mix images; here images stay apart.
+        shallow prompts mix images; here images stay apart. Dropout draws for each image, as the
+        official code for ViT does; that for Swin, deep, draws once for all. The paper finds that
+        pooling prompts costs accuracy, and the official code for Swin does it: `pool_prompts`.
 
     Attributes:
         depth: `deep` or `shallow`.
         tokens: Prompts n per block.
-        dropout: Probability of dropping a channel of a prompt.
+        dropout: Probability of dropping a channel of a prompt; by default 0.1 deep and 0 shallow.
         pixels: Width of the border that a convolutional backbone gets.
+        pool_prompts: Let a backbone of windows average the last block's prompts with its patches.
     """
 
     depth: Literal["deep", "shallow"] = "deep"
     tokens: Width = 50
-    dropout: Share = 0.1
+    dropout: Share | None = None
     pixels: Width = 5
+    pool_prompts: bool = False
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.pixels) < 1:
@@ -78,11 +83,17 @@ class VPT(Method):
             One edit.
 
         Raises:
-            Unsupported: The backbone has a fixed number of tokens.
+            Unsupported: The backbone has a fixed number of tokens; or prompts are to be pooled, and
+                its last map is no grid that is averaged.
         """
         blocks, stem = sites.of(Role.BLOCK), sites.of(Role.STEM)
         if not blocks or not stem:
             raise Unsupported("vpt prompts blocks, and this backbone has no table")
+        if self.pool_prompts and not (blocks[-1].elastic and len(blocks[-1].out_shape) == 4):
+            raise Unsupported(
+                f"vpt's pool_prompts is for backbones of windows, and {blocks[-1].path} gives"
+                f" {blocks[-1].out_shape[1:]}"
+            )
         if all(s.elastic for s in blocks):
             return [Beside(partial(Prompts, blocks, stem[0], self))]
         if blocks[0].layout is Layout.FIRST and not sites.of(Role.ATTN):
@@ -108,8 +119,10 @@ class Prompts(Side):
             key(s.path): nn.Parameter(torch.empty(config.tokens, s.dim).uniform_(-bound, bound))
             for s in prompted
         })
-        self.drop = nn.Dropout(config.dropout)
         self.deep = config.depth == "deep"
+        chosen = 0.1 * self.deep if config.dropout is None else config.dropout
+        self.drop = nn.Dropout(chosen)
+        self.pooled, self.last = config.pool_prompts, blocks[-1].path
 
     def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Run one element of the chain, with this block's prompts or with those that run on.
@@ -125,11 +138,23 @@ class Prompts(Side):
         """
         name = key(path)
         if name in self.prompts:
-            state = self.drop(self.prompts[name]).expand(len(x), -1, -1)
+            state = self.drop(self.prompts[name].expand(len(x), -1, -1))
         if state is None:
             return block(x), None
         x, state = block(x, state)
-        return x, None if self.deep else state
+        return x, None if self.deep and path != self.last else state
+
+    def finish(self, x: Tensor, state: Tensor) -> Tensor:
+        """Put the last prompts beside the patches that are averaged, if they are pooled too.
+
+        Args:
+            x: Output of the last block.
+            state: The prompts that came out of it.
+
+        Returns:
+            `x`, or a grid of one row that holds both.
+        """
+        return torch.cat([x.flatten(1, 2), state], 1)[:, None] if self.pooled else x
 
 
 class Border(Graft):

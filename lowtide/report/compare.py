@@ -11,7 +11,7 @@ from statistics import fmean
 
 from scipy import stats
 
-from ..summary import RunSummary
+from ..training.summary import RunSummary
 from .rows import Entry
 
 LEVEL = 0.05

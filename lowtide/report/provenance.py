@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..summary import RunSummary
+from ..training.summary import RunSummary
 from .cells import Cell, Column, Table, number, text
 from .repeat import repeat
 from .rows import Entry

@@ -27,10 +27,10 @@ def test_equal_to_the_definitions(interpreted: str) -> None:
     if interpreted == "0" and not torch.cuda.is_available():
         pytest.skip("the compiled kernels need a GPU")
     # Triton decides at its first import, so in a process of its own. Numpy, which the interpreter
-    # computes with, warns of the groups behind the last one.
-    quiet = ("-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider")
+    # computes with, warns of the groups behind the last one, and of what an older Triton does.
+    quiet = ("-W", "ignore::RuntimeWarning", "-W", "ignore::DeprecationWarning")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *quiet, str(CASES)],
+        [sys.executable, "-m", "pytest", "-q", *quiet, "-p", "no:cacheprovider", str(CASES)],
         env=os.environ | {"TRITON_INTERPRET": interpreted, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

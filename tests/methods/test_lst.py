@@ -8,12 +8,19 @@ from counts import trained
 from nets import FEW, images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
 from lowtide.errors import Unsupported
 from lowtide.methods.lst import LST, Rung
 
 
-@pytest.mark.parametrize("method, count", [(LST(), 2_374_284), (LST(bias=True), 2_376_300)])
+@pytest.mark.parametrize(
+    "method, count",
+    [
+        (LST(), 2_374_284),
+        (LST(bias=True), 2_376_300),
+        (LST(bias=True, final_norm=True), 2_376_492),
+    ],
+)
 def test_count(method: LST, count: int) -> None:
     assert trained("vit", method) == count
 
@@ -35,11 +42,13 @@ def attention(x: Tensor, heads: int) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ["vit", "mixer"])
-@pytest.mark.parametrize("options", [{}, {"bias": True, "init": "identity"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True, "final_norm": True, "init": "identity"}], ids=str
+)
 def test_the_ladder(family: str, options: dict) -> None:
     model = tiny(family).eval()
     method = LST(reduction=2, head_dim=8, temperature=0.3, **options)
-    tuned = lowtide.tune.apply(model, method, num_classes=FEW).eval()
+    tuned = lowtide.apply(model, method, num_classes=FEW).eval()
     stir(tuned)
     state, x = tuned.adapter_state(), images(model)
 
@@ -61,19 +70,22 @@ def test_the_ladder(family: str, options: dict) -> None:
         s = s + linear(f"{name}.proj", mixed)
         hidden = linear(f"{name}.fc1", norm(f"{name}.norm2", s))
         s = s + linear(f"{name}.fc2", hidden * torch.special.ndtr(hidden))
+    if options:
+        assert state["./lst/norm.weight"].shape == state["./lst/norm.bias"].shape == s.shape[2:]
+        s = norm("norm", s)
     y = linear("leave", s) + (h if options else 0)
     near(tuned(x), model.forward_head(tuned.family.finish(model, y)))
 
 
 def test_gates_start_half_open() -> None:
-    side = lowtide.tune.apply(tiny("vit"), LST()).sides["lst"]
+    side = lowtide.apply(tiny("vit"), LST()).sides["lst"]
     assert all(not r.alpha.any() for r in side.rungs.values()) and len(side.rungs) == 4
 
 
 def test_the_backbone_keeps_nothing() -> None:
     """No block has a graph; before the final norm a block costs h_i and 17 narrow maps."""
     model = tiny("vit")
-    tuned = lowtide.tune.apply(model, LST(reduction=2), num_classes=FEW).train()
+    tuned = lowtide.apply(model, LST(reduction=2), num_classes=FEW).train()
     own = {p.data_ptr() for p in tuned.parameters()}
     inside, kept = [False], dict[int, int]()
 
@@ -107,19 +119,19 @@ def test_it_starts_at_the_backbone_if_told_to() -> None:
     model = tiny("vit").eval()
     x = images(model)
     before = model(x)
-    near(lowtide.tune.apply(model, LST(init="identity", bias=True)).eval()(x), before)
+    near(lowtide.apply(model, LST(init="identity", bias=True)).eval()(x), before)
     assert LST(init="identity").identity and not LST().identity
 
 
 @pytest.mark.parametrize("family", ["swin", "convnext", "resnet"])
 def test_a_hierarchy_is_refused(family: str) -> None:
     with pytest.raises(Unsupported, match="lst attends over one sequence of tokens, and"):
-        lowtide.tune.apply(tiny(family), LST())
+        lowtide.apply(tiny(family), LST())
 
 
 def test_a_width_it_cannot_divide_is_refused() -> None:
     with pytest.raises(Unsupported, match=r"lst divides the width by 5, and blocks.0 has 32"):
-        lowtide.tune.apply(tiny("vit"), LST(reduction=5))
+        lowtide.apply(tiny("vit"), LST(reduction=5))
 
 
 @pytest.mark.parametrize("option", [{"reduction": 0}, {"head_dim": 0}, {"temperature": 0.0}])

@@ -1,0 +1,77 @@
+"""What compilers and data-parallel wrappers put around a model, and the names that gives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Set
+from typing import Any
+
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+COMPILED, PARALLEL = "_orig_mod", "module"
+
+
+def unwrapped(model: Any) -> Any:
+    """Take off what `torch.compile` and data-parallel wrappers put around a model and its parts.
+
+    Args:
+        model: Any model; parts of it that were compiled are replaced by the parts themselves.
+
+    Returns:
+        The model inside.
+    """
+    for path, module in reversed(list(model.named_modules())):
+        if path and (inside := _inside(module)) is not module:
+            parent, _, leaf = path.rpartition(".")
+            model.get_submodule(parent)._modules[leaf] = inside
+    return _inside(model)
+
+
+def plain(name: str) -> str:
+    """Name a tensor as in a model that nothing is wrapped around.
+
+    Args:
+        name: Its name in a state, with `.` or `/` between words.
+
+    Returns:
+        The name without `_orig_mod` anywhere, and without `module` in front.
+    """
+    words = (name[len(w) + 1 :] for w in (COMPILED, PARALLEL) if name[: len(w) + 1] in _ends(w))
+    if (inside := next(words, None)) is not None:
+        return plain(inside)
+    for end in _ends(f".{COMPILED}"):
+        name = name.replace(end, end[-1])
+    return name
+
+
+def unprefixed(state: dict[str, Any], own: Set[str]) -> dict[str, Any]:
+    """Name a file's tensors as a model does, where all stand under one name: `model.`, `backbone.`.
+
+    Args:
+        state: Tensors by their names in a file.
+        own: Names in the model.
+
+    Returns:
+        The same tensors: under their names without what wrappers and one prefix put in front, where
+        names in the model are found so; else as they were.
+    """
+    names = {key: key if key in own else plain(key) for key in state}
+    if own.isdisjoint(names.values()):
+        longest = max(own, key=len, default="")
+        found = [n.removesuffix(longest) for n in names.values() if n.endswith(f".{longest}")]
+        if len(found) == 1:  # of a teacher and a student none is chosen
+            names = {key: name.removeprefix(found[0]) for key, name in names.items()}
+    return {names[key]: value for key, value in state.items()}
+
+
+def _ends(word: str) -> tuple[str, str]:
+    return f"{word}.", f"{word}/"
+
+
+def _inside(module: Any) -> Any:
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # not there: nothing was compiled
+    compiled = (compiler.OptimizedModule,) if compiler else ()
+    wrapping: Any = (*compiled, DataParallel, DistributedDataParallel)
+    while isinstance(module, wrapping):
+        module = module._orig_mod if isinstance(module, compiled) else module.module
+    return module
