@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 
@@ -193,6 +194,8 @@ def test_each_row_may_use_several_processes(write, tmp_path):
     assert sum(count for *_, count in result.runs[0].test_confusion) == 18
 
 
+# Ray leaves log files open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_rows_run_on_a_ray_cluster(finished, write, tmp_path):
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -201,6 +204,7 @@ def test_rows_run_on_a_ray_cluster(finished, write, tmp_path):
         assert run_suite(suite, tmp_path / "out", launcher="ray") == []
     finally:
         ray.shutdown()
+        gc.collect()
     rows = summaries(tmp_path / "out")
     assert set(rows) == {f"tints/linear/lr0.001-seed{s}" for s in (0, 1)}
     for name, row in rows.items():
