@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import InputError, UnknownName, shown
+from .errors import InputError, LowtideError, UnknownName, shown
 from .graft import Method, method_name
 from .methods import METHODS
 from .paths import read_json
@@ -178,13 +178,18 @@ def write_tensors(
         path: Where to.
         tensors: By name.
         metadata: Strings for the header.
+
+    Raises:
+        LowtideError: It cannot be written, as on a full disk.
     """
-    partial = path.with_name(f".{path.name}.partial")
     header = {"format": "pt", **(metadata or {})}
     header[CONTENT] = content_hash(tensors, header)
-    with _gone_if_not_whole(partial):
-        save_file({k: v.contiguous().cpu().clone() for k, v in tensors.items()}, partial, header)
-        _replace(partial, path)
+    whole = {k: v.contiguous().cpu().clone() for k, v in tensors.items()}
+    with _whole_or_none(path) as partial:
+        try:
+            save_file(whole, partial, header)
+        except SafetensorError as e:
+            raise LowtideError(f"{path} cannot be written: {e}") from e
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -259,26 +264,34 @@ def write_text(path: Path, text: str) -> None:
         path: Where to.
         text: Its content.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with _gone_if_not_whole(partial):
-        partial.write_text(text, encoding="utf-8")
-        _replace(partial, path)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one.
+
+    Args:
+        path: Where to.
+        content: Its content.
+    """
+    with _whole_or_none(path) as partial:
+        partial.write_bytes(content)
 
 
 @contextlib.contextmanager
-def _gone_if_not_whole(partial: Path) -> Iterator[None]:
-    """Leave nothing where writing fails, as on a full disk."""
+def _whole_or_none(path: Path) -> Iterator[Path]:
+    """Give a file to write in another's place; leave nothing where that fails."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        yield
-    except BaseException:
+        yield partial
+        with partial.open("rb") as f:
+            os.fsync(f.fileno())
+        partial.replace(path)
+    except BaseException as e:
         partial.unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            e.filename = str(path)  # what fails in writing names no file
         raise
-
-
-def _replace(partial: Path, path: Path) -> None:
-    with partial.open("rb") as f:
-        os.fsync(f.fileno())
-    partial.replace(path)
 
 
 def _finite(value: Tensor) -> bool:

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import write_bytes
 from ..errors import InputError
 from ..extras import extra
 from ..paths import refuse_unwritable
@@ -103,7 +104,9 @@ def save(figure: Any, path: str | Path) -> None:
     path = checked(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
-        path.write_text(svg(figure), encoding="utf-8", errors="backslashreplace")
+        write_bytes(path, svg(figure).encode("utf-8", "backslashreplace"))
         return
+    buffer = io.BytesIO()
     with styled():
-        figure.savefig(path, dpi=200, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
