@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from timm.layers import DropPath
 
 from lowtide import METHODS
-from lowtide.backbone import create
+from lowtide.core.site import Role
 from lowtide.errors import InputError
 from lowtide.families import family_of, image_shape, measure
-from lowtide.site import Role
-from lowtide.tune import apply
+from lowtide.tuning.backbone import create
+from lowtide.tuning.tuned import apply
 from lowtide.versions import on_meta
 
 SMALL = {

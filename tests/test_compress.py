@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
 from lowtide.codecs.sign import Sign
-from lowtide.compress import compress, decompress
 from lowtide.errors import InputError
-from lowtide.memory import footprint
+from lowtide.memory.compress import compress, decompress
+from lowtide.memory.policy import POLICIES, Policy
 from lowtide.ops import NAMES
-from lowtide.policy import POLICIES, Policy
+from lowtide.planning.meter import footprint
 from lowtide.versions import on_meta
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
@@ -292,11 +292,12 @@ def test_s2a_quantises_the_softmax_inside_a_fused_attention() -> None:
     q, k, v, dy = (torch.randn(1, 1, 6, 4, dtype=torch.float64) for _ in range(4))
 
     class Attention(nn.Module):
-        def forward(self, q: Tensor) -> Tensor:
+        def forward(self, q: Tensor, v: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v)
 
     q.requires_grad_()
-    y = compress(Attention(), Policy.s2a())(q)
+    v.requires_grad_()
+    y = compress(Attention(), Policy.s2a())(q, v)
     assert torch.equal(y, F.scaled_dot_product_attention(q, k, v))
     p = torch.softmax(q.detach() @ k.mT / 2, -1)
     low, high = p.amin(-1, keepdim=True), p.amax(-1, keepdim=True)
@@ -304,7 +305,9 @@ def test_s2a_quantises_the_softmax_inside_a_fused_attention() -> None:
     p_hat = torch.floor((p - low) / s + 0.5) * s + low
     dp = dy @ v.mT
     expected = p_hat * (dp - (dp * p_hat).sum(-1, keepdim=True)) @ k / 2
-    torch.testing.assert_close(torch.autograd.grad(y, q, dy)[0], expected)
+    dq, dv = torch.autograd.grad(y, (q, v), dy)
+    torch.testing.assert_close(dq, expected)
+    torch.testing.assert_close(dv, p_hat.mT @ dy)
 
 
 def test_s2a_shares_the_softmax_of_written_out_attention() -> None:
@@ -448,7 +451,7 @@ def test_no_gradient_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = compress(awake("vit", torch.float32), Policy.tight())
     x = torch.randn(2, 3, 32, 32)
     # By name of the module, not of the function the package exports under the same name.
-    mode = importlib.import_module("lowtide.compress")._Answers
+    mode = importlib.import_module("lowtide.planning.meter.compress")._Answers
     monkeypatch.setattr(mode, "__enter__", lambda self: 1 / 0)
     with torch.no_grad():
         model(x)

@@ -18,12 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tinted import write_tinted
 
-import lowtide.train
+import lowtide.training.loop
 from lowtide import METHODS, LowtideError
-from lowtide.checkpoint import write_tensors
 from lowtide.cli import main
-from lowtide.config import RunConfig
-from lowtide.train import train
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.tuning.adapter_files import write_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -37,7 +37,7 @@ def made(tmp_path_factory):
     config = RunConfig("vit_micro_patch4_32", str(root / "data"), METHODS["bias"](), **options)
     train(config, root / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowtide.train, "_finish", lambda *_: {})
+        patch.setattr(lowtide.training.loop, "_finish", lambda *_: {})
         train(config, root / "stopped")
     return root
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lowtide import METHODS, POLICIES, apply, compress, decompress, load, plan
 from lowtide.errors import InputError, Unsupported
-from lowtide.features import entrance
-from lowtide.memory import footprint
-from lowtide.step import StepConfig, make_optimizer, training_step
+from lowtide.planning.meter import footprint
+from lowtide.planning.step import StepConfig, make_optimizer, training_step
+from lowtide.training.feature_cache import entrance
 
 CONFIG = SimpleNamespace(hidden=16, heads=2, layers=3, patch=4, side=16, labels=10)
 

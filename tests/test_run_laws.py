@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -15,15 +16,16 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 from tinted import write_tinted
 
-import lowtide.train
-from lowtide import METHODS, InputError, resume
-from lowtide.config import RunConfig
+import lowtide.training.loop
+from lowtide import METHODS, InputError
 from lowtide.data import Sample, read
-from lowtide.evaluate import open_run, score
-from lowtide.run import prepare
-from lowtide.step import make_optimizer
-from lowtide.train import train
-from lowtide.tune import apply
+from lowtide.inference.evaluate import open_run, score
+from lowtide.planning.step import make_optimizer
+from lowtide.training import resume
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.training.prepare import prepare
+from lowtide.tuning.tuned import apply
 
 MODEL = "vit_micro_patch4_32"
 
@@ -51,7 +53,7 @@ def trained_by(config, folder, monkeypatch):
     """What trained, before and after a run."""
     before = {k: v.clone() for k, v in prepare(config, folder).tuned.adapter_state().items()}
     kept = []
-    monkeypatch.setattr(lowtide.train, "_finish", lambda run, _: kept.append(run) or {})
+    monkeypatch.setattr(lowtide.training.loop, "_finish", lambda run, _: kept.append(run) or {})
     train(config, folder)
     return before, kept[0].tuned.adapter_state()
 
@@ -69,15 +71,29 @@ def test_clipping_bounds_how_far_an_update_goes(config, tmp_path, monkeypatch):
         assert gone[clip] == pytest.approx(1.9 * 0.1 * clip, rel=1e-2)
 
 
+def test_the_time_of_a_step_is_the_median_of_those_without_the_meter(config, tmp_path, monkeypatch):
+    seconds, step = iter([100, 1, 2, 4, 30, 60]), lowtide.training.loop.training_step
+    now = [0.0]
+
+    def slowly(*args, **options):
+        now[0] += next(seconds)
+        return step(*args, **options)
+
+    monkeypatch.setattr(lowtide.training.loop, "METERED_STEPS", 1)
+    monkeypatch.setattr(lowtide.training.loop, "training_step", slowly)
+    monkeypatch.setattr(lowtide.training.loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert train(replace(config, epochs=2), tmp_path / "run")["step_seconds"] == 4
+
+
 def test_every_update_has_its_own_learning_rate(config, tmp_path, monkeypatch):
     """3 updates an epoch, 2 epochs: lr (1 + cos(pi t / 6)) / 2 at update t."""
-    rates, step = [], lowtide.train.training_step
+    rates, step = [], lowtide.training.loop.training_step
 
     def spy(model, optimizer, *args, **options):
         rates.append(optimizer.param_groups[0]["lr"])
         return step(model, optimizer, *args, **options)
 
-    monkeypatch.setattr(lowtide.train, "training_step", spy)
+    monkeypatch.setattr(lowtide.training.loop, "training_step", spy)
     train(replace(config, epochs=2, lr=0.01), tmp_path / "run")
     assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * t / 6)) for t in range(6)])
 
@@ -141,7 +157,7 @@ def test_the_mean_over_classes_is_of_classes(config, images, tmp_path, monkeypat
     train(config, tmp_path / "run")
     trained = open_run(tmp_path / "run", device="cpu")
     first = F.one_hot(torch.zeros(1, dtype=torch.long), 3).float()
-    monkeypatch.setattr("lowtide.evaluate._logits", lambda _, x: first.expand(len(x), 3))
+    monkeypatch.setattr("lowtide.inference.evaluate._logits", lambda _, x: first.expand(len(x), 3))
     path = next((images / "test").rglob("*.png"))
     scored = score(trained, [Sample(path, label) for label in (0, 0, 0, 1)])
     assert (scored["accuracy"], scored["mean_class_accuracy"]) == (0.75, 0.5)

@@ -11,8 +11,8 @@ from typing import Any
 from timm.models.davit import DaVit
 from torch import Tensor, nn
 
+from ..core.site import Layout, Role
 from ..errors import Unsupported
-from ..site import Layout, Role
 from .kinds import is_map, is_norm
 from .table import Family
 

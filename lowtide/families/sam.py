@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed_nhwc
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor
 
-from ..site import Role
+from ..core.site import Role
 from . import vit
 
 

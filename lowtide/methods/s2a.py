@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, key, method
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, key, method
-from ..site import Layout, Role, Site, Sites
 from ..values import Scale, Width
 
 
@@ -47,10 +47,14 @@ class S2A(Method):
         1/`reduction` as wide as the block. Bias and prompt: nothing.
 
     Differs:
-        The paper leaves norms, activations, stage changes, pooling and sigma open. It reads the
-        side feature off the last map; a class token alone would leave every DW without a gradient,
-        so we take the mean over tokens. The classifier's rows for it start at zero, so that
-        training starts at the backbone.
+        No code is published, and the paper leaves open, chosen here: where prompts stand (on what
+        qkv reads, behind the norm and inside the window) and branches (one per block), the branch's
+        norms, activations and convolution biases (none, as a norm follows), stage changes, class
+        tokens, pooling and sigma. With these its counts on ViT and Swin come out; on ConvNeXt it
+        takes every second prompt and no affine norms. `Policy.s2a` says what it chooses. The side
+        feature is read off the last map; a class token alone would leave every DW without a
+        gradient, so we take the mean over tokens. The classifier's rows for it start at zero, so
+        that training starts at the backbone.
 
     Attributes:
         bias: Train the biases.

@@ -41,8 +41,17 @@ def _forward(
             (var + eps).rsqrt(),
         )
     dx, dw, _ = needs
-    residues = (Residue(x),) if dw or dx and training else ()
-    return Forward(y, residues, (mean if residues else None, rstd, weight if dx else None))
+    if not (dw or dx and training):
+        return Forward(y, (), (None, rstd, weight if dx else None))
+
+    def again(x: Tensor) -> Tensor:
+        assert mean is not None
+        by_channel = (1, -1, *[1] * (x.ndim - 2))
+        scale = rstd if weight is None else rstd * weight
+        y = (x - mean.view(by_channel)) * scale.view(by_channel)
+        return y if bias is None else y + bias.view(by_channel)
+
+    return Forward(y, (Residue(x),), (mean, rstd, weight if dx else None), again)
 
 
 def _backward(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
+from ..codecs.exact import Exact
 from .case import Case, Shape
 from .formula import written
 from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
@@ -80,7 +81,14 @@ def _kept(reads: Sequence[bool], shapes: Shapes) -> Iterator[bool | None]:
     return (s.numel() * SMALL > most if r else None for r, s in zip(reads, shapes, strict=True))
 
 
-def from_inputs(name: str, codecs: Codecs, call: Call, places: Places, reads: Reads) -> Any:
+def from_inputs(
+    name: str,
+    codecs: Codecs,
+    call: Call,
+    places: Places,
+    reads: Reads,
+    exact: tuple[int, ...] = (),
+) -> Any:
     """Answer a call of a function with a smooth gradient.
 
     Args:
@@ -89,17 +97,21 @@ def from_inputs(name: str, codecs: Codecs, call: Call, places: Places, reads: Re
         call: The call.
         places: Its tensors: place and name of each argument.
         reads: Which of them the gradients read that are asked for.
+        exact: Which of them are kept exactly, by their place among `places`.
 
     Returns:
-        Its result, or `NotImplemented` if nothing large is kept.
+        Its result, or `NotImplemented` if what is read is small.
     """
     tensors = [call.argument(*place) for place in places]
     if name not in codecs or not all(isinstance(t, Tensor) for t in tensors):
         return NotImplemented
-    shapes = tuple(t.shape for t in tensors)
-    kept = _kept(reads(tuple(t.requires_grad for t in tensors)), shapes)
-    if torch.compiler.is_compiling() or not any(kept) or not tensors[0].is_floating_point():
+    shapes, needs = tuple(t.shape for t in tensors), tuple(t.requires_grad for t in tensors)
+    kept = list(_kept(reads(needs), shapes))
+    if torch.compiler.is_compiling() or not tensors[0].is_floating_point() or not any(needs):
         return NotImplemented
+    if any(reads(needs)) and not any(kept):
+        return NotImplemented
+    each = tuple(Exact() if i in exact else codecs[name] for i, codes in enumerate(kept) if codes)
     args, kwargs = list(call.args), dict(call.kwargs)
     for i, key in places:
         if i < len(args):
@@ -111,7 +123,7 @@ def from_inputs(name: str, codecs: Codecs, call: Call, places: Places, reads: Re
     cast = device != "meta" and torch.is_autocast_enabled(device)
     low = torch.get_autocast_dtype(device) if cast else None
     options = {"function": function, "reads": reads, "shapes": shapes, "low": low}
-    return saved(FROM_INPUTS, codecs[name], *tensors, **options)
+    return saved(FROM_INPUTS, each, *tensors, **options)
 
 
 def _filled(
@@ -141,14 +153,30 @@ def _factors(needs: Needs) -> Sequence[bool]:
 X: Places = ((0, "input"),)
 
 
-def _answer(
+def smooth(
     name: str,
     places: Places = X,
     reads: Reads = _any,
     holds: Callable[[Call], bool] = lambda call: True,
+    exact: tuple[int, ...] = (),
 ) -> Answer:
+    """Make the answer to a function with a smooth gradient.
+
+    Args:
+        name: Name of the op in a policy.
+        places: Its tensors: place and name of each argument.
+        reads: Which of them the gradients read that are asked for.
+        holds: Which calls are answered.
+        exact: Which of the tensors are kept exactly.
+
+    Returns:
+        What answers it.
+    """
+
     def answered(codecs: Codecs, call: Call) -> Any:
-        return from_inputs(name, codecs, call, places, reads) if holds(call) else NotImplemented
+        if not holds(call):
+            return NotImplemented
+        return from_inputs(name, codecs, call, places, reads, exact)
 
     return answered
 
@@ -166,25 +194,37 @@ def _is_whole(call: Call) -> bool:
     return isinstance(power, (int, float)) and power >= 2 and power == int(power)
 
 
-_NORM = _answer("norm", holds=_is_euclidean)
-_POW = written(_answer("pow", holds=_is_whole))
-_ADDCMUL = _answer("addcmul", ((0, "input"), (1, "tensor1"), (2, "tensor2")), _factors)
+_NORM = smooth("norm", holds=_is_euclidean)
+_POW = written(smooth("pow", holds=_is_whole))
+_ADDCMUL = smooth("addcmul", ((0, "input"), (1, "tensor1"), (2, "tensor2")), _factors)
 _EIGHT = Affine(8, 64, stats=torch.bfloat16)
 TIGHT: dict[str, Codec] = dict.fromkeys(("norm", "pow", "addcmul", "glu", "var", "cosine"), _EIGHT)
 CALLS: dict[Callable[..., Any], Answer] = {
     **dict.fromkeys((torch.linalg.vector_norm, torch.norm, Tensor.norm), _NORM),
     **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _POW),
-    **dict.fromkeys((torch.square, Tensor.square), written(_answer("pow"))),
+    **dict.fromkeys((torch.square, Tensor.square), written(smooth("pow"))),
     **dict.fromkeys((torch.addcmul, Tensor.addcmul), _ADDCMUL),
-    **dict.fromkeys((torch.var, Tensor.var, torch.std, Tensor.std), _answer("var")),
-    F.glu: _answer("glu"),
-    F.cosine_similarity: _answer("cosine", ((0, "x1"), (1, "x2"))),
+    **dict.fromkeys((torch.var, Tensor.var, torch.std, Tensor.std), smooth("var")),
+    F.glu: smooth("glu"),
+    F.cosine_similarity: smooth("cosine", ((0, "x1"), (1, "x2"))),
 }
 
 
-def _case(
+def smooth_case(
     function: Function, *shapes: Shape, reads: Reads = _any, small: int | None = None
 ) -> Case:
+    """Make the example of such a function for the laws.
+
+    Args:
+        function: The function, of its tensors alone.
+        *shapes: Their shapes.
+        reads: Which of them the gradients read that are asked for.
+        small: Which of them is small beside the others.
+
+    Returns:
+        The example.
+    """
+
     def kept(n: Needs) -> list[Shape]:
         return [s for i, s in enumerate(shapes) if reads(n)[i] and i != small]
 
@@ -199,14 +239,14 @@ def _case(
 
 
 CASES = {
-    "norm": _case(lambda x: torch.linalg.vector_norm(x, dim=(0, 1), keepdim=True), (3, 7, 5)),
-    "norm_method": _case(lambda x: x.norm(p=2, dim=-1), (3, 7, 5)),
-    "pow": _case(lambda x: x**2, (3, 7, 5)),
-    "cube": _case(lambda x: x.pow(3), (3, 7, 5)),
-    "square": _case(torch.square, (3, 7, 5)),
-    "addcmul": _case(torch.addcmul, (5,), (5,), (3, 7, 5), reads=_factors, small=1),
-    "var": _case(lambda x: x.var(-1), (3, 7, 5)),
-    "std": _case(lambda x: torch.std(x, dim=1), (3, 7, 5)),
-    "glu": _case(lambda x: F.glu(x, 1), (3, 8, 5)),
-    "cosine": _case(F.cosine_similarity, (3, 7, 5), (3, 7, 5)),
+    "norm": smooth_case(lambda x: torch.linalg.vector_norm(x, dim=(0, 1), keepdim=True), (3, 7, 5)),
+    "norm_method": smooth_case(lambda x: x.norm(p=2, dim=-1), (3, 7, 5)),
+    "pow": smooth_case(lambda x: x**2, (3, 7, 5)),
+    "cube": smooth_case(lambda x: x.pow(3), (3, 7, 5)),
+    "square": smooth_case(torch.square, (3, 7, 5)),
+    "addcmul": smooth_case(torch.addcmul, (5,), (5,), (3, 7, 5), reads=_factors, small=1),
+    "var": smooth_case(lambda x: x.var(-1), (3, 7, 5)),
+    "std": smooth_case(lambda x: torch.std(x, dim=1), (3, 7, 5)),
+    "glu": smooth_case(lambda x: F.glu(x, 1), (3, 8, 5)),
+    "cosine": smooth_case(F.cosine_similarity, (3, 7, 5), (3, 7, 5)),
 }

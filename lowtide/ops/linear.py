@@ -14,8 +14,12 @@ from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
 from .case import Case
-from .derived import MAPS, RUN_AGAIN
+from .lineage import MAPS, RUN_AGAIN
 from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+
+POOLED = 1 << 16
+"""So many numbers in rows (B, C) are pooled features, 32 images of 2048: few bytes, and all that a
+classifier learns from. More are regions or tokens."""
 
 
 def _forward(needs: Needs, x: Tensor, weight: Tensor, bias: Tensor | None) -> Forward:
@@ -48,9 +52,8 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     cast = torch.is_autocast_enabled(x.device.type)
     if "linear" not in codecs or not (weight.requires_grad or cast) or x.ndim < 2:
         return NotImplemented
-    # Pooled features (B, C) are few, and the head learns from them alone; what a low rank is made
-    # wide from is few as well.
-    few = x.ndim == 2 or x.shape[-1] * SMALL <= len(weight)
+    # What a low rank is made wide from is few bytes for the work.
+    few = x.ndim == 2 and x.numel() <= POOLED or x.shape[-1] * SMALL <= len(weight)
     codec = Exact() if few else codecs["linear"]
     return saved(LINEAR, codec, *but_frozen(autocast((x, weight, bias)), weight))
 

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
-from .derived import Again, Derived, Weights, derived, remember
+from ..codecs.exact import Exact
+from .lineage import Again, Derived, Weights, derived, remember
 from .region import region
 
 SMALL = 16
 """What is so many times smaller than what it follows from, or than what is made of it, is fewer
 bytes than work."""
 
+EXACT = Exact()
 FINE = 8
 """Bits of a code that is fine enough to make other tensors of."""
 
@@ -120,7 +122,8 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     """Pack a residue, unless what is kept already gives it.
 
     Two adapters that read one tensor share its bytes, and so do a softmax and the product behind
-    it. Of a tensor derived from something kept (see `follow`) nothing is packed.
+    it. Of a tensor derived from something kept (see `follow`) nothing is packed, and a weight is
+    kept as it is.
 
     Args:
         codec: How to keep it.
@@ -130,8 +133,10 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
         What reads it, and what is kept.
     """
     source = residue.source
-    if torch.compiler.is_compiling() or not residue.is_whole() or isinstance(source, nn.Parameter):
+    if torch.compiler.is_compiling() or not residue.is_whole():
         return codec, codec.pack(residue)
+    if isinstance(source._base if source._is_view() else source, nn.Parameter):
+        return EXACT, (source.detach(),)  # it is there anyway, however small a part this is
     known = derived(source)
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
         known[0].shared.waiting[known[0].call] += 1

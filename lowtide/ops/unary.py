@@ -16,8 +16,9 @@ from ..codecs.base import Codec, Residue
 from ..codecs.codebook import Codebook
 from ..codecs.sign import Sign
 from ..codecs.sine import Sine
-from . import slopes
+from . import activation_derivatives as slopes
 from .case import Case
+from .lineage import FOLLOWED, follow, pass_on
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 Slope = Callable[[Tensor], Tensor]
@@ -92,6 +93,8 @@ def answer(
     def answered(codecs: Codecs, call: Call) -> Any:
         x = call.argument(0, "input")
         y = activate(name, codecs, function, x, slope)
+        if not torch.compiler.is_compiling() and y is not NotImplemented and function in FOLLOWED:
+            follow(function, (x,), {}, y)  # before x is written to
         return overwritten(x, y, in_place or call.argument(1, "inplace", False))
 
     return answered
@@ -108,7 +111,11 @@ def overwritten(x: Tensor, y: Any, in_place: bool) -> Any:
     Returns:
         The result.
     """
-    return x.copy_(y) if in_place and y is not NotImplemented else y
+    if not in_place or y is NotImplemented:
+        return y
+    x.copy_(y)
+    pass_on(y, x)
+    return x
 
 
 def case(function: Slope, slope: Slope) -> Case:

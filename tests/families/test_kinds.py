@@ -10,14 +10,16 @@ from nets import FEW, backward, images, near, stir, wake
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from lowtide.core.site import Layout, Role
 from lowtide.families import GENERIC, family_of, measure
 from lowtide.families.kinds import channel_axis, is_map, is_norm
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
-from lowtide.site import Layout, Role
-from lowtide.tune import apply
+from lowtide.tuning.tuned import apply
 from lowtide.versions import on_meta
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* places of its kind")
 
 NAMES = ("efficientnet_b0", "regnety_002", "mobilenetv3_small_100", "densenet121")
 NAMES += ("mobilenetv2_100", "mobilenetv4_conv_small", "resnetv2_50x1_bit", "xcit_nano_12_p16_224")

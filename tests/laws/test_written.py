@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import weakref
@@ -11,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lowtide.codecs.exact import Exact
-from lowtide.compress import compress
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
-from lowtide.policy import Policy
 
 Function = Callable[[Tensor], Tensor]
 ROOT = math.sqrt(2 / math.pi)
@@ -221,3 +223,111 @@ def test_a_gate_per_channel_is_left_to_torch() -> None:
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         compress(Calls(torch.sigmoid), Policy.tight())(x)
     assert [t.dtype for t in kept] == [torch.float32]
+
+
+def compared(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Bytes kept by torch and under `tight`; results are equal, gradients close."""
+    bytes_kept, results = [], []
+    wanted = [x, *model.parameters()]
+    for policy in (Policy.exact(), Policy.tight()):
+        compress(model, policy)
+        with Storages() as storages:
+            y = model(x)
+        bytes_kept.append(storages.alive(x, y, *wanted, *model.buffers()))
+        torch.manual_seed(7)
+        results.append((y.detach(), torch.autograd.grad(y, wanted, torch.randn_like(y))))
+    (y, theirs), (z, ours) = results
+    assert torch.equal(y, z)
+    for a, b in zip(ours, theirs, strict=True):
+        assert F.cosine_similarity(a.flatten(), b.flatten(), 0) > 0.995
+    return bytes_kept[0], bytes_kept[1]
+
+
+class Wide(nn.Module):
+    """A convolution whose standardised weight is larger than what goes through it."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("kind", [StdConv2d, ScaledStdConv2d, ScaledStdConv2dSame])
+def test_a_standardised_weight_follows_from_its_parameter(kind: type[nn.Module]) -> None:
+    model = Wide(kind(32, 64, 3, padding=1))
+    exact, tight = compared(model, torch.randn(2, 32, 4, 4, requires_grad=True))
+    weight, x = model.conv.weight.numel(), 2 * 32 * 16
+    assert exact >= 4 * weight
+    # The codes of x, and a few numbers per channel of the weight.
+    assert tight <= 1.0625 * x + 4 * 64 * 4
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_convolution_behind_a_norm_reads_the_codes_in_front_of_it(inplace: bool) -> None:
+    channels = 32
+    for norm, most in ((nn.BatchNorm2d(channels), 1.2), (nn.GroupNorm(4, channels), 0.7)):
+        model = nn.Sequential(norm, nn.ReLU(inplace), nn.Conv2d(channels, 8, 3))
+        x = torch.randn(4, channels, 16, 16, requires_grad=True)
+        exact, tight = compared(model, x)
+        assert exact >= 4 * x.numel()
+        assert tight <= most * x.numel()
+
+
+@pytest.mark.parametrize(("rows", "codes"), [(2048, True), (32, False)])
+def test_regions_are_kept_in_codes_and_pooled_features_exactly(rows: int, codes: bool) -> None:
+    model = nn.Sequential(nn.Linear(64, 16))
+    x = torch.randn(rows, 64) + 0  # autograd holds it only for the weight
+    dy = torch.randn(rows, 16)
+    compress(model, Policy.tight())
+    with Storages() as storages:
+        y = model(x)
+    assert storages.alive(x, y, *model.parameters()) == (1.0625 * x.numel() if codes else 0)
+    y.backward(dy)
+    assert torch.equal(model[0].weight.grad, dy.mT @ x) is not codes
+    torch.testing.assert_close(model[0].weight.grad, dy.mT @ x, rtol=0, atol=0.02 * rows**0.5)
+
+
+POINTLESS: dict[str, Function] = {
+    "average": lambda x: F.avg_pool2d(x, 2),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "mean": lambda x: x.mean((2, 3)),
+    "nll_loss": lambda x: F.nll_loss(x, torch.zeros(2, 8, 8, dtype=torch.long)),
+}
+
+
+@pytest.mark.parametrize("name", POINTLESS)
+def test_nothing_is_kept_of_a_linear_function_of_its_input(name: str) -> None:
+    model = compress(Calls(lambda x: POINTLESS[name](x.roll(1, 0))), Policy.tight())
+    x = torch.randn(2, 16, 8, 8, requires_grad=True)
+    with Storages() as storages:
+        y = model(x)
+    assert storages.alive(x, y) <= 2 * 8 * 8 * 8 + 8  # the labels
+
+
+NORMS: dict[str, Function] = {
+    "rms_norm": lambda x: F.rms_norm(x, (64,)),
+    "group_norm": lambda x: F.group_norm(x, 3),
+    "instance_norm": F.instance_norm,
+    "instance_norm_moving": nn.InstanceNorm1d(9, track_running_stats=True),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_of_few_bits_have_torchs_gradient(name: str, dtype: torch.dtype) -> None:
+    """Small numbers, so that what is added to the variance matters."""
+    x = (torch.randn(4, 9, 64) * 0.02).to(dtype).requires_grad_()
+    policy = Policy(dict.fromkeys(NAMES, Exact()))
+    model = copy.deepcopy(NORMS[name])
+    if isinstance(model, nn.Module):
+        model.to(dtype)
+    y = model(x)
+    dy = torch.randn_like(y)
+    theirs = torch.autograd.grad(y, x, dy)[0].float()
+    z = compress(Calls(copy.deepcopy(model)), policy)(x)
+    ours = torch.autograd.grad(z, x, dy)[0].float()
+    assert torch.equal(y, z)
+    error = (ours - theirs).abs().max() / theirs.abs().max()
+    assert error < 4 * torch.finfo(dtype).eps

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import timm
+import copy
+from functools import cache
 
-import lowtide.tune
+import timm
+from torch import nn
+
+import lowtide
 from lowtide import versions
-from lowtide.graft import Method
-from lowtide.tune import Tuned
+from lowtide.core.graft import Method
+from lowtide.tuning.tuned import Tuned
 
 CLASSES = 100
 WIDTH = {"vit": 768, "swin": 1024, "convnext": 1024}
@@ -18,10 +22,15 @@ NAMES = {
 }
 
 
+@cache
+def made(backbone: str) -> nn.Module:
+    with versions.on_meta():
+        return timm.create_model(NAMES.get(backbone, backbone), num_classes=CLASSES)
+
+
 def on_meta(backbone: str, *methods: Method) -> Tuned:
     with versions.on_meta():
-        model = timm.create_model(NAMES.get(backbone, backbone), num_classes=CLASSES)
-        return lowtide.tune.apply(model, *methods)
+        return lowtide.apply(copy.deepcopy(made(backbone)), *methods)
 
 
 def trained(backbone: str, *methods: Method) -> int:
