@@ -200,7 +200,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(made,
 
 
 def test_another_number_of_processes_does_not_continue_a_run(stopped, capsys, monkeypatch):
-    record = record_of(stopped / "checkpoint.safetensors")
+    record = record_of(stopped / "checkpoint.safetensors", {})
     assert record["processes"] == 1
     monkeypatch.setattr(
         lowtide.training.loop.resume, "record_of", lambda _: {**record, "processes": 2}

@@ -249,6 +249,10 @@ def _accuracy(confusion: Tensor) -> float | None:
     return int(confusion.trace()) / images if images else None
 
 
+RECORDED = {"history": (list,), "measured_bytes": (int,), "data": (str,)}
+"""What a checkpoint's record must hold; an earlier version did not say `processes`."""
+
+
 def _save(run: Run, optimizer: Optimizer) -> None:
     history = [line.to_dict() for line in run.history]
     record = {
@@ -268,9 +272,9 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     path = run.folder / CHECKPOINT
     if not path.is_file():
         return
-    record = resume.record_of(path)
+    record = resume.record_of(path, RECORDED)
     _refuse_changed(run, record["data"])
-    processes = record.get("processes", run.processes)  # an earlier version did not say
+    processes = record.get("processes", run.processes)
     if processes != run.processes:
         raise InputError(
             f"{run.folder} was begun by {processes} processes, of"
