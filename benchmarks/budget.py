@@ -17,9 +17,9 @@ import torch
 from lowtide import METHODS, StepConfig, apply, create
 from lowtide.errors import InputError
 from lowtide.families import image_shape
-from lowtide.plan import arrange
-from lowtide.search import ALTERNATIVES, Choice, parse_bytes, search
-from lowtide.step import make_optimizer, training_step
+from lowtide.planning.search import ALTERNATIVES, Choice, parse_bytes, search
+from lowtide.planning.simulate import arrange
+from lowtide.planning.step import make_optimizer, training_step
 
 LORA = METHODS["lora"]()
 BUDGETS = ["384MiB", "512MiB", "640MiB", "1GiB", "2GiB"]

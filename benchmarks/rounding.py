@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowtide import METHODS, Policy, apply, compress, create
 from lowtide.codecs.affine import Affine, Rounding
-from lowtide.step import make_optimizer, training_step
+from lowtide.planning.step import make_optimizer, training_step
 
 BATCH, RATE = 16, 4e-3
 

@@ -22,7 +22,7 @@ import torch
 
 from lowtide import METHODS, POLICIES, apply, compress, create
 from lowtide.kernels import native
-from lowtide.step import make_optimizer, training_step
+from lowtide.planning.step import make_optimizer, training_step
 
 TIGHT = POLICIES["tight"]()
 COLUMNS = {

@@ -12,37 +12,37 @@ from __future__ import annotations
 
 from . import interrupt as interrupt  # first of all: the rest takes seconds
 from . import zoo as zoo  # registers the bundled backbone with timm
-from .backbone import create as create
-from .compress import compress as compress
-from .compress import decompress as decompress
+from .core.graft import Beside as Beside
+from .core.graft import Graft as Graft
+from .core.graft import Method as Method
+from .core.graft import Side as Side
+from .core.graft import Swap as Swap
+from .core.graft import Thaw as Thaw
+from .core.graft import method as method
+from .core.site import Role as Role
+from .core.site import Site as Site
+from .core.site import Sites as Sites
 from .errors import InputError as InputError
 from .errors import LowtideError as LowtideError
 from .errors import UnknownName as UnknownName
 from .errors import Unsupported as Unsupported
-from .graft import Beside as Beside
-from .graft import Graft as Graft
-from .graft import Method as Method
-from .graft import Side as Side
-from .graft import Swap as Swap
-from .graft import Thaw as Thaw
-from .graft import method as method
-from .memory import Footprint as Footprint
-from .memory import Meter as Meter
-from .memory import footprint as footprint
+from .memory.compress import compress as compress
+from .memory.compress import decompress as decompress
+from .memory.policy import POLICIES as POLICIES
+from .memory.policy import Policy as Policy
 from .methods import METHODS as METHODS
-from .plan import Plan as Plan
-from .plan import plan as plan
-from .policy import POLICIES as POLICIES
-from .policy import Policy as Policy
-from .site import Role as Role
-from .site import Site as Site
-from .site import Sites as Sites
-from .step import StepConfig as StepConfig
-from .tune import Tuned as Tuned
-from .tune import apply as apply
-from .tune import load as load
-from .tune import merge as merge
-from .tune import narrow as narrow
+from .planning.meter import Footprint as Footprint
+from .planning.meter import Meter as Meter
+from .planning.meter import footprint as footprint
+from .planning.simulate import Plan as Plan
+from .planning.simulate import plan as plan
+from .planning.step import StepConfig as StepConfig
+from .tuning.backbone import create as create
+from .tuning.tuned import Tuned as Tuned
+from .tuning.tuned import apply as apply
+from .tuning.tuned import load as load
+from .tuning.tuned import merge as merge
+from .tuning.tuned import narrow as narrow
 
 __version__ = "0.1.0"
 

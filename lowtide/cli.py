@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 
 from .commands import COMMANDS
-from .environment import installed
 from .errors import InputError, LowtideError, UnknownName, printable
 from .interrupt import leave_at_once
+from .training.environment import installed
 
 CONTINUES = {
     "train": "; lowtide train --resume RUN continues",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -130,3 +132,35 @@ def refuse_unwritable(path: Path | str, *, folder: bool = False) -> None:
             probe.flush()
     except OSError as e:
         raise InputError(f"{path} cannot be written: {e.strerror or e}") from e
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Write a file so that a crash leaves the old one or the new one, and a failure nothing.
+
+    Args:
+        path: Where to.
+
+    Yields:
+        The place to write to, which is put in the file's place once it is written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as f:
+            os.fsync(f.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old one or the new one.
+
+    Args:
+        path: Where to.
+        text: Its content.
+    """
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

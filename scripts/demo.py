@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from write_digits import write_digits
 
-from lowtide.config import RunConfig
 from lowtide.methods import METHODS
-from lowtide.train import train
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
 
 ROWS = [
     ("linear", "linear", "exact"),

@@ -1,4 +1,6 @@
-"""Fit the slope codebooks: `python scripts/fit_codebooks.py` rewrites lowtide/codecs/levels.py.
+"""Fit the codebooks of slopes; rewrites lowtide/codecs/codebook_tables.py.
+
+    python scripts/fit_codebooks.py
 
 Levels minimise the mean squared error of the slope by Lloyd's iteration on a fine grid (Lloyd 1982,
 Max 1960), from evenly spaced levels, for x from N(-1, 1.2^2) or N(0, 4^2), one as often as the
@@ -22,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowtide.ops import slopes
+from lowtide.ops import activation_derivatives as slopes
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": slopes.gelu,

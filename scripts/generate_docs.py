@@ -16,12 +16,12 @@ from typing import NamedTuple
 import timm
 import torch
 
+from lowtide.core.graft import METHODS, Method
+from lowtide.core.site import Role
 from lowtide.errors import Unsupported
 from lowtide.families import FAMILIES, GENERIC, Family, family_of, measure
-from lowtide.graft import METHODS, Method
 from lowtide.presets import SUITES, Recipe, recipes
-from lowtide.site import Role
-from lowtide.tune import apply, merge
+from lowtide.tuning.tuned import apply, merge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from nets import TABLES, images, tiny

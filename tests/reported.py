@@ -12,8 +12,8 @@ import yaml
 from lowtide.bench import Suite
 from lowtide.bench.results import FAILED
 from lowtide.bench.suite import SUITE
-from lowtide.config import RunConfig
-from lowtide.train import SUMMARY
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import SUMMARY
 
 CLASSES = 5
 Accuracy = Callable[[str, str, int], float | None]

@@ -9,9 +9,9 @@ import pytest
 from nets import FEW, backward, images, near, stir, tiny
 from torch import nn
 
-import lowtide.tune
+import lowtide
+from lowtide.core.graft import Method
 from lowtide.errors import InputError, UnknownName, Unsupported
-from lowtide.graft import Method
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full
 from lowtide.methods.linear import Linear
@@ -19,13 +19,13 @@ from lowtide.methods.lora import LoRA
 from lowtide.methods.partial import Partial
 from lowtide.methods.s2a import S2A
 from lowtide.methods.ssf import SSF
-from lowtide.tune import Tuned
+from lowtide.tuning.tuned import Tuned
 
 
 def three(family: str = "vit") -> tuple[nn.Module, Tuned]:
     """A backbone with three stirred adapters of different methods and numbers of classes."""
     model = tiny(family).eval()
-    tuned = lowtide.tune.apply(model, LoRA(), name="a", num_classes=FEW).eval()
+    tuned = lowtide.apply(model, LoRA(), name="a", num_classes=FEW).eval()
     tuned.add_adapter("b", SSF(), Bias(), num_classes=7)
     tuned.add_adapter("c", S2A(), num_classes=3)
     for name in "abc":
@@ -130,7 +130,7 @@ def test_saved_adapters_meet_again_on_one_backbone(tmp_path: Path) -> None:
         tuned.save_pretrained(tmp_path / name, classes=["x"])
         config = json.loads((tmp_path / name / "adapter_config.json").read_text())
         assert config["classes"] == ["x"] and config["num_classes"] == tuned.num_classes
-    again = lowtide.tune.load(tiny("vit"), tmp_path / "a", name="a")
+    again = lowtide.load(tiny("vit"), tmp_path / "a", name="a")
     for name in "bc":
         again.load_adapter(tmp_path / name, name)
     for name in "acb":
@@ -140,8 +140,8 @@ def test_saved_adapters_meet_again_on_one_backbone(tmp_path: Path) -> None:
 
 def test_full_leaves_no_gradient_flag_behind_on_a_failed_load(tmp_path: Path) -> None:
     model = tiny("vit")
-    lowtide.tune.apply(model, Full()).save_pretrained(tmp_path)
-    tuned = lowtide.tune.apply(tiny("vit"), LoRA(), name="a").eval()
+    lowtide.apply(model, Full()).save_pretrained(tmp_path)
+    tuned = lowtide.apply(tiny("vit"), LoRA(), name="a").eval()
     x = images(tuned.backbone)
     y = tuned(x)
     trained = tuned.trainable_counts()
@@ -156,11 +156,11 @@ def test_full_leaves_no_gradient_flag_behind_on_a_failed_load(tmp_path: Path) ->
 
 @pytest.mark.parametrize("method", [Partial(), Full()], ids=["partial", "full"])
 def test_a_run_whose_statistics_moved_opens_again(method: Method, tmp_path: Path) -> None:
-    tuned = lowtide.tune.apply(tiny("resnet"), method, num_classes=FEW).train()
+    tuned = lowtide.apply(tiny("resnet"), method, num_classes=FEW).train()
     x = images(tuned.backbone)
     tuned(x)
     tuned.save_pretrained(tmp_path)
-    again = lowtide.tune.load(tiny("resnet"), tmp_path)
+    again = lowtide.load(tiny("resnet"), tmp_path)
     near(again(x), tuned.eval()(x))
 
 
@@ -168,7 +168,7 @@ def test_statistics_that_move_are_the_adapter_s_own() -> None:
     model = tiny("resnet").eval()
     x = images(model)
     before = model(x)
-    tuned = lowtide.tune.apply(model, Partial(), name="a")
+    tuned = lowtide.apply(model, Partial(), name="a")
     tuned.add_adapter("b", Linear())
     tuned.train()(x)
     after = tuned.eval()(x)
@@ -182,8 +182,8 @@ def test_statistics_that_move_are_the_adapter_s_own() -> None:
 
 
 def test_a_backbone_that_differs_in_a_statistic_alone_is_another_one(tmp_path: Path) -> None:
-    lowtide.tune.apply(tiny("resnet"), LoRA()).save_pretrained(tmp_path)
+    lowtide.apply(tiny("resnet"), LoRA()).save_pretrained(tmp_path)
     other = tiny("resnet")
     other.bn1.running_var[0] += 0.5
     with pytest.raises(InputError, match="load the same pre-trained checkpoint"):
-        lowtide.tune.load(other, tmp_path)
+        lowtide.load(other, tmp_path)

@@ -10,10 +10,10 @@ from nets import near, wake
 from timm import layers as tl
 from torch import Tensor, nn
 
-from lowtide.affine import ACTIVATED, MAPS, NORMS, bottleneck, fold, low_rank, product
+from lowtide.core.linear_maps import ACTIVATED, MAPS, NORMS, bottleneck, fold, low_rank, product
+from lowtide.core.scale_shift import ScaleShift
+from lowtide.core.site import Layout, Role, Site
 from lowtide.errors import Unsupported
-from lowtide.scale_shift import ScaleShift
-from lowtide.site import Layout, Role, Site
 
 LINEARS = {
     "linear": (nn.Linear(6, 4), (2, 5, 6)),

@@ -10,13 +10,13 @@ from nets import FEW, near, wake
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import lowtide.tune
+import lowtide
+from lowtide.core.site import Layout, Role
 from lowtide.families import family_of, measure
 from lowtide.methods.bias import Bias
 from lowtide.methods.linear import Linear
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
-from lowtide.site import Layout, Role
 from lowtide.versions import on_meta
 from lowtide.zoo.as_mlp import AsMlp, AxialShift, AxialShiftedBlock, PatchMerging, axial_shift
 
@@ -217,6 +217,6 @@ def test_counts_on_as_mlp_b(method, count: int, printed: str | None) -> None:
     """Millions with the head of 100 classes, rounded as SSF's table 5 prints them."""
     with on_meta():
         model = timm.create_model("as_mlp_base", num_classes=100)
-        trained = lowtide.tune.apply(model, method).trainable_counts()[0]
+        trained = lowtide.apply(model, method).trainable_counts()[0]
     assert trained == count + HEAD
     assert printed is None or f"{trained / 1e6:.2f}" == printed

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-import lowtide.train
+import lowtide.training.loop
 from lowtide import METHODS, InputError
-from lowtide.average import Average
-from lowtide.config import RunConfig
-from lowtide.train import train
+from lowtide.training.config import RunConfig
+from lowtide.training.ema import Average
+from lowtide.training.loop import train
 
 
 def test_the_recursion_written_out():
@@ -89,7 +89,7 @@ def test_a_run_saves_the_average_of_what_it_trained(config, tmp_path, monkeypatc
 
 def test_a_killed_run_resumes_with_its_average(config, tmp_path, monkeypatch):
     train(config, tmp_path / "whole")
-    save = lowtide.train._save
+    save = lowtide.training.loop._save
 
     def stop(run, optimizer):
         save(run, optimizer)

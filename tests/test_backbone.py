@@ -7,8 +7,8 @@ import torch
 from timm.layers import DropPath
 
 from lowtide import METHODS
-from lowtide.backbone import create
-from lowtide.tune import apply
+from lowtide.tuning.backbone import create
+from lowtide.tuning.tuned import apply
 
 SMALL = {
     "vit": "vit_micro_patch4_32",

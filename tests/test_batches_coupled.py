@@ -12,11 +12,11 @@ from torch import nn
 
 from lowtide import METHODS, InputError, StepConfig, apply, plan
 from lowtide.cli import main
-from lowtide.config import RunConfig
-from lowtide.run import prepare
-from lowtide.search import search
-from lowtide.step import couples, make_optimizer, micro_batches, training_step
-from lowtide.train import train
+from lowtide.planning.search import search
+from lowtide.planning.step import couples, make_optimizer, micro_batches, training_step
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.training.prepare import prepare
 
 NET = "test_resnet"
 

@@ -13,7 +13,7 @@ from tinted import write_tinted
 from lowtide import InputError
 from lowtide.bench import Suite, read_results, run_suite
 from lowtide.cli import main
-from lowtide.config import RunConfig
+from lowtide.training.config import RunConfig
 
 SUITE = {
     "defaults": {

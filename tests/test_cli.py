@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lowtide.arguments import Parser, config_of, run_config
 from lowtide.cli import COMMANDS, main
-from lowtide.config import RunConfig
+from lowtide.core.site import Role
 from lowtide.methods import METHODS
-from lowtide.site import Role
+from lowtide.training.config import RunConfig
+from lowtide.training.options import Parser, config_of, run_config
 
 PLAN = ["plan", "--model", "vit_base_patch16_224"]
 MODEL = "vit_micro_patch4_32"

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from lowtide import METHODS, Policy, apply, compress, decompress, narrow
+from lowtide import METHODS, Policy, apply, compress, decompress
 from lowtide.codecs.exact import Exact
-from lowtide.narrow import narrow_weights
+from lowtide.memory import frozen_dtype as narrow
+from lowtide.memory.frozen_dtype import narrow_weights
 from lowtide.ops import NAMES
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})

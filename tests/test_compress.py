@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
 from lowtide.codecs.sign import Sign
-from lowtide.compress import compress, decompress
 from lowtide.errors import InputError
-from lowtide.memory import footprint
+from lowtide.memory.compress import compress, decompress
+from lowtide.memory.policy import POLICIES, Policy
 from lowtide.ops import NAMES
-from lowtide.policy import POLICIES, Policy
+from lowtide.planning.meter import footprint
 from lowtide.versions import on_meta
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
@@ -448,7 +448,7 @@ def test_no_gradient_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = compress(awake("vit", torch.float32), Policy.tight())
     x = torch.randn(2, 3, 32, 32)
     # By name of the module, not of the function the package exports under the same name.
-    mode = importlib.import_module("lowtide.compress")._Answers
+    mode = importlib.import_module("lowtide.planning.meter.compress")._Answers
     monkeypatch.setattr(mode, "__enter__", lambda self: 1 / 0)
     with torch.no_grad():
         model(x)

@@ -9,9 +9,9 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from lowtide import environment
 from lowtide.cli import main
 from lowtide.kernels import native
+from lowtide.training import environment
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_what_lowtide_needs_is_listed(
     if installed:
         about = Message()
         about["Provides-Extra"], about["Provides-Extra"] = "plots", "dev"
-        monkeypatch.setattr(environment, "__file__", "/nowhere/lowtide/environment.py")
+        monkeypatch.setattr(environment, "__file__", "/nowhere/lowtide/training/environment.py")
         monkeypatch.setattr(environment, "metadata", lambda name: about)
     monkeypatch.setattr(environment, "requires", lambda name: lines)
     said = found(capsys)

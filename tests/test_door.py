@@ -16,19 +16,19 @@ import yaml
 from reported import summary, write_row, write_suite
 
 from lowtide import InputError, LowtideError, cli, interrupt
-from lowtide.adapter_config import AdapterConfig
-from lowtide.arguments import Parser, config_of, run_config
 from lowtide.bench import Suite, read_results
-from lowtide.checkpoint import construct, read_config
 from lowtide.cli import main
 from lowtide.commands.console import OUT
-from lowtide.config import RunConfig, read_yaml
 from lowtide.data import Preprocessing
 from lowtide.errors import printable, shown
 from lowtide.methods import METHODS
 from lowtide.paths import refuse_unwritable
 from lowtide.report.write import write_report
-from lowtide.summary import read_summary
+from lowtide.training.config import RunConfig, read_yaml
+from lowtide.training.options import Parser, config_of, run_config
+from lowtide.training.summary import read_summary
+from lowtide.tuning.adapter_config import AdapterConfig
+from lowtide.tuning.adapter_files import construct, read_config
 from lowtide.values import Within, words
 from lowtide.yaml_text import parse_yaml
 

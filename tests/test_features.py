@@ -13,12 +13,12 @@ from tinted import write_tinted
 from torch.nn.functional import scaled_dot_product_attention
 
 from lowtide import METHODS, InputError
-from lowtide.composed import FEATURE, STEM
-from lowtide.config import RunConfig
 from lowtide.errors import Unsupported
-from lowtide.features import features, untouched
-from lowtide.train import train
-from lowtide.tune import apply
+from lowtide.training.config import RunConfig
+from lowtide.training.feature_cache import features, untouched
+from lowtide.training.loop import train
+from lowtide.tuning.side_execution import FEATURE, STEM
+from lowtide.tuning.tuned import apply
 
 CACHED = {
     "linear": METHODS["linear"](),
@@ -132,8 +132,8 @@ def test_a_run_from_features_is_the_same_run(config, name, tmp_path):
 def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
     config = replace(config, method=METHODS["linear"](), cache_features=True)
     whole = train(config, tmp_path / "whole")
-    monkeypatch.setattr("lowtide.train._finish", lambda *_: {})
-    monkeypatch.setattr("lowtide.train._save", _stop_after(1))
+    monkeypatch.setattr("lowtide.training.loop._finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.training.loop._save", _stop_after(1))
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
@@ -143,7 +143,7 @@ def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
 
 
 def _stop_after(epochs):
-    from lowtide.train import _save
+    from lowtide.training.loop import _save
 
     def save(run, optimizer):
         _save(run, optimizer)

@@ -15,65 +15,19 @@ from lowtide.families import FAMILIES
 
 PACKAGE = Path(lowtide.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    (
-        "errors",
-        "site",
-        "paths",
-        "extras",
-        "wrapped",
-        "versions",
-        "values",
-        "yaml_text",
-        "interrupt",
-    ),
-    ("zoo", "memory", "kernels", "work"),
+    ("errors", "interrupt", "versions", "paths", "extras", "values", "yaml_text"),
+    ("zoo", "kernels"),
+    ("core",),
     ("codecs",),
     ("ops",),
-    (
-        "imagewise",
-        "policy",
-        "graft",
-        "narrow",
-        "affine",
-        "branches",
-        "scale_shift",
-        "tensor_train",
-        "recompute",
-    ),
-    ("methods", "families", "compress"),
-    (
-        "adapter",
-        "guard",
-        "backbone",
-        "checkpoint",
-        "adapter_config",
-        "composed",
-        "tune",
-        "step",
-        "plan",
-        "search",
-    ),
-    (
-        "data",
-        "owner",
-        "progress",
-        "resume",
-        "split",
-        "summary",
-        "config",
-        "schedule",
-        "average",
-        "presets",
-        "evaluate",
-        "merged",
-        "environment",
-        "features",
-        "run",
-        "train",
-        "arguments",
-        "loading",
-    ),
-    ("inside", "bench", "report"),
+    ("memory",),
+    ("methods", "families"),
+    ("tuning",),
+    ("planning",),
+    ("data", "presets"),
+    ("training",),
+    ("inference",),
+    ("bench", "inspect", "report"),
     ("commands",),
     ("cli",),
 )
@@ -81,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 A room imports what is below it and, on its own floor, what stands to its left.
 """
-APART = {"methods", "families", "compress"}
+APART = {"methods", "families"}
 """Rooms that do not know each other."""
 ROOMS = [room for floor in FLOORS for room in floor]
 FLOOR = {room: height for height, floor in enumerate(FLOORS) for room in floor}
@@ -132,6 +86,22 @@ def outside(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add((node.module or "").split(".")[0])
     return found
+
+
+PACKAGES = sorted({m.split(".")[0] for m in MODULES if "." in m})
+
+
+def test_few_names_stand_beside_the_packages() -> None:
+    assert len({m for m in MODULES if "." not in m}) <= 10
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_it_imports(package: str) -> None:
+    said = (ast.get_docstring(MODULES[f"{package}.__init__"]) or "").split("\n\n")[-1]
+    used = {room(other) for m in MODULES if room(m) == package for other in imports(m)}
+    names = [name for name in ROOMS if name in used - {package}]
+    told = ", ".join(names) if names else "nothing of lowtide"
+    assert " ".join(said.split()) == f"Imports {told}."
 
 
 def test_every_room_has_a_floor() -> None:
@@ -204,7 +174,7 @@ def test_a_method_knows_no_family_no_timm_and_no_other_method(module: str) -> No
         )
 
 
-@pytest.mark.parametrize("module", ["site", "graft", "errors"])
+@pytest.mark.parametrize("module", ["core.site", "core.graft", "errors"])
 def test_the_words_know_no_backbone(module: str) -> None:
     assert "timm" not in outside(module)
 

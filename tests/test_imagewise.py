@@ -13,12 +13,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-import lowtide.tune
-from lowtide.compress import compress
+import lowtide
+from lowtide.core.graft import METHODS
 from lowtide.families import FAMILIES
-from lowtide.graft import METHODS
-from lowtide.imagewise import is_imagewise
-from lowtide.policy import Policy
+from lowtide.memory.chunking import is_imagewise
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import Policy
 
 PIECES = Policy(piece=1)
 """Every image by itself, where a batch may be cut at all."""
@@ -74,7 +74,7 @@ def test_a_family_treats_images_one_by_one(name: str) -> None:
 
 @pytest.mark.parametrize("method", ["bias", "lora", "s2a", "vpt"])
 def test_a_tuned_model_is_cut(method: str) -> None:
-    tuned = lowtide.tune.apply(tiny("vit"), METHODS[method](), num_classes=4).eval()
+    tuned = lowtide.apply(tiny("vit"), METHODS[method](), num_classes=4).eval()
     x = images(tuned.backbone)
     assert is_imagewise(tuned)
     y = tuned(x)

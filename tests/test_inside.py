@@ -13,9 +13,9 @@ from torch.linalg import matrix_norm, qr
 
 from lowtide import METHODS, InputError, Unsupported, apply
 from lowtide.data import Preprocessing, Sample
-from lowtide.evaluate import Trained
 from lowtide.families import image_shape
-from lowtide.inside import (
+from lowtide.inference.evaluate import Trained
+from lowtide.inspect import (
     attention_maps,
     block_features,
     cka,
@@ -25,7 +25,7 @@ from lowtide.inside import (
     svg,
     tsne,
 )
-from lowtide.inside.parameters import changes
+from lowtide.inspect.parameters import changes
 
 CHANNELS_LAST = {"swin", "swin_v2"}
 """Families whose maps are (B, H, W, C); of the others they are (B, C, H, W) or tokens."""

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from lowtide import METHODS, create
-from lowtide.checkpoint import read_config
 from lowtide.cli import main
-from lowtide.config import RunConfig
-from lowtide.evaluate import open_run
-from lowtide.inside import run_changes
-from lowtide.train import train
+from lowtide.inference.evaluate import open_run
+from lowtide.inspect import run_changes
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.tuning.adapter_files import read_config
 
 MODEL = "vit_micro_patch4_32"
 

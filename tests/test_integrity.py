@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tinted import write_tinted
 
-import lowtide.train
+import lowtide.training.loop
 from lowtide import METHODS, InputError
-from lowtide.checkpoint import content_hash, read_tensors, write_tensors, write_text
 from lowtide.cli import main
-from lowtide.config import RunConfig
-from lowtide.evaluate import open_run
-from lowtide.train import train
+from lowtide.inference.evaluate import open_run
+from lowtide.paths import write_text
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.tuning.adapter_files import content_hash, read_tensors, write_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -161,7 +162,9 @@ def test_one_bad_file_does_not_silence_the_others(made, run, tmp_path, capsys):
 
 
 def test_an_answer_that_is_no_number_is_never_printed(made, run, capsys, monkeypatch):
-    monkeypatch.setattr("lowtide.evaluate._logits", lambda t, x: torch.full((len(x), 3), torch.nan))
+    monkeypatch.setattr(
+        "lowtide.inference.evaluate._logits", lambda t, x: torch.full((len(x), 3), torch.nan)
+    )
     assert main(["predict", str(run), str(made / "data/test/red/0.png")]) == 1
     out, err = capsys.readouterr()
     assert out == "" and "is no number" in err
@@ -187,7 +190,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lowtide.checkpoint.os.fsync", full)
+    monkeypatch.setattr("lowtide.tuning.adapter_files.os.fsync", full)
     for write in (
         lambda: write_tensors(path, {"a": torch.zeros(2)}),
         lambda: write_text(tmp_path / "t", "x"),

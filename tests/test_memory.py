@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from lowtide.memory import PARTS, Footprint, Meter, footprint
+from lowtide.planning.meter import PARTS, Footprint, Meter, footprint
 from lowtide.versions import on_meta
 
 TINY: dict[str, dict[str, object]] = {

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from tinted import write_tinted
 
 from lowtide import METHODS, InputError
-from lowtide.backbone import create
-from lowtide.checkpoint import read_metadata
 from lowtide.cli import main
-from lowtide.config import RunConfig
-from lowtide.evaluate import open_run
-from lowtide.merged import open_merged
-from lowtide.train import train
+from lowtide.inference.evaluate import open_run
+from lowtide.inference.merged import open_merged
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.tuning.adapter_files import read_metadata
+from lowtide.tuning.backbone import create
 
 
 @pytest.fixture(scope="module")

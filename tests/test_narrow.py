@@ -13,9 +13,10 @@ from nets import cotangent, images, near, stir, tiny
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lowtide import METHODS, InputError, Policy, apply, compress, load, merge, narrow
+from lowtide import METHODS, InputError, Policy, apply, compress, load, merge
 from lowtide.families import FAMILIES
-from lowtide.narrow import NARROW, narrow_weights, widen_weights
+from lowtide.memory import frozen_dtype as narrow
+from lowtide.memory.frozen_dtype import NARROW, narrow_weights, widen_weights
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 4), (3, 5, 6)),

@@ -11,19 +11,19 @@ from dataclasses import replace
 import pytest
 from tinted import write_tinted
 
-import lowtide.train
+import lowtide.training.loop
 from lowtide import METHODS, InputError
 from lowtide.bench.run import _run
 from lowtide.cli import main
-from lowtide.config import RunConfig, read_yaml
-from lowtide.owner import Busy, owned
-from lowtide.resume import record_of
-from lowtide.train import train
+from lowtide.training.config import RunConfig, read_yaml
+from lowtide.training.loop import train
+from lowtide.training.owner import Busy, owned
+from lowtide.training.resume import record_of
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from lowtide.owner import owned
+from lowtide.training.owner import owned
 with owned(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)
@@ -51,7 +51,7 @@ def made(tmp_path_factory):
 
 def interrupt(config, folder, **options):
     """Stop a run at the end of its first epoch."""
-    save = lowtide.train._save
+    save = lowtide.training.loop._save
 
     def stop(*args):
         save(*args)
@@ -149,7 +149,7 @@ def test_a_killed_overwrite_leaves_no_old_model(run, capsys, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lowtide.train.Split, "write", die)
+    monkeypatch.setattr(lowtide.training.loop.Split, "write", die)
     with pytest.raises(KeyboardInterrupt):
         train(config_of(run), run, overwrite=True)
     assert "is not finished" in refused(capsys, "eval", run)
@@ -202,7 +202,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(made,
 def test_another_number_of_processes_does_not_continue_a_run(stopped, capsys, monkeypatch):
     record = record_of(stopped / "checkpoint.safetensors")
     assert record["processes"] == 1
-    monkeypatch.setattr(lowtide.train.resume, "record_of", lambda _: {**record, "processes": 2})
+    monkeypatch.setattr(
+        lowtide.training.loop.resume, "record_of", lambda _: {**record, "processes": 2}
+    )
     said = refused_after_notes(capsys, "train", "--resume", stopped)
     assert "begun by 2 processes" in said and "torchrun --nproc_per_node=2" in said
 

@@ -11,10 +11,10 @@ import torch
 from nets import tiny
 
 from lowtide import METHODS, InputError, StepConfig, apply, footprint, plan
-from lowtide.average import Average
 from lowtide.families import FAMILIES, image_shape
-from lowtide.plan import arrange
-from lowtide.step import make_optimizer, training_step
+from lowtide.planning.simulate import arrange
+from lowtide.planning.step import make_optimizer, training_step
+from lowtide.training.ema import Average
 
 MIB = 2**20
 VIT_B = {

@@ -12,14 +12,14 @@ import yaml
 from PIL import Image
 
 from lowtide import METHODS
-from lowtide.arguments import Parser, run_config
 from lowtide.cli import main
-from lowtide.config import RunConfig
 from lowtide.errors import UnknownName
 from lowtide.families import FAMILIES
 from lowtide.presets import SUITES, preset, presets, recipes
-from lowtide.train import CONFIG
-from lowtide.tune import apply
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import CONFIG
+from lowtide.training.options import Parser, run_config
+from lowtide.tuning.tuned import apply
 from lowtide.versions import on_meta
 
 PRESETS = presets()

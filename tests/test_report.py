@@ -18,7 +18,6 @@ from scipy import stats
 
 from lowtide.bench import Suite
 from lowtide.cli import main
-from lowtide.config import RunConfig
 from lowtide.data.vtab import GROUPS, TASKS, vtab_averages
 from lowtide.methods.lora import LoRA
 from lowtide.report import Section, gather, write_report
@@ -32,6 +31,7 @@ from lowtide.report.confusion import (
     pairs_table,
 )
 from lowtide.report.tables import boards
+from lowtide.training.config import RunConfig
 
 METHODS = ("bias", "LoRA, r=2", "s2a")
 DATA = {"dtd": "natural", "svhn": "natural", "kitti": "structured"}

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from lowtide import METHODS
-from lowtide.arguments import Parser, config_of, run_config
 from lowtide.cli import main
-from lowtide.config import RunConfig
+from lowtide.planning.search import parse_bytes
 from lowtide.presets import presets
 from lowtide.report import gather
 from lowtide.report.provenance import command
 from lowtide.report.repeat import repeat
-from lowtide.search import parse_bytes
+from lowtide.training.config import RunConfig
+from lowtide.training.options import Parser, config_of, run_config
 
 FIXED = {"policy": "tight", "opt": "sgd", "memory_budget": "640MiB", "checkpoint": "w.safetensors"}
 PRESETS = sorted(presets())[::16]

@@ -16,14 +16,14 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import lowtide.tune
+import lowtide
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
-from lowtide.compress import compress
-from lowtide.graft import METHODS
-from lowtide.ops.derived import Again, derived
-from lowtide.ops.rerun import rerun
-from lowtide.policy import Policy
+from lowtide.core.graft import METHODS
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import Policy
+from lowtide.ops.attention_recompute import rerun
+from lowtide.ops.lineage import Again, derived
 
 SIX, EIGHT = Affine(6, 64), Affine(8, 64)
 ROWS, WIDTH = (4, 9), 64
@@ -394,7 +394,7 @@ def test_an_op_of_a_graft_inside_runs_again_as_it_ran() -> None:
     """What a norm's output follows from is known in the first run alone, and must not be used."""
     model = tiny("vit")
     x = images(model).requires_grad_()
-    tuned = lowtide.tune.apply(model, METHODS["rlrr"](), num_classes=4).eval()
+    tuned = lowtide.apply(model, METHODS["rlrr"](), num_classes=4).eval()
     plain = gradients(copy.deepcopy(tuned), x)
     near(gradients(compress(tuned, Policy({"layer_norm": Exact()}, rerun=Exact())), x), plain)
 

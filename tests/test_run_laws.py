@@ -15,15 +15,16 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 from tinted import write_tinted
 
-import lowtide.train
-from lowtide import METHODS, InputError, resume
-from lowtide.config import RunConfig
+import lowtide.training.loop
+from lowtide import METHODS, InputError
 from lowtide.data import Sample, read
-from lowtide.evaluate import open_run, score
-from lowtide.run import prepare
-from lowtide.step import make_optimizer
-from lowtide.train import train
-from lowtide.tune import apply
+from lowtide.inference.evaluate import open_run, score
+from lowtide.planning.step import make_optimizer
+from lowtide.training import resume
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.training.prepare import prepare
+from lowtide.tuning.tuned import apply
 
 MODEL = "vit_micro_patch4_32"
 
@@ -71,7 +72,7 @@ def test_clipping_bounds_how_far_an_update_goes(config, tmp_path, monkeypatch):
 
 def test_every_update_has_its_own_learning_rate(config, tmp_path, monkeypatch):
     """3 updates an epoch, 2 epochs: lr (1 + cos(pi t / 6)) / 2 at update t."""
-    rates, step = [], lowtide.train.training_step
+    rates, step = [], lowtide.training.loop.training_step
 
     def spy(model, optimizer, *args, **options):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -141,7 +142,7 @@ def test_the_mean_over_classes_is_of_classes(config, images, tmp_path, monkeypat
     train(config, tmp_path / "run")
     trained = open_run(tmp_path / "run", device="cpu")
     first = F.one_hot(torch.zeros(1, dtype=torch.long), 3).float()
-    monkeypatch.setattr("lowtide.evaluate._logits", lambda _, x: first.expand(len(x), 3))
+    monkeypatch.setattr("lowtide.inference.evaluate._logits", lambda _, x: first.expand(len(x), 3))
     path = next((images / "test").rglob("*.png"))
     scored = score(trained, [Sample(path, label) for label in (0, 0, 0, 1)])
     assert (scored["accuracy"], scored["mean_class_accuracy"]) == (0.75, 0.5)

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from lowtide.config import RunConfig
 from lowtide.errors import InputError
-from lowtide.schedule import make_schedule
+from lowtide.training.config import RunConfig
+from lowtide.training.schedule import make_schedule
 
 UPDATES = 4
 

@@ -12,8 +12,8 @@ from nets import tiny
 
 from lowtide import METHODS, InputError, StepConfig, plan
 from lowtide.cli import main
-from lowtide.search import parse_bytes, search
-from lowtide.work import MACHINES, Work, WorkMeter, _flops
+from lowtide.planning.cost_model import MACHINES, Work, WorkMeter, _flops
+from lowtide.planning.search import parse_bytes, search
 
 STEP = StepConfig(batch_size=5)
 CUTS = (1, 2, 3, 5)

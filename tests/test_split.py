@@ -11,10 +11,10 @@ from tinted import write_tinted
 
 from lowtide import METHODS, InputError
 from lowtide.cli import main
-from lowtide.config import RunConfig
 from lowtide.data import read
-from lowtide.split import SPLIT, Split
-from lowtide.train import train
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+from lowtide.training.split import SPLIT, Split
 
 
 @pytest.fixture(scope="module")

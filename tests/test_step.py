@@ -15,10 +15,10 @@ from torch import nn
 from lowtide import METHODS, InputError, StepConfig, UnknownName, plan
 from lowtide.bench.suite import Suite
 from lowtide.cli import main
-from lowtide.config import RunConfig
-from lowtide.plan import arrange
-from lowtide.step import make_optimizer
-from lowtide.tune import apply
+from lowtide.planning.simulate import arrange
+from lowtide.planning.step import make_optimizer
+from lowtide.training.config import RunConfig
+from lowtide.tuning.tuned import apply
 
 OTHER = {
     "batch_size": 8,

@@ -18,10 +18,10 @@ from tinted import write_tinted
 
 from lowtide import METHODS, InputError, LowtideError, StepConfig, plan
 from lowtide.cli import main
-from lowtide.config import RunConfig, read_yaml, write_yaml
 from lowtide.data import read
-from lowtide.evaluate import open_run, predict, score
-from lowtide.train import train
+from lowtide.inference.evaluate import open_run, predict, score
+from lowtide.training.config import RunConfig, read_yaml, write_yaml
+from lowtide.training.loop import train
 
 MODEL = "vit_micro_patch4_32"
 
@@ -101,8 +101,9 @@ def test_a_killed_run_continues_to_the_same_weights(config, tmp_path):
     config = replace(config, epochs=3, method=METHODS["s2a"](), policy="tight", drop_path=0.1)
     train(config, tmp_path / "whole")
     code = (
-        "import sys; from pathlib import Path; from lowtide.config import RunConfig, read_yaml;"
-        "from lowtide.train import train; import torch; torch.set_num_threads(1);"
+        "import sys; from pathlib import Path;"
+        "from lowtide.training.config import RunConfig, read_yaml;"
+        "from lowtide.training.loop import train; import torch; torch.set_num_threads(1);"
         "train(RunConfig.from_dict(read_yaml(Path(sys.argv[1]))), Path(sys.argv[2]))"
     )
     killed = tmp_path / "killed"
@@ -157,7 +158,7 @@ def test_two_processes_train_what_one_would(config, tmp_path):
 
 
 def test_only_trained_state_is_stored(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowtide.train._finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.training.loop._finish", lambda *_: {})
     train(replace(config, epochs=1), tmp_path / "run")
     state = load_file(tmp_path / "run/checkpoint.safetensors")
     trained = sum(v.numel() for k, v in state.items() if k.startswith("model/"))
@@ -244,7 +245,7 @@ def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
 
 
 def test_resume_refuses_changed_data(config, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowtide.train._finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.training.loop._finish", lambda *_: {})
     train(replace(config, epochs=1), tmp_path / "run")
     image = folder / "train/red/0.png"
     kept = image.read_bytes()

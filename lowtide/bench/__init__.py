@@ -1,4 +1,7 @@
-"""Suites: methods x data sets x seeds, selected on validation, tested once, every row a file."""
+"""Suites: methods x data sets x seeds, selected on validation, tested once, every row a file.
+
+Imports errors, paths, extras, values, planning, data, training.
+"""
 
 from __future__ import annotations
 

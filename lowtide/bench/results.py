@@ -9,8 +9,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from ..errors import InputError
-from ..summary import read_summary
-from ..train import SUMMARY
+from ..training.loop import SUMMARY
+from ..training.summary import read_summary
 from .suite import SUITE, Cell, Row, Suite
 
 FAILED = "failed.txt"

@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_text
-from ..config import RunConfig, read_yaml, write_yaml
 from ..data.hub import is_hub
 from ..errors import InputError, UnknownName, printable
 from ..extras import extra
-from ..owner import Busy
-from ..paths import located, refuse_unwritable
-from ..search import DECIDED
-from ..train import CONFIG, SUMMARY, train
+from ..paths import located, refuse_unwritable, write_text
+from ..planning.search import DECIDED
+from ..training.config import RunConfig, read_yaml, write_yaml
+from ..training.loop import CONFIG, SUMMARY, train
+from ..training.owner import Busy
 from .results import FAILED, chosen_tests, summary_of
 from .suite import SUITE, Row, Suite
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import config_of
-from ..config import RunConfig, read_yaml
 from ..errors import InputError, UnknownName, shown
+from ..training.config import RunConfig, read_yaml
+from ..training.options import config_of
 from ..values import Seed, hints, read
 
 SUITE = "suite.yaml"

@@ -1,4 +1,7 @@
-"""How a residue is kept: one file per codec, found by walking this folder."""
+"""How a residue is kept: one file per codec, found by walking this folder.
+
+Imports errors, kernels.
+"""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..errors import InputError, UnknownName
 from .base import Residue
 from .bits import packed_bytes
-from .levels import LEVELS
-from .stairs import pack, scale, unpack
+from .codebook_tables import LEVELS
+from .threshold_codes import pack, scale, unpack
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .base import Residue
 from .bits import packed_bytes
-from .stairs import pack, scale, unpack
+from .threshold_codes import pack, scale, unpack
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from rich.table import Table
 
-from ..arguments import Parser
 from ..bench import Suite, read_results, run_suite
 from ..errors import LowtideError
+from ..training.options import Parser
 from ..values import Within
 from .console import OUT
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..arguments import Parser
-from ..environment import diagnosis
+from ..training.environment import diagnosis
+from ..training.options import Parser
 from .console import OUT
 
 SUMMARY = "Say what lowtide runs with here: versions, devices, kernels."

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
-from ..arguments import Parser
 from ..data.corruptions import corruptions_in
-from ..evaluate import score, score_corruptions
-from ..loading import add_loading, open_given, read_samples
-from ..progress import note
+from ..inference.evaluate import score, score_corruptions
+from ..inference.loading import add_loading, open_given, read_samples
+from ..training.options import Parser
+from ..training.progress import note
 from .console import OUT
 
 SUMMARY = "Score a finished run on a split of its data, or of other data."

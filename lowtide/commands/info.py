@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ..arguments import Parser
-from ..backbone import create
 from ..families import family_of, measure, prepare
+from ..training.options import Parser
+from ..tuning.backbone import create
 from ..versions import on_meta
 from .console import OUT
 

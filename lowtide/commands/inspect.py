@@ -9,20 +9,20 @@ from typing import Annotated, Any
 
 import torch
 
-from ..arguments import Parser
 from ..data import Sample
 from ..errors import InputError, UnknownName
-from ..evaluate import Trained
-from ..inside.attention import attention_maps
-from ..inside.cka import draw_cka, similarity
-from ..inside.distributions import draw_parameters
-from ..inside.drawing import checked, save
-from ..inside.features import block_features, final_features, untouched
-from ..inside.overlay import draw_attention, read_images
-from ..inside.parameters import run_changes
-from ..inside.tsne import PERPLEXITY, draw_tsne, tsne
-from ..loading import add_loading, open_given, read_samples
-from ..progress import note
+from ..inference.evaluate import Trained
+from ..inference.loading import add_loading, open_given, read_samples
+from ..inspect.attention import attention_maps
+from ..inspect.cka import draw_cka, similarity
+from ..inspect.distributions import draw_parameters
+from ..inspect.drawing import checked, save
+from ..inspect.features import block_features, final_features, untouched
+from ..inspect.overlay import draw_attention, read_images
+from ..inspect.parameters import run_changes
+from ..inspect.tsne import PERPLEXITY, draw_tsne, tsne
+from ..training.options import Parser
+from ..training.progress import note
 from ..values import Count, Seed, Within
 from .console import OUT
 

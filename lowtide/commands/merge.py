@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import Parser
 from ..errors import InputError
-from ..loading import add_loading, open_given
-from ..merged import write_merged
+from ..inference.loading import add_loading, open_given
+from ..inference.merged import write_merged
 from ..paths import refuse_unwritable
+from ..training.options import Parser
 from .console import OUT
 
 SUMMARY = "Fold a run into a plain checkpoint that timm loads."

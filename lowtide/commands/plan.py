@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from ..arguments import Parser, add_fields, add_method, method_options
-from ..checkpoint import construct
+from ..core.graft import Method, method_name
 from ..errors import InputError, UnknownName
-from ..graft import Method, method_name
-from ..plan import Plan
-from ..plan import plan as foresee
-from ..progress import note
-from ..search import parse_bytes, search
-from ..step import StepConfig
+from ..planning.cost_model import MACHINES
+from ..planning.search import parse_bytes, search
+from ..planning.simulate import Plan
+from ..planning.simulate import plan as foresee
+from ..planning.step import StepConfig
+from ..training.options import Parser, add_fields, add_method, method_options
+from ..training.progress import note
+from ..tuning.adapter_files import construct
 from ..values import Count, Side
-from ..work import MACHINES
 from .console import OUT
 
 SUMMARY = "Say what a training step will need, without running it and without a GPU."

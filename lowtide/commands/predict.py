@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import Parser
 from ..data import UnreadableImage
-from ..evaluate import predict as classify
-from ..evaluate import too_deep
-from ..loading import add_loading, open_given
-from ..progress import note
+from ..inference.evaluate import predict as classify
+from ..inference.evaluate import too_deep
+from ..inference.loading import add_loading, open_given
+from ..training.options import Parser
+from ..training.progress import note
 from ..values import Count
 
 SUMMARY = "Classify images; one JSON object per line, and a line of complaint per unreadable file."

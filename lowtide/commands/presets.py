@@ -7,9 +7,9 @@ from fnmatch import fnmatch
 
 from rich.table import Table
 
-from ..arguments import Parser
 from ..presets import presets as every
 from ..presets import unknown
+from ..training.options import Parser
 from .console import OUT
 
 SUMMARY = "List published recipes, all of them or those whose names hold a pattern."

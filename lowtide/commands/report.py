@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import Parser
 from ..errors import InputError
 from ..report.page import Section
 from ..report.write import write_report
+from ..training.options import Parser
 from .console import OUT
 
 SUMMARY = "Write what suites and runs reached: one HTML page, Markdown or CSV."

@@ -8,11 +8,11 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..arguments import Parser, run_config, value_of
 from ..errors import InputError
 from ..paths import refuse_unwritable
-from ..train import CONFIG
-from ..train import train as fit
+from ..training.loop import CONFIG
+from ..training.loop import train as fit
+from ..training.options import Parser, run_config, value_of
 from .console import OUT
 
 SUMMARY = "Fine-tune a backbone on a folder of images."

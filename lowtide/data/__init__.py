@@ -1,4 +1,7 @@
-"""Real images: read and check a source, pre-process as the checkpoint wants, load in batches."""
+"""Real images: read and check a source, pre-process as the checkpoint wants, load in batches.
+
+Imports errors, paths, extras, values, core.
+"""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from ..errors import InputError
 from ..paths import located
 from .cifar import is_cifar, read_cifar
 from .corruptions import corruptions_in, refuse_corruptions
+from .csv_lists import is_table, read_csv
 from .few_shot import is_meta, metas_in, read_meta, read_metas
 from .folders import has_split_folders, read_class_folders, read_split_folders
 from .hub import is_hub, read_hub
 from .listing import Listing, children, hint, is_image, names, role
 from .lists import is_list, lists_in, read_list, read_lists
-from .tables import is_table, read_csv
 
 
 class Reader(NamedTuple):

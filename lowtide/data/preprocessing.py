@@ -21,7 +21,7 @@ from timm.data.constants import (
 from torch import Tensor, nn
 from torchvision import transforms
 
-from ..adapter import find, root
+from ..core.graft import find, root
 from ..errors import InputError, UnknownName, shown
 from ..values import Side, Within, read
 from .images import decode

@@ -1,6 +1,8 @@
 """Backbone families as tables; the only place where a family is named.
 
 Every file in this folder that defines `FAMILY` is found by walking it.
+
+Imports errors, versions, zoo, core, memory.
 """
 
 from __future__ import annotations
@@ -11,15 +13,15 @@ import pkgutil
 from torch import nn
 
 from .. import zoo
-from ..imagewise import declare
+from ..memory.chunking import declare
 from .classifier import HeadInit as HeadInit
 from .classifier import classifiers as classifiers
 from .classifier import new_classifier as new_classifier
 from .classifier import outputs as outputs
 from .classifier import reset as reset
 from .generic import GENERIC as GENERIC
+from .meta_model import hollow as hollow
 from .parts import recomputable as recomputable
-from .shadow import hollow as hollow
 from .table import Context as Context
 from .table import Family as Family
 from .table import image_shape as image_shape

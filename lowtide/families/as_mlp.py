@@ -8,7 +8,7 @@ nothing after them, which is how they come to 0.37 million parameters on AS-MLP-
 
 from __future__ import annotations
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 from ..zoo.as_mlp import AsMlp
 from .table import Family, staged
 

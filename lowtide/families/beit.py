@@ -13,7 +13,7 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor
 
-from ..site import Role
+from ..core.site import Role
 from . import vit
 from .table import Context
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, UnknownName
 from ..versions import on_meta
-from .shadow import hollow
+from .meta_model import hollow
 
 HeadInit = Literal["trunc_normal", "zero", "own"]
 """How a new classifier starts: weights truncated-normal with deviation 0.02 and biases at zero; the

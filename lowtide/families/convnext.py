@@ -6,8 +6,8 @@ from typing import Any
 
 from timm.models.convnext import ConvNeXt
 
-from ..branches import Sum, Term
-from ..site import Layout, Role
+from ..core.branches import Sum, Term
+from ..core.site import Layout, Role
 from .table import Family, staged
 
 _BLOCK = r"stages\.\d+\.blocks\.\d+"

@@ -8,7 +8,7 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 from .table import Family
 
 _BLOCK = r"blocks\.\d+\.\d+"

@@ -14,8 +14,8 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from ..core.site import Role
 from ..errors import Unsupported
-from ..site import Role
 from . import vit
 from .table import Context
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from timm.models.davit import DaVit
 from torch import nn
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 from .kinds import is_map, is_norm
 from .table import Family
 

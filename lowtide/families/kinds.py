@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..site import Layout
+from ..core.site import Layout
 
 
 def _known(*names: str) -> tuple[type[nn.Module], ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 from .table import Family
 
 _BLOCK = r"stages\.\d+\.blocks\.\d+"

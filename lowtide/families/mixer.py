@@ -19,7 +19,7 @@ from timm.layers import GatedMlp
 from timm.models.mlp_mixer import Affine, MlpMixer, SpatialGatingBlock
 from torch import nn
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 from .table import Family
 
 _BLOCK = r"blocks\.\d+"

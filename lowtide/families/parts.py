@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from .shadow import hollow
+from .meta_model import hollow
 from .table import image_shape
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.models.regnet import RegNet, RegNetCfg
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 from .table import Family
 
 _BLOCK = r"s\d\.b\d+"

@@ -7,7 +7,7 @@ from typing import Any
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 from .table import Family
 
 _BLOCK = r"layer\d+\.\d+"

@@ -14,9 +14,9 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor
 
+from ..core.graft import Graft
+from ..core.site import Layout, Role
 from ..errors import Unsupported
-from ..graft import Graft
-from ..site import Layout, Role
 from .table import Family, staged
 
 _BLOCK = r"layers\.\d+\.blocks\.\d+"

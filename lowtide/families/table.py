@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..branches import Sum
+from ..core.branches import Sum
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import InputError
-from ..site import Layout, Role, Site, Sites
 from .classifier import classifiers
 from .kinds import channel_axis, is_map, is_norm
-from .shadow import hollow
+from .meta_model import hollow
 from .spy import spy
 
 Roles = tuple[tuple[str, Role], ...]

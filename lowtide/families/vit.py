@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..site import Layout, Role
+from ..core.site import Layout, Role
 from .table import Family
 
 

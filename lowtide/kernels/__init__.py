@@ -2,6 +2,8 @@
 
 On a CPU a kernel compiled at first use runs them, where there is a C++ compiler; on an NVIDIA GPU a
 Triton kernel; everywhere else, and in float64, the definition itself.
+
+Imports nothing of lowtide.
 """
 
 from __future__ import annotations

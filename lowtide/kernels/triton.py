@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .affine import affine_pack, affine_pack_plain, affine_unpack, affine_unpack_plain
 from .bits import packed_bytes
-from .staircase import (
+from .threshold_codes import (
     floats_below,
     staircase_pack,
     staircase_pack_plain,

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ..affine import bottleneck
-from ..graft import Edit, Graft, Method, Swap, method, need
-from ..site import Role, Site, Sites
+from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.linear_maps import bottleneck
+from ..core.site import Role, Site, Sites
 from ..values import Share, Width
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}

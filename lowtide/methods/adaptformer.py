@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..affine import bottleneck
-from ..graft import Edit, Graft, Method, Swap, method, need
-from ..site import Role, Site, Sites
+from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.linear_maps import bottleneck
+from ..core.site import Role, Site, Sites
 from ..values import Scale, Share, Width
 
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..affine import fold
-from ..graft import Edit, Graft, Method, Swap, method, need
-from ..site import Role, Site, Sites
+from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.linear_maps import fold
+from ..core.site import Role, Site, Sites
 from ..values import Share, Width
 
 INPUTS = {"both": (Role.QKV, Role.FC1), "attention": (Role.QKV,), "mlp": (Role.FC1,)}

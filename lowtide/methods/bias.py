@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..graft import Edit, Method, Thaw, method, need
-from ..site import Role, Sites
+from ..core.graft import Edit, Method, Thaw, method, need
+from ..core.site import Role, Sites
 
 
 @method

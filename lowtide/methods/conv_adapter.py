@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_, zeros_
 
-from ..affine import parallel
+from ..core.graft import Edit, Graft, Method, Swap, Thaw, method, need
+from ..core.linear_maps import parallel
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Edit, Graft, Method, Swap, Thaw, method, need
-from ..site import Layout, Role, Site, Sites
 from ..values import Width
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}

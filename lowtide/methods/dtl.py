@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Method, Side, key, method, need
-from ..site import Layout, Role, Site, Sites
 from ..values import Index, Ratio, Width
 
 

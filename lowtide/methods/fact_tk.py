@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..graft import Edit, Method, method
-from ..site import Role, Site, Sites
-from ..tensor_train import check, factored, slices, stacks
+from ..core.graft import Edit, Method, method
+from ..core.site import Role, Site, Sites
+from ..core.tensor_train import check, factored, slices, stacks
 from ..values import Scale, Share, Width
 
 

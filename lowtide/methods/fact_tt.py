@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..graft import Edit, Method, method
-from ..site import Site, Sites
-from ..tensor_train import check, factored, slices, stacks
+from ..core.graft import Edit, Method, method
+from ..core.site import Site, Sites
+from ..core.tensor_train import check, factored, slices, stacks
 from ..values import Scale, Share, Width
 
 

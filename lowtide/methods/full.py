@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..graft import Edit, Method, Thaw, method
-from ..site import Role, Sites
+from ..core.graft import Edit, Method, Thaw, method
+from ..core.site import Role, Sites
 
 
 @method

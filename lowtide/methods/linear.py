@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..graft import Edit, Method, method
-from ..site import Sites
+from ..core.graft import Edit, Method, method
+from ..core.site import Sites
 
 
 @method

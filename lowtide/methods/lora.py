@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..affine import fold, low_rank, product
-from ..graft import Edit, Graft, Method, Swap, method, need
-from ..site import Role, Site, Sites
+from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.linear_maps import fold, low_rank, product
+from ..core.site import Role, Site, Sites
 from ..values import Scale, Share, Width
 
 PARTS = {"q": 0, "k": 1, "v": 2}

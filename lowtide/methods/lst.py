@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
+from ..core.site import Role, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Method, Side, key, method, need
-from ..site import Role, Sites
 from ..values import Ratio, Width
 
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.site import Role, Site, Sites
 from ..errors import InputError, Unsupported
-from ..graft import Edit, Graft, Method, Swap, method, need
-from ..site import Role, Site, Sites
 from ..values import Index, Share
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..core.graft import Edit, Method, Thaw, method, need
+from ..core.site import Role, Sites
 from ..errors import Unsupported
-from ..graft import Edit, Method, Thaw, method, need
-from ..site import Role, Sites
 from ..values import Index
 
 

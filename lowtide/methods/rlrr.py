@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..affine import fold
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
+from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.linear_maps import fold
+from ..core.scale_shift import ScaleShift
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Edit, Graft, Method, Swap, method, need
 from ..ops.linear import autocast
 from ..ops.saved import Forward, Needs, Op, Tensors, saved
-from ..scale_shift import ScaleShift
-from ..site import Layout, Role, Site, Sites
 
 RESCALED = (Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.DOWN, Role.CONV)
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, key, method
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, key, method
-from ..site import Layout, Role, Site, Sites
 from ..values import Scale, Width
 
 

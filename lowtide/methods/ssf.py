@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ..graft import Edit, Method, Swap, method, need
-from ..scale_shift import Init, ScaleShift, absorbs_shift
-from ..site import Role, Site, Sites
+from ..core.graft import Edit, Method, Swap, method, need
+from ..core.scale_shift import Init, ScaleShift, absorbs_shift
+from ..core.site import Role, Site, Sites
 from ..values import Index
 
 AFTER = (Role.NORM, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR)

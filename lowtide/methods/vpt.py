@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
+from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
-from ..graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
-from ..site import Layout, Role, Site, Sites
 from ..values import Share, Width
 
 

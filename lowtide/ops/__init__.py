@@ -1,4 +1,7 @@
-"""What a backward needs: one file per op, found by walking this folder."""
+"""What a backward needs: one file per op, found by walking this folder.
+
+Imports kernels, codecs.
+"""
 
 from __future__ import annotations
 

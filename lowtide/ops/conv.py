@@ -14,7 +14,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
 from .case import Case, Shape
-from .derived import derived
+from .lineage import derived
 from .linear import autocast, but_frozen
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 

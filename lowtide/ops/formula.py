@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
-from . import slopes
+from . import activation_derivatives as slopes
 from .saved import Answer, Call, Codecs, saved
 from .unary import UNARY, overwritten
 

@@ -14,7 +14,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
 from .case import Case
-from .derived import MAPS, RUN_AGAIN
+from .lineage import MAPS, RUN_AGAIN
 from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 POOLED = 1 << 16

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
 from ..codecs.sign import Sign
-from ..kernels.staircase import REACH
-from . import slopes
+from ..kernels.threshold_codes import REACH
+from . import activation_derivatives as slopes
 from .formula import written
 from .saved import Answer, Call, Codecs, saved
 from .unary import UNARY, activate, answer, case, overwritten

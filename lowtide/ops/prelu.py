@@ -12,7 +12,7 @@ from torch import Tensor
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..codecs.sign import Sign
-from . import slopes
+from . import activation_derivatives as slopes
 from .case import Case
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 

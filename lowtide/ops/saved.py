@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
 from ..codecs.exact import Exact
-from .derived import Again, Derived, Weights, derived, remember
+from .lineage import Again, Derived, Weights, derived, remember
 from .region import region
 
 SMALL = 16

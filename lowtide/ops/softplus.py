@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
-from . import slopes
+from . import activation_derivatives as slopes
 from .formula import written
 from .saved import Answer, Call, Codecs
 from .unary import activate, answer, case

@@ -16,9 +16,9 @@ from ..codecs.base import Codec, Residue
 from ..codecs.codebook import Codebook
 from ..codecs.sign import Sign
 from ..codecs.sine import Sine
-from . import slopes
+from . import activation_derivatives as slopes
 from .case import Case
-from .derived import FOLLOWED, follow, pass_on
+from .lineage import FOLLOWED, follow, pass_on
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 Slope = Callable[[Tensor], Tensor]

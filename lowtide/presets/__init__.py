@@ -1,4 +1,7 @@
-"""Published recipes as named options: one JSON file per method and backbone, one row per task."""
+"""Published recipes as named options: one JSON file per method and backbone, one row per task.
+
+Imports errors, data.
+"""
 
 from __future__ import annotations
 

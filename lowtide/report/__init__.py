@@ -1,4 +1,7 @@
-"""What runs and suites reached: one page that needs nothing else, Markdown, or CSV."""
+"""What runs and suites reached: one page that needs nothing else, Markdown, or CSV.
+
+Imports errors, paths, core, data, training, bench.
+"""
 
 from __future__ import annotations
 

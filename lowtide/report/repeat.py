@@ -9,10 +9,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..arguments import config_of
-from ..config import RunConfig
+from ..core.graft import method_name
 from ..errors import UnknownName
-from ..graft import method_name
+from ..training.config import RunConfig
+from ..training.options import config_of
 
 
 def repeat(config: Mapping[str, Any], processes: int = 1) -> str:

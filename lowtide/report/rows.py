@@ -14,8 +14,8 @@ from ..bench.results import Result, read_results, summary_of
 from ..bench.suite import SUITE
 from ..data.vtab import GROUPS, group_of
 from ..errors import InputError
-from ..summary import read_summary
-from ..train import SUMMARY
+from ..training.loop import SUMMARY
+from ..training.summary import read_summary
 
 Summary = Mapping[str, Any]
 

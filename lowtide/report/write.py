@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..checkpoint import write_text
 from ..errors import InputError
-from ..paths import refuse_unwritable
+from ..paths import refuse_unwritable, write_text
 from .page import Section, html
 from .rows import Entry, gather
 from .text import markdown, rows_csv

@@ -1,4 +1,7 @@
-"""Backbones that come with lowtide. Importing this registers them with timm."""
+"""Backbones that come with lowtide. Importing this registers them with timm.
+
+Imports nothing of lowtide.
+"""
 
 from __future__ import annotations
 

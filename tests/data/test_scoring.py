@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from lowtide.cli import main
-from lowtide.config import RunConfig
 from lowtide.data import decode, read
 from lowtide.data.corruptions import (
     ALEXNET,
@@ -26,9 +25,10 @@ from lowtide.data.corruptions import (
     severities_in,
 )
 from lowtide.errors import InputError, UnknownName
-from lowtide.evaluate import open_run, score
+from lowtide.inference.evaluate import open_run, score
 from lowtide.methods import METHODS
-from lowtide.train import train
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
 
 COLOURS = ((220, 30, 30), (30, 220, 30), (30, 30, 220), (200, 200, 30))
 

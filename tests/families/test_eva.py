@@ -11,11 +11,11 @@ from nets import FEW, images, near, wake
 from timm.models.eva import Eva
 from torch import nn
 
+from lowtide.core.site import Role
 from lowtide.families import family_of, measure
 from lowtide.families.eva import FAMILY
 from lowtide.methods.dtl import DTL
-from lowtide.site import Role
-from lowtide.tune import apply
+from lowtide.tuning.tuned import apply
 
 KINDS: dict[str, dict[str, object]] = {
     "eva02": {"use_rot_pos_emb": True, "swiglu_mlp": True, "scale_mlp": True, "qkv_fused": False},

@@ -10,13 +10,13 @@ from nets import FEW, backward, images, near, stir, wake
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from lowtide.core.site import Layout, Role
 from lowtide.families import GENERIC, family_of, measure
 from lowtide.families.kinds import channel_axis, is_map, is_norm
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
-from lowtide.site import Layout, Role
-from lowtide.tune import apply
+from lowtide.tuning.tuned import apply
 from lowtide.versions import on_meta
 
 NAMES = ("efficientnet_b0", "regnety_002", "mobilenetv3_small_100", "densenet121")

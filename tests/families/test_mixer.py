@@ -13,14 +13,14 @@ from timm.layers import GatedMlp, GluMlp
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
+from lowtide.core.graft import Method
+from lowtide.core.site import Role, Sites
 from lowtide.families import family_of, measure
-from lowtide.graft import Method
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
 from lowtide.methods.s2a import S2A
 from lowtide.methods.ssf import SSF
-from lowtide.site import Role, Sites
 from lowtide.versions import on_meta
 
 C, N = 32, 16
@@ -108,7 +108,7 @@ def test_sites_cover_real_architectures(name: str) -> None:
     assert bool(loose) == name.startswith("resmlp")
     for method in (Bias(), LoRA(), SSF(), S2A()):
         with on_meta():
-            lowtide.tune.apply(timm.create_model(name, num_classes=FEW), method)
+            lowtide.apply(timm.create_model(name, num_classes=FEW), method)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -117,7 +117,7 @@ def test_merged_equals_tuned(kind: str, method: Method) -> None:
     model = member(kind)
     x = images(model)
     before = model(x)
-    tuned = lowtide.tune.apply(model, method).eval()
+    tuned = lowtide.apply(model, method).eval()
     stir(tuned)
     expected = tuned(x)
     assert (expected - before).abs().max() > 1e-3
@@ -126,7 +126,7 @@ def test_merged_equals_tuned(kind: str, method: Method) -> None:
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_the_side_branch_sees_the_patch_grid(kind: str) -> None:
-    tuned = lowtide.tune.apply(member(kind), S2A(bias=False))
+    tuned = lowtide.apply(member(kind), S2A(bias=False))
     assert {b.grid for b in tuned.sides["s2a"].branches.values()} == {(4, 4)}
     stir(tuned)
     backward(tuned, images(tuned.backbone))
@@ -145,7 +145,7 @@ def test_on_the_token_mlp_methods_act_along_positions(method: Method) -> None:
     mlp = model.blocks[1].mlp_tokens
     w = [mlp.fc1.weight, mlp.fc2.weight]
     b = [mlp.fc1.bias, mlp.fc2.bias]
-    tuned = lowtide.tune.apply(model, method).eval()
+    tuned = lowtide.apply(model, method).eval()
     stir(tuned)
     at = tuned.adapter_state()
     for i in (0, 1):
@@ -161,7 +161,7 @@ def test_on_the_token_mlp_methods_act_along_positions(method: Method) -> None:
 
 
 def test_methods_of_the_channel_mlp_leave_the_tokens_alone() -> None:
-    tuned = lowtide.tune.apply(member("mixer"), LoRA(roles=(Role.FC1, Role.FC2)))
+    tuned = lowtide.apply(member("mixer"), LoRA(roles=(Role.FC1, Role.FC2)))
     paths = {k.partition("/")[0] for k in tuned.adapter_state() if "/lora/" in k}
     assert paths == {f"blocks.{i}.mlp_channels.fc{j}" for i in (0, 1) for j in (1, 2)}
 
@@ -169,7 +169,7 @@ def test_methods_of_the_channel_mlp_leave_the_tokens_alone() -> None:
 @pytest.mark.parametrize("kind, seen", [("mixer", False), ("resmlp", True)])
 def test_a_shift_per_position_is_seen_only_where_no_norm_removes_it(kind: str, seen: bool) -> None:
     """What a token MLP adds to all channels of a position alike, every later LayerNorm removes."""
-    tuned = lowtide.tune.apply(member(kind), Bias())
+    tuned = lowtide.apply(member(kind), Bias())
     backward(tuned, images(tuned.backbone))
     mixes = tuned.backbone.blocks[0]
     last = mixes.linear_tokens if kind == "resmlp" else mixes.mlp_tokens.fc2
@@ -181,8 +181,8 @@ def test_counts_of_biases_and_scales() -> None:
     with on_meta():
         model = timm.create_model("mixer_b16_224", num_classes=FEW)
         head = 769 * FEW
-        bias = lowtide.tune.apply(model, Bias()).trainable_counts()[0] - head
-        ssf = lowtide.tune.apply(
+        bias = lowtide.apply(model, Bias()).trainable_counts()[0] - head
+        ssf = lowtide.apply(
             timm.create_model("mixer_b16_224", num_classes=FEW), SSF()
         ).trainable_counts()[0]
     assert bias == 12 * (2 * 768 + 384 + 196 + 3072 + 768) + 2 * 768

@@ -11,13 +11,13 @@ from nets import FEW, backward, images, near, wake
 from torch import Tensor, nn
 from torchvision import models
 
+from lowtide.core.site import Role
 from lowtide.errors import Unsupported
 from lowtide.families import recomputable
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full
 from lowtide.methods.lora import LoRA
-from lowtide.site import Role
-from lowtide.tune import Tuned, apply, merge
+from lowtide.tuning.tuned import Tuned, apply, merge
 from lowtide.versions import on_meta
 
 C = 16

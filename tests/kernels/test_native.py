@@ -19,7 +19,7 @@ from lowtide.kernels.affine import (
     affine_unpack,
     affine_unpack_plain,
 )
-from lowtide.kernels.staircase import staircase_pack, staircase_pack_plain
+from lowtide.kernels.threshold_codes import staircase_pack, staircase_pack_plain
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
 

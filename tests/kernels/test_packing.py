@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 
 from lowtide.codecs.base import Residue
 from lowtide.codecs.codebook import Codebook
-from lowtide.codecs.levels import LEVELS
+from lowtide.codecs.codebook_tables import LEVELS
 from lowtide.codecs.sign import Sign
 from lowtide.kernels import native, slices
 from lowtide.kernels.affine import (
@@ -23,7 +23,7 @@ from lowtide.kernels.affine import (
     affine_unpack_plain,
 )
 from lowtide.kernels.bits import packed_bytes, split, unpack_bits
-from lowtide.kernels.staircase import (
+from lowtide.kernels.threshold_codes import (
     _staircase,
     staircase,
     staircase_pack,
@@ -33,7 +33,7 @@ from lowtide.kernels.staircase import (
     staircase_unpack,
     staircase_unpack_plain,
 )
-from lowtide.ops import slopes
+from lowtide.ops import activation_derivatives as slopes
 from lowtide.ops.saved import saved
 from lowtide.ops.unary import UNARY
 

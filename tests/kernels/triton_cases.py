@@ -11,13 +11,13 @@ from lowtide.kernels import triton as gpu
 from lowtide.kernels import triton_layer_norm as norm
 from lowtide.kernels.affine import affine_pack, affine_pack_plain, affine_unpack_plain
 from lowtide.kernels.layer_norm import layer_norm_backward, layer_norm_backward_plain
-from lowtide.kernels.staircase import (
+from lowtide.kernels.threshold_codes import (
     staircase,
     staircase_pack_plain,
     staircase_scale_plain,
     staircase_unpack_plain,
 )
-from lowtide.ops import slopes
+from lowtide.ops import activation_derivatives as slopes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(3, 50, 64), (3, 7, 13), (1,), (), (0, 5)]

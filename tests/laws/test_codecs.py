@@ -13,12 +13,12 @@ from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import SLICE, Residue
 from lowtide.codecs.bits import pack_bits, packed_bytes, unpack_bits
 from lowtide.codecs.codebook import Codebook
+from lowtide.codecs.codebook_tables import LEVELS
 from lowtide.codecs.exact import Exact
-from lowtide.codecs.levels import LEVELS
 from lowtide.codecs.sign import Sign
 from lowtide.codecs.sine import Sine
 from lowtide.errors import InputError
-from lowtide.ops import slopes
+from lowtide.ops import activation_derivatives as slopes
 
 GENERAL = {
     "exact": Exact(),

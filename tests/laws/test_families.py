@@ -14,15 +14,15 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 from torchvision import models
 
-import lowtide.tune
+import lowtide
+from lowtide.core.graft import METHODS
+from lowtide.core.site import Layout, Role
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import FAMILIES, Family, classifiers, family_of, measure, prepare
-from lowtide.graft import METHODS
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
 from lowtide.methods.s2a import S2A
 from lowtide.methods.ssf import SSF
-from lowtide.site import Layout, Role
 from lowtide.versions import on_meta
 
 ARCHITECTURES = {
@@ -152,7 +152,7 @@ def test_sites_cover_real_architectures(name: str) -> None:
             continue
         with on_meta():
             model = timm.create_model(name, num_classes=FEW)
-        lowtide.tune.apply(model, METHODS[method]())
+        lowtide.apply(model, METHODS[method]())
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -221,7 +221,7 @@ def test_a_qkv_read_past_the_module_still_trains_what_is_put_there(build) -> Non
     before = model(x)
     prepare(model)
     near(model(x), before)
-    tuned = lowtide.tune.apply(model, LoRA())
+    tuned = lowtide.apply(model, LoRA())
     backward(tuned, x)
     ups = [p for n, p in tuned.named_parameters() if "qkv.up" in n]
     assert len(ups) >= 2 and all(p.grad is not None and p.grad.abs().max() > 1e-9 for p in ups)
@@ -237,7 +237,7 @@ def test_a_qkv_read_past_the_module_still_trains_what_is_put_there(build) -> Non
 @pytest.mark.parametrize("method", [Bias(), SSF()], ids=str)
 def test_separate_biases_train_and_merge(build, method) -> None:
     model = wake(build().double())
-    tuned = lowtide.tune.apply(model, method).eval()
+    tuned = lowtide.apply(model, method).eval()
     if isinstance(method, Bias):
         assert any(k.endswith("/bias/q_bias") for k in tuned.adapter_state())
         assert not any("relative_position" in k for k in tuned.adapter_state())
@@ -275,7 +275,7 @@ def test_backbones_of_no_table_keep_the_methods_that_need_no_blocks(build, name:
     model.pretrained_cfg = {"input_size": (3, 64, 64)}
     x = images(model)
     expected = {f"backbone.{n}" for n, _ in model.named_parameters()}
-    tuned = lowtide.tune.apply(model, METHODS[name]())
+    tuned = lowtide.apply(model, METHODS[name]())
     backward(tuned.train(), x)
     got = {n for n, p in tuned.named_parameters() if p.grad is not None}
     if name == "full":
@@ -296,18 +296,18 @@ def test_backbones_of_no_table_keep_the_methods_that_need_no_blocks(build, name:
 @pytest.mark.parametrize("build", [sequential, torchvision_resnet])
 def test_backbones_of_no_table_refuse_what_needs_blocks(build) -> None:
     with pytest.raises(Unsupported, match="blocks.*no table"):
-        lowtide.tune.apply(build(), S2A())
+        lowtide.apply(build(), S2A())
 
 
 def test_a_backbone_without_classifier_says_so() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     with pytest.raises(InputError, match="classifier"):
-        lowtide.tune.apply(model, Bias())
+        lowtide.apply(model, Bias())
 
 
 def test_a_headless_backbone_gets_a_classifier() -> None:
     model = timm.create_model("resnet18", num_classes=0)
-    tuned = lowtide.tune.apply(model, Bias(), num_classes=FEW)
+    tuned = lowtide.apply(model, Bias(), num_classes=FEW)
     assert tuned(images(model, batch=1)).shape == (1, FEW)
 
 

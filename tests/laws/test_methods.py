@@ -15,15 +15,15 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import lowtide.tune
-from lowtide.adapter import STATISTICS
-from lowtide.compress import compress
+import lowtide
+from lowtide.core.graft import METHODS, Beside, Graft, Method, Swap, Thaw
+from lowtide.core.site import Sites
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import classifiers, family_of, measure, prepare
-from lowtide.graft import METHODS, Beside, Graft, Method, Swap, Thaw
-from lowtide.policy import Policy
-from lowtide.site import Sites
-from lowtide.tune import Tuned
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import Policy
+from lowtide.tuning.adapter import STATISTICS
+from lowtide.tuning.tuned import Tuned
 
 
 def _refusal(name: str, family: str) -> str:
@@ -53,7 +53,7 @@ over_families = pytest.mark.parametrize("family", sorted(TABLES))
 
 
 def apply(model: nn.Module, *names: str, **options: object) -> Tuned:
-    return lowtide.tune.apply(model, *(METHODS[n]() for n in names), **options)
+    return lowtide.apply(model, *(METHODS[n]() for n in names), **options)
 
 
 def declared(model: nn.Module, method: Method) -> set[str]:
@@ -128,7 +128,7 @@ def test_what_promises_no_start_at_the_backbone_has_none_somewhere(name: str) ->
             model = tiny(family).eval()
             exact = METHODS[name](init="identity")
             assert exact.identity
-            near(lowtide.tune.apply(model, exact).eval()(x), before)
+            near(lowtide.apply(model, exact).eval()(x), before)
     assert max(offs) > 1e-3
 
 
@@ -411,7 +411,7 @@ def test_a_dead_adapter_is_refused() -> None:
             return [Swap(sites.of("qkv")[0], Deaf)]
 
     with pytest.raises(Unsupported, match="no gradient reaches .*extra"):
-        lowtide.tune.apply(model, Hopeless())
+        lowtide.apply(model, Hopeless())
 
 
 def test_a_broken_promise_is_refused() -> None:
@@ -419,4 +419,4 @@ def test_a_broken_promise_is_refused() -> None:
         identity = True
 
     with pytest.raises(lowtide.LowtideError, match="promise"):
-        lowtide.tune.apply(tiny("vit"), Liar())
+        lowtide.apply(tiny("vit"), Liar())

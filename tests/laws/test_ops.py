@@ -19,12 +19,12 @@ from lowtide.codecs.codebook import Codebook
 from lowtide.codecs.exact import Exact
 from lowtide.codecs.sign import Sign
 from lowtide.codecs.sine import Sine
-from lowtide.compress import compress
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import Policy
 from lowtide.ops import CASES, NAMES, OPS
 from lowtide.ops.case import Case
 from lowtide.ops.saved import Needs, saved
 from lowtide.ops.unary import SLOPES
-from lowtide.policy import Policy
 
 CODECS: dict[str, Codec] = {
     "exact": Exact(),

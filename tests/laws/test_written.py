@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lowtide.codecs.exact import Exact
-from lowtide.compress import compress
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
-from lowtide.policy import Policy
 
 Function = Callable[[Tensor], Tensor]
 ROOT = math.sqrt(2 / math.pi)

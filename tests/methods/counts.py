@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import timm
 
-import lowtide.tune
+import lowtide
 from lowtide import versions
-from lowtide.graft import Method
-from lowtide.tune import Tuned
+from lowtide.core.graft import Method
+from lowtide.tuning.tuned import Tuned
 
 CLASSES = 100
 WIDTH = {"vit": 768, "swin": 1024, "convnext": 1024}
@@ -21,7 +21,7 @@ NAMES = {
 def on_meta(backbone: str, *methods: Method) -> Tuned:
     with versions.on_meta():
         model = timm.create_model(NAMES.get(backbone, backbone), num_classes=CLASSES)
-        return lowtide.tune.apply(model, *methods)
+        return lowtide.apply(model, *methods)
 
 
 def trained(backbone: str, *methods: Method) -> int:

@@ -8,14 +8,14 @@ from counts import on_meta, trained
 from nets import FEW, TABLES, backward, images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
+from lowtide.core.graft import Graft
+from lowtide.core.site import Layout, Role, Site
 from lowtide.errors import Unsupported
 from lowtide.families import measure
-from lowtide.graft import Graft
 from lowtide.methods.adapter import Adapter, AdapterGraft
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
-from lowtide.site import Layout, Role, Site
 
 PHI = {
     "relu": lambda x: x.clamp(min=0),
@@ -61,7 +61,7 @@ def test_a_channel_mlp_s_channels_are_where_its_site_says(family: str) -> None:
 def test_the_equation(family: str, path: str, shape: tuple[int, ...], activation: str) -> None:
     model = tiny(family).eval()
     mlp = model.get_submodule(path)
-    tuned = lowtide.tune.apply(model, Adapter(rank=3, activation=activation)).eval()
+    tuned = lowtide.apply(model, Adapter(rank=3, activation=activation)).eval()
     stir(tuned)
     state = tuned.adapter_state()
     down, b, up, b2 = (
@@ -82,7 +82,7 @@ def test_both_positions_follow_attention_and_the_mlp(family: str) -> None:
     model = tiny(family).eval()
     x = images(model)
     before = model(x)
-    tuned = lowtide.tune.apply(model, Adapter(positions="both")).eval()
+    tuned = lowtide.apply(model, Adapter(positions="both")).eval()
     near(tuned(x), before)
     places = {k.partition("/")[0] for k in tuned.adapter_state() if "/adapter/" in k}
     blocks = [s.path for s in tuned.sites.of(Role.BLOCK)]
@@ -101,7 +101,7 @@ def test_one_per_block_behind_the_mlp() -> None:
 def test_it_starts_alive() -> None:
     """W_down is drawn and W_up gets a gradient at once; were both zero, neither would ever move."""
     model = tiny("vit")
-    tuned = lowtide.tune.apply(model, Adapter(), num_classes=FEW).train()
+    tuned = lowtide.apply(model, Adapter(), num_classes=FEW).train()
     state = tuned.adapter_state()
     bound = 32**-0.5
     downs = torch.cat([v.flatten() for k, v in state.items() if k.endswith("down.weight")])
@@ -140,7 +140,7 @@ def test_other_methods_reach_inside_the_mlp_it_stands_around(inside: Bias, first
     modules, x = dict(model.named_modules()), images(model)
     before = model(x)
     methods = (inside, Adapter()) if first else (Adapter(), inside)
-    tuned = lowtide.tune.apply(model, *methods).eval()
+    tuned = lowtide.apply(model, *methods).eval()
     near(tuned(x), before)
     stir(tuned)
     backward(tuned, x)
@@ -150,7 +150,7 @@ def test_other_methods_reach_inside_the_mlp_it_stands_around(inside: Bias, first
         assert dict(model.named_modules()) == modules
         near(tuned(x), before)
     near(tuned(x), after)
-    other = lowtide.tune.apply(tiny("vit"), *methods).eval()
+    other = lowtide.apply(tiny("vit"), *methods).eval()
     other.load_adapter_state(state)
     near(other(x), after)
     mlp = model.blocks[0].mlp
@@ -167,6 +167,6 @@ def test_refusals() -> None:
         with pytest.raises(ValueError, match=f"adapter needs .*{said}"):
             Adapter(**options)
     with pytest.raises(Unsupported, match="adapter needs sites of role mlp"):
-        lowtide.tune.apply(tiny("resnet"), Adapter())
+        lowtide.apply(tiny("resnet"), Adapter())
     with pytest.raises(Unsupported, match="adapter needs sites of role attn"):
-        lowtide.tune.apply(tiny("mixer"), Adapter(positions="both"))
+        lowtide.apply(tiny("mixer"), Adapter(positions="both"))

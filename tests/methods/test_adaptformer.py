@@ -8,10 +8,10 @@ from counts import trained
 from nets import FEW, backward, images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
+from lowtide.core.site import Layout, Role, Site
 from lowtide.errors import Unsupported
 from lowtide.methods.adaptformer import AdaptFormer, AdaptFormerGraft
-from lowtide.site import Layout, Role, Site
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_equation(family: str, path: str, shape: tuple[int, ...]) -> None:
     """Beside the MLP, not behind it: the bottleneck reads the MLP's input."""
     model = tiny(family).eval()
     mlp = model.get_submodule(path)
-    tuned = lowtide.tune.apply(model, AdaptFormer(rank=3, scale=0.7)).eval()
+    tuned = lowtide.apply(model, AdaptFormer(rank=3, scale=0.7)).eval()
     stir(tuned)
     state = tuned.adapter_state()
     down, b, up, b2 = (
@@ -57,7 +57,7 @@ def test_the_equation(family: str, path: str, shape: tuple[int, ...]) -> None:
 
 def test_it_reads_what_the_norm_gives() -> None:
     model = tiny("vit").eval()
-    tuned = lowtide.tune.apply(model, AdaptFormer()).eval()
+    tuned = lowtide.apply(model, AdaptFormer()).eval()
     seen: dict[str, Tensor] = {}
     block = model.blocks[1]
     block.norm2.register_forward_hook(lambda m, a, y: seen.update(norm=y))
@@ -84,7 +84,7 @@ def test_it_starts_at_the_backbone_and_alive() -> None:
     model = tiny("vit").eval()
     x = images(model)
     before = model(x)
-    tuned = lowtide.tune.apply(model, AdaptFormer()).eval()
+    tuned = lowtide.apply(model, AdaptFormer()).eval()
     near(tuned(x), before)
     state = tuned.adapter_state()
     downs = torch.cat([v.flatten() for k, v in state.items() if k.endswith("down.weight")])
@@ -102,7 +102,7 @@ def test_it_keeps_the_mlp_s_input_and_the_bottleneck() -> None:
     for name in ("frozen", "adaptformer"):
         model = tiny("vit")
         method = AdaptFormer(rank=r, dropout=0.0)
-        tuned = lowtide.tune.apply(model, method, num_classes=FEW).train()
+        tuned = lowtide.apply(model, method, num_classes=FEW).train()
         storages: dict[int, int] = {}
         weights = {p.untyped_storage().data_ptr() for p in tuned.parameters()}
 
@@ -126,4 +126,4 @@ def test_refusals() -> None:
             AdaptFormer(**options)
     for family in ("resnet", "generic"):
         with pytest.raises(Unsupported, match="adaptformer needs a channel MLP"):
-            lowtide.tune.apply(tiny(family), AdaptFormer())
+            lowtide.apply(tiny(family), AdaptFormer())

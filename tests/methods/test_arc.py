@@ -12,7 +12,7 @@ from counts import on_meta, trained
 from nets import images, near, stir, tiny
 from torch import Tensor
 
-import lowtide.tune
+import lowtide
 from lowtide.errors import Unsupported
 from lowtide.methods.arc import ARC
 from lowtide.methods.bias import Bias
@@ -44,7 +44,7 @@ def adapted(graft: Any, z: Tensor) -> Tensor:
 def test_the_equation_in_front_of_attention_and_mlp() -> None:
     model = tiny("vit").eval()
     roots = {p: model.get_submodule(p) for p in ("blocks.1.attn.qkv", "blocks.3.mlp.fc1")}
-    tuned = lowtide.tune.apply(model, ARC(rank=5)).eval()
+    tuned = lowtide.apply(model, ARC(rank=5)).eval()
     stir(tuned)
     for path, root in roots.items():
         graft = model.get_submodule(path)
@@ -55,10 +55,10 @@ def test_the_equation_in_front_of_attention_and_mlp() -> None:
 
 def test_the_projection_is_shared_by_role_and_width_through_copies_and_files() -> None:
     for tuned, sizes in (
-        (lowtide.tune.apply(tiny("vit"), ARC(rank=5)), [(32, 5)] * 2),
-        (lowtide.tune.apply(tiny("swin"), ARC(rank=5)), [(16, 5)] * 2 + [(32, 5)] * 2),
-        (copy.deepcopy(lowtide.tune.apply(tiny("vit"), ARC(rank=5))), [(32, 5)] * 2),
-        (lowtide.tune.apply(tiny("vit"), ARC(rank=5)).float(), [(32, 5)] * 2),
+        (lowtide.apply(tiny("vit"), ARC(rank=5)), [(32, 5)] * 2),
+        (lowtide.apply(tiny("swin"), ARC(rank=5)), [(16, 5)] * 2 + [(32, 5)] * 2),
+        (copy.deepcopy(lowtide.apply(tiny("vit"), ARC(rank=5))), [(32, 5)] * 2),
+        (lowtide.apply(tiny("vit"), ARC(rank=5)).float(), [(32, 5)] * 2),
     ):
         state = tuned.adapter_state()
         assert sorted(v.shape for k, v in state.items() if k.endswith("/U")) == sizes
@@ -71,7 +71,7 @@ def test_the_projection_is_shared_by_role_and_width_through_copies_and_files() -
 
 def test_it_starts_as_the_paper_says() -> None:
     torch.manual_seed(0)
-    state = lowtide.tune.apply(tiny("vit"), ARC(rank=40)).adapter_state()
+    state = lowtide.apply(tiny("vit"), ARC(rank=40)).adapter_state()
     for key, value in state.items():
         if key.endswith("/U"):
             assert 0.9 < value.abs().max() / (6 / (32 + 40)) ** 0.5 <= 1
@@ -88,7 +88,7 @@ def test_it_merges_with_a_method_below_or_above(methods: tuple) -> None:
     """Below it, the other's update reads z' as well; above it, z."""
     model = tiny("vit").eval()
     qkv = model.blocks[0].attn.qkv
-    tuned = lowtide.tune.apply(model, *methods).eval()
+    tuned = lowtide.apply(model, *methods).eval()
     stir(tuned)
     top = model.blocks[0].attn.qkv
     arc, lora = (top, top.base) if hasattr(top, "U") else (top.base, top)
@@ -104,8 +104,8 @@ def test_it_merges_with_a_method_below_or_above(methods: tuple) -> None:
 
 
 def test_on_what_cannot_be_folded_it_cannot_either() -> None:
-    tuned = lowtide.tune.apply(tiny("vit"), S2A(side=False), ARC())
-    unfolded = lowtide.tune.merge(tuned)[1]
+    tuned = lowtide.apply(tiny("vit"), S2A(side=False), ARC())
+    unfolded = lowtide.merge(tuned)[1]
     assert "arc at blocks.0.attn.qkv: what it stands in front of cannot be folded" in unfolded
     assert not [line for line in unfolded if "fc1" in line]
 
@@ -114,7 +114,7 @@ def test_a_map_without_a_bias_gets_no_shift_and_merges() -> None:
     model = tiny("vit").eval()
     for block in model.blocks:
         block.attn.qkv.bias = None
-    tuned = lowtide.tune.apply(model, ARC(rank=3)).eval()
+    tuned = lowtide.apply(model, ARC(rank=3)).eval()
     stir(tuned)
     assert model.blocks[0].attn.qkv.b is None and model.blocks[0].mlp.fc1.b is not None
     y = tuned(x := images(model))
@@ -127,7 +127,7 @@ def test_channels_may_come_first() -> None:
     model = tiny("as_mlp").eval()
     path = next(p for p, m in model.named_modules() if p.endswith("mlp.fc1"))
     fc1 = model.get_submodule(path)
-    tuned = lowtide.tune.apply(model, ARC(where="mlp", rank=3)).eval()
+    tuned = lowtide.apply(model, ARC(where="mlp", rank=3)).eval()
     stir(tuned)
     x = torch.randn(2, fc1.in_channels, 4, 5, dtype=torch.float64)
     expected = fc1(adapted(graft := model.get_submodule(path), x.movedim(1, -1)).movedim(-1, 1))
@@ -137,7 +137,7 @@ def test_channels_may_come_first() -> None:
 
 def test_dropout_acts_on_the_inner_channels_in_training_only() -> None:
     model = tiny("vit")
-    tuned = lowtide.tune.apply(model, ARC(rank=6, dropout=0.5))
+    tuned = lowtide.apply(model, ARC(rank=6, dropout=0.5))
     stir(tuned)
     graft = model.blocks[0].mlp.fc1
     graft.base = torch.nn.Identity()
@@ -151,7 +151,7 @@ def test_dropout_acts_on_the_inner_channels_in_training_only() -> None:
 
 def test_a_graft_keeps_its_input_and_three_times_the_rank() -> None:
     model = tiny("vit")
-    lowtide.tune.apply(model, ARC(rank=4, dropout=0.1)).train()
+    lowtide.apply(model, ARC(rank=4, dropout=0.1)).train()
     graft = model.blocks[1].attn.qkv
     x = torch.randn(2, 17, 32, dtype=torch.float64, requires_grad=True) * 1
     kept: dict[int, int] = {}
@@ -171,11 +171,11 @@ def test_a_graft_keeps_its_input_and_three_times_the_rank() -> None:
 @pytest.mark.parametrize("family", ["convnext", "resnet", "mixer", "generic"])
 def test_without_attention_there_is_no_place(family: str) -> None:
     with pytest.raises(Unsupported, match="arc needs maps of role qkv"):
-        lowtide.tune.apply(tiny(family), ARC())
+        lowtide.apply(tiny(family), ARC())
 
 
 def test_the_mlp_alone_is_adapted_on_request() -> None:
-    tuned = lowtide.tune.apply(tiny("convnext"), ARC(where="mlp"), Bias()).eval()
+    tuned = lowtide.apply(tiny("convnext"), ARC(where="mlp"), Bias()).eval()
     stir(tuned)
     y = tuned(x := images(tuned.backbone))
     near(tuned.merge_and_unload().eval()(x), y)

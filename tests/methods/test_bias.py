@@ -6,7 +6,7 @@ import pytest
 from counts import on_meta, trained
 from nets import backward, images, near, tiny
 
-import lowtide.tune
+import lowtide
 from lowtide.methods.bias import Bias
 
 
@@ -28,7 +28,7 @@ def test_a_relative_position_bias_table_is_no_bias() -> None:
 def test_gradients_are_those_of_full_training() -> None:
     model = tiny("vit").eval()
     reference = tiny("vit").eval().requires_grad_(True)
-    tuned = lowtide.tune.apply(model, Bias()).eval()
+    tuned = lowtide.apply(model, Bias()).eval()
     x = images(model)
     backward(tuned, x)
     backward(reference, x)

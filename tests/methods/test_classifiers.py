@@ -12,10 +12,10 @@ from nets import FEW, backward, images, near, stir, tiny
 from timm.models.metaformer import MetaFormer
 from torch import nn
 
-import lowtide.tune
+import lowtide
+from lowtide.core.graft import Graft, Swap
 from lowtide.errors import InputError, UnknownName
 from lowtide.families import classifiers
-from lowtide.graft import Graft, Swap
 from lowtide.methods.linear import Linear
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
@@ -53,7 +53,7 @@ def small(name: str, **options: Any) -> nn.Module:
 def test_it_trains_round_trips_and_merges(name: str, classes: int | None, tmp_path: Path) -> None:
     model = small(name)
     x = images(model)
-    tuned = lowtide.tune.apply(model, Linear(), num_classes=classes).eval()
+    tuned = lowtide.apply(model, Linear(), num_classes=classes).eval()
     heads = classifiers(model)
     whole = {n for n, _ in model.named_parameters() if n.startswith(heads)}
     assert tuned.num_classes == (classes or 10)
@@ -63,7 +63,7 @@ def test_it_trains_round_trips_and_merges(name: str, classes: int | None, tmp_pa
     y = tuned(x)
     assert y.shape == (3, classes or 10)
     tuned.save_pretrained(tmp_path)
-    near(lowtide.tune.load(small(name), tmp_path)(x), y, 1e-6)
+    near(lowtide.load(small(name), tmp_path)(x), y, 1e-6)
     plain = small(name, num_classes=classes or 10)
     plain.load_state_dict(tuned.merge_and_unload().state_dict())
     near(plain(x), y, 1e-6)
@@ -95,7 +95,7 @@ def test_the_classifier_is_what_timm_makes_anew(name: str, whole: tuple[str, ...
 def test_adapters_with_other_classes_share_a_backbone(name: str) -> None:
     model = small(name)
     x = images(model)
-    tuned = lowtide.tune.apply(model, Linear(), name="a").eval()
+    tuned = lowtide.apply(model, Linear(), name="a").eval()
     tuned.add_adapter("b", Linear(), num_classes=3)
     before = tuned(x)
     tuned.set_adapter("b")
@@ -112,13 +112,13 @@ def test_a_headless_backbone_gets_a_classifier(family: str, tmp_path: Path) -> N
         return model
 
     with pytest.raises(InputError, match="no classifier; give num_classes"):
-        lowtide.tune.apply(headless(), Linear())
-    tuned = lowtide.tune.apply(headless(), LoRA(), num_classes=FEW).eval()
+        lowtide.apply(headless(), Linear())
+    tuned = lowtide.apply(headless(), LoRA(), num_classes=FEW).eval()
     stir(tuned)
     x = images(tuned.backbone)
     tuned.save_pretrained(tmp_path)
     for model in (headless(), tiny(family)):
-        near(lowtide.tune.load(model, tmp_path)(x), tuned(x))
+        near(lowtide.load(model, tmp_path)(x), tuned(x))
 
 
 @pytest.mark.parametrize("anew", ["apply", "add_adapter"])
@@ -126,9 +126,9 @@ def test_a_headless_backbone_gets_a_classifier(family: str, tmp_path: Path) -> N
 def test_a_new_classifier_starts_as_told(init: Any, anew: str) -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
     if anew == "apply":
-        tuned = lowtide.tune.apply(model, Linear(), num_classes=400, head_init=init)
+        tuned = lowtide.apply(model, Linear(), num_classes=400, head_init=init)
     else:
-        tuned = lowtide.tune.apply(model, Linear(), name="a")
+        tuned = lowtide.apply(model, Linear(), name="a")
         tuned.add_adapter("b", Linear(), num_classes=400, head_init=init)
         tuned.set_adapter("b")
     weight, bias = tuned.backbone.head.weight.detach(), tuned.backbone.head.bias.detach()
@@ -138,7 +138,7 @@ def test_a_new_classifier_starts_as_told(init: Any, anew: str) -> None:
 
 
 def test_a_hidden_layer_is_not_started_at_zero() -> None:
-    tuned = lowtide.tune.apply(small("caformer"), Linear(), num_classes=FEW, head_init="zero")
+    tuned = lowtide.apply(small("caformer"), Linear(), num_classes=FEW, head_init="zero")
     head = tuned.backbone.head.fc
     assert head.fc1.weight.any() and not head.fc2.weight.any() and not head.fc2.bias.any()
 
@@ -146,9 +146,9 @@ def test_a_hidden_layer_is_not_started_at_zero() -> None:
 def test_bad_heads_are_refused_at_the_door() -> None:
     for classes in (0, -3):
         with pytest.raises(InputError, match=f"num_classes is at least 1, not {classes}"):
-            lowtide.tune.apply(tiny("vit"), Linear(), num_classes=classes)
+            lowtide.apply(tiny("vit"), Linear(), num_classes=classes)
     with pytest.raises(UnknownName, match="head_init 'zeros': did you mean zero"):
-        lowtide.tune.apply(tiny("vit"), Linear(), num_classes=FEW, head_init="zeros")
+        lowtide.apply(tiny("vit"), Linear(), num_classes=FEW, head_init="zeros")
 
 
 class Peeking(nn.Module):
@@ -185,7 +185,7 @@ def test_whatever_goes_wrong_the_backbone_is_as_it_was(error: type[BaseException
             yield Swap(sites.of("linear", "conv")[-1], fail)
 
     with pytest.raises(error):
-        lowtide.tune.apply(model, Failing())
+        lowtide.apply(model, Failing())
     assert dict(model.named_modules()) == before
     assert flags == [m.training for m in model.modules()]
     assert all(p.requires_grad for p in model.parameters())

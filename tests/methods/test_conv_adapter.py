@@ -9,11 +9,11 @@ from counts import on_meta, trained
 from nets import FEW, backward, images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
+from lowtide.core.site import Layout, Role, Site
 from lowtide.errors import Unsupported
 from lowtide.families import FAMILIES, measure
 from lowtide.methods.conv_adapter import ConvAdapter, ConvAdapterGraft
-from lowtide.site import Layout, Role, Site
 
 NORMS = {"convnext": 2 * 19_072, "swin": 2 * 28_800}
 
@@ -85,7 +85,7 @@ def gelu(x: Tensor) -> Tensor:
 def test_the_equation(family: str, path: str, stride: int, padding: int, activation: str) -> None:
     model = tiny(family).eval()
     conv = model.get_submodule(path)
-    tuned = lowtide.tune.apply(model, ConvAdapter(activation=activation)).eval()
+    tuned = lowtide.apply(model, ConvAdapter(activation=activation)).eval()
     stir(tuned)
     at = f"{path}/conv_adapter/"
     state = {k.removeprefix(at): v for k, v in tuned.adapter_state().items() if k.startswith(at)}
@@ -99,7 +99,7 @@ def test_the_equation_in_windows() -> None:
     path = "layers.0.blocks.1.attn"
     model = tiny("swin").eval()
     attn = model.get_submodule(path)
-    tuned = lowtide.tune.apply(model, ConvAdapter()).eval()
+    tuned = lowtide.apply(model, ConvAdapter()).eval()
     stir(tuned)
     at = f"{path}/conv_adapter/"
     state = {k.removeprefix(at): v for k, v in tuned.adapter_state().items() if k.startswith(at)}
@@ -119,7 +119,7 @@ def test_start(init: str) -> None:
     model = tiny("convnext").eval()
     x = images(model)
     before = model(x)
-    tuned = lowtide.tune.apply(model, ConvAdapter(init=init)).eval()
+    tuned = lowtide.apply(model, ConvAdapter(init=init)).eval()
     assert tuned.methods[0].identity == (init == "identity")
     assert ((tuned(x) - before).abs().max() < 1e-9) == (init == "identity")
     state = {k: v for k, v in tuned.adapter_state().items() if "/conv_adapter/" in k}
@@ -141,7 +141,7 @@ def test_start(init: str) -> None:
 @pytest.mark.parametrize("init", ["paper", "identity"])
 def test_beside_attention_it_starts_as_pytorch_draws(init: str) -> None:
     torch.manual_seed(1)
-    tuned = lowtide.tune.apply(tiny("swin"), ConvAdapter(init=init, reduction=2))
+    tuned = lowtide.apply(tiny("swin"), ConvAdapter(init=init, reduction=2))
     for i, width in ((0, 16), (1, 32)):
         at = f"layers.{i}.blocks.0.attn/conv_adapter/"
         state = {k.removeprefix(at): v for k, v in tuned.adapter_state().items() if at in k}
@@ -158,10 +158,10 @@ def test_norms_train_when_asked() -> None:
     model = tiny("convnext")
     norms = {f"{s.path}.{p}" for s in measure(model, FAMILIES["convnext"]).of(Role.NORM)
              for p in s.params}  # fmt: skip
-    tuned = lowtide.tune.apply(model, ConvAdapter(norms=True), num_classes=FEW)
+    tuned = lowtide.apply(model, ConvAdapter(norms=True), num_classes=FEW)
     kinds = {n.removeprefix("backbone.") for n, p in tuned.named_parameters() if p.requires_grad}
     assert norms and norms <= kinds
-    assert not any("norm" in n for n, p in lowtide.tune.apply(
+    assert not any("norm" in n for n, p in lowtide.apply(
         tiny("convnext"), ConvAdapter()).named_parameters() if p.requires_grad)  # fmt: skip
 
 
@@ -193,6 +193,6 @@ def test_refusals() -> None:
             ConvAdapter(**options)
     for family in ("vit", "mixer", "generic", "as_mlp"):
         with pytest.raises(Unsupported, match="conv_adapter needs blocks that convolve"):
-            lowtide.tune.apply(tiny(family), ConvAdapter())
+            lowtide.apply(tiny(family), ConvAdapter())
     with pytest.raises(Unsupported, match="one filter per 5 channels, and .* has 24; choose"):
-        lowtide.tune.apply(tiny("convnext"), ConvAdapter(reduction=5))
+        lowtide.apply(tiny("convnext"), ConvAdapter(reduction=5))

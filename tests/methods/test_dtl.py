@@ -12,10 +12,10 @@ from nets import FEW, images, near, stir, tiny
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import lowtide.tune
+import lowtide
 from lowtide.errors import Unsupported
 from lowtide.methods.dtl import DTL
-from lowtide.tune import Tuned
+from lowtide.tuning.tuned import Tuned
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_equations_on_a_vit(kernel: int) -> None:
     """h += z A^T B^T; from M on z += theta(h), or g(theta(h)) on patches; GAP before the norm."""
     model = tiny("vit").eval()
     method = DTL(plus=kernel > 0, kernel=kernel or 5, start_block=2)
-    tuned = lowtide.tune.apply(model, method, num_classes=FEW).eval()
+    tuned = lowtide.apply(model, method, num_classes=FEW).eval()
     stir(tuned)
     state, x = tuned.adapter_state(), images(model)
     z = model.norm_pre(model._pos_embed(model.patch_embed(x)))
@@ -100,7 +100,7 @@ def test_the_equations_on_a_vit(kernel: int) -> None:
 def test_the_equations_on_a_hierarchy(family: str) -> None:
     """h restarts in every stage, and every stage has its own g."""
     model = tiny(family).eval()
-    tuned = lowtide.tune.apply(model, DTL(plus=True, kernel=3, start_block=1)).eval()
+    tuned = lowtide.apply(model, DTL(plus=True, kernel=3, start_block=1)).eval()
     stir(tuned)
     state, x = tuned.adapter_state(), images(model)
     z, h, stages = tuned.family.stem(model, x), 0, -1
@@ -120,7 +120,7 @@ def test_the_equations_on_a_hierarchy(family: str) -> None:
 
 
 def test_a_is_drawn_as_pytorch_does_and_b_is_zero() -> None:
-    state = lowtide.tune.apply(tiny("vit"), DTL(rank=16)).adapter_state()
+    state = lowtide.apply(tiny("vit"), DTL(rank=16)).adapter_state()
     a = torch.stack([state[f"./dtl/layers.blocks-{i}.0.weight"] for i in range(4)])
     assert a.abs().max() <= 32**-0.5 and abs(a.std() - (3 * 32) ** -0.5) < 0.01
     assert all(not state[f"./dtl/layers.blocks-{i}.1.weight"].any() for i in range(4))
@@ -132,9 +132,9 @@ def test_pooling() -> None:
     before, z = model(x), model.norm_pre(model._pos_embed(model.patch_embed(x)))
     for block in model.blocks:
         z = block(z)
-    tuned = lowtide.tune.apply(model, DTL()).eval()
+    tuned = lowtide.apply(model, DTL()).eval()
     near(tuned(x), model.head(model.norm(z[:, 1:].mean(1))))
-    near(lowtide.tune.apply(tiny("vit"), DTL(pool="model")).eval()(x), before)
+    near(lowtide.apply(tiny("vit"), DTL(pool="model")).eval()(x), before)
     assert DTL(pool="model").identity and not DTL().identity
 
 
@@ -163,7 +163,7 @@ def kept_until(tuned: Tuned, last: int) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_up_to_block_m_only_the_csn_s_own_inputs_are_kept(plus: bool) -> None:
-    tuned = lowtide.tune.apply(tiny("vit"), DTL(start_block=4, plus=plus)).train()
+    tuned = lowtide.apply(tiny("vit"), DTL(start_block=4, plus=plus)).train()
     u, r = 3 * 17 * 32 * 8, 3 * 17 * 2 * 8
     early, late = kept_until(tuned, 4)
     assert sorted(early) == sorted([u, r] * 4)
@@ -173,9 +173,9 @@ def test_up_to_block_m_only_the_csn_s_own_inputs_are_kept(plus: bool) -> None:
 
 def test_a_grid_or_a_block_that_is_not_there_is_refused() -> None:
     with pytest.raises(Unsupported, match="dtl starts at block 5, and this backbone has 4"):
-        lowtide.tune.apply(tiny("vit"), DTL(start_block=5))
+        lowtide.apply(tiny("vit"), DTL(start_block=5))
     wide = VisionTransformer((32, 64), 8, embed_dim=32, depth=2, num_heads=2, num_classes=3)
-    assert lowtide.tune.apply(wide, DTL()).trainable_counts()[0] == 2 * 2 * 32 * 2 + 33 * 3
+    assert lowtide.apply(wide, DTL()).trainable_counts()[0] == 2 * 2 * 32 * 2 + 33 * 3
 
 
 @pytest.mark.parametrize("option", [{"rank": 0}, {"start_block": -1}, {"kernel": 0}, {"beta": 0.0}])

@@ -13,13 +13,13 @@ from nets import images, near, stir, tiny
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
 from lowtide.errors import Unsupported
-from lowtide.memory import Meter
 from lowtide.methods.bias import Bias
 from lowtide.methods.fact_tk import FacTTK
 from lowtide.methods.fact_tt import FacTTT
 from lowtide.methods.lora import LoRA
+from lowtide.planning.meter import Meter
 
 BOTH = [FacTTT, FacTTK]
 over_both = pytest.mark.parametrize("kind", BOTH)
@@ -83,7 +83,7 @@ def test_the_equation_and_its_fold(kind: Any, path: str) -> None:
     model = tiny("vit").eval()
     path = f"blocks.2.{path}"
     root = model.get_submodule(path)
-    tuned = lowtide.tune.apply(model, kind(rank=3, scale=0.7)).eval()
+    tuned = lowtide.apply(model, kind(rank=3, scale=0.7)).eval()
     stir(tuned)
     graft = model.get_submodule(path)
     x = torch.randn(2, 5, root.in_features, dtype=torch.float64)
@@ -120,7 +120,7 @@ def test_interleaved_is_the_function_of_the_authors_code(role: str) -> None:
     model = tiny("vit").eval()
     path = f"blocks.1.mlp.{role}"
     root = model.get_submodule(path)
-    tuned = lowtide.tune.apply(model, FacTTK(rank=3, scale=0.7, interleave=True)).eval()
+    tuned = lowtide.apply(model, FacTTK(rank=3, scale=0.7, interleave=True)).eval()
     stir(tuned)
     graft = model.get_submodule(path)
     x = torch.randn(root.in_features, dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_interleaved_is_the_function_of_the_authors_code(role: str) -> None:
 
 def test_interleaving_leaves_attention_and_the_count_alone() -> None:
     model = tiny("vit").eval()
-    tuned = lowtide.tune.apply(model, FacTTK(rank=3, interleave=True)).eval()
+    tuned = lowtide.apply(model, FacTTK(rank=3, interleave=True)).eval()
     stir(tuned)
     for name in ("qkv", "proj"):
         graft = model.get_submodule(f"blocks.1.attn.{name}")
@@ -149,7 +149,7 @@ def test_channels_may_come_first(kind: Any) -> None:
     model = tiny("as_mlp").eval()
     paths = [p for p, m in model.named_modules() if p.endswith(("mlp.fc1", "mlp.fc2"))][:2]
     roots = [model.get_submodule(p) for p in paths]
-    tuned = lowtide.tune.apply(model, kind(rank=3)).eval()
+    tuned = lowtide.apply(model, kind(rank=3)).eval()
     stir(tuned)
     for path, root in zip(paths, roots, strict=True):
         graft = model.get_submodule(path)
@@ -165,7 +165,7 @@ def test_channels_may_come_first(kind: Any) -> None:
 def test_factors_are_shared_by_width_through_copies_and_files(kind: Any) -> None:
     shared = 3 if kind is FacTTK else 2
     for family, widths in (("vit", 1), ("swin", 2), ("convnext", 3), ("mixer", 1)):
-        tuned = lowtide.tune.apply(tiny(family), kind(rank=3))
+        tuned = lowtide.apply(tiny(family), kind(rank=3))
         for one in (tuned, copy.deepcopy(tuned), tuned.float()):
             grafts = [m for m in one.modules() if hasattr(m, "V")]
             held = {id(p) for g in grafts for p in (g.U, g.V, getattr(g.core, "C", g.U))}
@@ -177,15 +177,15 @@ def test_factors_are_shared_by_width_through_copies_and_files(kind: Any) -> None
 @over_both
 def test_only_channel_maps_are_touched(kind: Any) -> None:
     """What mixes tokens has no role of attention or the channel MLP."""
-    state = lowtide.tune.apply(tiny("mixer"), kind(rank=3)).adapter_state()
+    state = lowtide.apply(tiny("mixer"), kind(rank=3)).adapter_state()
     touched = {k.partition("/")[0] for k in state if "core" in k}
     assert touched == {f"blocks.{i}.mlp_channels.fc{j}" for i in range(3) for j in (1, 2)}
 
 
 def test_they_start_as_the_paper_says() -> None:
     torch.manual_seed(0)
-    train = lowtide.tune.apply(tiny("vit"), FacTTT(rank=16))
-    tucker = lowtide.tune.apply(tiny("vit"), FacTTK(rank=16)).backbone.blocks
+    train = lowtide.apply(tiny("vit"), FacTTT(rank=16))
+    tucker = lowtide.apply(tiny("vit"), FacTTK(rank=16)).backbone.blocks
     for graft, size in (
         (train.backbone.blocks[0].attn.qkv, 1),
         (train.backbone.blocks[0].mlp.fc1, 1),
@@ -203,7 +203,7 @@ def test_they_start_as_the_paper_says() -> None:
 @over_both
 def test_dropout_acts_between_the_core_and_v(kind: Any) -> None:
     model = tiny("vit")
-    tuned = lowtide.tune.apply(model, kind(rank=6, dropout=0.5, scale=2.0))
+    tuned = lowtide.apply(model, kind(rank=6, dropout=0.5, scale=2.0))
     stir(tuned)
     graft = model.blocks[0].attn.proj
     x = torch.randn(1, 1, 32, dtype=torch.float64)
@@ -217,7 +217,7 @@ def test_dropout_acts_between_the_core_and_v(kind: Any) -> None:
 @over_both
 def test_with_another_method_on_the_same_maps(kind: Any) -> None:
     for methods in ((LoRA(), kind(rank=3), Bias()), (Bias(), kind(rank=3), LoRA())):
-        tuned = lowtide.tune.apply(tiny("vit"), *methods).eval()
+        tuned = lowtide.apply(tiny("vit"), *methods).eval()
         stir(tuned)
         y = tuned(x := images(tuned.backbone))
         near(tuned.merge_and_unload().eval()(x), y)
@@ -228,7 +228,7 @@ def test_a_step_makes_no_tensor_of_a_weight_s_size(kind: Any) -> None:
     model = VisionTransformer(
         img_size=8, patch_size=8, embed_dim=256, depth=1, num_heads=4, num_classes=3
     )
-    tuned = lowtide.tune.apply(model, kind(rank=2)).train()
+    tuned = lowtide.apply(model, kind(rank=2)).train()
     optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
     with Meter(tuned, optimizer) as meter:
         for _ in range(2):
@@ -242,7 +242,7 @@ def test_a_step_makes_no_tensor_of_a_weight_s_size(kind: Any) -> None:
 @over_both
 def test_a_graft_keeps_its_input_and_rank_channels(kind: Any) -> None:
     model = tiny("vit")
-    lowtide.tune.apply(model, kind(rank=4, dropout=0.0)).train()
+    lowtide.apply(model, kind(rank=4, dropout=0.0)).train()
     graft = model.blocks[1].mlp.fc1
     x = torch.randn(3, 17, 32, dtype=torch.float64, requires_grad=True) * 1
     kept: dict[int, int] = {}
@@ -265,7 +265,7 @@ def test_a_graft_keeps_its_input_and_rank_channels(kind: Any) -> None:
 @pytest.mark.parametrize("family", ["resnet", "generic"])
 def test_without_attention_or_mlp_there_is_no_place(kind: Any, family: str) -> None:
     with pytest.raises(Unsupported, match="fact_t[tk] needs attention or an MLP"):
-        lowtide.tune.apply(tiny(family), kind())
+        lowtide.apply(tiny(family), kind())
 
 
 @over_both
@@ -274,7 +274,7 @@ def test_a_hidden_layer_that_is_no_multiple_is_refused(kind: Any) -> None:
     model.blocks[1].mlp.fc1 = nn.Linear(32, 80).double()
     model.blocks[1].mlp.fc2 = nn.Linear(80, 32).double()
     with pytest.raises(Unsupported, match=r"fact_t[tk] .*blocks\.1\.mlp\.fc1 maps 32 .* to 80"):
-        lowtide.tune.apply(model, kind())
+        lowtide.apply(model, kind())
 
 
 @over_both

@@ -6,7 +6,7 @@ import pytest
 from counts import NAMES, trained
 from nets import FEW, backward, cotangent, images, near, tiny
 
-import lowtide.tune
+import lowtide
 from lowtide.methods.linear import Linear
 
 
@@ -19,7 +19,7 @@ def test_features_carry_no_graph_and_the_head_gets_the_softmax_regression_gradie
     model = tiny("vit").eval()
     x = images(model)
     features = model.forward_head(model.forward_features(x), pre_logits=True).detach()
-    tuned = lowtide.tune.apply(model, Linear(), num_classes=FEW).eval()
+    tuned = lowtide.apply(model, Linear(), num_classes=FEW).eval()
     logits = tuned(x)
     assert not model.forward_features(x).requires_grad
     near(logits, features @ model.head.weight.T + model.head.bias)

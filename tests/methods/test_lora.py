@@ -8,10 +8,10 @@ from counts import trained
 from nets import images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
+from lowtide.core.site import Role
 from lowtide.errors import Unsupported
 from lowtide.methods.lora import LoRA
-from lowtide.site import Role
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_equation_on_the_query_and_value_slices() -> None:
     """q += s B_q A_q x and v += s B_v A_v x; k stays."""
     model = tiny("vit").eval()
     qkv = model.blocks[1].attn.qkv
-    tuned = lowtide.tune.apply(model, LoRA(rank=3, alpha=6.0)).eval()
+    tuned = lowtide.apply(model, LoRA(rank=3, alpha=6.0)).eval()
     stir(tuned)
     state = tuned.adapter_state()
     at = {k.removeprefix("blocks.1.attn.qkv/lora/"): v for k, v in state.items()}
@@ -53,7 +53,7 @@ def test_the_equation_on_the_query_and_value_slices() -> None:
 def test_parts_move_their_own_rows_only(parts: str, moved: list[int]) -> None:
     model = tiny("vit")
     before = model.blocks[0].attn.qkv.weight.detach().clone()
-    tuned = lowtide.tune.apply(model, LoRA(rank=2, parts=parts))
+    tuned = lowtide.apply(model, LoRA(rank=2, parts=parts))
     stir(tuned)
     change = tuned.merge_and_unload().blocks[0].attn.qkv.weight - before
     rows = [i for i, part in enumerate(change.chunk(3)) if part.abs().max() > 0]
@@ -73,7 +73,7 @@ def test_the_equation_on_a_convolution(groups: int) -> None:
     conv = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=groups)
     model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).double()
     model.pretrained_cfg = {"input_size": (8, 6, 6)}
-    tuned = lowtide.tune.apply(model, LoRA(rank=2, roles=(Role.CONV,))).eval()
+    tuned = lowtide.apply(model, LoRA(rank=2, roles=(Role.CONV,))).eval()
     stir(tuned)
     x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
     state = tuned.adapter_state()
@@ -86,7 +86,7 @@ def test_the_equation_on_a_convolution(groups: int) -> None:
 
 def test_dropout_acts_in_training_only() -> None:
     model = tiny("vit")
-    tuned = lowtide.tune.apply(model, LoRA(dropout=0.5))
+    tuned = lowtide.apply(model, LoRA(dropout=0.5))
     stir(tuned)
     x = images(model)
     tuned.train()
@@ -103,4 +103,4 @@ def test_wrong_options_are_refused(options: dict) -> None:
 
 def test_a_role_the_backbone_lacks_is_refused() -> None:
     with pytest.raises(Unsupported, match="lora.*qkv"):
-        lowtide.tune.apply(tiny("resnet"), LoRA(roles=(Role.QKV,)))
+        lowtide.apply(tiny("resnet"), LoRA(roles=(Role.QKV,)))

@@ -8,7 +8,7 @@ from counts import trained
 from nets import FEW, images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
 from lowtide.errors import Unsupported
 from lowtide.methods.lst import LST, Rung
 
@@ -48,7 +48,7 @@ def attention(x: Tensor, heads: int) -> Tensor:
 def test_the_ladder(family: str, options: dict) -> None:
     model = tiny(family).eval()
     method = LST(reduction=2, head_dim=8, temperature=0.3, **options)
-    tuned = lowtide.tune.apply(model, method, num_classes=FEW).eval()
+    tuned = lowtide.apply(model, method, num_classes=FEW).eval()
     stir(tuned)
     state, x = tuned.adapter_state(), images(model)
 
@@ -78,14 +78,14 @@ def test_the_ladder(family: str, options: dict) -> None:
 
 
 def test_gates_start_half_open() -> None:
-    side = lowtide.tune.apply(tiny("vit"), LST()).sides["lst"]
+    side = lowtide.apply(tiny("vit"), LST()).sides["lst"]
     assert all(not r.alpha.any() for r in side.rungs.values()) and len(side.rungs) == 4
 
 
 def test_the_backbone_keeps_nothing() -> None:
     """No block has a graph; before the final norm a block costs h_i and 17 narrow maps."""
     model = tiny("vit")
-    tuned = lowtide.tune.apply(model, LST(reduction=2), num_classes=FEW).train()
+    tuned = lowtide.apply(model, LST(reduction=2), num_classes=FEW).train()
     own = {p.data_ptr() for p in tuned.parameters()}
     inside, kept = [False], dict[int, int]()
 
@@ -119,19 +119,19 @@ def test_it_starts_at_the_backbone_if_told_to() -> None:
     model = tiny("vit").eval()
     x = images(model)
     before = model(x)
-    near(lowtide.tune.apply(model, LST(init="identity", bias=True)).eval()(x), before)
+    near(lowtide.apply(model, LST(init="identity", bias=True)).eval()(x), before)
     assert LST(init="identity").identity and not LST().identity
 
 
 @pytest.mark.parametrize("family", ["swin", "convnext", "resnet"])
 def test_a_hierarchy_is_refused(family: str) -> None:
     with pytest.raises(Unsupported, match="lst attends over one sequence of tokens, and"):
-        lowtide.tune.apply(tiny(family), LST())
+        lowtide.apply(tiny(family), LST())
 
 
 def test_a_width_it_cannot_divide_is_refused() -> None:
     with pytest.raises(Unsupported, match=r"lst divides the width by 5, and blocks.0 has 32"):
-        lowtide.tune.apply(tiny("vit"), LST(reduction=5))
+        lowtide.apply(tiny("vit"), LST(reduction=5))
 
 
 @pytest.mark.parametrize("option", [{"reduction": 0}, {"head_dim": 0}, {"temperature": 0.0}])

@@ -10,11 +10,11 @@ from counts import trained
 from nets import FEW, backward, images, near, stir, tiny
 from torch import Tensor
 
-import lowtide.tune
+import lowtide
+from lowtide.core.site import Role, Sites
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import FAMILIES, measure
 from lowtide.methods.mlp_head import MLPHead
-from lowtide.site import Role, Sites
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def plain(state: dict[str, Tensor], h: Tensor, layers: int, training: bool) -> T
 def test_the_equation(layers: int, training: bool) -> None:
     model = tiny("vit")
     method = MLPHead(layers=layers, dropout=0.0)
-    tuned = lowtide.tune.apply(model, method, num_classes=FEW).train()
+    tuned = lowtide.apply(model, method, num_classes=FEW).train()
     stir(tuned)
     tuned(images(model, 8))  # moves the statistics away from 0 and 1
     tuned.train(training)
@@ -59,7 +59,7 @@ def test_the_equation(layers: int, training: bool) -> None:
 
 
 def test_dropout_drops_hidden_values_in_training_only() -> None:
-    tuned = lowtide.tune.apply(tiny("vit"), MLPHead(layers=2, dropout=0.5)).train()
+    tuned = lowtide.apply(tiny("vit"), MLPHead(layers=2, dropout=0.5)).train()
     hidden = tuned.backbone.head.hidden
     x = torch.randn(64, 32, dtype=torch.float64)
     assert abs((hidden(x) == 0).double().mean() - 0.5) < 0.05
@@ -67,7 +67,7 @@ def test_dropout_drops_hidden_values_in_training_only() -> None:
 
 
 def test_hidden_weights_start_kaiming_normal_over_their_outputs() -> None:
-    tuned = lowtide.tune.apply(tiny("convnext"), MLPHead(layers=6))
+    tuned = lowtide.apply(tiny("convnext"), MLPHead(layers=6))
     weights = [v for k, v in tuned.adapter_state().items() if v.shape == (48, 48)]
     assert len(weights) == 5
     assert abs(torch.stack(weights).std() / (2 / 48) ** 0.5 - 1) < 0.05
@@ -76,7 +76,7 @@ def test_hidden_weights_start_kaiming_normal_over_their_outputs() -> None:
 def test_statistics_move_and_travel() -> None:
     model = tiny("vit")
     twin = copy.deepcopy(model)
-    tuned = lowtide.tune.apply(model, MLPHead(), num_classes=FEW).train()
+    tuned = lowtide.apply(model, MLPHead(), num_classes=FEW).train()
     x = images(model, 8)
     before = {k: v.clone() for k, v in tuned.adapter_state().items()}
     for _ in range(3):
@@ -88,7 +88,7 @@ def test_statistics_move_and_travel() -> None:
         for i in (2, 6, 10)
         for n in ("running_mean", "running_var", "num_batches_tracked")
     }
-    other = lowtide.tune.apply(twin, MLPHead(), num_classes=FEW)
+    other = lowtide.apply(twin, MLPHead(), num_classes=FEW)
     other.load_adapter_state(state)
     near(other.eval()(x), tuned.eval()(x))
 
@@ -105,7 +105,7 @@ def test_it_keeps_features_of_the_head_only(dropout: float, each: int) -> None:
         return t
 
     method = MLPHead(layers=4, dropout=dropout)
-    tuned = lowtide.tune.apply(tiny("vit"), method, num_classes=FEW).train()
+    tuned = lowtide.apply(tiny("vit"), method, num_classes=FEW).train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         tuned(images(tuned.backbone, batch))
     assert {t.shape for t in kept.values()} == {(batch, c)}
@@ -113,7 +113,7 @@ def test_it_keeps_features_of_the_head_only(dropout: float, each: int) -> None:
 
 
 def test_no_gradient_enters_the_backbone() -> None:
-    tuned = lowtide.tune.apply(tiny("resnet"), MLPHead(), num_classes=FEW).train()
+    tuned = lowtide.apply(tiny("resnet"), MLPHead(), num_classes=FEW).train()
     backward(tuned, images(tuned.backbone))
     assert {n.split(".")[1] for n, p in tuned.named_parameters() if p.grad is not None} == {"fc"}
 
@@ -126,7 +126,7 @@ def test_refusals() -> None:
     headless = Sites(s for s in sites if s.role is not Role.HEAD)
     with pytest.raises(Unsupported, match="mlp_head needs a classifier"):
         list(MLPHead().edits(headless))
-    tuned = lowtide.tune.apply(tiny("vit"), MLPHead()).train()
+    tuned = lowtide.apply(tiny("vit"), MLPHead()).train()
     with pytest.raises(InputError, match="batch of 1"):
         tuned(images(tuned.backbone, 1))
     tuned.eval()(images(tuned.backbone, 1))

@@ -8,7 +8,7 @@ from counts import trained
 from nets import FEW, backward, images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
 from lowtide.errors import Unsupported
 from lowtide.methods.full import Full
 from lowtide.methods.partial import Partial
@@ -46,7 +46,7 @@ def test_what_trains_is_the_top(family: str, blocks: int) -> None:
     model = tiny(family)
     top = (*TOPS[family, blocks], HEADS[family])
     expected = {n for n, _ in model.named_parameters() if n.startswith(top)}
-    tuned = lowtide.tune.apply(model, Partial(blocks=blocks), num_classes=FEW)
+    tuned = lowtide.apply(model, Partial(blocks=blocks), num_classes=FEW)
     assert {n for n, p in tuned.backbone.named_parameters() if p.requires_grad} == expected
     assert family != "swin" or any("bias_table" in n for n in expected)
 
@@ -56,7 +56,7 @@ def test_gradients_are_those_of_full_fine_tuning() -> None:
     for method in (Full(), Partial(blocks=2)):
         model = tiny("swin").eval()
         x = images(model) if x is None else x
-        tuned = lowtide.tune.apply(model, method).eval()
+        tuned = lowtide.apply(model, method).eval()
         backward(tuned, x)
         given[type(method)] = {n: p.grad for n, p in tuned.named_parameters() if p.grad is not None}
     full, partial = given[Full], given[Partial]
@@ -69,7 +69,7 @@ def test_it_trains_copies_and_merges() -> None:
     model = tiny("vit").eval()
     x, own = images(model), dict(model.named_parameters())
     kept, before = {n: p.detach().clone() for n, p in own.items()}, model(x)
-    tuned = lowtide.tune.apply(model, Partial()).eval()
+    tuned = lowtide.apply(model, Partial()).eval()
     stir(tuned)
     after = tuned(x)
     assert all(torch.equal(p, kept[n]) for n, p in own.items())
@@ -80,7 +80,7 @@ def test_it_trains_copies_and_merges() -> None:
 
 @pytest.mark.parametrize("family", ["vit", "swin", "convnext", "resnet"])
 def test_nothing_is_kept_below_the_first_thawed_block(family: str) -> None:
-    tuned = lowtide.tune.apply(tiny(family), Partial(blocks=1), num_classes=FEW).train()
+    tuned = lowtide.apply(tiny(family), Partial(blocks=1), num_classes=FEW).train()
     last = tuned.family.chain(tuned.backbone)[-1]
     kept: list[int] = []
     at_entry: list[int] = []
@@ -100,6 +100,6 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="partial needs blocks >= 1, not 0"):
         Partial(blocks=0)
     with pytest.raises(Unsupported, match="partial cannot train the last 5 blocks of 4"):
-        lowtide.tune.apply(tiny("vit"), Partial(blocks=5))
+        lowtide.apply(tiny("vit"), Partial(blocks=5))
     with pytest.raises(Unsupported, match="partial needs a chain of blocks"):
-        lowtide.tune.apply(tiny("generic"), Partial())
+        lowtide.apply(tiny("generic"), Partial())

@@ -12,16 +12,16 @@ from counts import on_meta, trained
 from nets import backward, cotangent, images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
 from lowtide.codecs.exact import Exact
+from lowtide.core.graft import Method
 from lowtide.errors import Unsupported
-from lowtide.graft import Method
-from lowtide.memory import Meter
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
 from lowtide.methods.rlrr import RESCALE, RLRR
 from lowtide.methods.ssf import SSF
 from lowtide.ops.saved import saved
+from lowtide.planning.meter import Meter
 
 ABLATIONS = [
     {"sides": sides, "residual": residual}
@@ -92,7 +92,7 @@ def rescaled(graft: Any, weight: Tensor, groups: int = 1) -> Tensor:
 def test_the_equation_on_linear_maps(options: dict) -> None:
     model = tiny("vit").eval()
     roots = {p: model.get_submodule(p) for p in ("blocks.1.attn.qkv", "blocks.2.mlp.fc2")}
-    tuned = lowtide.tune.apply(model, RLRR(**options)).eval()
+    tuned = lowtide.apply(model, RLRR(**options)).eval()
     stir(tuned)
     for path, root in roots.items():
         graft = model.get_submodule(path)
@@ -111,7 +111,7 @@ def test_the_equation_on_a_convolution(options: dict, groups: int) -> None:
     conv = nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=groups)
     model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)).double()
     model.pretrained_cfg = {"input_size": (8, 6, 6)}
-    tuned = lowtide.tune.apply(model, RLRR(**options)).eval()
+    tuned = lowtide.apply(model, RLRR(**options)).eval()
     stir(tuned)
     x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_gradients_are_those_of_the_weight_form(parts: int, right: bool) -> None
 
 def test_it_starts_as_the_paper_draws() -> None:
     torch.manual_seed(1)
-    state = lowtide.tune.apply(tiny("vit"), RLRR()).adapter_state()
+    state = lowtide.apply(tiny("vit"), RLRR()).adapter_state()
 
     def part(end: str) -> Tensor:
         return torch.cat([v.flatten() for k, v in state.items() if k.endswith(end)])
@@ -166,11 +166,11 @@ def test_it_starts_as_the_paper_draws() -> None:
     assert part("shift").abs().max() == 0
     for drawn, centre in ((part("gamma"), 1), (part("beta"), 0)):
         assert abs(drawn.mean() - centre) < 0.004 and abs(drawn.std() - 0.02) < 0.003
-    state = lowtide.tune.apply(tiny("vit"), RLRR(residual=False)).adapter_state()
+    state = lowtide.apply(tiny("vit"), RLRR(residual=False)).adapter_state()
     for end, centre in (("left.0", 1), ("right", 1), ("shift", 0)):
         drawn = part(end)
         assert abs(drawn.mean() - centre) < 0.004 and abs(drawn.std() - 0.02) < 0.003
-    state = lowtide.tune.apply(tiny("vit"), RLRR(sides="right")).adapter_state()
+    state = lowtide.apply(tiny("vit"), RLRR(sides="right")).adapter_state()
     assert 0.9 < state["blocks.0.mlp.fc1/rlrr/right"].abs().max() / (6 / 128) ** 0.5 <= 1
 
 
@@ -179,7 +179,7 @@ def test_identity_starts_at_the_backbone_and_is_alive(options: dict) -> None:
     model = tiny("vit").eval()
     x = images(model)
     before = model(x)
-    tuned = lowtide.tune.apply(model, RLRR(init="identity", **options)).eval()
+    tuned = lowtide.apply(model, RLRR(init="identity", **options)).eval()
     near(tuned(x), before)
     backward(tuned, x)
     for module in tuned.modules():
@@ -199,7 +199,7 @@ def test_with_another_method_on_the_same_map(other: Any, first: bool) -> None:
     model = tiny("vit").eval()
     qkv = model.blocks[0].attn.qkv
     methods = (RLRR(), other) if first else (other, RLRR())
-    tuned = lowtide.tune.apply(model, *methods).eval()
+    tuned = lowtide.apply(model, *methods).eval()
     stir(tuned)
     top = model.blocks[0].attn.qkv
     ours, theirs = (top.base, top) if first else (top, top.base)
@@ -223,18 +223,18 @@ def test_with_another_method_on_the_same_map(other: Any, first: bool) -> None:
 
 def test_without_residual_no_other_method_may_stand_below() -> None:
     with pytest.raises(Unsupported, match=r"rlrr without residual.*give rlrr first"):
-        lowtide.tune.apply(tiny("vit"), LoRA(), RLRR(residual=False))
-    tuned = lowtide.tune.apply(tiny("vit"), RLRR(residual=False), LoRA()).eval()
+        lowtide.apply(tiny("vit"), LoRA(), RLRR(residual=False))
+    tuned = lowtide.apply(tiny("vit"), RLRR(residual=False), LoRA()).eval()
     stir(tuned)
     y = tuned(x := images(tuned.backbone))
     near(tuned.merge_and_unload().eval()(x), y)
 
 
 def test_swin_s_reduction_has_no_place_for_a_shift() -> None:
-    tuned = lowtide.tune.apply(tiny("swin"), RLRR())
+    tuned = lowtide.apply(tiny("swin"), RLRR())
     with pytest.raises(Unsupported, match=r"downsample\.reduction: .*reduction_bias=False"):
         tuned.merge_and_unload()
-    tuned = lowtide.tune.apply(tiny("swin"), RLRR(reduction_bias=False)).eval()
+    tuned = lowtide.apply(tiny("swin"), RLRR(reduction_bias=False)).eval()
     stir(tuned)
     y = tuned(x := images(tuned.backbone))
     merged = tuned.merge_and_unload().eval()
@@ -246,7 +246,7 @@ def test_a_step_makes_no_tensor_of_a_weight_s_size() -> None:
     """Wide maps on few tokens: everything beside the weights is smaller than one of them."""
     torch.manual_seed(0)
     fc = nn.Linear(512, 512)
-    tuned = lowtide.tune.apply(_one_map(fc), RLRR())
+    tuned = lowtide.apply(_one_map(fc), RLRR())
     optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
     with Meter(tuned, optimizer) as meter:
         for _ in range(2):
@@ -268,7 +268,7 @@ def test_a_block_keeps_the_inputs_of_its_maps_and_what_its_norms_give(options: d
     """Over a frozen block 9 u, 1 of which (the input of proj) fused attention keeps anyway."""
 
     def kept(method: Method) -> int:
-        tuned = lowtide.tune.apply(tiny("vit").float(), method)
+        tuned = lowtide.apply(tiny("vit").float(), method)
         storages: dict[int, int] = {}
 
         def pack(t: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ def test_a_block_keeps_the_inputs_of_its_maps_and_what_its_norms_give(options: d
 def test_under_autocast_narrow_and_compiled() -> None:
     torch.manual_seed(0)
     model = tiny("vit").float()
-    tuned = lowtide.tune.apply(model, RLRR()).train()
+    tuned = lowtide.apply(model, RLRR()).train()
     x = images(model)
     y = backward(tuned, x)
     wanted = {n: p.grad.clone() for n, p in tuned.named_parameters() if p.grad is not None}
@@ -303,7 +303,7 @@ def test_under_autocast_narrow_and_compiled() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rough = backward(tuned, x)
     assert rough.sub(y).abs().max() < 0.1 * y.abs().max()
-    lowtide.tune.narrow(tuned)
+    lowtide.narrow(tuned)
     rough = backward(tuned, x)
     assert 0 < rough.sub(y).abs().max() < 0.1 * y.abs().max()
 

@@ -9,7 +9,7 @@ from counts import trained
 from nets import FEW, images, near, stir, tiny
 from torch import Tensor
 
-import lowtide.tune
+import lowtide
 from lowtide.errors import Unsupported
 from lowtide.methods.s2a import S2A
 
@@ -50,16 +50,16 @@ def test_parts_are_switched_by_themselves_and_add_up(
 
 
 def test_without_the_branch_prompt_and_bias_fit_a_backbone_of_no_table() -> None:
-    tuned = lowtide.tune.apply(tiny("generic"), S2A(side=False))
+    tuned = lowtide.apply(tiny("generic"), S2A(side=False))
     assert any("/s2a/bias" in k for k in tuned.adapter_state())
     with pytest.raises(Unsupported, match="nothing to train"):
-        lowtide.tune.apply(tiny("generic"), S2A(**OFF))
+        lowtide.apply(tiny("generic"), S2A(**OFF))
 
 
 def test_the_prompt_is_added_to_the_input_of_attention() -> None:
     model = tiny("vit").eval()
     qkv = model.blocks[2].attn.qkv
-    tuned = lowtide.tune.apply(model, S2A(bias=False, side=False, rank=3)).eval()
+    tuned = lowtide.apply(model, S2A(bias=False, side=False, rank=3)).eval()
     stir(tuned)
     state = tuned.adapter_state()
     a, b = (state[f"blocks.2.attn.qkv/s2a/{n}"] for n in "AB")
@@ -73,7 +73,7 @@ def test_the_prompt_is_added_to_the_input_of_attention() -> None:
 def test_a_convolution_s_prompt_is_a_tile_repeated_over_the_grid() -> None:
     model = tiny("convnext").eval()
     conv = model.stages[0].blocks[0].conv_dw
-    tuned = lowtide.tune.apply(model, S2A(bias=False, side=False, rank=3, tile=7)).eval()
+    tuned = lowtide.apply(model, S2A(bias=False, side=False, rank=3, tile=7)).eval()
     stir(tuned)
     state = tuned.adapter_state()
     a, b = (state[f"stages.0.blocks.0.conv_dw/s2a/{n}"] for n in "AB")
@@ -96,7 +96,7 @@ def cap(x: Tensor, groups: int) -> Tensor:
 def test_the_branch_on_a_vit_written_out() -> None:
     """y_i = LN PW relu LN DW relu LN PW (CAP(x_i) + y_{i-1}); the class token skips DW."""
     model = tiny("vit").eval()
-    tuned = lowtide.tune.apply(model, S2A(bias=False, prompt=False), num_classes=FEW).eval()
+    tuned = lowtide.apply(model, S2A(bias=False, prompt=False), num_classes=FEW).eval()
     stir(tuned)
     x = images(model)
     state = {
@@ -123,7 +123,7 @@ def test_the_branch_on_a_vit_written_out() -> None:
 
 @pytest.mark.parametrize("family", ["swin", "convnext", "resnet"])
 def test_between_stages_the_state_is_pooled_and_its_channels_repeated(family: str) -> None:
-    tuned = lowtide.tune.apply(tiny(family), S2A(bias=False, prompt=False))
+    tuned = lowtide.apply(tiny(family), S2A(bias=False, prompt=False))
     changed = 0
     for branch in tuned.sides["s2a"].branches.values():
         if branch.grid == branch.grid_before:
@@ -141,7 +141,7 @@ def test_between_stages_the_state_is_pooled_and_its_channels_repeated(family: st
 
 def test_a_width_cap_cannot_divide_is_refused() -> None:
     with pytest.raises(Unsupported, match=r"averages 7 channels into one.*has 32"):
-        lowtide.tune.apply(tiny("vit"), S2A(reduction=7))
+        lowtide.apply(tiny("vit"), S2A(reduction=7))
 
 
 @pytest.mark.parametrize("option", ["rank", "reduction", "prompt_every", "tile"])
@@ -153,7 +153,7 @@ def test_wrong_options_are_refused(option: str) -> None:
 def test_a_prompt_is_resampled_for_another_image_size() -> None:
     """A plane over the grid stays that plane; the class token keeps its row."""
     model = tiny("vit")
-    tuned = lowtide.tune.apply(model, S2A(bias=False, side=False, rank=2), num_classes=FEW).eval()
+    tuned = lowtide.apply(model, S2A(bias=False, side=False, rank=2), num_classes=FEW).eval()
     state = tuned.adapter_state()
     key = "blocks.0.attn.qkv/s2a/A"
     centres = (torch.arange(4, dtype=torch.float64) + 0.5) / 4
@@ -163,7 +163,7 @@ def test_a_prompt_is_resampled_for_another_image_size() -> None:
     ]).double()
     large = tiny("vit")
     large.set_input_size((64, 64))
-    other = lowtide.tune.apply(large, S2A(bias=False, side=False, rank=2), num_classes=FEW)
+    other = lowtide.apply(large, S2A(bias=False, side=False, rank=2), num_classes=FEW)
     other.load_adapter_state(state)
     loaded = other.adapter_state()[key]
     assert loaded.shape == (65, 2)

@@ -13,7 +13,7 @@ from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-import lowtide.tune
+import lowtide
 from lowtide.errors import Unsupported
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
@@ -44,7 +44,7 @@ def test_without_stages_only_what_changes_stage_is_left_out() -> None:
         "vit": set(),
     }.items():
         every, some = (
-            {k.partition("/")[0] for k in lowtide.tune.apply(tiny(family), m).adapter_state()}
+            {k.partition("/")[0] for k in lowtide.apply(tiny(family), m).adapter_state()}
             for m in (SSF(), SSF(stages=False))
         )
         assert every - some == paths and some <= every
@@ -64,7 +64,7 @@ def test_places_on_a_vit() -> None:
 def test_the_equation_and_its_fold() -> None:
     model = tiny("convnext")
     dw, fc1 = model.stages[0].blocks[0].conv_dw, model.stages[0].blocks[0].mlp.fc1
-    tuned = lowtide.tune.apply(model, SSF()).eval()
+    tuned = lowtide.apply(model, SSF()).eval()
     stir(tuned)
     block, state = model.stages[0].blocks[0], tuned.adapter_state()
     for module, root, x in (
@@ -81,7 +81,7 @@ def test_the_equation_and_its_fold() -> None:
 def test_it_starts_as_the_paper_draws_or_at_the_identity() -> None:
     torch.manual_seed(1)
     model = tiny("vit")
-    state = lowtide.tune.apply(model, SSF()).adapter_state()
+    state = lowtide.apply(model, SSF()).adapter_state()
     gammas = torch.cat([v.flatten() for k, v in state.items() if k.endswith("gamma")])
     betas = torch.cat([v.flatten() for k, v in state.items() if k.endswith("beta")])
     for drawn, centre in ((gammas, 1), (betas, 0)):
@@ -89,7 +89,7 @@ def test_it_starts_as_the_paper_draws_or_at_the_identity() -> None:
     model = tiny("vit").eval()
     x = images(model)
     before = model(x)
-    near(lowtide.tune.apply(model, SSF(init="identity")).eval()(x), before)
+    near(lowtide.apply(model, SSF(init="identity")).eval()(x), before)
 
 
 def test_inner_and_outer_grafts_compose_in_the_order_given() -> None:
@@ -98,7 +98,7 @@ def test_inner_and_outer_grafts_compose_in_the_order_given() -> None:
     for first, second in ((SSF(), LoRA()), (LoRA(), SSF())):
         model = tiny("vit").eval()
         qkv = model.blocks[0].attn.qkv
-        tuned = lowtide.tune.apply(model, first, second).eval()
+        tuned = lowtide.apply(model, first, second).eval()
         stir(tuned)
         s = {k.removeprefix("blocks.0.attn.qkv/"): v for k, v in tuned.adapter_state().items()}
         a, b = ([s[f"lora/{f}.{i}.weight"] for i in (0, 1)] for f in ("down", "up"))
@@ -143,7 +143,7 @@ def convnext(**options: Any) -> nn.Module:
 def test_every_convnext_merges_into_the_plain_one(options: dict) -> None:
     model = convnext(**options)
     plain, x = copy.deepcopy(model), images(model)
-    tuned = lowtide.tune.apply(model, SSF()).eval()
+    tuned = lowtide.apply(model, SSF()).eval()
     stir(tuned)
     expected = tuned(x)
     assert (expected - plain(x)).abs().max() > 1e-2
@@ -153,7 +153,7 @@ def test_every_convnext_merges_into_the_plain_one(options: dict) -> None:
 
 
 def test_without_biases_it_is_scaled_up_to_the_last_shift() -> None:
-    tuned = lowtide.tune.apply(convnext(conv_bias=False), SSF()).eval()
+    tuned = lowtide.apply(convnext(conv_bias=False), SSF()).eval()
     x = images(tuned.backbone)
     stir(tuned)
     expected = tuned(x)
@@ -168,7 +168,7 @@ def test_without_biases_it_is_scaled_up_to_the_last_shift() -> None:
     ],
 )
 def test_what_would_divide_by_zero_is_refused(spoil: str, said: str) -> None:
-    tuned = lowtide.tune.apply(convnext(), SSF()).eval()
+    tuned = lowtide.apply(convnext(), SSF()).eval()
     tuned.backbone.get_parameter(spoil).data[3] = 0
     x = images(tuned.backbone)
     before = tuned(x)
@@ -183,7 +183,7 @@ def test_only_the_last_layer_scale_is_divided_by() -> None:
     model = convnext()
     model.stages[3].blocks[0].gamma.data.zero_()
     x = images(model)
-    tuned = lowtide.tune.apply(model, SSF()).eval()
+    tuned = lowtide.apply(model, SSF()).eval()
     stir(tuned)
     expected = tuned(x)
     near(tuned.merge_and_unload()(x), expected, 1e-12)
@@ -194,7 +194,7 @@ def test_a_sum_that_a_norm_reads_is_refused() -> None:
     model = VisionTransformer(
         img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=2, global_pool="avg"
     )
-    tuned = lowtide.tune.apply(wake(model.double()), SSF())
+    tuned = lowtide.apply(wake(model.double()), SSF())
     with pytest.raises(Unsupported, match="ssf at norm: what it scales is not the output of one"):
         tuned.merge_and_unload()
 
@@ -229,7 +229,7 @@ def test_the_paper_s_ablations_have_its_counts(method: SSF, count: int) -> None:
 def test_ablations_merge(family: str, options: dict) -> None:
     model = tiny(family).eval()
     x = images(model)
-    tuned = lowtide.tune.apply(model, SSF(**options)).eval()
+    tuned = lowtide.apply(model, SSF(**options)).eval()
     stir(tuned)
     expected = tuned(x)
     near(tuned.merge_and_unload().eval()(x), expected)
@@ -242,7 +242,7 @@ def test_other_starts() -> None:
         ("trunc_normal", 1, 0.0401),
         ("random", 0, 1),
     ):
-        state = lowtide.tune.apply(tiny("vit"), SSF(init=init)).adapter_state()
+        state = lowtide.apply(tiny("vit"), SSF(init=init)).adapter_state()
         gammas = torch.cat([v.flatten() for k, v in state.items() if k.endswith("gamma")])
         assert abs(gammas.mean() - centre) < 0.002 and abs(gammas.std() - 0.02) < 0.003
         assert (gammas - centre).abs().max() < most

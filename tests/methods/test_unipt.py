@@ -12,11 +12,11 @@ from counts import trained
 from nets import FEW, images, near, stir, tiny
 from torch import Tensor, nn
 
-import lowtide.tune
+import lowtide
+from lowtide.core.site import Sites
 from lowtide.errors import Unsupported
 from lowtide.families import family_of, measure
 from lowtide.methods.unipt import UniPT
-from lowtide.site import Sites
 
 DIMS = {
     "vit": [768] * 13,
@@ -62,7 +62,7 @@ def tokens(x: Tensor, family: str, grid: tuple[int, int]) -> Tensor:
 @pytest.mark.parametrize("init", ["paper", "identity"])
 def test_the_equations(family: str, init: str) -> None:
     model = tiny(family).eval()
-    tuned = lowtide.tune.apply(model, UniPT(reduction=2, init=init), num_classes=FEW).eval()
+    tuned = lowtide.apply(model, UniPT(reduction=2, init=init), num_classes=FEW).eval()
     stir(tuned)
     s, x = tuned.adapter_state(), images(model)
     grid = tuned.sites.of("block")[-1].grid
@@ -99,7 +99,7 @@ def test_the_equations(family: str, init: str) -> None:
 def test_the_backbone_keeps_nothing(family: str) -> None:
     """No block has a graph; every byte before the final norm is a tap's or the aggregation's."""
     model = tiny(family)
-    tuned = lowtide.tune.apply(model, UniPT(), num_classes=FEW).train()
+    tuned = lowtide.apply(model, UniPT(), num_classes=FEW).train()
     own = {p.data_ptr() for p in tuned.parameters()}
     inside, kept = [False], dict[int, int]()
 
@@ -139,7 +139,7 @@ def test_it_starts_at_the_backbone_if_told_to(family: str) -> None:
     model = tiny(family).eval()
     x = images(model)
     before = model(x)
-    near(lowtide.tune.apply(model, UniPT(init="identity")).eval()(x), before)
+    near(lowtide.apply(model, UniPT(init="identity")).eval()(x), before)
     assert UniPT(init="identity").identity and not UniPT().identity
 
 
@@ -147,7 +147,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="not 0"):
         UniPT(reduction=0)
     with pytest.raises(Unsupported, match=r"divides a width by 64, and blocks.3 has 32"):
-        lowtide.tune.apply(tiny("vit"), UniPT(reduction=64))
+        lowtide.apply(tiny("vit"), UniPT(reduction=64))
     model = tiny("vit")
     sites = list(measure(model, family_of(model)))
     i = next(i for i, s in enumerate(sites) if s.path == "blocks.0")

@@ -9,9 +9,9 @@ from counts import trained
 from nets import FEW, TABLES, images, near, stir, tiny
 from torch import Tensor
 
-import lowtide.tune
+import lowtide
+from lowtide.core.graft import METHODS
 from lowtide.errors import Unsupported
-from lowtide.graft import METHODS
 from lowtide.methods.vpt import VPT
 
 
@@ -39,7 +39,7 @@ def test_it_starts_as_the_paper_draws() -> None:
 def test_tokens_stand_after_the_class_token_and_before_the_patches(depth: str) -> None:
     model = tiny("vit").eval()
     x = images(model)
-    tuned = lowtide.tune.apply(model, VPT(depth=depth, tokens=3)).eval()
+    tuned = lowtide.apply(model, VPT(depth=depth, tokens=3)).eval()
     stir(tuned)
     state = tuned.adapter_state()
     z = model.norm_pre(model._pos_embed(model.patch_embed(x)))
@@ -85,7 +85,7 @@ def plain_swin_block(block: object, x: Tensor, prompts: Tensor) -> tuple[Tensor,
 def test_every_window_sees_the_prompts_of_its_image(depth: str) -> None:
     model = tiny("swin").eval()
     x = images(model)
-    tuned = lowtide.tune.apply(model, VPT(depth=depth, tokens=3)).eval()
+    tuned = lowtide.apply(model, VPT(depth=depth, tokens=3)).eval()
     stir(tuned)
     state = tuned.adapter_state()
     z, prompts = model.patch_embed(x), x
@@ -107,7 +107,7 @@ def test_every_window_sees_the_prompts_of_its_image(depth: str) -> None:
 def test_images_stay_apart(family: str, depth: str) -> None:
     model = tiny(family)
     x = images(model, batch=4)
-    tuned = lowtide.tune.apply(model, VPT(depth=depth, tokens=3), num_classes=FEW).eval()
+    tuned = lowtide.apply(model, VPT(depth=depth, tokens=3), num_classes=FEW).eval()
     stir(tuned)
     near(tuned(x), torch.cat([tuned(one) for one in x.split(1)]))
 
@@ -115,7 +115,7 @@ def test_images_stay_apart(family: str, depth: str) -> None:
 def test_a_border_of_pixels() -> None:
     model = tiny("convnext").eval()
     x = images(model)
-    tuned = lowtide.tune.apply(model, VPT(pixels=2)).eval()
+    tuned = lowtide.apply(model, VPT(pixels=2)).eval()
     after = tuned(x)
     rows, columns = (tuned.adapter_state()[f"stem.0/vpt/{n}"] for n in ("rows", "columns"))
     big = F.pad(x, (2, 2, 2, 2))
@@ -129,7 +129,7 @@ def test_a_border_of_pixels() -> None:
 @pytest.mark.parametrize("family", ["vit", "swin"])
 def test_dropout_draws_for_each_image(family: str, depth: str) -> None:
     model = tiny(family)
-    tuned = lowtide.tune.apply(model, VPT(depth=depth, dropout=0.1)).train()
+    tuned = lowtide.apply(model, VPT(depth=depth, dropout=0.1)).train()
     stir(tuned)
     logits = tuned(images(model, batch=1).expand(6, -1, -1, -1))
     apart = (logits[:, None] - logits).abs().amax(2)[~torch.eye(6, dtype=torch.bool)]
@@ -147,7 +147,7 @@ def test_dropout_is_by_default_that_of_the_depth() -> None:
 def test_prompts_may_be_pooled_with_the_patches(depth: str) -> None:
     model = tiny("swin").eval()
     x, seen = images(model), []
-    tuned = lowtide.tune.apply(model, VPT(depth=depth, tokens=3, pool_prompts=True)).eval()
+    tuned = lowtide.apply(model, VPT(depth=depth, tokens=3, pool_prompts=True)).eval()
     stir(tuned)
     side = tuned.sides["vpt"]
     side.finish = lambda z, state: seen.extend((z, state)) or z
@@ -158,34 +158,34 @@ def test_prompts_may_be_pooled_with_the_patches(depth: str) -> None:
     near(tuned(x), model.head.fc((patches.sum(1) + prompts.sum(1)) / (patches.shape[1] + 3)))
     for family in ("vit", "convnext"):
         with pytest.raises(Unsupported, match="vpt's pool_prompts is for backbones of windows"):
-            lowtide.tune.apply(tiny(family), VPT(pool_prompts=True))
+            lowtide.apply(tiny(family), VPT(pool_prompts=True))
 
 
 def test_prompts_are_dropped_in_training_only() -> None:
-    tuned = lowtide.tune.apply(tiny("vit").eval(), VPT(dropout=0.5))
+    tuned = lowtide.apply(tiny("vit").eval(), VPT(dropout=0.5))
     x = images(tuned.backbone)
     near(tuned.eval()(x), tuned(x))
     assert (tuned.train()(x) - tuned(x)).abs().max() > 1e-6
 
 
-def _sites(family: str) -> lowtide.site.Sites:
+def _sites(family: str) -> lowtide.core.site.Sites:
     return lowtide.families.measure(tiny(family), TABLES[family])
 
 
 def test_another_graft_around_window_attention_is_refused() -> None:
     model = tiny("swin")
     with pytest.raises(Unsupported, match="vpt.*stands around it"):
-        lowtide.tune.apply(model, VPT(), METHODS["conv_adapter"]())
-    tuned = lowtide.tune.apply(model, VPT(), METHODS["lora"](), METHODS["bias"](), num_classes=FEW)
+        lowtide.apply(model, VPT(), METHODS["conv_adapter"]())
+    tuned = lowtide.apply(model, VPT(), METHODS["lora"](), METHODS["bias"](), num_classes=FEW)
     assert tuned(images(model)).shape == (3, FEW)
 
 
 @pytest.mark.parametrize("depth", ["deep", "shallow"])
 def test_a_side_network_inside_or_around_lets_the_tokens_pass(depth: str) -> None:
     prompts, side = VPT(depth=depth, tokens=3), METHODS["dtl"](start_block=2)
-    inside = lowtide.tune.apply(tiny("vit"), prompts, side, num_classes=FEW).eval()
+    inside = lowtide.apply(tiny("vit"), prompts, side, num_classes=FEW).eval()
     stir(inside)
-    around = lowtide.tune.apply(tiny("vit"), side, prompts, num_classes=FEW).eval()
+    around = lowtide.apply(tiny("vit"), side, prompts, num_classes=FEW).eval()
     around.load_adapter_state(inside.adapter_state())
     x = images(inside.backbone)
     near(around(x), inside(x))

@@ -1,0 +1,6 @@
+"""What a finished run answers: classes of images, and scores on a split.
+
+It opens a run folder or a merged file and asks nothing of how it was trained.
+
+Imports errors, versions, paths, values, methods, tuning, planning, data, training.
+"""

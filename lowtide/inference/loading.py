@@ -1,0 +1,142 @@
+"""What commands about a finished run are given: the run, its images, and how to load both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data import Dataset, Sample, read
+from ..errors import InputError, UnknownName
+from ..paths import located
+from ..training.config import RunConfig, read_yaml
+from ..training.loop import CONFIG, SUMMARY
+from ..training.options import Parser
+from ..training.progress import note
+from ..training.split import SPLIT, SPLITS, Split, samples_of
+from ..training.summary import read_summary
+from ..tuning.adapter_files import CONTENT, read_config
+from ..values import Count
+from .evaluate import Trained, open_run, too_deep
+from .merged import open_merged
+
+Device = Literal["auto", "cpu"]
+
+
+def add_loading(parser: Parser) -> None:
+    """Add the options every command about a run has.
+
+    Args:
+        parser: Gets them.
+    """
+    parser.add_argument(
+        "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
+    )
+    parser.add_argument("--batch-size", type=Count, default=32, help="Images per forward pass.")
+    parser.add_argument("--device", type=Device, default="auto", help="auto or cpu.")
+
+
+def open_given(given: dict[str, Any]) -> Trained:
+    """Open the run that is named.
+
+    Args:
+        given: Values of `run` and of the options of `add_loading`.
+
+    Returns:
+        The run, or the merged file, ready for use.
+
+    Raises:
+        InputError: A merged file is given other weights.
+    """
+    checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
+    if Path(given["run"]).is_file():
+        if checkpoint:
+            raise InputError("a merged file holds its own weights: --checkpoint is for a run")
+        return open_merged(Path(given["run"]), device=given["device"])
+    trained = open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
+    if CONTENT not in read_config(Path(given["run"])):
+        note(f"{given['run']} is of an earlier version, which kept no hash of what it saved")
+    return trained
+
+
+def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample], list[str]]:
+    """Read a split of the run's data, as the run split them, or of other data.
+
+    Args:
+        trained: The run.
+        given: Values of `run`, `data` (None for the run's own) and `split`.
+
+    Returns:
+        The images, their labels in the order of the run's classes, and what is to be said of those
+        that were left out: the run's own that are no longer what they were, and of other data those
+        it has learnt from, unless `split` asks for them.
+
+    Raises:
+        UnknownName: There is no such split.
+        InputError: It cannot be told any more which images are in it.
+    """
+    folder, which = Path(given["run"]), given["split"]
+    if which not in (*SPLITS, "all"):
+        raise UnknownName("split", which, (*SPLITS, "all"))
+    if folder.is_file():
+        return _read_for_merged(trained, given)
+    config = RunConfig.from_dict(read_yaml(folder / CONFIG))
+    source = config.data if given["data"] is None else given["data"]
+    own = located(source).resolve() == located(config.data).resolve()
+    if own and which == "val" and config.train_on_val:
+        raise InputError(
+            f"{folder} has learnt from its validation images (train_on_val): no image is left to"
+            " validate on; --split test, or --data with other images"
+        )
+    dataset = read(
+        source,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        skip_bad_images=config.skip_bad_images,
+        classes=trained.classes,
+    )
+    samples, notes = _selected(folder, dataset, which, own)
+    return samples, notes + too_deep(trained, [s.path for s in samples])
+
+
+def _read_for_merged(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample], list[str]]:
+    """Read a split of other data for a merged file, which keeps no split of its own."""
+    if given["data"] is None:
+        raise InputError(f"{given['run']} is a merged file, which names no data: give --data")
+    dataset = read(given["data"], classes=trained.classes)
+    samples = samples_of(dataset, given["split"])
+    return samples, too_deep(trained, [s.path for s in samples])
+
+
+def _selected(
+    folder: Path, dataset: Dataset, which: str, own: bool
+) -> tuple[list[Sample], list[str]]:
+    """Choose a split's images, and say what was left out."""
+    split = Split.read(folder)
+    if own and split is not None:
+        return split.select(dataset, which)
+    samples = samples_of(dataset, which)
+    if own:
+        _refuse_changed(folder, dataset, which)
+    elif split is not None and which != "train":
+        unseen, learnt = split.unseen(samples)
+        if learnt and which == "all":
+            return samples, [
+                f"the run has learnt from {len(learnt)} of these {len(samples)} images"
+            ]
+        if learnt:
+            return unseen, [
+                f"the run has learnt from {len(learnt)} of the {len(samples)} images of split"
+                f" {which}, first {str(learnt[0].path)!r}: left out"
+            ]
+    return samples, []
+
+
+def _refuse_changed(folder: Path, dataset: Dataset, which: str) -> None:
+    """Refuse to split changed data anew where the run has written down no split."""
+    known = read_summary(folder / SUMMARY)["data"]["fingerprint"]
+    if known != dataset.fingerprint and which != "all":
+        raise InputError(
+            f"the data of {folder} have changed since, and that run wrote down no {SPLIT}: which"
+            f" images are its {which} cannot be told; --split all scores all of them"
+        )

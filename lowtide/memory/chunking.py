@@ -1,0 +1,157 @@
+"""What is known to treat the images of a batch one by one, so that a batch may be cut.
+
+A shape proves nothing: `z @ z.T`, a loss, a batch norm take and give a row per image and mix them.
+So a module counts only if its own code and that of everything in it was read: by the class it is,
+with that class's own functions, without hooks, and in a state that draws nothing and uses no
+statistics of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import FunctionType
+from typing import Any
+
+import timm.layers as layers
+from torch import Tensor, nn
+from torch.nn.modules import module as everywhere
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+MLPS: tuple[type[nn.Module], ...] = (
+    layers.Mlp,
+    layers.GluMlp,
+    layers.SwiGLU,
+    layers.ConvMlp,
+    layers.GlobalResponseNormMlp,
+)
+"""Modules that treat every image by itself and are widest inside."""
+
+PACKAGE = __name__.partition(".")[0]
+TORCH = (
+    *("activation", "batchnorm", "container", "conv", "dropout", "flatten", "linear"),
+    *("normalization", "padding", "pixelshuffle", "pooling", "upsampling"),
+)
+FILES = (
+    *(f"torch.nn.modules.{file}." for file in TORCH),
+    *("timm.layers.", "timm.models._", "peft.tuners.lora.layer.", f"{PACKAGE}."),
+)
+"""Where classes stand whose code was read; a declared model's own file is added to them."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+AXES = ("dim", "axis", "start_dim")
+DRAWS = ("p", "prob")
+
+_models: set[tuple[str, str]] = set()
+
+
+def declare(packages: Iterable[str], names: Iterable[str]) -> None:
+    """Say that models treat images one by one in their own `forward(images)`.
+
+    Args:
+        packages: How the dotted names of the files begin that define them.
+        names: Names of their classes.
+    """
+    _models.update((package, name) for package in packages for name in names)
+
+
+def is_model(kind: type[nn.Module]) -> bool:
+    """Say whether a class is a model that is known to treat images one by one.
+
+    Args:
+        kind: The class itself: of a subclass nothing is known.
+
+    Returns:
+        Whether it was declared.
+    """
+    file = f"{kind.__module__}."
+    return any(kind.__name__ == name and file.startswith(package) for package, name in _models)
+
+
+def is_imagewise(module: nn.Module) -> bool:
+    """Say whether a module is known to give some of the images what it gives them among all.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it and all it holds are known, and in a state that lets it.
+    """
+    if any(getattr(everywhere, f"_global{name}", None) for name in HOOKS):
+        return False
+    inside = list(module.modules())
+    kinds = {plain(m) for m in inside}
+    files = (*FILES, *(f"{kind.__module__}." for kind in kinds if is_model(kind)))
+    if not all(_is_read(kind, files) for kind in kinds):
+        return False
+    return not any(_is_changed(m) or _mixes(m) for m in inside)
+
+
+def plain(module: nn.Module) -> type[nn.Module]:
+    """Look through the class that `compress` gave a module.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The class it had before.
+    """
+    kind: type[nn.Module] = getattr(type(module), "_lowtide_plain", type(module))
+    return kind
+
+
+def has_images(module: nn.Module, x: Tensor) -> bool:
+    """Say whether the first axis of an input is that of the images.
+
+    Args:
+        module: A known module.
+        x: Its input; torch's convolutions take a single image without that axis too.
+
+    Returns:
+        Whether it has as many axes as it must have.
+    """
+    grid = is_model(plain(module)) or any(isinstance(m, _ConvNd) for m in module.modules())
+    return x.ndim == 4 if grid else x.ndim > 1
+
+
+def _is_read(kind: type[nn.Module], files: tuple[str, ...]) -> bool:
+    """Whether the class stands in one of the files, and so do its functions."""
+    if not f"{kind.__module__}.".startswith(files):
+        return False
+    own = (c for c in kind.__mro__ if issubclass(c, nn.Module) and c is not nn.Module)
+    functions = (f for c in own for f in vars(c).values() if isinstance(f, FunctionType))
+    known = (*files, "torch.", "timm.", "peft.")
+    return all(f"{f.__module__}.".startswith(known) for f in functions)
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether something hooks into a module, or stands in the place of one of its functions."""
+    if any(getattr(module, name, None) for name in HOOKS):
+        return True
+    return any(callable(v) and hasattr(plain(module), name) for name, v in vars(module).items())
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Whether images meet in it: along the first axis, in statistics, or in the noise drawn."""
+    if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+        return True
+    if any(_is_first(getattr(module, name, 1)) for name in AXES):
+        return True
+    if isinstance(module, _BatchNorm) and module.running_var is None:
+        return True
+    if not module.training:
+        return False
+    return "running_var" in module._buffers or any(_drawn(module))
+
+
+def _is_first(axis: Any) -> bool:
+    """Whether an axis may be the first one, which it is to some inputs if counted from the end."""
+    return axis is None or isinstance(axis, int) and axis != -1 and axis <= 0
+
+
+def _drawn(module: nn.Module) -> Iterator[bool]:
+    if isinstance(module, nn.RReLU):
+        yield True
+    drops = "Drop" in plain(module).__name__
+    for name, value in vars(module).items():
+        if isinstance(value, float | int) and ("drop" in name or drops and name in DRAWS):
+            yield value > 0

@@ -1,0 +1,80 @@
+"""What is kept for the backward pass: a codec for each op, and what is run in pieces or again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ..codecs.affine import Affine, Rounding
+from ..codecs.base import Codec
+from ..errors import UnknownName
+from ..ops import NAMES, S2A, TIGHT
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is kept for the backward pass.
+
+    Attributes:
+        codecs: A codec for each op to answer, by name; ops without one are left to torch.
+        piece: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
+            backward does not need exists for one piece at a time. None runs them whole. An MLP,
+            which is wider inside, takes half of it.
+        rerun: How the input of an attention module is kept; in backward q, k and v are made of it
+            again, or where a module does more than that, all of it runs again, and nothing inside
+            is kept. The input follows from the norm before it, so in a block that holds an
+            attention the norms up to there are kept so as well. None keeps what is inside.
+    """
+
+    codecs: Mapping[str, Codec] = field(default_factory=dict)
+    piece: int | None = None
+    rerun: Codec | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.codecs:
+            if name not in NAMES:
+                raise UnknownName("op", name, NAMES)
+
+    @classmethod
+    def exact(cls) -> Policy:
+        """Leave everything to torch.
+
+        Returns:
+            The policy.
+        """
+        return cls()
+
+    @classmethod
+    def s2a(cls, rounding: Rounding = "nearest") -> Policy:
+        """Quantise as S2A does, to the letter (Jin et al. 2025, section 3.2).
+
+        Softmax: 4 bits between minimum and maximum of each attention row. GELU: the input clipped
+        to [-2, 2], 4 bits between its minimum and maximum, slope s(1.702 x) + 0.22 sin(1.5 x);
+        SiLU by substitution. ReLU: 1 bit. Nothing else. A fused attention is taken apart, so that
+        its softmax is kept as the paper keeps it.
+
+        Args:
+            rounding: To the nearest code, or `floor` as the paper's bracket is drawn.
+
+        Returns:
+            The policy.
+        """
+        return cls({name: codec(rounding) for name, codec in S2A.items()})
+
+    @classmethod
+    def tight(cls) -> Policy:
+        """Keep the least that leaves the gradient close: what each op says of itself.
+
+        Returns:
+            The policy.
+        """
+        return cls(dict(TIGHT), piece=5 << 18, rerun=Affine(6, 128, stats=torch.bfloat16))
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "exact": Policy.exact,
+    "s2a": Policy.s2a,
+    "tight": Policy.tight,
+}

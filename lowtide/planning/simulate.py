@@ -1,0 +1,235 @@
+"""What a run will need, before it runs: one training step on tensors that have no storage.
+
+No formula is kept true by hand. The model is built, tuned and compressed as for a real run, on
+shapes alone, and the meter watches a step; so a plan equals the real run on the same device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from ..core.graft import Method
+from ..errors import InputError
+from ..families import hollow, image_shape
+from ..memory.compress import compress
+from ..memory.policy import POLICIES
+from ..tuning.backbone import create
+from ..tuning.tuned import Tuned, apply, narrow
+from ..versions import on_meta
+from .cost_model import Work, WorkMeter
+from .step import StepConfig, couples, make_optimizer, micro_batches, training_step
+
+MICRO_STATISTICS = (
+    "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
+    " does not train what the whole batch would"
+)
+
+Entrance = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
+"""Gives what a step runs of a tuned model, and the shape of what stands for one image there."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one configuration trains and needs.
+
+    Attributes:
+        trainable_parameters: Parameters that train, the classifier included.
+        total_parameters: All parameters, grafts and side networks included.
+        peak_bytes: Largest sum of live tensor bytes in a training step.
+        parts: The same bytes by what they are: weights, saved (for backward), temporaries,
+            gradients, optimiser.
+        work: What the step computes.
+        notes: What else to know of the step, one sentence each.
+    """
+
+    trainable_parameters: int
+    total_parameters: int
+    peak_bytes: int
+    parts: dict[str, int]
+    work: Work
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the plan as plain data.
+
+        Returns:
+            Every attribute by name.
+        """
+        return {**asdict(self), "notes": list(self.notes)}
+
+
+def plan(
+    model: str | nn.Module,
+    *methods: Method,
+    step: StepConfig = StepConfig(),
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    entrance: Entrance | None = None,
+) -> Plan:
+    """Measure a training step that never runs.
+
+    Args:
+        model: A timm name, or a backbone, which is not changed.
+        *methods: What would train.
+        step: Batch, policy and everything else that decides a step's memory.
+        num_classes: Classes of the classifier; by default the backbone's.
+        image_size: Side of the square input, for a model given by name.
+        entrance: Where the step begins, by default with images.
+
+    Returns:
+        The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
+        library, no rounding by the allocator. Under autocast a CPU's own low-precision kernels may
+        keep a few percent more.
+    """
+    tuned = shadow(model, *methods, num_classes=num_classes, image_size=image_size)
+    return rehearse(arrange(tuned, step), step, entrance)
+
+
+def shadow(
+    model: str | nn.Module,
+    *methods: Method,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+) -> Tuned:
+    """Tune a backbone that has shapes and no weights.
+
+    Args:
+        model: A timm name, or a backbone, which is not changed.
+        *methods: What would train.
+        num_classes: Classes of the classifier; by default the backbone's.
+        image_size: Side of the square input, for a model given by name.
+
+    Returns:
+        The tuned model, on the meta device.
+    """
+    with on_meta():
+        if isinstance(model, str):
+            backbone = create(model, pretrained=False, image_size=image_size)
+        else:
+            backbone = hollow(model)
+        return apply(backbone, *methods, num_classes=num_classes)
+
+
+def arrange(tuned: Tuned, step: StepConfig) -> Tuned:
+    """Put in place what decides the memory of a step; the plan and the run both do it here.
+
+    Args:
+        tuned: A tuned model; changed in place.
+        step: Says it.
+
+    Returns:
+        The same object.
+    """
+    if step.frozen_dtype == "bf16":
+        narrow(tuned)
+    tuned.checkpointing = step.checkpointing
+    policy = POLICIES[step.policy]()
+    if step.chunk is not None:
+        policy = replace(policy, piece=step.chunk or None)
+    compress(tuned, policy)
+    return tuned
+
+
+def rehearse(tuned: Tuned, step: StepConfig, entrance: Entrance | None = None) -> Plan:
+    """Watch a training step on tensors without storage.
+
+    The optimiser's state is born in an update before it. Of the micro-batches two run: the second
+    finds the gradients of the first, and any other would find the same.
+
+    Args:
+        tuned: A shadow, arranged; it is used up.
+        step: Its options; a running average is counted with the optimiser.
+        entrance: Where the step begins, by default with images.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: A micro-batch of one image has no statistics.
+    """
+    batch, accumulate = step.batch_size, step.accumulate
+    with FakeTensorMode():
+        _materialise(tuned)
+        tuned.train()
+        model, shape = (entrance or _images)(tuned)
+        if batch // accumulate == 1:
+            _refuse_single(model, shape)
+        opt = make_optimizer(tuned, step.opt)
+        meter, passes = WorkMeter(tuned, opt), []
+        with meter:
+            _first_update(tuned, opt)
+            if step.ema:
+                for p in tuned.parameters():
+                    if p.requires_grad:
+                        opt.state[p]["average"] = p.detach().clone()
+                _first_update(tuned, opt)  # after which the meter looks for state
+            inputs = torch.empty(batch, *shape)
+            labels = torch.zeros(batch, dtype=torch.long)
+            batches = micro_batches(inputs, labels, accumulate)[:2]
+            before = meter.work
+            training_step(
+                model, opt, batches, amp=step.amp, before_update=lambda: passes.append(meter.work)
+            )
+    update = meter.work - passes[0]
+    work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
+    notes = (MICRO_STATISTICS,) if accumulate > 1 and couples(model) else ()
+    peak = meter.peak
+    return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
+
+
+def _images(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
+    return tuned, image_shape(tuned.backbone)
+
+
+def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
+    """Refuse micro-batches of one image where a norm would take statistics of one value."""
+
+    def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if norm.training and given[0].numel() == given[0].shape[1]:
+            raise InputError(
+                "a micro-batch of one image gives a BatchNorm that trains one value per channel,"
+                " which has no variance: expected two images in each micro-batch (batch_size at"
+                " least twice accumulate), or larger images"
+            )
+
+    hooks = [
+        m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, _BatchNorm)
+    ]
+    try:
+        with torch.no_grad():
+            if hooks:
+                model(torch.empty(1, *shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _first_update(model: nn.Module, optimizer: Optimizer) -> None:
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _materialise(model: nn.Module) -> None:
+    """Give every parameter and buffer a CPU tensor of the current (fake) mode; ties stay ties."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                empty = torch.empty(p.shape, dtype=p.dtype)
+                module._parameters[name] = made.setdefault(
+                    id(p), nn.Parameter(empty, p.requires_grad)
+                )
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = made.setdefault(id(b), torch.empty(b.shape, dtype=b.dtype))

@@ -1,0 +1,205 @@
+"""One training step, what is decided of it, and its optimiser: the same for plan and run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from ..errors import InputError, UnknownName
+from ..memory.frozen_dtype import FrozenDtype
+from ..memory.policy import POLICIES
+from ..values import Count, Share, Within, read_fields
+
+Amp = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What decides the memory and the work of a training step, beside the model and what trains.
+
+    A run, a plan, a search and a suite share it: a field here is an option of each of them.
+
+    Attributes:
+        batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
+        policy: What is kept for backward: exact, tight (lowtide's best) or s2a (the paper's).
+        chunk: Most numbers of an input that is run at once, where every image is known to be
+            treated alone; 0 runs batches whole. By default the policy's own.
+        checkpointing: Recompute each block in backward instead of keeping its activations.
+        accumulate: Micro-batches a batch is cut into.
+        amp: Mixed precision: no, bf16 or fp16.
+        frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
+        opt: timm's name of the optimiser.
+        ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
+    """
+
+    batch_size: Count = 32
+    policy: str = "exact"
+    chunk: Annotated[int, Within(0, 2**40)] | None = None
+    checkpointing: bool = False
+    accumulate: Count = 1
+    amp: Amp = "no"
+    frozen_dtype: FrozenDtype = "fp32"
+    opt: str = "adamw"
+    ema: Share = 0.0
+
+    def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in read_fields(type(self), given).items():
+            object.__setattr__(self, name, value)
+        if self.policy not in POLICIES:
+            raise UnknownName("policy", self.policy, POLICIES)
+        if self.accumulate > self.batch_size:
+            raise InputError(
+                f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Most images in one forward pass."""
+        return -(-self.batch_size // self.accumulate)
+
+
+def make_optimizer(
+    model: nn.Module, name: str = "adamw", lr: float = 1e-3, weight_decay: float = 0.0
+) -> Optimizer:
+    """Make timm's optimiser over what trains; parameters of one dimension never decay.
+
+    Differs:
+        timm asks whether a parameter has one axis. Here a vector is a vector in any layout, such as
+        the `(C, 1, 1)` of a scale over feature maps or a row `(1, C)`; and the weight of a linear
+        map or a convolution decays even where it has a single row.
+
+    Args:
+        model: Its parameters that require a gradient are optimised.
+        name: Any optimiser timm knows.
+        lr: Learning rate.
+        weight_decay: Decay of matrices and kernels.
+
+    Returns:
+        The optimiser; AdamW in its fused form, which needs no temporaries of the size of the state.
+
+    Raises:
+        InputError: timm has no such optimiser.
+    """
+    fused: Any = {"fused": True} if name in {"adam", "adamw", "sgd"} else {}
+    kernels = _kernels(model) if weight_decay else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if (p in kernels) is decays], "weight_decay": decay}
+        for decays, decay in ((False, 0.0), (True, weight_decay))
+    ]
+    groups = [group for group in groups if group["params"]]
+    try:
+        return create_optimizer_v2(groups, opt=name, lr=lr, **fused)
+    except (ValueError, AssertionError) as e:
+        raise InputError(f"unknown optimiser {name!r}: {e}") from e
+
+
+def _kernels(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that decay: weights of affine maps, and what has two axes longer than one."""
+    maps = (nn.Linear, nn.modules.conv._ConvNd)
+    return {
+        p
+        for module in model.modules()
+        for name, p in module.named_parameters(recurse=False)
+        if (name == "weight" and isinstance(module, maps)) or sum(n > 1 for n in p.shape) > 1
+    }
+
+
+def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManager[object]:
+    """Enter mixed precision, or nothing.
+
+    Args:
+        device: Where the step runs.
+        amp: `no`, `bf16` or `fp16`.
+
+    Returns:
+        A context for the forward pass.
+    """
+    if amp == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
+
+
+def couples(model: nn.Module) -> bool:
+    """Say whether a training step makes one image's outputs depend on the others of its batch.
+
+    Args:
+        model: The model, in training mode.
+
+    Returns:
+        Whether a BatchNorm, or timm's EvoNorm of a batch, takes its statistics from the batch.
+    """
+    return any(
+        isinstance(m, EvoNorm2dB0 | EvoNorm2dB1 | EvoNorm2dB2)
+        or (isinstance(m, _BatchNorm) and (m.training or m.running_var is None))
+        for m in model.modules()
+    )
+
+
+def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
+    """Cut a batch into parts that differ by one image at most, the larger ones first.
+
+    Args:
+        images: `(B, 3, H, W)`.
+        labels: `(B,)`.
+        parts: How many, B at most.
+
+    Returns:
+        Images and labels of each.
+    """
+    return list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: Sequence[tuple[Tensor, Tensor]],
+    *,
+    amp: Amp = "no",
+    smoothing: float = 0.0,
+    share: float = 1.0,
+    backward: Callable[[Tensor], object] = Tensor.backward,
+    before_update: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Run forward and backward over the micro-batches of one batch, then update.
+
+    The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
+
+    Args:
+        model: Images to logits.
+        optimizer: Updates it.
+        batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch.
+        amp: Mixed precision of the forward pass.
+        smoothing: Label smoothing.
+        share: What the mean loss counts: among processes whose gradients are averaged, their number
+            times this one's part of the images.
+        backward: Replaces `loss.backward()`, for loss scaling.
+        before_update: Called between the last backward and the update, for clipping.
+
+    Returns:
+        The mean loss times `share`, detached.
+    """
+    total = sum(len(labels) for _, labels in batch)
+    mean = torch.zeros((), device=batch[0][1].device)
+    for images, labels in batch:
+        with autocast(images.device, amp):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        loss = loss * (share * len(labels) / total)
+        mean += loss.detach()
+        backward(loss)
+    before_update()
+    optimizer.step()
+    optimizer.zero_grad()
+    return mean

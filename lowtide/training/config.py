@@ -1,0 +1,205 @@
+"""What a run is: one frozen dataclass, the same on the command line, in YAML and in Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from ..core.graft import Method
+from ..data import Augment, Pixels
+from ..errors import InputError, UnknownName, shown
+from ..families import HeadInit
+from ..methods.lora import LoRA
+from ..paths import read_text
+from ..planning.search import parse_bytes
+from ..planning.step import StepConfig
+from ..tuning.adapter_files import construct, describe
+from ..values import Count, Seed, Share, Side, Within, options
+from ..yaml_text import parse_yaml
+
+PER_CORE = 8
+"""Most loading processes for each core of this machine."""
+
+
+@dataclass(frozen=True)
+class RunConfig(StepConfig):
+    """Everything that decides a run's result: its training step, and what is around it.
+
+    Attributes:
+        model: timm's name of the backbone.
+        data: Folder of images, list of `path label`, or CSV.
+        method: What trains.
+        checkpoint: Safetensors file with the backbone's weights, instead of timm's own.
+        pretrained: Take timm's own weights where no file is given.
+        image_size: Side of the square input; by default the checkpoint's.
+        epochs: Passes over the training images.
+        memory_budget: Most bytes of a step, such as 640MiB; policy, checkpointing, accumulate and
+            frozen_dtype are then chosen to be fast within it, save those that are given.
+        lr: Peak learning rate.
+        min_lr: Learning rate at the end of the cosine.
+        weight_decay: Decay of matrices and kernels; biases and norms never decay.
+        warmup_epochs: Epochs of linear warm-up before the cosine; part of `epochs`.
+        cooldown_epochs: Epochs at `min_lr` after the cosine; part of `epochs`.
+        smoothing: Label smoothing.
+        clip_grad: Largest gradient norm; 0 does not clip.
+        drop_path: Stochastic depth rate of the backbone.
+        head_init: How a new classifier starts: trunc_normal (weights of deviation 0.02, biases at
+            zero), zero (every class as likely), or own (as the backbone's library has it). With as
+            many classes as the backbone was trained for, its own classifier stays.
+        augment: none (squash to the input), flip, or crop (random resized crop and flip).
+        normalize: Mean and deviation of pixels: the checkpoint's own, imagenet's, or inception's
+            (0.5 each).
+        cache_features: Run the part of the backbone that no training changes once per image, and
+            train from what it gave; for linear, mlp_head, partial, lst, unipt and dtl.
+        seed: Decides splits, order, initialisation, augmentation and dropout.
+        val_fraction: Share of the images to validate on, where the data declare none.
+        test_fraction: Share of the images to test on, where the data declare no split at all.
+        train_on_val: Learn from the validation images too, once the options are chosen.
+        skip_test: Leave the test images alone, while options are being chosen.
+        skip_bad_images: Leave unreadable images out instead of stopping.
+        workers: Processes that load images.
+        device: auto or cpu.
+        preset: The recipe the options were taken from, for the record; see `lowtide presets`.
+    """
+
+    model: str
+    data: str
+    method: Method = LoRA()
+    checkpoint: str | None = None
+    pretrained: bool = True
+    image_size: Side | None = None
+    epochs: Count = 10
+    memory_budget: str | None = None
+    lr: Annotated[float, Within(0, 1e30, above=True)] = 1e-3
+    min_lr: Annotated[float, Within(0, 1e30)] = 0.0
+    weight_decay: Annotated[float, Within(0, 1e3)] = 1e-4
+    warmup_epochs: Annotated[float, Within(0, 1e6)] = 1.0
+    cooldown_epochs: Annotated[int, Within(0, 1_000_000)] = 0
+    smoothing: Share = 0.0
+    clip_grad: Annotated[float, Within(1e-6, 1e6, zero=True)] = 0.0
+    drop_path: Share = 0.0
+    head_init: HeadInit = "trunc_normal"
+    augment: Augment = "none"
+    normalize: Pixels = "checkpoint"
+    cache_features: bool = False
+    seed: Seed = 0
+    val_fraction: Share = 0.1
+    test_fraction: Share = 0.2
+    train_on_val: bool = False
+    skip_test: bool = False
+    skip_bad_images: bool = False
+    workers: Annotated[int, Within(0, 4096)] = 0
+    device: Literal["auto", "cpu"] = "auto"
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            raise InputError(f"method must be one of lowtide's, not {shown(self.method)}")
+        super().__post_init__()
+        if self.cache_features and self.augment != "none":
+            raise InputError(
+                f"cache_features needs augment none, not {self.augment}: a feature is computed once"
+            )
+        if self.memory_budget is not None:
+            parse_bytes(self.memory_budget)
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Refuse parts of the schedule that do not fit into the run."""
+        alone = self.epochs == 1 and self.warmup_epochs <= 1
+        if not (self.warmup_epochs < self.epochs or alone):
+            raise InputError(
+                f"warmup_epochs must be at least 0 and below epochs ({self.epochs}),"
+                f" not {self.warmup_epochs}"
+            )
+        if self.min_lr > self.lr:
+            raise InputError(f"min_lr must be between 0 and lr ({self.lr}), not {self.min_lr}")
+        if self.cooldown_epochs and self.cooldown_epochs >= self.epochs - self.warmup_epochs:
+            raise InputError(
+                f"cooldown_epochs must be at least 0 and leave a part of epochs ({self.epochs})"
+                f" after warmup_epochs ({self.warmup_epochs}), not {self.cooldown_epochs}"
+            )
+
+    def refuse_crowd(self) -> None:
+        """Refuse more loading processes than this machine can hold; another one may hold them.
+
+        Raises:
+            InputError: There are more than `PER_CORE` for each core.
+        """
+        most = PER_CORE * (os.cpu_count() or 1)
+        if self.workers > most:
+            raise InputError(
+                f"workers must be a whole number from 0 to {most} on this machine of"
+                f" {os.cpu_count()} cores, not {self.workers}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the config as plain data.
+
+        Returns:
+            What `from_dict` and YAML take.
+        """
+        plain = {f.name: getattr(self, f.name) for f in options(type(self))}
+        return {**plain, "method": describe(self.method)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Read plain data.
+
+        Args:
+            values: Options by name; `method` has a name and options of its own.
+
+        Returns:
+            The config.
+
+        Raises:
+            UnknownName: There is no such option.
+            InputError: An option is missing or does not fit.
+        """
+        known = [f.name for f in options(cls)]
+        for name in values:
+            if name not in known:
+                raise UnknownName("option", name, known)
+        for name in ("model", "data"):
+            if values.get(name) is None:
+                raise InputError(f"--{name} is required")
+        method = values.get("method", "lora")
+        named = {"name": method} if isinstance(method, str) else method
+        return cls(**{**values, "method": construct(named)})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a config file as data; no tag in it can make anything but plain values.
+
+    Args:
+        path: A YAML (or JSON) file.
+
+    Returns:
+        Its mapping.
+
+    Raises:
+        InputError: There is no such file, or it holds no mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"no config file {path}")
+    values = parse_yaml(read_text(path), str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no options")
+    return values
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    """Write options as YAML.
+
+    Args:
+        values: Plain data.
+
+    Returns:
+        The text.
+    """
+    return yaml.safe_dump(dict(values), sort_keys=False)

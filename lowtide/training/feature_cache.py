@@ -1,0 +1,277 @@
+"""Run what no training changes once per image, and train from what it gave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..core.graft import method_name
+from ..data import Sample
+from ..errors import InputError
+from ..families import classifiers, image_shape
+from ..tuning.side_execution import FEATURE, STEM
+from ..tuning.tuned import Tuned
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+
+
+def untouched(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
+    """Run the elements of the chain that give the same for an image whatever is learnt.
+
+    An element is untouched if nothing trained has a part in its output, no side network changes
+    what it is given or gives, and it draws no random numbers; found by running it, not declared.
+
+    Args:
+        tuned: The model.
+        images: `(B, 3, H, W)`.
+
+    Returns:
+        What `Composed.onward` needs to go on after the last of them: every output where side
+        networks read along, else the last alone, or the classifier's input where all are untouched.
+        Empty where the first block is touched already.
+    """
+    model, family = tuned.backbone, tuned.family
+    chain = family.chain(model)
+    inside = (*chain, *classifiers(model))
+    outside = [m for p, m in model.named_modules() if not _within(p, inside)]
+    random = _Seeded()
+    with random:
+        x, context = family.stem(model, images), tuned.context()
+    if x.requires_grad or random.drawn or _draws(outside):
+        return {}
+    given = {STEM: x}
+    states = dict.fromkeys(tuned.sides)
+    for path in chain:
+        element = _Watched(tuned.run(path, context))
+        y: Tensor = tuned.beside(path, element, states)(x)
+        drops = _draws(model.get_submodule(path).modules())
+        if drops or y.requires_grad or y is not element.output or x is not element.input:
+            break
+        given[path] = x = y
+    if len(given) == 1 and chain:
+        return {}
+    if tuned.sides:
+        return given
+    last = list(given)[-1]
+    if last == (STEM, *chain)[-1] and _one_classifier(model):
+        feature = tuned.feature(x)
+        if not feature.requires_grad and isinstance(feature, Tensor):
+            return {FEATURE: feature}
+    return {last: given[last]}
+
+
+def _one_classifier(model: nn.Module) -> bool:
+    """Whether logits are what `get_classifier` gives of the pooled features, and nothing else."""
+    told, heads = getattr(model, "get_classifier", None), classifiers(model)
+    return told is not None and len(heads) == 1 and told() is model.get_submodule(heads[0])
+
+
+def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Tensor]:
+    """Run the untouched elements of the chain.
+
+    Args:
+        tuned: The model.
+        names: Of `untouched`.
+        images: `(B, 3, H, W)`.
+
+    Returns:
+        What `untouched` gives.
+    """
+    x = tuned.family.stem(tuned.backbone, images)
+    given, context = {STEM: x}, tuned.context()
+    chain = tuned.family.chain(tuned.backbone)
+    last = max((i for i, path in enumerate(chain, 1) if path in names), default=len(chain))
+    for path in chain[:last]:
+        given[path] = x = tuned.run(path, context)(x)
+    if FEATURE in names:
+        given[FEATURE] = tuned.feature(x)
+    return {name: given[name] for name in names}
+
+
+def entrance(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
+    """Find the latest place to begin a training step at.
+
+    Args:
+        tuned: The model.
+
+    Returns:
+        What runs from there, and how many numbers stand for an image.
+
+    Raises:
+        InputError: The method changes the backbone from its first layer on.
+    """
+    images = torch.zeros(2, *image_shape(tuned.backbone), device=_device(tuned))
+    training = tuned.training
+    with torch.enable_grad():
+        given = untouched(tuned.train(), images)
+    tuned.train(training)
+    if not given:
+        names = ", ".join(method_name(type(m)) for m in tuned.methods)
+        raise InputError(
+            f"cache_features: {names} changes the backbone from its first layer on, or drops"
+            " out there; no feature stays the same"
+        )
+    shapes = {name: y.shape[1:] for name, y in given.items()}
+    return FromFeatures(tuned, shapes), (sum(map(math.prod, shapes.values())),)
+
+
+class Features:
+    """Features of images, computed once each and kept in a file.
+
+    One row of float32 numbers per image, the outputs of `untouched` one after another: for a
+    classifier alone C numbers, for a side network `(depth + 1) N C`. It stands in for
+    `lowtide.data.Cache`: what a loader decodes is looked up here.
+    """
+
+    def __init__(self, tuned: Tuned, path: Path) -> None:
+        """Find out what can be kept.
+
+        Args:
+            tuned: The model.
+            path: The file to make.
+
+        Raises:
+            InputError: The method changes the backbone from its first layer on.
+        """
+        self._path = path
+        self._rows: dict[Path, int] = {}
+        self.model, (self.width,) = entrance(tuned)
+
+    def fill(self, samples: Sequence[Sample], batches: Iterable[Any]) -> None:
+        """Compute the features of images that have none yet.
+
+        Args:
+            samples: The images.
+            batches: Loads them in this order, with labels.
+        """
+        if all(s.path in self._rows for s in samples):
+            return
+        tuned, start = self.model.tuned, len(self._rows)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab" if start else "wb") as file, torch.no_grad():
+            for images, _ in batches:
+                given = features(tuned, self.model.shapes, images.to(_device(tuned)))
+                rows = torch.cat([given[n].float().flatten(1) for n in given], 1)
+                file.write(rows.cpu().numpy().tobytes())
+        self._rows |= {s.path: start + i for i, s in enumerate(samples)}
+        shape = (len(self._rows), self.width)
+        self._file = np.memmap(self._path, np.float32, "r", shape=shape)
+
+    def drop(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
+    def still(self, path: Path, transform: Any) -> Tensor:
+        """Look the features of an image up.
+
+        Args:
+            path: The image.
+            transform: Not asked.
+
+        Returns:
+            `(width,)`, float32.
+        """
+        return torch.from_numpy(self._file[self._rows[path]].copy())
+
+
+class Kept:
+    """The transform of images whose features are looked up."""
+
+    random = False
+
+    def moving(self, still: Any) -> Tensor:
+        """Change nothing.
+
+        Args:
+            still: The features.
+
+        Returns:
+            The same.
+        """
+        return still
+
+
+class FromFeatures(nn.Module):
+    """A tuned model that takes rows of features for images."""
+
+    def __init__(self, tuned: Tuned, shapes: Mapping[str, torch.Size]) -> None:
+        super().__init__()
+        self.tuned, self.shapes = tuned, shapes
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Classify images by their features.
+
+        Args:
+            rows: `(B, width)`.
+
+        Returns:
+            Logits `(B, K)`.
+        """
+        return self.tuned.onward(dict(self._unpacked(rows)))
+
+    def _unpacked(self, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        for (name, shape), part in zip(self.shapes.items(), rows.split(sizes, 1), strict=True):
+            yield name, part.unflatten(1, shape)
+
+
+class _Watched:
+    """An element of the chain that remembers what it was given and gave."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.input: Tensor | None = None
+        self.output: Tensor | None = None
+
+    def __call__(self, x: Tensor, *tokens: Tensor) -> Any:
+        if tokens:  # a prompt attends here
+            return self.inner(x, *tokens)
+        self.input, self.output = x, self.inner(x)
+        return self.output
+
+
+class _Seeded(TorchDispatchMode):
+    """Notes whether random numbers are drawn, on the meta device too."""
+
+    drawn = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and not _still(
+            {a.name: a.default_value for a in func._schema.arguments}
+            | dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+            | kwargs
+        )
+        return func(*args, **kwargs)
+
+
+def _still(given: Mapping[str, Any]) -> bool:
+    """Whether a function that may draw draws nothing: not in training, or drops out with p = 0."""
+    trains = given.get("train", given.get("training"))
+    chance = given.get("dropout_p", given.get("p") if trains else None)
+    return trains is False or chance == 0
+
+
+def _device(tuned: Tuned) -> torch.device:
+    return next(tuned.parameters()).device
+
+
+def _within(path: str, chain: tuple[str, ...]) -> bool:
+    return any(path == c or path.startswith(f"{c}.") for c in chain)
+
+
+def _draws(modules: Iterable[nn.Module]) -> bool:
+    """Whether any of these drops out, or drops a path, in training."""
+    return any(
+        (isinstance(m, DROPOUTS) and m.p > 0)
+        or (isinstance(m, DropPath) and (m.drop_prob or 0.0) > 0)
+        for m in modules
+    )

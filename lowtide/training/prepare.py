@@ -1,0 +1,225 @@
+"""A run in progress, and how it is prepared: data read, memory planned, model made and tuned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
+from ..errors import InputError
+from ..planning.search import parse_bytes, search
+from ..planning.simulate import arrange, plan
+from ..planning.step import couples
+from ..tuning.backbone import create
+from ..tuning.tuned import Tuned, apply
+from .config import RunConfig
+from .ema import Average
+from .feature_cache import Features, Kept, entrance
+
+FEATURES = "features.f32"
+
+
+@dataclass
+class Run:
+    """A run in progress.
+
+    Attributes:
+        config: What was asked for.
+        folder: Where it leaves its files.
+        dataset: What it learns from.
+        preprocessing: How images become inputs.
+        tuned: The model.
+        accelerator: Devices, mixed precision, processes.
+        planned: The plan, as plain data.
+        history: One record per finished epoch.
+        step_s: Wall time of each update, metered ones left out.
+        measured_bytes: Measured peak; 0 until known.
+        cache: Decoded images, kept between epochs.
+        average: The running average of what trains, if one is kept.
+        features: What stays the same for an image, if that is kept.
+    """
+
+    config: RunConfig
+    folder: Path
+    dataset: Dataset
+    preprocessing: Preprocessing
+    tuned: Tuned
+    accelerator: Accelerator
+    planned: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    measured_bytes: int = 0
+    cache: Cache = field(default_factory=Cache)
+    average: Average | None = None
+    features: Features | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.accelerator.is_main_process
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Enter the state that is scored and saved."""
+        return self.average.in_place() if self.average else nullcontext()
+
+    @property
+    def processes(self) -> int:
+        """How many processes share each update."""
+        return self.accelerator.num_processes
+
+    def batches(
+        self, samples: tuple[Sample, ...], epoch: int = 0, training: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+        """Load one pass over some samples, this process's share of it.
+
+        Args:
+            samples: Which.
+            epoch: Decides order and augmentation.
+            training: Whether to shuffle and augment.
+
+        Yields:
+            Images and labels; how many of these are this process's own (where it has none, there is
+            one of another's, so that all run equally often); and the images of all processes.
+        """
+        config, rank = self.config, self.accelerator.process_index
+        load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+        load = partial(load, rank=rank, processes=self.processes)
+        if training:
+            load = partial(load, drop_last=self._drops(len(samples)))
+        transform = self.preprocessing.transform(train=training, augment=config.augment)
+        if self.features:
+            whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
+            self.features.fill(samples, whole)
+            loaded = load(Kept(), shuffle=training, cache=self.features)
+        else:
+            loaded = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
+        together = config.batch_size * self.processes
+        for step, (images, labels) in enumerate(loaded):
+            count = min(together, len(samples) - step * together)
+            yield images, labels, share(count, rank, self.processes), count
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the run before it starts, a sentence each."""
+        lines = [*self.dataset.notes, *self.planned["notes"]]
+        if self.config.warmup_epochs >= self.config.epochs:
+            lines.append(
+                "the learning rate rises from lr / 100 through the whole run, which is all warm-up;"
+                " --warmup-epochs 0 starts at lr"
+            )
+        if skipped := self.dataset.skipped:
+            lines.append(f"{len(skipped)} images cannot be read and are left out: {skipped[0]} ...")
+        if self.processes > 1:
+            lines.append(
+                f"{self.processes} processes, {self.config.batch_size * self.processes} images per"
+                " update"
+            )
+            if couples(self.tuned):
+                lines.append("BatchNorm trains on the statistics of each process's images")
+        elif "ACCELERATE_USE_CPU" in os.environ:  # where accelerate launch came by
+            lines.append(
+                "one process: on a CPU accelerate launch starts no more; torchrun"
+                " --nproc_per_node=N -m lowtide does"
+            )
+        return lines
+
+    @property
+    def updates(self) -> int:
+        """Updates of an epoch."""
+        images, together = len(self.dataset.train), self.config.batch_size * self.processes
+        return images // together + (images % together > 0 and not self._drops(images))
+
+    def _drops(self, images: int) -> bool:
+        """Whether the last batch is left out: one image has no statistics to be normalized by."""
+        last = images % (self.config.batch_size * self.processes)
+        return 0 < last < min(2 * self.processes, images) and couples(self.tuned)
+
+
+def prepare(config: RunConfig, folder: Path) -> Run:
+    """Read the data, plan the memory, make and tune the model.
+
+    Args:
+        config: What to do.
+        folder: Where the run will leave its files.
+
+    Returns:
+        The run, nothing learnt and nothing written yet.
+
+    Raises:
+        InputError: Features are to be kept by several processes.
+    """
+    dataset = read(
+        config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        skip_bad_images=config.skip_bad_images,
+    )
+    if config.train_on_val:
+        dataset = replace(dataset, train=dataset.train + dataset.val, val=())
+    AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
+    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
+    torch.manual_seed(config.seed)
+    backbone = create(
+        config.model,
+        checkpoint=Path(config.checkpoint) if config.checkpoint else None,
+        pretrained=config.pretrained,
+        image_size=config.image_size,
+        drop_path=config.drop_path,
+    )
+    _refuse_infinite(backbone, config)
+    classes = len(dataset.classes)
+    config = _within_budget(config, backbone, classes)
+    planned = plan(
+        backbone,
+        config.method,
+        step=config,
+        num_classes=classes,
+        entrance=entrance if config.cache_features else None,
+    )
+    preprocessing = replace(
+        Preprocessing.of(backbone).normalized(config.normalize), bits=dataset.bits
+    )
+    tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_init)
+    arrange(tuned, config).train()
+    run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
+    if config.cache_features:
+        if accelerator.num_processes > 1:
+            raise InputError("cache_features works in one process")
+        run.features = Features(tuned, folder / FEATURES)
+    return run
+
+
+def _refuse_infinite(backbone: nn.Module, config: RunConfig) -> None:
+    """Refuse weights that no learning rate would save."""
+    state = backbone.state_dict()
+    wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    if wrong:
+        raise InputError(
+            f"{config.checkpoint or config.model}: {len(wrong)} of {len(state)} pre-trained weights"
+            f" hold NaN or infinity, first {wrong[0]}"
+        )
+
+
+def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:
+    """Replace a memory budget by the fastest settings that stay within it."""
+    if config.memory_budget is None:
+        return config
+    choice = search(
+        backbone,
+        config.method,
+        budget=parse_bytes(config.memory_budget),
+        num_classes=classes,
+        step=config,
+    )[0]
+    return replace(config, memory_budget=None, **choice.decided)

@@ -1,0 +1,84 @@
+"""Progress bars for people, nothing for pipes."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from ..errors import printable
+
+
+def note(text: str) -> None:
+    """Tell people something a command does not stop for.
+
+    Args:
+        text: One line.
+    """
+    print(printable(f"lowtide: note: {text}"), file=sys.stderr, flush=True)
+
+
+class Progress:
+    """One bar over all updates of a run, and one line per finished epoch."""
+
+    def __init__(self, epochs: int, steps: int, shown: bool) -> None:
+        """Lay the bar out.
+
+        Args:
+            epochs: Epochs of the run.
+            steps: Updates per epoch.
+            shown: Whether this process reports.
+        """
+        self._shown, self._steps = shown, steps
+        self._console = Console(file=sys.stderr)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            console=self._console,
+            disable=not (shown and self._console.is_terminal),
+            transient=True,
+        )
+        self._task = self._bars.add_task(f"{epochs} epochs", total=epochs * steps, loss=0.0)
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def step(self, loss: float) -> None:
+        """Count one update.
+
+        Args:
+            loss: Its loss.
+        """
+        self._bars.update(self._task, advance=1, loss=loss)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Report a finished epoch.
+
+        Args:
+            record: What `log.jsonl` says of it.
+        """
+        self._bars.update(self._task, completed=record["epoch"] * self._steps)
+        if self._shown:
+            accuracy = record["val_accuracy"]
+            val = "" if accuracy is None else f"  val accuracy {accuracy:.3f}"
+            self._console.print(
+                f"epoch {record['epoch']:3d}  loss {record['train_loss']:.4f}{val}"
+                f"  {record['seconds']:.1f} s",
+                highlight=False,
+            )

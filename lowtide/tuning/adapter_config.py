@@ -1,0 +1,155 @@
+"""What an `adapter_config.json` says, whoever wrote it: every field checked before it is used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..core.graft import Method, method_name
+from ..errors import InputError, UnknownName, shown
+from ..families import HeadInit
+from ..values import Count, Seed, Side, hints, read
+from .adapter_files import CONFIG, construct
+
+MOST_METHODS = 16
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a run's backbone was made.
+
+    Attributes:
+        name: timm's name of it.
+        checkpoint: The file of its weights, instead of timm's own.
+        pretrained: Whether timm's own weights were taken where no file was given.
+        image_size: Side of its input, where it was given one.
+        seed: Of its random weights, and of the new classifier.
+        head_init: How that classifier started; an earlier version did not say.
+    """
+
+    name: str
+    checkpoint: str | None
+    pretrained: bool
+    image_size: Side | None
+    seed: Seed
+    head_init: HeadInit = "trunc_normal"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is known of an adapter before its tensors are read.
+
+    Attributes:
+        methods: What trained, innermost first.
+        num_classes: Classes of its classifier.
+        base_model_sha256: Hash of the backbone that it was trained on.
+        base_model_name_or_path: Name of that backbone.
+        backbone: How a run made it; this and what follows is None where a program saved it.
+        preprocessing: How a run's images became inputs, as `Preprocessing.from_dict` takes it.
+        augment: The run's augmentation.
+        classes: Names of the classes, in the order of the logits.
+    """
+
+    methods: tuple[Method, ...]
+    num_classes: int
+    base_model_sha256: str
+    base_model_name_or_path: str
+    backbone: Origin | None = None
+    preprocessing: Mapping[str, Any] | None = None
+    augment: str | None = None
+    classes: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], folder: Path | str) -> AdapterConfig:
+        """Check a file's content.
+
+        Args:
+            content: The parsed JSON; fields that are not listed here are left alone.
+            folder: Where the file lies, for the message.
+
+        Returns:
+            What it says.
+
+        Raises:
+            InputError: A field is missing, of another type, or out of its bounds.
+        """
+        try:
+            return cls._checked(content)
+        except InputError as e:
+            raise InputError(f"{Path(folder) / CONFIG} is damaged: {e}") from e
+
+    @classmethod
+    def _checked(cls, content: Mapping[str, Any]) -> AdapterConfig:
+        digest = _field(content, "base_model_sha256", str)
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise InputError(
+                f"base_model_sha256 must be 64 hexadecimal digits, not {shown(digest)}"
+            )
+        num_classes = _field(content, "num_classes", Count)
+        return cls(
+            methods=_methods(content.get("methods")),
+            num_classes=num_classes,
+            base_model_sha256=digest,
+            base_model_name_or_path=_field(content, "base_model_name_or_path", str),
+            **(_of_run(content, num_classes) if "backbone" in content else {}),
+        )
+
+
+def _field(content: Mapping[str, Any], name: str, hint: Any) -> Any:
+    if name not in content:
+        raise InputError(f"{name} is missing")
+    return read(name, hint, content[name])
+
+
+def _of_run(content: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Check what a run keeps; a program may keep what it likes under these names."""
+    return {
+        "backbone": _origin(content["backbone"]),
+        "preprocessing": _mapping("preprocessing", content.get("preprocessing")),
+        "augment": _field(content, "augment", str),
+        "classes": _classes(content.get("classes"), num_classes),
+    }
+
+
+def _mapping(name: str, given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, dict):
+        raise InputError(f"{name} must map names to values, not be {shown(given)}")
+    return given
+
+
+def _methods(given: Any) -> tuple[Method, ...]:
+    if not isinstance(given, list) or not 0 < len(given) <= MOST_METHODS:
+        raise InputError(f"methods must be a list of methods, not {shown(given)}")
+    methods = tuple(construct(description) for description in given)
+    names = [method_name(type(m)) for m in methods]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise InputError(f"methods holds {twice[0]} twice")
+    return methods
+
+
+def _origin(given: Any) -> Origin:
+    content = _mapping("backbone", given)
+    kinds = hints(Origin)
+    for name in content:
+        if name not in kinds:
+            raise UnknownName("field of backbone", name, kinds)
+    for f in fields(Origin):
+        if f.name not in content and f.default is MISSING:
+            raise InputError(f"backbone has no {f.name}")
+    return Origin(**{n: read(f"backbone {n}", kinds[n], value) for n, value in content.items()})
+
+
+def _classes(given: Any, count: int) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"classes must be a list of names, not {shown(given)}")
+    for name in given:
+        read("a class", str, name)
+    if len(given) != count:
+        raise InputError(f"classes holds {len(given)} names and num_classes is {count}")
+    if len(set(given)) < len(given):
+        twice = next(name for name in given if given.count(name) > 1)
+        raise InputError(f"classes holds {shown(twice)} twice")
+    return tuple(given)

@@ -1,0 +1,259 @@
+"""Adapter files in PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`.
+
+Both formats are data; reading a file never imports or runs anything it names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..core.graft import Method, method_name
+from ..errors import InputError, UnknownName, shown
+from ..methods import METHODS
+from ..paths import read_json, whole, write_text
+from ..values import read_fields
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LIBRARY, CONTENT = "lowtide", "content_sha256"
+
+
+def write_adapter(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write an adapter.
+
+    Args:
+        folder: Where to; made if missing.
+        config: What to know before loading it; plain JSON.
+        state: Everything that trained.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"library": LIBRARY, CONTENT: content_hash(state), **config}
+    text = json.dumps(whole, indent=2, sort_keys=True)
+    write_tensors(folder / WEIGHTS, state)
+    write_text(folder / CONFIG, text + "\n")
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read an adapter.
+
+    Args:
+        folder: What `write_adapter` wrote to.
+
+    Returns:
+        Config and state.
+
+    Raises:
+        InputError: A file is missing or damaged, or the two do not belong together.
+    """
+    config, path = read_config(folder), folder / WEIGHTS
+    state = read_tensors(path)
+    refuse_infinite(path, state)
+    content = content_hash(state)
+    if config.get(CONTENT, content) != content:
+        raise InputError(
+            f"{path} does not hold the numbers that {CONFIG} beside it speaks of: one of the two"
+            " is damaged, or of another run"
+        )
+    return config, state
+
+
+def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> str:
+    """Hash tensors: names, dtypes, shapes and every byte.
+
+    Args:
+        tensors: By name; their order does not matter.
+        header: Strings that are hashed as well.
+
+    Returns:
+        SHA-256, in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{name}\0{plain.dtype}\0{tuple(plain.shape)}\0".encode())
+        digest.update(plain.view(-1).view(torch.uint8).numpy().data)
+    for text in sorted((header or {}).items()):
+        digest.update("\0".join(text).encode())
+    return digest.hexdigest()
+
+
+def refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are no numbers.
+
+    Args:
+        path: Where they are from.
+        tensors: By name.
+
+    Raises:
+        InputError: One holds NaN or infinity.
+    """
+    wrong = [name for name, value in tensors.items() if not _finite(value)]
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} of {len(tensors)} tensors hold NaN or infinity, first"
+            f" {wrong[0]!r}"
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read an adapter's config.
+
+    Args:
+        folder: What `write_adapter` wrote to.
+
+    Returns:
+        The config.
+
+    Raises:
+        InputError: There is none, or it is no lowtide adapter.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS} in it")
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("library") != LIBRARY:
+        raise InputError(f"{path} was not written by lowtide; peft loads its own adapters")
+    return config
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """Write a method as plain data.
+
+    Args:
+        method: The method.
+
+    Returns:
+        Its name and every option, as JSON holds them.
+    """
+    options = dataclasses.asdict(method)  # type: ignore[call-overload]
+    return {"name": method_name(type(method)), **{k: _plain(v) for k, v in options.items()}}
+
+
+def construct(description: Mapping[str, Any]) -> Method:
+    """Make a method from plain data; the inverse of `describe`.
+
+    Args:
+        description: A name and options.
+
+    Returns:
+        The method.
+
+    Raises:
+        UnknownName: There is no such method, option or role.
+        InputError: A value does not fit.
+    """
+    if not isinstance(description, Mapping):
+        raise InputError(f"a method is a name and options, not {shown(description)}")
+    options = dict(description)
+    name = options.pop("name", "")
+    if not isinstance(name, str) or name not in METHODS:
+        raise UnknownName("method", name, METHODS)
+    options = read_fields(METHODS[name], options, name)
+    try:
+        return METHODS[name](**options)
+    except (TypeError, ValueError) as e:
+        raise InputError(str(e)) from e
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file so that a crash leaves the old one or the new one.
+
+    The header holds the hash of all this, which `read_tensors` holds it against.
+
+    Args:
+        path: Where to.
+        tensors: By name.
+        metadata: Strings for the header.
+    """
+    header = {"format": "pt", **(metadata or {})}
+    header[CONTENT] = content_hash(tensors, header)
+    with whole(path) as partial:
+        save_file({k: v.contiguous().cpu().clone() for k, v in tensors.items()}, partial, header)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        InputError: It is missing or damaged, or a tensor is not what was written.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as e:
+        raise InputError(f"{path} is damaged: {e}") from e
+    header = read_metadata(path)
+    written = header.pop(CONTENT, None)
+    if written is not None and written != content_hash(tensors, header):
+        raise InputError(f"{path} is damaged: it does not hold what was written to it")
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the header strings of a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What `write_tensors` was given.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except SafetensorError as e:
+        raise InputError(f"{path} is damaged: {e}") from e
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a safetensors file from its header.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Shapes by name.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        with safe_open(path, "pt") as f:
+            return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}
+    except SafetensorError as e:
+        raise InputError(f"{path} is damaged: {e}") from e
+
+
+def _finite(value: Tensor) -> bool:
+    wide = value.float() if value.is_floating_point() and value.itemsize == 1 else value
+    return bool(wide.isfinite().all())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value

@@ -1,0 +1,162 @@
+"""What is checked when methods are applied, so that a mistake is an error and not a bad result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, ValuesView
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LowtideError, Unsupported
+from ..families import hollow
+
+Image = tuple[int, int, int]
+Parts = list | tuple | ValuesView
+
+
+@contextlib.contextmanager
+def intact(model: nn.Module) -> Iterator[None]:
+    """Put a backbone back as it was when anything goes wrong with it.
+
+    Args:
+        model: The backbone.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BaseException: Whatever went wrong, once the backbone is back.
+    """
+    before = [(m, _noted(m)) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, noted in before:
+            module.__dict__.clear()
+            module.__dict__.update(noted)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        raise
+
+
+def _noted(module: nn.Module) -> dict[str, Any]:
+    """Note a module's attributes, and what it holds as parameters, buffers and modules."""
+    holds = {k: dict(module.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")}
+    return {**module.__dict__, **holds}
+
+
+@contextlib.contextmanager
+def alive(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Blame methods for what a backbone raises with them in place, and did not without.
+
+    Args:
+        model: The backbone.
+        names: The methods.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Unsupported: The backbone fails.
+        LowtideError: Passed on, as what says that memory is short.
+        MemoryError: The same.
+        OutOfMemoryError: The same.
+    """
+    try:
+        yield
+    except (LowtideError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise Unsupported(
+            f"{' + '.join(names)} cannot live on {type(model).__name__}, which fails with it in"
+            f" place: {reason}"
+        ) from e
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Gather what a model answers.
+
+    Args:
+        output: A tensor, or a tuple, list or mapping of such, as deep as may be.
+
+    Returns:
+        Every tensor of real numbers in it.
+    """
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
+        output = vars(output)
+    parts: Any = ValuesView(output) if isinstance(output, Mapping) else output
+    return [t for part in parts for t in tensors(part)] if isinstance(parts, Parts) else []
+
+
+def answer(model: nn.Module, image: Image) -> list[Tensor]:
+    """Ask a model about one fixed noise image, in eval mode.
+
+    Args:
+        model: The model.
+        image: Channels, height, width of its input.
+
+    Returns:
+        Its outputs; none on the meta device, where there are no weights to ask.
+    """
+    noise = _noise(model, 1, image)
+    if noise.is_meta:
+        return []
+    training = model.training
+    with torch.no_grad():
+        said = tensors(model.eval()(noise))
+    model.train(training)
+    return said
+
+
+def refuse_dead(model: nn.Module, image: Image) -> None:
+    """Refuse a parameter that is said to train and that no gradient reaches.
+
+    Args:
+        model: The model, methods in place.
+        image: Channels, height, width of its input.
+
+    Raises:
+        Unsupported: There is one.
+    """
+    shadow = hollow(model)
+    with torch.enable_grad():
+        said = [y.sum() for y in tensors(shadow(_noise(shadow, 2, image))) if y.requires_grad]
+        if said:
+            torch.stack(said).sum().backward()
+    dead = [n for n, p in shadow.named_parameters() if p.requires_grad and p.grad is None]
+    if dead:
+        raise Unsupported(
+            f"no gradient reaches {len(dead)} of the trained parameters, first {dead[0]}: the"
+            " backbone does not use the module it was put on"
+        )
+
+
+def refuse_moved(before: list[Tensor], after: list[Tensor]) -> None:
+    """Refuse methods that promise to start at the backbone and do not.
+
+    Args:
+        before: What the backbone said; nothing where it cannot be asked.
+        after: What the tuned model says; a new classifier's answer has nothing to be held against.
+
+    Raises:
+        LowtideError: The answers differ by more than rounding.
+    """
+    for old, new in zip(before, after, strict=False):
+        if old.shape == new.shape and old.numel():
+            error = (new - old).abs().max() / old.abs().max().clamp_min(1e-6)
+            if error > torch.finfo(old.dtype).eps ** 0.5:
+                raise LowtideError(f"the methods promise to start at the backbone; {error:.1e} off")
+
+
+def _noise(model: nn.Module, batch: int, image: Image) -> Tensor:
+    like = next(model.parameters())
+    if like.is_meta:
+        return torch.empty(batch, *image, device="meta", dtype=like.dtype)
+    return torch.randn(batch, *image, generator=torch.Generator().manual_seed(0)).to(like)

@@ -1,0 +1,209 @@
+"""How a backbone and its side networks compute together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.graft import Block
+from ..errors import Unsupported
+from ..families import Context, Family, image_shape, recomputable
+from ..memory.gradient_checkpointing import recompute
+
+STEM, FEATURE = "", "pre_logits"
+"""Names, beside the paths of the chain, of what `Composed.onward` may be given."""
+
+
+class Composed(nn.Module):
+    """A backbone, element after element of its chain, with side networks around each.
+
+    Attributes:
+        family: The backbone's table.
+        backbone: The model.
+        sides: Side networks by name.
+        blocks: Paths of the blocks.
+    """
+
+    family: Family
+    backbone: Any
+    sides: Any
+    blocks: frozenset[str]
+    _checkpointing = False
+
+    @property
+    def checkpointing(self) -> bool:
+        """Recompute each block in backward instead of keeping its activations.
+
+        A backbone without a table has its `parts` recomputed.
+
+        Raises:
+            Unsupported: It is switched on, and nothing of the backbone can be recomputed.
+        """
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        if on and not self.recomputes:
+            raise Unsupported(
+                f"checkpointing recomputes blocks, and {type(self.backbone).__name__} has no part"
+                " whose recomputation would save memory"
+            )
+        self._checkpointing = on
+        for part in self.parts if on or "parts" in self.__dict__ else ():
+            part.__dict__.pop("forward", None)
+            if on:
+                part.forward = MethodType(_again, part)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether checkpointing has anything to recompute."""
+        return bool(self.blocks or self.parts)
+
+    @cached_property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What checkpointing recomputes of a backbone without a table."""
+        if self.blocks:
+            return ()
+        return tuple(self.backbone.get_submodule(path) for path in recomputable(self.backbone))
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Classify images.
+
+        Args:
+            *inputs: `(B, 3, H, W)`, pre-processed as the checkpoint wants. Where nothing runs
+                beside the backbone or is recomputed block by block: whatever the backbone takes.
+            **options: The same by name.
+
+        Returns:
+            Logits `(B, K)`, or what the backbone gives in their place.
+        """
+        if not self.sides and not (self.checkpointing and self.blocks):
+            return self.backbone(*inputs, **options)
+        (x,) = (*inputs, *options.values())
+        context = self.context((x.shape[-2], x.shape[-1]))
+        return self._go_on(self.family.stem(self.backbone, x), STEM, {}, context)
+
+    def onward(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Classify from what the first elements of the chain gave; they are not run.
+
+        Args:
+            given: Outputs by path, of an element and of those after it that side networks read;
+                `STEM` is the stem's, `FEATURE` what the classifier is given.
+
+        Returns:
+            Logits `(B, K)`.
+        """
+        if FEATURE in given:
+            return self.backbone.get_classifier()(given[FEATURE])
+        first = next(p for p in (STEM, *self.family.chain(self.backbone)) if p in given)
+        return self._go_on(given[first], first, given, self.context())
+
+    def context(self, size: tuple[int, int] | None = None) -> Context:
+        """Compute what elements of the chain take beside the feature map.
+
+        Args:
+            size: Height and width of the images; by default what the backbone is made for.
+
+        Returns:
+            Arguments by name, by path.
+        """
+        return self.family.context(self.backbone, size or image_shape(self.backbone)[1:])
+
+    def _go_on(
+        self, x: Tensor, after: str, given: Mapping[str, Tensor], context: Context
+    ) -> Tensor:
+        """Run what comes after an element, x being its output; nothing holds x but its readers."""
+        model, states = self.backbone, dict.fromkeys(self.sides)
+        chain = (STEM, *self.family.chain(model))
+        for path in chain[chain.index(after) + 1 :]:
+            element = _gives(given[path]) if path in given else self.run(path, context)
+            x = self.beside(path, element, states)(x)
+        for name, side in self.sides.items():
+            x = side.finish(x, states[name])
+        x = model.forward_head(self.family.finish(model, x))
+        for name, side in self.sides.items():
+            x = side.classify(x, states[name])
+        return x
+
+    def feature(self, x: Tensor) -> Tensor:
+        """Pool the last element's output.
+
+        Args:
+            x: The output.
+
+        Returns:
+            What the classifier is given.
+        """
+        return self.backbone.forward_head(self.family.finish(self.backbone, x), pre_logits=True)
+
+    def beside(self, path: str, inner: Block, states: dict[str, Any]) -> Block:
+        """Run the side networks around an element of the chain.
+
+        Args:
+            path: The element.
+            inner: Runs it.
+            states: Side networks' states by name; brought up to date by running.
+
+        Returns:
+            Runs the element and the side networks.
+        """
+        for name, side in self.sides.items():
+            inner = _beside(side, name, path, inner, states)
+        return inner
+
+    def run(self, path: str, context: Context) -> Block:
+        """Say how one element of the chain runs, with or without extra tokens.
+
+        Args:
+            path: The element.
+            context: What elements take beside the feature map.
+
+        Returns:
+            Runs it.
+        """
+        block, extend = self.backbone.get_submodule(path), self.family.extend
+        beside = context.get(path, {})
+        recomputing = self.checkpointing and torch.is_grad_enabled()
+
+        def run(x: Tensor, *tokens: Tensor) -> Any:
+            call = partial(extend, block) if tokens and extend else block
+            call = partial(call, **beside) if beside else call
+            return recompute(call, block, x, *tokens) if recomputing else call(x, *tokens)
+
+        return run
+
+
+def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
+    """Run a side network around an element of the chain; extra tokens from outside pass through."""
+
+    def run(x: Tensor, *tokens: Tensor) -> Any:
+        passed: list[Tensor] = []
+
+        def block(x: Tensor, *own: Tensor) -> Any:
+            if not tokens:
+                return inner(x, *own)
+            x, *beyond = inner(x, torch.cat([*tokens, *own], 1))
+            outer = tokens[0].shape[1]
+            passed.append(beyond[0][:, :outer])
+            return (x, beyond[0][:, outer:]) if own else x
+
+        x, states[name] = side.step(path, block, x, states[name])
+        return (x, passed[0]) if tokens else x
+
+    return run
+
+
+def _again(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for a part's forward; its class may change meanwhile."""
+    run = partial(type(module).forward, module, **kwargs)
+    return recompute(run, module, *args) if torch.is_grad_enabled() else run(*args)
+
+
+def _gives(y: Tensor) -> Block:
+    """An element of the chain whose output is known."""
+    return lambda x: y

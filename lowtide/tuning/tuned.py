@@ -1,0 +1,468 @@
+"""The verbs: apply methods to a backbone, switch adapters, save and load them, merge them away."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.graft import Beside, Method, method_name
+from ..core.site import Role, Sites
+from ..core.wrapped import plain, unwrapped
+from ..errors import InputError, UnknownName, Unsupported
+from ..families import (
+    HeadInit,
+    classifiers,
+    family_of,
+    image_shape,
+    measure,
+    new_classifier,
+    outputs,
+    prepare,
+    reset,
+)
+from ..memory.chunking import declare
+from ..memory.compress import decompress
+from ..memory.frozen_dtype import is_narrow, narrow_weights, widen_weights
+from .adapter import Adapter, build, set_module
+from .adapter_config import AdapterConfig
+from .adapter_files import describe, read_adapter, write_adapter
+from .checks import alive, answer, intact, refuse_dead, refuse_moved
+from .side_execution import Composed
+
+
+class Tuned(Composed):
+    """A backbone with methods in place. Verbs and their meaning are PEFT's.
+
+    Attributes:
+        backbone: The model, with the active adapter's grafts in place.
+        sides: The active adapter's side networks.
+        sites: Every site, measured before anything was changed.
+        active: Name of the adapter in place.
+        heads: Paths of the classifier's modules.
+        base_sha256: Hash of the backbone before anything could train; empty on the meta device.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        prepare(backbone)
+        self.family = family_of(backbone)
+        self.sites: Sites = measure(backbone, self.family)
+        self.backbone = backbone.requires_grad_(False)
+        self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
+        self.sides = nn.ModuleDict()
+        self.adapters: dict[str, Adapter] = {}
+        self.active = ""
+        self.heads = tuple(s.path for s in self.sites.of(Role.HEAD))
+        on_meta = next(backbone.parameters()).is_meta
+        self.base_sha256 = "" if on_meta else _hashed(backbone, self.heads)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods of the active adapter."""
+        return self.adapters[self.active].methods
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the active adapter's classifier."""
+        return self.adapters[self.active].classes
+
+    def train(self, mode: bool = True) -> Tuned:
+        """Switch to training; a frozen BatchNorm stays in eval so that its statistics do not move.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            Itself.
+        """
+        super().train(mode)
+        for m in self.backbone.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and not _moves(m):
+                m.eval()
+        return self
+
+    def add_adapter(
+        self,
+        name: str,
+        *methods: Method,
+        num_classes: int | None = None,
+        head_init: HeadInit = "trunc_normal",
+    ) -> None:
+        """Build an adapter without putting it in place.
+
+        Args:
+            name: Its name.
+            *methods: What it trains, innermost first.
+            num_classes: Classes of its classifier; by default the backbone's.
+            head_init: How a new classifier starts; see `apply`.
+
+        Raises:
+            InputError: The name is taken, or frozen weights are narrow already.
+            Unsupported: A method cannot live on this backbone; nothing was changed.
+        """
+        if name in self.adapters:
+            raise InputError(f"adapter {name!r} exists; choose another name")
+        if is_narrow(self.backbone):
+            raise InputError("frozen weights are kept in bf16; add adapters before narrow")
+        names = [method_name(type(m)) for m in methods]
+        if twice := [n for n in names if names.count(n) > 1]:
+            raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
+        edits = [(n, e) for n, m in zip(names, methods, strict=True) for e in m.edits(self.sites)]
+        if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
+            raise Unsupported(f"{edits[0][0]} runs beside blocks, and this backbone has no table")
+        with self.disable_adapter():
+            own = outputs(self.backbone, self.heads)
+            classes = num_classes or own
+            if classes == own:
+                heads = {p: self.backbone.get_submodule(p) for p in self.heads}
+            else:
+                heads = new_classifier(self.backbone, classes, head_init)
+            self.adapters[name] = build(self.backbone, methods, edits, heads, classes)
+
+    def set_adapter(self, name: str) -> None:
+        """Put an adapter in place of the active one.
+
+        Args:
+            name: Which.
+
+        Raises:
+            UnknownName: No adapter has that name.
+            InputError: The active adapter trains the backbone's own weights in place.
+        """
+        if name not in self.adapters:
+            raise UnknownName("adapter", name, self.adapters)
+        if name != self.active:
+            self._may_leave()
+        self._take_out()
+        adapter = self.adapters[name]
+        adapter.put_in(self.backbone)
+        self.sides = nn.ModuleDict(dict(adapter.sides))
+        self.active = name
+        self.train(self.training)
+
+    def _may_leave(self) -> None:
+        if self.active and (lost := [m for m in self.methods if m.overwrites]):
+            raise InputError(
+                f"{method_name(type(lost[0]))} trains the backbone's own weights in place; there is"
+                " no backbone to return to"
+            )
+
+    def _take_out(self) -> None:
+        if self.active:
+            self.adapters[self.active].take_out(self.backbone)
+            self.sides, self.active = nn.ModuleDict(), ""
+
+    @contextlib.contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Be the untouched backbone for a while.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            InputError: The active adapter trains the backbone's own weights in place.
+        """
+        name = self.active
+        self._may_leave()
+        self._take_out()
+        try:
+            yield
+        finally:
+            if name:
+                self.set_adapter(name)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Collect everything the active adapter trained, and BatchNorm statistics that moved.
+
+        Returns:
+            Tensors by `site path/method/name`; the backbone itself and side networks are `.`.
+        """
+        return self.adapters[self.active].state(self.backbone)
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a saved state in; every key and shape must match.
+
+        Args:
+            state: What `adapter_state` gave.
+
+        Raises:
+            InputError: A key is missing or unexpected, a shape differs, or numbers are of another
+                kind (whole or complex, where the model's are real); nothing was copied.
+        """
+        own = self.adapter_state()
+        state = {key if key in own else plain(key): value for key, value in state.items()}
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or extra:
+            raise InputError(
+                f"the file does not fit this adapter: {len(missing)} keys missing {missing[:2]},"
+                f" {len(extra)} unexpected {extra[:2]}"
+            )
+        state = self.adapters[self.active].fitted(state)
+        for key, value in own.items():
+            if value.shape != state[key].shape:
+                raise InputError(
+                    f"{key} has shape {tuple(state[key].shape)} in the file and"
+                    f" {tuple(value.shape)} in the model"
+                )
+            if not _alike(value, state[key]):
+                raise InputError(
+                    f"{key} is of {str(state[key].dtype).removeprefix('torch.')} in the file and of"
+                    f" {str(value.dtype).removeprefix('torch.')} in the model"
+                )
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(state[key])
+
+    def trainable_counts(self) -> tuple[int, int]:
+        """Count parameters.
+
+        Returns:
+            Those that train, and all, side networks and grafts included.
+        """
+        parameters = list(self.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad), sum(
+            p.numel() for p in parameters
+        )
+
+    def print_trainable_parameters(self) -> None:
+        """Print the line PEFT users know."""
+        trained, total = self.trainable_counts()
+        print(
+            f"trainable params: {trained:,d} || all params: {total:,d}"
+            f" || trainable%: {100 * trained / total:.4f}"
+        )
+
+    def save_pretrained(self, folder: Path | str, **record: Any) -> None:
+        """Write the active adapter in PEFT's layout: what trained, nothing that is frozen.
+
+        Args:
+            folder: Where to; made if missing.
+            **record: More to keep in the config (pre-processing, class names, ...); plain JSON.
+        """
+        config = {
+            "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
+            "base_model_name_or_path": _architecture(self.backbone),
+            "base_model_sha256": self.base_sha256,
+            "methods": [describe(m) for m in self.methods],
+            "num_classes": self.num_classes,
+            "versions": {p: version(p) for p in ("lowtide", "torch", "timm")},
+            **record,
+        }
+        write_adapter(Path(folder), config, self.adapter_state())
+
+    def load_adapter(self, folder: Path | str, name: str) -> None:
+        """Add a saved adapter and switch to it; on any error the active one stays.
+
+        Args:
+            folder: What `save_pretrained` wrote to.
+            name: Name for the adapter.
+
+        Raises:
+            InputError: The files are damaged, or the backbone is not the one recorded.
+        """
+        content, state = read_adapter(Path(folder))
+        config = AdapterConfig.of(content, folder)
+        _same_base(self.base_sha256, self.backbone, config, folder)
+        before = self.active
+        self.add_adapter(name, *config.methods, num_classes=config.num_classes)
+        try:
+            self.set_adapter(name)
+            self.load_adapter_state(state)
+        except BaseException:
+            self._take_out()  # nothing was copied yet, so even an overwriting method may leave
+            self.set_adapter(before)
+            del self.adapters[name]
+            raise
+
+    def merge_and_unload(self) -> nn.Module:
+        """Fold every graft into the backbone and give the plain backbone back.
+
+        Returns:
+            The backbone, equal to this model in eval mode; this object must not be used again.
+
+        Raises:
+            Unsupported: Something cannot be folded; nothing was changed.
+        """
+        model, unfolded = merge(self)
+        if unfolded:
+            more = f" (and {len(unfolded) - 1} more)" if len(unfolded) > 1 else ""
+            raise Unsupported(f"cannot merge {unfolded[0]}{more}")
+        return model
+
+
+declare((__name__,), (Tuned.__name__,))
+
+
+def apply(
+    model: Any,
+    *methods: Method,
+    name: str = "default",
+    num_classes: int | None = None,
+    head_init: HeadInit = "trunc_normal",
+) -> Tuned:
+    """Freeze a backbone and put methods in place.
+
+    Args:
+        model: The backbone; changed in place. What `torch.compile` or a data-parallel wrapper put
+            around it is left off: wrap the result instead.
+        *methods: What trains, innermost first; the classifier always trains.
+        name: Name of the adapter.
+        num_classes: Classes of the new classifier; by default the backbone's own classifier stays.
+        head_init: How a new classifier starts: `trunc_normal` with weights of deviation 0.02 and
+            biases at zero, as DTL and SSF have it; `zero`, as RLRR and ARC have it, so that the
+            first answer is the same for all classes; `own`, as the backbone's library has it.
+
+    Returns:
+        The tuned model.
+
+    Raises:
+        InputError: The backbone has no classifier and `num_classes` is not given.
+        Unsupported: A method cannot live on this backbone. Whatever is raised, the backbone is as
+            it was.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise InputError(f"num_classes is at least 1, not {num_classes}")
+    with intact(model):
+        model = unwrapped(model)
+        classes = getattr(model, "num_classes", num_classes)
+        if num_classes not in (None, classes) and hasattr(model, "reset_classifier"):
+            reset(model, num_classes, head_init)
+        tuned = Tuned(model)
+        if not tuned.heads:
+            raise InputError("the backbone has no classifier; give num_classes")
+        tuned.add_adapter(name, *methods, num_classes=num_classes, head_init=head_init)
+        image = image_shape(model)
+        before = answer(tuned, image)
+        with alive(model, [method_name(type(m)) for m in methods]):
+            tuned.set_adapter(name)
+            refuse_dead(tuned, image)
+            after = answer(tuned, image)
+        if all(m.identity for m in methods):
+            refuse_moved(before, after)
+    return tuned
+
+
+def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tuned:
+    """Put a saved adapter on the backbone it was trained on.
+
+    Args:
+        model: The backbone, with the same pre-trained weights; changed in place.
+        folder: What `save_pretrained` wrote to.
+        name: Name for the adapter.
+
+    Returns:
+        The tuned model, in eval mode.
+
+    Raises:
+        InputError: The files are damaged, or the backbone is not the one recorded. The backbone is
+            as it was.
+    """
+    content, state = read_adapter(Path(folder))
+    config = AdapterConfig.of(content, folder)
+    with intact(model):
+        model = unwrapped(model)
+        _same_base(fingerprint(model), model, config, folder)
+        tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
+        tuned.load_adapter_state(state)
+    return tuned.eval()
+
+
+def narrow(tuned: Tuned) -> Tuned:
+    """Keep the frozen weights of linear maps and convolutions in bfloat16; what trains stays.
+
+    The adapter's files are those of an adapter on the original weights, whose hash they record:
+    loaded on the original backbone, it merges into the original weights.
+
+    Args:
+        tuned: A tuned model, its adapters in place; changed in place.
+
+    Returns:
+        The same object.
+    """
+    waiting = [p for adapter in tuned.adapters.values() for *_, p in adapter.thawed]
+    narrow_weights(tuned.backbone, but=waiting)
+    return tuned
+
+
+def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
+    """Fold the active adapter into the backbone, if all of it folds.
+
+    Narrow weights are widened first, so that the result equals the model as it was trained.
+
+    Args:
+        tuned: A tuned model; once merged it must not be used again.
+
+    Returns:
+        The plain backbone and no names; or the backbone as it stands, grafts in place, and what
+        cannot be folded, each with the reason.
+    """
+    narrowed = is_narrow(tuned.backbone)
+    widen_weights(tuned.backbone)
+    recomputing, tuned.checkpointing = tuned.checkpointing, False
+    total = tuned.family.total(tuned.backbone)
+    folded, unfolded = tuned.adapters[tuned.active].merged(tuned.backbone, total)
+    if unfolded and narrowed:
+        narrow(tuned)
+    if unfolded:
+        tuned.checkpointing = recomputing
+    if not unfolded:
+        for path, module in folded.items():
+            set_module(tuned.backbone, path, module.train(tuned.training))
+        decompress(tuned).requires_grad_(True)
+    return tuned.backbone, unfolded
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash a backbone, classifier left out.
+
+    Args:
+        model: The backbone; carries no adapter.
+
+    Returns:
+        SHA-256 of its parameters and persistent buffers, in hexadecimal.
+    """
+    return _hashed(model, classifiers(model))
+
+
+def _hashed(model: nn.Module, heads: tuple[str, ...]) -> str:
+    digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in heads)
+    for key, value in sorted(model.state_dict().items()):
+        if not key.startswith(left_out):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _same_base(have: str, model: nn.Module, config: AdapterConfig, folder: Path | str) -> None:
+    want, on = config.base_model_sha256, config.base_model_name_or_path
+    if have == want:
+        return
+    if on != (here := _architecture(model)):
+        raise InputError(f"{folder} was trained on {on}, and this backbone is {here}")
+    raise InputError(
+        f"{folder} was trained on {on} with weights {want[:12]}, and this backbone's weights are"
+        f" {have[:12]}: load the same pre-trained checkpoint first"
+    )
+
+
+def _architecture(model: nn.Module) -> str:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return str(cfg.get("architecture") or type(model).__name__)
+
+
+def _alike(own: Tensor, given: Tensor) -> bool:
+    """Whether numbers may be copied: the same kind, or real ones of another precision."""
+    return own.dtype == given.dtype or (own.is_floating_point() and given.is_floating_point())
+
+
+def _moves(norm: nn.Module) -> bool:
+    """Whether a BatchNorm's statistics should follow the data: only if its weight trains."""
+    weight = norm._parameters.get("weight")
+    return weight is not None and weight.requires_grad
