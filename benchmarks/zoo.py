@@ -4,8 +4,7 @@
 
 Of each module the model with the fewest parameters (timm's own test models left out), random
 weights, all of them trained, two images of 128 pixels (of the model's own size where it takes no
-other). Bytes: every storage but the weights that is alive after the forward, as `lowtide.planning.meter`
-counts them. Equal: the forward's output and its buffers, bit for bit. Cosine: of the whole gradient
+other). Bytes: every storage but the weights that is alive after the forward. Equal: the forward's output and its buffers, bit for bit. Cosine: of the whole gradient
 for a random cotangent, batch norms on the statistics of an earlier batch, for over two images the
 exact gradient is not stable either.
 
