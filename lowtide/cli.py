@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from .commands import COMMANDS
 from .errors import InputError, LowtideError, UnknownName, printable
 from .interrupt import leave_at_once
 from .training.environment import installed
+from .tuning.left_out import LeftOutWarning
 
 CONTINUES = {
     "train": "; lowtide train --resume RUN continues",
@@ -38,7 +40,9 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     _open_streams()
     try:
-        code = _run(args)
+        with warnings.catch_warnings():  # it is among a plan's notes
+            warnings.simplefilter("ignore", LeftOutWarning)
+            code = _run(args)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code

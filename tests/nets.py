@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
+import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +38,13 @@ def wake(model: nn.Module) -> nn.Module:
                 module.running_mean.normal_(0, 0.3)
                 module.running_var.uniform_(0.5, 2)
     return model
+
+
+def from_timm(name: str, **options: Any) -> nn.Module:
+    """A random backbone of timm's, where its version has it."""
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    return timm.create_model(name, **options)
 
 
 @cache

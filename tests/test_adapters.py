@@ -17,6 +17,7 @@ from lowtide.methods.full import Full
 from lowtide.methods.linear import Linear
 from lowtide.methods.lora import LoRA
 from lowtide.methods.partial import Partial
+from lowtide.methods.rlrr import RLRR
 from lowtide.methods.s2a import S2A
 from lowtide.methods.ssf import SSF
 from lowtide.tuning.tuned import Tuned
@@ -152,6 +153,9 @@ def test_full_leaves_no_gradient_flag_behind_on_a_failed_load(tmp_path: Path) ->
         tuned.load_adapter(tmp_path, "full")
     assert tuned.active == "a" and tuned.trainable_counts() == trained
     near(tuned(x), y)
+    lowtide.apply(tiny("vit"), Full()).save_pretrained(tmp_path)
+    tuned.load_adapter(tmp_path, "full")  # the name is free again
+    assert tuned.active == "full"
 
 
 @pytest.mark.parametrize("method", [Partial(), Full()], ids=["partial", "full"])
@@ -179,6 +183,31 @@ def test_statistics_that_move_are_the_adapter_s_own() -> None:
     near(tuned(x), before)
     tuned.set_adapter("a")
     near(tuned(x), after)
+
+
+def test_statistics_stand_still_or_move_with_the_adapter_in_place() -> None:
+    tuned = lowtide.apply(tiny("resnet"), Partial(), name="moving").train()
+    tuned.add_adapter("still", Linear())
+    norms = [m for m in tuned.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    moving = [m.training for m in norms]
+    assert any(moving) and not all(moving)
+    tuned.set_adapter("still")
+    assert tuned.training and not any(m.training for m in norms)
+    tuned.set_adapter("moving")
+    assert [m.training for m in norms] == moving
+
+
+def test_three_methods_on_one_map_stand_on_one_another() -> None:
+    tuned = lowtide.apply(tiny("vit"), RLRR(), LoRA(), SSF(init="identity"))
+    stir(tuned)
+    backward(tuned, x := images(tuned.backbone))
+    grafts = tuned.adapters[tuned.active].grafts
+    path = "blocks.0.attn.qkv"
+    assert [method for p, method, _ in grafts if p == path] == ["rlrr", "lora", "ssf"]
+    for _, method, graft in grafts:
+        assert all(v.grad is not None and v.grad.any() for _, v in graft.own()), method
+    y = tuned.eval()(x)
+    near(tuned.merge_and_unload()(x), y)
 
 
 def test_a_backbone_that_differs_in_a_statistic_alone_is_another_one(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_run_saves_the_average_of_what_it_trained(config, tmp_path, monkeypatc
             super().__init__(*args)
             kept.append(self)
 
-    monkeypatch.setattr(lowtide.train, "Average", Spy)
+    monkeypatch.setattr(lowtide.training.loop, "Average", Spy)
     train(config, tmp_path / "a")
     train(replace(config, ema=0.0), tmp_path / "b")
     assert len(kept) == 1
@@ -95,7 +95,7 @@ def test_a_killed_run_resumes_with_its_average(config, tmp_path, monkeypatch):
         save(run, optimizer)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lowtide.train, "_save", stop)
+    monkeypatch.setattr(lowtide.training.loop, "_save", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "killed")
     monkeypatch.undo()

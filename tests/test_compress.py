@@ -292,11 +292,12 @@ def test_s2a_quantises_the_softmax_inside_a_fused_attention() -> None:
     q, k, v, dy = (torch.randn(1, 1, 6, 4, dtype=torch.float64) for _ in range(4))
 
     class Attention(nn.Module):
-        def forward(self, q: Tensor) -> Tensor:
+        def forward(self, q: Tensor, v: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v)
 
     q.requires_grad_()
-    y = compress(Attention(), Policy.s2a())(q)
+    v.requires_grad_()
+    y = compress(Attention(), Policy.s2a())(q, v)
     assert torch.equal(y, F.scaled_dot_product_attention(q, k, v))
     p = torch.softmax(q.detach() @ k.mT / 2, -1)
     low, high = p.amin(-1, keepdim=True), p.amax(-1, keepdim=True)
@@ -304,7 +305,9 @@ def test_s2a_quantises_the_softmax_inside_a_fused_attention() -> None:
     p_hat = torch.floor((p - low) / s + 0.5) * s + low
     dp = dy @ v.mT
     expected = p_hat * (dp - (dp * p_hat).sum(-1, keepdim=True)) @ k / 2
-    torch.testing.assert_close(torch.autograd.grad(y, q, dy)[0], expected)
+    dq, dv = torch.autograd.grad(y, (q, v), dy)
+    torch.testing.assert_close(dq, expected)
+    torch.testing.assert_close(dv, p_hat.mT @ dy)
 
 
 def test_s2a_shares_the_softmax_of_written_out_attention() -> None:

@@ -13,7 +13,7 @@ from torch.linalg import matrix_norm, qr
 
 from lowtide import METHODS, InputError, Unsupported, apply
 from lowtide.data import Preprocessing, Sample
-from lowtide.families import image_shape
+from lowtide.families import classifiers, image_shape
 from lowtide.inference.evaluate import Trained
 from lowtide.inspect import (
     attention_maps,
@@ -27,7 +27,7 @@ from lowtide.inspect import (
 )
 from lowtide.inspect.parameters import changes
 
-CHANNELS_LAST = {"swin", "swin_v2"}
+CHANNELS_LAST = {"sam", "swin", "swin_v2"}
 """Families whose maps are (B, H, W, C); of the others they are (B, C, H, W) or tokens."""
 CHAINED = [name for name, family in TABLES.items() if name != "generic"]
 
@@ -198,7 +198,7 @@ def test_final_features_are_what_the_classifier_reads(family, samples):
     method = METHODS["dtl" if family in {"vit", "swin"} else "ssf"]()
     model = trained(family, method)
     found = final_features(model, samples, batch_size=2)
-    head = model.tuned.backbone.get_classifier()
+    head = model.tuned.backbone.get_submodule(*classifiers(model.tuned.backbone))
     with torch.no_grad():
         near(F.linear(found, head.weight, head.bias), model.tuned(inputs(model, samples)), 1e-4)
 

@@ -36,7 +36,7 @@ def made(tmp_path_factory):
     )
     train(config, root / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowtide.train, "_finish", lambda *_: {})
+        patch.setattr(lowtide.training.loop, "_finish", lambda *_: {})
         train(config, root / "stopped")
     return root
 
@@ -190,7 +190,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lowtide.tuning.adapter_files.os.fsync", full)
+    monkeypatch.setattr("lowtide.paths.os.fsync", full)
     for write in (
         lambda: write_tensors(path, {"a": torch.zeros(2)}),
         lambda: write_text(tmp_path / "t", "x"),

@@ -58,7 +58,7 @@ def interrupt(config, folder, **options):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowtide.train, "_save", stop)
+        patch.setattr(lowtide.training.loop, "_save", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, folder, **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -52,7 +53,7 @@ def trained_by(config, folder, monkeypatch):
     """What trained, before and after a run."""
     before = {k: v.clone() for k, v in prepare(config, folder).tuned.adapter_state().items()}
     kept = []
-    monkeypatch.setattr(lowtide.train, "_finish", lambda run, _: kept.append(run) or {})
+    monkeypatch.setattr(lowtide.training.loop, "_finish", lambda run, _: kept.append(run) or {})
     train(config, folder)
     return before, kept[0].tuned.adapter_state()
 
@@ -70,6 +71,20 @@ def test_clipping_bounds_how_far_an_update_goes(config, tmp_path, monkeypatch):
         assert gone[clip] == pytest.approx(1.9 * 0.1 * clip, rel=1e-2)
 
 
+def test_the_time_of_a_step_is_the_median_of_those_without_the_meter(config, tmp_path, monkeypatch):
+    seconds, step = iter([100, 1, 2, 4, 30, 60]), lowtide.training.loop.training_step
+    now = [0.0]
+
+    def slowly(*args, **options):
+        now[0] += next(seconds)
+        return step(*args, **options)
+
+    monkeypatch.setattr(lowtide.training.loop, "METERED_STEPS", 1)
+    monkeypatch.setattr(lowtide.training.loop, "training_step", slowly)
+    monkeypatch.setattr(lowtide.training.loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert train(replace(config, epochs=2), tmp_path / "run")["step_seconds"] == 4
+
+
 def test_every_update_has_its_own_learning_rate(config, tmp_path, monkeypatch):
     """3 updates an epoch, 2 epochs: lr (1 + cos(pi t / 6)) / 2 at update t."""
     rates, step = [], lowtide.training.loop.training_step
@@ -78,7 +93,7 @@ def test_every_update_has_its_own_learning_rate(config, tmp_path, monkeypatch):
         rates.append(optimizer.param_groups[0]["lr"])
         return step(model, optimizer, *args, **options)
 
-    monkeypatch.setattr(lowtide.train, "training_step", spy)
+    monkeypatch.setattr(lowtide.training.loop, "training_step", spy)
     train(replace(config, epochs=2, lr=0.01), tmp_path / "run")
     assert rates == pytest.approx([0.005 * (1 + math.cos(math.pi * t / 6)) for t in range(6)])
 

@@ -37,7 +37,8 @@ class Affine:
     Attributes:
         bits: Width of a code, 1 to 8.
         group: Numbers that share a minimum and a step.
-        rounding: To the nearest code, down ("floor"), or at random so that the mean is right.
+        rounding: To the nearest code, down ("floor", where a maximum has the last code all the
+            same), or at random so that the mean is right.
         stats: Dtype the minimum and the step are kept in; None keeps the residue's own. They are
             rounded outwards before the codes are made, so no number falls out of the range.
 
@@ -83,7 +84,7 @@ class Affine:
             # aminmax along an axis does the same, ten times slower on a CPU.
             low, high = whole or (groups.amin(1, keepdim=True), groups.amax(1, keepdim=True))
             low, step = statistics(low, high, self.bits, dtype)
-            code = quantise(groups, len(piece), low, step, self.bits, self.rounding)
+            code = quantise(groups, len(piece), low, high, step, self.bits, self.rounding)
             codes.append(pack_bits(code, self.bits))
             lows.append(low.flatten())
             steps.append(step.flatten())

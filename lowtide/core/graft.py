@@ -106,7 +106,9 @@ class Side(nn.Module):
         Args:
             path: Its path.
             block: Runs it. `block(x)` gives its output; where the site is elastic, `block(x, t)`
-                runs it with extra tokens `t` (B, n, C) that its own can see, and gives both.
+                runs it with extra tokens `t` (B, n, C) that its own can see, and gives both; where
+                the site is halved, `block(x, between=f)` runs it with `f` applied to the feature
+                map between its attention and its MLP.
             x: Its input.
             state: What the previous step returned; None before the first.
 

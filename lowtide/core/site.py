@@ -63,10 +63,13 @@ class Site:
         out_shape: Shape of its output for one image.
         params: Names of the module's own parameters.
         elastic: Whether extra tokens may run along here.
+        halved: Whether something may run between its attention and its MLP.
         prefix: Tokens before the patch tokens (class and register tokens).
         depthwise: Whether it is a convolution that keeps channels apart.
         kernel: Height and width of what a convolution reads at once; 1 and 1 for anything else.
         patches: Height and width of the grid the stem cuts an image into; 0 and 0 where unknown.
+        barred: Why nothing can be grafted here although the module's kind has a role; or nothing.
+        barred_role: That role.
     """
 
     path: str
@@ -77,10 +80,13 @@ class Site:
     out_shape: tuple[int, ...]
     params: tuple[str, ...]
     elastic: bool = False
+    halved: bool = False
     prefix: int = 0
     depthwise: bool = False
     kernel: tuple[int, int] = (1, 1)
     patches: tuple[int, int] = (0, 0)
+    barred: str = ""
+    barred_role: Role | None = None
 
     @property
     def dim(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Set
 from typing import Any
 
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -41,6 +42,26 @@ def plain(name: str) -> str:
     for end in _ends(f".{COMPILED}"):
         name = name.replace(end, end[-1])
     return name
+
+
+def unprefixed(state: dict[str, Any], own: Set[str]) -> dict[str, Any]:
+    """Name a file's tensors as a model does, where all stand under one name: `model.`, `backbone.`.
+
+    Args:
+        state: Tensors by their names in a file.
+        own: Names in the model.
+
+    Returns:
+        The same tensors: under their names without what wrappers and one prefix put in front, where
+        names in the model are found so; else as they were.
+    """
+    names = {key: key if key in own else plain(key) for key in state}
+    if own.isdisjoint(names.values()):
+        longest = max(own, key=len, default="")
+        found = [n.removesuffix(longest) for n in names.values() if n.endswith(f".{longest}")]
+        if len(found) == 1:  # of a teacher and a student none is chosen
+            names = {key: name.removeprefix(found[0]) for key, name in names.items()}
+    return {names[key]: value for key, value in state.items()}
 
 
 def _ends(word: str) -> tuple[str, str]:

@@ -6,11 +6,13 @@ LoRA, SSF, Bias, Full, Linear and compression need no more. Methods that ask for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from timm.models.davit import DaVit
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.site import Layout, Role
+from ..errors import Unsupported
 from .kinds import is_map, is_norm
 from .table import Family
 
@@ -36,12 +38,21 @@ class Generic(Family):
         return Role.OTHER if module._parameters else None
 
 
+def _stem(model: Any, x: Tensor) -> Tensor:
+    if not hasattr(model, "forward_features"):
+        raise Unsupported(
+            f"nothing tells where {type(model).__name__} has its features: no table, and no"
+            " forward_features as timm's models have"
+        )
+    return model.forward_features(x)
+
+
 GENERIC = Generic(
     name="generic",
     classes=(),
     roles=(),
     layout=Layout.FIRST,
-    stem=lambda model, x: model.forward_features(x),
+    stem=_stem,
     chain=lambda model: (),
     finish=lambda model, x: x,
     tiny=lambda: DaVit(

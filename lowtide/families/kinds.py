@@ -5,9 +5,10 @@ from __future__ import annotations
 import timm.layers
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..core.site import Layout
+from ..core.site import Layout, Role
 
 
 def _known(*names: str) -> tuple[type[nn.Module], ...]:
@@ -35,6 +36,20 @@ _LAST = (
     *_known("RmsNorm", "RmsNormFp32", "SimpleNorm", "SimpleNormFp32"),
 )
 _FIRST = _known("LayerNorm2d", "LayerNorm2dFp32", "LayerNormAct2d", "LayerNormAct2dFp32")
+
+
+def ungraftable(module: nn.Module) -> Role | None:
+    """Say what a module does that is linear in what it reads and of no kind that is grafted.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The role that a module of a known kind would have in its place, or None.
+    """
+    if isinstance(module, _ConvNd) and not is_map(module):
+        return Role.CONV
+    return Role.LINEAR if isinstance(module, nn.MultiheadAttention | nn.Bilinear) else None
 
 
 def is_map(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ def _extend(module: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     both = both + module.drop_path2(module.mlp(module.norm2(both)))
     n = tokens.shape[1]
     return both[:, n:].unflatten(1, x.shape[1:3]), both[:, :n]
+
+
+def _halves(block: Any, x: Tensor, between: Callable[[Tensor], Tensor]) -> Tensor:
+    x = between(x + block.drop_path1(block._attn(block.norm1(x))))
+    y = x.flatten(1, 2)
+    return (y + block.drop_path2(block.mlp(block.norm2(y)))).unflatten(1, x.shape[1:3])
 
 
 def _attend(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,5 +109,6 @@ FAMILY = Family(
         num_classes=10,
     ),
     extend=_extend,
+    halves=_halves,
     last="norm",
 )

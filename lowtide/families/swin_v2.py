@@ -22,4 +22,5 @@ FAMILY = replace(
         num_classes=10,
     ),
     extend=None,
+    halves=None,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..core.branches import Sum
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import InputError
 from .classifier import classifiers
-from .kinds import channel_axis, is_map, is_norm
+from .kinds import channel_axis, is_map, is_norm, ungraftable
 from .meta_model import hollow
 from .spy import spy
 
@@ -47,6 +47,8 @@ class Family:
         tiny: Builds a small, fast member for the tests, random weights.
         extend: Runs an element of the chain with extra tokens (B, n, C) that its own can attend to,
             and gives both; None where the number of tokens is fixed. Takes the context as well.
+        halves: Runs a block with a function of the feature map between attention and MLP; None
+            where nothing can run there. Takes the context as well.
         last: Path of the module that gives the final feature map, a site even if it is an Identity.
         context: What elements of the chain take beside the feature map, such as rotary positions,
             for images of a height and width; computed once per forward.
@@ -63,6 +65,7 @@ class Family:
     finish: Callable[[Any, Tensor], Tensor]
     tiny: Callable[[], nn.Module]
     extend: Extend | None = None
+    halves: Callable[..., Tensor] | None = None
     last: str = ""
     context: Callable[[Any, tuple[int, int]], Context] = lambda model, size: {}
     total: Callable[[Any], Sum | None] = lambda model: None
@@ -178,11 +181,11 @@ def measure(model: nn.Module, family: Family) -> Sites:
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(f"{type(model).__name__} does not run on a {image} image: {reason}") from e
-    alone = seen.keys() - read - _shared(model)
-    for path in [p for p, r in roles.items() if r in ANYWHERE and p not in alone]:
-        roles[path] = Role.OTHER
-    blocks = [p for p, r in roles.items() if r is Role.BLOCK]
     modules = dict(model.named_modules())
+    barred = _barred(roles, modules, seen.keys(), read, _shared(model))
+    roles |= {p: Role.OTHER for p, r in roles.items() if r in ANYWHERE and p not in seen}
+    roles |= dict.fromkeys(barred, Role.OTHER)
+    blocks = [p for p, r in roles.items() if r is Role.BLOCK]
     for path in [p for p, r in roles.items() if r is Role.QKV]:
         if getattr(modules[path.rpartition(".")[0]], "head_first", False):
             roles[path] = Role.LINEAR  # queries, keys and values of each head, not of all
@@ -196,13 +199,35 @@ def measure(model: nn.Module, family: Family) -> Sites:
             *seen.get(path, ((), ())),
             tuple(n for n, p in modules[path]._parameters.items() if p is not None),
             family.extend is not None and role is Role.BLOCK,
+            family.halves is not None and role is Role.BLOCK,
             prefix,
             _depthwise(modules[path]),
             _kernel(modules[path]),
             patches,
+            *barred.get(path, ()),
         )
         for path, role in roles.items()
     )
+
+
+def _barred(
+    roles: Mapping[str, Role],
+    modules: Mapping[str, nn.Module],
+    measured: Collection[str],
+    read: Collection[str],
+    shared: Collection[str],
+) -> dict[str, tuple[str, Role]]:
+    """Find what takes part, has a kind with a role, and cannot be grafted on; say why."""
+    found: dict[str, tuple[str, Role]] = {}
+    for path, role in roles.items():
+        kind = ungraftable(modules[path])
+        if role in ANYWHERE and path in read:
+            found[path] = "another module reads its parameters", role
+        elif role in ANYWHERE and path in shared and path in measured:
+            found[path] = "two places hold it", role
+        elif role is Role.OTHER and kind is not None:
+            found[path] = f"nothing grafts on a {type(modules[path]).__name__}", kind
+    return found
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -68,14 +68,24 @@ def statistics(low: Tensor, high: Tensor, bits: int, dtype: torch.dtype) -> tupl
 
 
 def quantise(
-    groups: Tensor, count: int, low: Tensor, step: Tensor, bits: int, rounding: Rounding
+    groups: Tensor,
+    count: int,
+    low: Tensor,
+    high: Tensor,
+    step: Tensor,
+    bits: int,
+    rounding: Rounding,
 ) -> Tensor:
     """Compute the codes.
+
+    Rounding down, a maximum gets the last code, where steps that were rounded outwards would leave
+    it just short of that and a whole step away.
 
     Args:
         groups: Numbers (groups, size).
         count: How many of them there are, without those that fill up the last group.
         low: Minima (groups, 1) as they are kept.
+        high: Maxima (groups, 1).
         step: Steps (groups, 1) as they are kept.
         bits: Width of a code.
         rounding: To the nearest code, down, or at random.
@@ -89,8 +99,10 @@ def quantise(
     x = (groups - low.to(groups.dtype)).mul_(scale)
     if rounding == "nearest":
         x = x.round_()
+    elif rounding == "stochastic":
+        x = x.add_(torch.rand_like(x)).floor_()
     else:
-        x = (x.add_(torch.rand_like(x)) if rounding == "stochastic" else x).floor_()
+        x = torch.where(groups >= high, 2**bits - 1, x.floor_())
     return x.clamp_(0, 2**bits - 1).flatten()[:count].to(torch.uint8)
 
 
@@ -116,7 +128,7 @@ def affine_pack_plain(
         # aminmax along an axis does the same, ten times slower on a CPU.
         low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
         low, step = statistics(low, high, bits, stats)
-        code = quantise(groups, len(piece), low, step, bits, "nearest")
+        code = quantise(groups, len(piece), low, high, step, bits, "nearest")
         codes.append(pack_bits(code, bits))
         lows.append(low.flatten())
         steps.append(step.flatten())

@@ -16,7 +16,14 @@
 
 namespace {
 
+// As many as a register holds: of wider vectors some compilers compare one number at a time.
+#if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
+#elif defined(__AVX2__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 constexpr int64_t CHUNK = 64;
@@ -203,8 +210,11 @@ void statistics(float low, float high, float top, S* kept_low, S* kept_step, flo
 
 template <class N>
 void quantise(const float* x, N n, float minus, float scale, float top, uint8_t* codes) {
+  // Added and taken away it rounds to the nearest, ties to even, what is smaller than 2^22; std::rint
+  // is a call of a function on an x86 processor of unknown age.
+  constexpr float whole = 3 << 22;
   for (int64_t i = 0; i < n; i++) {
-    float q = std::rint((x[i] - minus) * scale);
+    float q = ((x[i] - minus) * scale + whole) - whole;
     q = q > 0 ? q : 0;  // NaN becomes 0
     codes[i] = uint8_t(int32_t(q < top ? q : top));
   }

@@ -20,6 +20,7 @@ from ..codecs.base import Residue
 from ..ops import CALLS
 from ..ops.attention_recompute import rerun
 from ..ops.lineage import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
+from ..ops.multihead import OPENED
 from ..ops.region import Region, forgetting, region
 from ..ops.saved import Call, keep
 from ..ops.unary import MODULES, activate
@@ -122,6 +123,9 @@ class _Answers(TorchFunctionMode):
         if self.followed is RUN_AGAIN and func is F.scaled_dot_product_attention:
             if not all(derived(t) for t in args[:3]):
                 raise _NotDerived
+        if func in OPENED and not torch.compiler.is_compiling():
+            with self:
+                return OPENED[func](*args, **kwargs)
         answer, result = CALLS.get(func), NotImplemented
         if answer is not None:
             result = answer(self.codecs, Call(func, args, kwargs))

@@ -55,6 +55,11 @@ class Policy:
         SiLU by substitution. ReLU: 1 bit. Nothing else. A fused attention is taken apart, so that
         its softmax is kept as the paper keeps it.
 
+        The paper leaves open, chosen here: the forward is exact (GELU the model's own, by erf where
+        it is; only its slope is the sine's); the gradient of V is computed from the 4-bit P, as P
+        is kept once; a softmax has a minimum and step per row, a GELU per tensor. A maximum has
+        the last code also where `floor` would leave it just short.
+
         Args:
             rounding: To the nearest code, or `floor` as the paper's bracket is drawn.
 

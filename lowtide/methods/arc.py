@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method, need
 from ..core.linear_maps import fold
 from ..core.site import Role, Site, Sites
+from ..errors import Unsupported
 from ..values import Share, Width
 
 INPUTS = {"both": (Role.QKV, Role.FC1), "attention": (Role.QKV,), "mlp": (Role.FC1,)}
@@ -37,7 +38,10 @@ class ARC(Method):
         Its input z, and three times the `rank` channels in between.
 
     Differs:
-        It is applied to what the qkv and fc1 maps read, so a windowed backbone that pads its
+        In the authors' code for Swin the adapter of the MLP's side stands on the residual stream,
+        `x <- ARC(x)`, `x <- x + mlp(norm2(x))`, where that for ViT and the paper adapt what norm2
+        gives. Their rates for Swin were tuned so; `stream=True` has it, and cannot merge. It is
+        applied to what the qkv and fc1 maps read, so a windowed backbone that pads its
         windows adapts the padding as well; merged it does so in any case. Where that map has no
         bias there is no b_l, which would have no place to merge into. Xavier takes c for one row.
 
@@ -46,12 +50,14 @@ class ARC(Method):
         dropout: Probability of dropping one of the `rank` channels.
         where: `both`; `attention` alone (the paper's ARC_att); or `mlp` alone.
         init: `paper` starts as above; `identity` with c = 0 for the MLP as well.
+        stream: Adapt the residual stream between attention and MLP, not what the MLP reads.
     """
 
     rank: Width = 50
     dropout: Share = 0.1
     where: Literal["both", "attention", "mlp"] = "both"
     init: Literal["paper", "identity"] = "paper"
+    stream: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 <= self.dropout < 1 or self.where not in INPUTS:
@@ -72,10 +78,23 @@ class ARC(Method):
             sites: Every site of the backbone.
 
         Returns:
-            One edit per adapter.
+            One edit per adapter; one for all that stand on the stream.
+
+        Raises:
+            Unsupported: There are no such maps; or the stream is to be adapted, and the table has
+                no way into the backbone's blocks.
         """
-        edits = []
+        edits: list[Edit] = []
         for role in INPUTS[self.where]:
+            if self.stream and role is Role.FC1:
+                blocks = need(sites.of(Role.BLOCK), "arc", "blocks to adapt the stream in")
+                if closed := [s.path for s in blocks if not s.halved]:
+                    raise Unsupported(
+                        f"arc's stream stands between attention and MLP, and into {closed[0]} there"
+                        " is no way; stream=False adapts what the MLP reads"
+                    )
+                edits.append(Beside(partial(Stream, blocks, self)))
+                continue
             called = sites.of(role).where(lambda s: bool(s.in_shape))
             read = need(called, "arc", f"maps of role {role}")
             shared = {
@@ -113,9 +132,7 @@ class ARCGraft(Graft):
         Returns:
             The base's output at z'.
         """
-        z = x.movedim(self.axis, -1)
-        z = z + self.drop(z @ self.U * self.c) @ self.U.T
-        z = z if self.b is None else z + self.b
+        z = _adapted(x.movedim(self.axis, -1), self.U, self.c, self.b, self.drop)
         return self.base(z.movedim(-1, self.axis))
 
     def merged(self) -> nn.Module | None:
@@ -130,3 +147,48 @@ class ARCGraft(Graft):
         weight = base.weight.flatten(1)
         delta = (weight @ self.U * self.c @ self.U.T).view_as(base.weight)
         return fold(base, delta=delta, shift=None if self.b is None else weight @ self.b)
+
+
+class Stream(Side):
+    """`ARC(x)` between attention and MLP of every block; U by width, c and b by block."""
+
+    unmergeable: ClassVar[str] = "no map of the backbone stands on the residual stream alone"
+
+    def __init__(self, blocks: Sites, config: ARC, classes: int) -> None:
+        super().__init__()
+        self.axis = {key(s.path): s.layout.value for s in blocks}
+        self.drop = nn.Dropout(config.dropout)
+        self.U = nn.ParameterDict({
+            str(width): nn.init.xavier_uniform_(torch.empty(width, config.rank))
+            for width in dict.fromkeys(s.dim for s in blocks)
+        })
+        self.c, self.b = nn.ParameterDict(), nn.ParameterDict()
+        for s in blocks:
+            c = torch.zeros(1, config.rank)
+            self.c[key(s.path)] = (nn.init.xavier_uniform_(c) if config.init == "paper" else c)[0]
+            self.b[key(s.path)] = torch.zeros(s.dim)
+
+    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Run a block with the stream adapted inside; what stands between stages as it is.
+
+        Args:
+            path: The element.
+            block: Runs it.
+            x: Its input.
+            state: None.
+
+        Returns:
+            Its output, and None.
+        """
+        name = key(path)
+        return block(x, between=partial(self._between, name)) if name in self.c else block(x), None
+
+    def _between(self, name: str, x: Tensor) -> Tensor:
+        z, b = x.movedim(self.axis[name], -1), self.b[name]
+        z = _adapted(z, self.U[str(len(b))], self.c[name], b, self.drop)
+        return z.movedim(-1, self.axis[name])
+
+
+def _adapted(z: Tensor, U: Tensor, c: Tensor, b: Tensor | None, drop: nn.Module) -> Tensor:
+    z = z + drop(z @ U * c) @ U.T
+    return z if b is None else z + b

@@ -102,7 +102,8 @@ class ConvAdapter(Method):
                     f"conv_adapter makes one filter per {self.reduction} channels, and {s.path} has"
                     f" {s.in_dim}; choose a reduction that divides them"
                 )
-            if s.role is Role.ATTN and isqrt(s.in_shape[1]) ** 2 != s.in_shape[1]:
+            flat = s.role is Role.ATTN and len(s.in_shape) == 3
+            if flat and isqrt(s.in_shape[1]) ** 2 != s.in_shape[1]:
                 raise Unsupported(
                     f"conv_adapter needs square windows; {s.path} has {s.in_shape[1]} positions"
                 )
@@ -120,10 +121,10 @@ def _convolutions(sites: Sites) -> Sites:
 
 
 def _windows(sites: Sites) -> Sites:
-    """Attention in blocks whose map is a grid (B, H, W, C): it is given windows (B', N, C)."""
+    """Attention in blocks whose map is a grid (B, H, W, C): it is given windows, flat or square."""
     grids = sites.of(Role.BLOCK).where(lambda s: s.layout is Layout.LAST and len(s.in_shape) == 4)
     depths = {s.depth for s in grids}
-    return sites.of(Role.ATTN).where(lambda s: s.depth in depths and len(s.in_shape) == 3)
+    return sites.of(Role.ATTN).where(lambda s: s.depth in depths and s.layout is Layout.LAST)
 
 
 class ConvAdapterGraft(Graft):
@@ -137,16 +138,16 @@ class ConvAdapterGraft(Graft):
     def __init__(self, base: nn.Module, site: Site, config: ConvAdapter) -> None:
         super().__init__(base)
         c = site.in_dim // config.reduction
-        self.side = isqrt(site.in_shape[1]) if site.role is Role.ATTN else 0
+        self.windows = site.role is Role.ATTN
         self.grouped = (
             nn.Conv2d(site.in_dim, c, WINDOW_KERNEL, padding=WINDOW_KERNEL // 2, groups=c)
-            if self.side
+            if self.windows
             else parallel(self.root, c, groups=c, bias=True)
         )
         self.act = ACTIVATIONS[config.activation]()
         self.pointwise = nn.Conv2d(c, site.dim, 1)
         self.alpha = nn.Parameter(self.pointwise.weight.new_ones(site.dim))
-        for conv in () if self.side else (self.grouped, self.pointwise):
+        for conv in () if self.windows else (self.grouped, self.pointwise):
             trunc_normal_(conv.weight, std=0.02)
             zeros_(conv.bias)
         if config.identity:
@@ -157,7 +158,7 @@ class ConvAdapterGraft(Graft):
         """Run the base and the adapter beside it.
 
         Args:
-            x: `(B, C, H, W)`, or windows `(B', N, C)`.
+            x: `(B, C, H, W)`, or windows `(B', N, C)` or `(B', h, w, C)`.
             *args: What else the backbone tells the base, such as an attention mask.
             **options: The same by name.
 
@@ -165,8 +166,9 @@ class ConvAdapterGraft(Graft):
             The adapted output, same shape as the base's.
         """
         y = self.base(x, *args, **options)
-        if self.side:
-            x = x.mT.unflatten(2, (self.side, self.side))
+        if self.windows:
+            side = isqrt(x.shape[1])
+            x = (x if x.ndim == 4 else x.unflatten(1, (side, side))).movedim(-1, 1)
         weight = self.alpha[:, None, None, None] * self.pointwise.weight
         update = F.conv2d(self.act(self.grouped(x)), weight, self.alpha * self.pointwise.bias)
-        return y + (update.flatten(2).mT if self.side else update)
+        return y + (update.movedim(1, -1).reshape(y.shape) if self.windows else update)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
-from ..core.site import Role, Sites
+from ..core.site import Layout, Role, Sites
 from ..errors import Unsupported
 from ..values import Ratio, Width
 
@@ -95,7 +95,8 @@ class LST(Method):
         """
         blocks = need(sites.of(Role.BLOCK), "lst", "blocks")
         for s in blocks:
-            if len(s.out_shape) != 3 or not s.in_shape == s.out_shape == blocks[0].out_shape:
+            last = s.layout is Layout.LAST
+            if not last or not s.in_shape == s.out_shape == blocks[0].out_shape:
                 raise Unsupported(
                     f"lst attends over one sequence of tokens, and {s.path} gives"
                     f" {s.tokens} positions in shape {s.out_shape[1:]}"
@@ -138,9 +139,9 @@ class Ladder(Side):
             The block's output and the next s.
         """
         if path == self.first:
-            state = self.enter(x)
+            state = self.enter(x.flatten(1, -2))
         x, name = block(x), key(path)
-        return x, self.rungs[name](x, state) if name in self.rungs else state
+        return x, self.rungs[name](x.flatten(1, -2), state) if name in self.rungs else state
 
     def finish(self, x: Tensor, state: Any) -> Tensor:
         """Replace the feature map by the ladder's.
@@ -152,7 +153,7 @@ class Ladder(Side):
         Returns:
             The map to classify.
         """
-        y = self.leave(self.norm(state))
+        y = self.leave(self.norm(state)).view(x.shape)
         return x + y if self.residual else y
 
 

@@ -146,7 +146,7 @@ class RLRRGraft(Graft):
         """
         root: Any = self.root
         if isinstance(root, nn.Linear):
-            tensors = autocast((x, root.weight, self.right, *self.left))
+            tensors = autocast((x, root.weight, self.right, *self.left.parameters()))
             update = saved(RESCALE, Exact(), *tensors)
         else:
             update = root(x * self._along(self.left[0], x) if len(self.left) else x)

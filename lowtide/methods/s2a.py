@@ -47,10 +47,14 @@ class S2A(Method):
         1/`reduction` as wide as the block. Bias and prompt: nothing.
 
     Differs:
-        The paper leaves norms, activations, stage changes, pooling and sigma open. It reads the
-        side feature off the last map; a class token alone would leave every DW without a gradient,
-        so we take the mean over tokens. The classifier's rows for it start at zero, so that
-        training starts at the backbone.
+        No code is published, and the paper leaves open, chosen here: where prompts stand (on what
+        qkv reads, behind the norm and inside the window) and branches (one per block), the branch's
+        norms, activations and convolution biases (none, as a norm follows), stage changes, class
+        tokens, pooling and sigma. With these its counts on ViT and Swin come out; on ConvNeXt it
+        takes every second prompt and no affine norms. `Policy.s2a` says what it chooses. The side
+        feature is read off the last map; a class token alone would leave every DW without a
+        gradient, so we take the mean over tokens. The classifier's rows for it start at zero, so
+        that training starts at the backbone.
 
     Attributes:
         bias: Train the biases.
@@ -142,13 +146,14 @@ class PromptGraft(Graft):
         """Add the prompt to the base's input.
 
         Args:
-            x: `(B, N, C)`, or `(B, C, H, W)` for a convolution.
+            x: `(B, N, C)` or `(B, H, W, C)`, or `(B, C, H, W)` for a convolution.
 
         Returns:
             The base's output.
         """
         if self.tile is None:
-            return self.base(x + self._rows(self.A, x.shape[-2]) @ self.B)
+            places = x.shape[1:-1]
+            return self.base(x + (self._rows(self.A, places.numel()) @ self.B).view(*places, -1))
         h, w = x.shape[2:]
         square = (self.A @ self.B).T.unflatten(1, (self.tile, self.tile))
         return self.base(x + square.repeat(1, -(-h // self.tile), -(-w // self.tile))[:, :h, :w])

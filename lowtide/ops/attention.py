@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.affine import Affine
-from ..codecs.base import Residue
+from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
 from .case import Case, Shape
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
@@ -26,44 +27,47 @@ def weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: boo
     """Compute the attention matrix.
 
     Args:
-        q: Queries (B, H, N, D).
-        k: Keys (B, H, M, D).
-        mask: Added to the logits, or where it is False, excludes; broadcasts to (B, H, N, M).
+        q: Queries (..., N, D).
+        k: Keys (..., M, D), their leading axes broadcast with those of q; or fewer heads, each for
+            several of q's.
+        mask: Added to the logits, or where it is False, excludes; broadcasts to (..., N, M).
         scale: Factor of the logits.
         causal: Whether a query sees no key behind it.
 
     Returns:
-        softmax(scale q k^T + mask), (B, H, N, M).
+        softmax(scale q k^T + mask), (..., N, M); 0 where a row sees no key.
     """
-    logits = torch.matmul(q * scale, k.mT)
+    logits = torch.matmul(q * scale, _repeated(k, q).mT)
     if causal:
         seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril_()
         logits = logits.masked_fill_(~seen, -torch.inf)
-    if mask is not None and mask.dtype == torch.bool:
-        logits = logits.masked_fill_(~mask, -torch.inf)
-    elif mask is not None:
-        logits = logits.add_(mask)
-    return torch.softmax(logits, -1)
+    if mask is None:
+        return torch.softmax(logits, -1)
+    by_mask = mask.dtype == torch.bool
+    logits = logits.masked_fill_(~mask, -torch.inf) if by_mask else logits.add_(mask)
+    p: Tensor = torch.ops.aten._safe_softmax(logits, -1)
+    return p
 
 
-def _attend(
-    needs: Needs,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    causal: bool,
-) -> Tensor:
-    """Call torch's function, which takes another kernel where the mask needs a gradient."""
-    if mask is None or not needs[3] or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+def _repeated(t: Tensor, like: Tensor) -> Tensor:
+    """Repeat each head for its group of another tensor's heads."""
+    if t.ndim < 3 or like.ndim < 3 or t.shape[-3] in (1, like.shape[-3]) or like.shape[-3] == 1:
+        return t
+    return t.repeat_interleave(like.shape[-3] // t.shape[-3], -3)
+
+
+def _attend(needs: Needs, *tensors: Tensor | None, causal: bool, **options: Any) -> Tensor:
+    """Call torch's function, which chooses its kernel by what wants a gradient too."""
+    if torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(*tensors, is_causal=causal, **options)  # type: ignore[misc, arg-type]
     drop = torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing)
     with torch.enable_grad(), drop:
-        mask = mask.detach().requires_grad_()
-        y = F.scaled_dot_product_attention(
-            q.detach(), k.detach(), v.detach(), mask, is_causal=causal, scale=scale
+        # No leaves: autocast would remember what it casts those to.
+        given = (
+            t.detach().requires_grad_().view_as(t) if t is not None and need else t
+            for t, need in zip(tensors, needs, strict=True)
         )
+        y = F.scaled_dot_product_attention(*given, is_causal=causal, **options)  # type: ignore[misc, arg-type]
     return y.detach()
 
 
@@ -77,11 +81,9 @@ def _forward(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    *,
-    scale: float,
-    causal: bool,
+    **options: Any,
 ) -> Forward:
-    y = _attend(needs, q, k, v, mask, scale, causal)
+    y = _attend(needs, q, k, v, mask, **options)
     return Forward(y, (Residue(q), Residue(k), Residue(v)), (mask,))
 
 
@@ -93,25 +95,20 @@ def _backward(
     *,
     scale: float,
     causal: bool,
+    **options: Any,
 ) -> Tensors:
     (mask,) = extras
     if dy.device.type in FUSED and not torch.compiler.is_compiling():
-        return _fused(needs, residues, mask, dy, scale, causal)
+        return _fused(needs, residues, mask, dy, scale=scale, is_causal=causal, **options)
 
-    def again(q: Tensor, k: Tensor, rows: slice) -> Tensor:
-        here = mask[rows] if mask is not None and mask.ndim == 4 and len(mask) > 1 else mask
-        return weights(q, k, here, scale, causal)
+    def again(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
+        return weights(q, k, mask, scale, causal)
 
     return _piecewise(needs, residues, again, mask, dy, scale)
 
 
 def _fused(
-    needs: Needs,
-    qkv: tuple[Tensor, ...],
-    mask: Tensor | None,
-    dy: Tensor,
-    scale: float,
-    causal: bool,
+    needs: Needs, qkv: tuple[Tensor, ...], mask: Tensor | None, dy: Tensor, **options: Any
 ) -> Tensors:
     """Differentiate torch's function, which chooses one of its fused kernels for the device."""
     low = _product_dtype(qkv, dy)
@@ -120,7 +117,7 @@ def _fused(
     with torch.enable_grad():
         q, k, v, *masks = (t if t.dtype == torch.bool else t.to(low) for t in tensors)
         bias = masks[0] if masks else None
-        y = F.scaled_dot_product_attention(q, k, v, bias, is_causal=causal, scale=scale)
+        y = F.scaled_dot_product_attention(q, k, v, bias, **options)
     found = iter(torch.autograd.grad(y, wanted, dy.to(low)))
     return tuple(next(found) if need else None for need in needs)
 
@@ -130,7 +127,9 @@ ATTENTION = Op(_forward, _backward, coarse=True)
 
     dv = P^T dy,  dS = P (dP - sum(dP P)) with dP = dy v^T,  dq = scale dS k,  dk = scale dS^T q
 
-On a GPU torch's function does that itself. Extras: the mask.
+Any leading axes, broadcast against each other; a head of k and v may serve several of q, and its
+gradient is the sum over them. On a GPU torch's function does that itself. Extras: the mask.
+Options: `scale`; `causal`; `enable_gqa` where heads of k and v serve several of q.
 
 Saves:
     What the codecs keep of the numbers in q, k and v, and the mask as it is.
@@ -146,8 +145,9 @@ def _forward_taken_apart(
     *,
     scale: float,
     causal: bool,
+    **options: Any,
 ) -> Forward:
-    y = _attend(needs, q, k, v, mask, scale, causal)
+    y = _attend(needs, q, k, v, mask, scale=scale, causal=causal, **options)
     attention = weights(q, k, mask, scale, causal)
     return Forward(y, (Residue(q), Residue(k), Residue(v), Residue(attention)))
 
@@ -159,11 +159,16 @@ def _backward_taken_apart(
     dy: Tensor,
     *,
     scale: float,
-    causal: bool,
+    **options: Any,
 ) -> Tensors:
     *qkv, attention = residues
     like = dy.new_empty(()).expand(attention.shape)
-    return _piecewise(needs, tuple(qkv), lambda q, k, rows: attention[rows], like, dy, scale)
+    whole = _aligned(attention, _axes((*qkv, dy)))
+
+    def kept(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
+        return _part(whole, rows)
+
+    return _piecewise(needs, tuple(qkv), kept, like, dy, scale)
 
 
 ATTENTION_TAKEN_APART = Op(_forward_taken_apart, _backward_taken_apart)
@@ -177,29 +182,65 @@ Saves:
 def _piecewise(
     needs: Needs,
     qkv: tuple[Tensor, ...],
-    attention: Callable[[Tensor, Tensor, slice], Tensor],
+    attention: Callable[[Tensor, Tensor, Tensor | None, slice], Tensor],
     mask: Tensor | None,
     dy: Tensor,
     scale: float,
 ) -> Tensors:
-    dq, dk, dv = (t.new_empty(t.shape, dtype=dy.dtype) for t in qkv)
-    low = _product_dtype(qkv, dy)
-    q, k, v, dy = (t.to(low) for t in (*qkv, dy))
-    dmask = torch.zeros_like(mask) if needs[3] and mask is not None else None
-    per_image = q.shape[1] * q.shape[2] * k.shape[2]
-    some = len(q) if torch.compiler.is_compiling() else max(1, PIECE // max(1, per_image))
-    for start in range(0, len(q), some):
+    low, ndim = _product_dtype(qkv, dy), _axes((*qkv, dy))
+    given = [None if t is None else _aligned(t, ndim) for t in (*qkv, mask)]
+    found = [
+        torch.zeros_like(t, dtype=dy.dtype) if need and t is not None else None
+        for t, need in zip(given, needs, strict=True)
+    ]
+    q, k, v = (t.to(low) for t in given[:3] if t is not None)
+    whole = _aligned(dy.to(low), ndim)
+    per_image = whole[..., 0].numel() // max(1, len(whole)) * k.shape[-2]
+    some = len(whole) if torch.compiler.is_compiling() else max(1, PIECE // max(1, per_image))
+    for start in range(0, len(whole), some):
         rows = slice(start, start + some)
-        q_, k_, v_, dy_ = (t[rows].contiguous() for t in (q, k, v, dy))
-        p = attention(q_, k_, rows).to(low)
-        dv[rows] = torch.matmul(p.mT, dy_)
-        ds = softmax_backward(torch.matmul(dy_, v_.mT), p)
-        dq[rows] = torch.matmul(ds, k_)
-        dk[rows] = torch.matmul(ds.mT, q_)
-        if dmask is not None:
-            part = dmask[rows] if dmask.ndim == 4 and len(dmask) > 1 else dmask
-            part += ds.sum_to_size(part.shape)
-    return dq.mul_(scale), dk.mul_(scale), dv, dmask
+        q_, k_, v_, dy_ = (_part(t, rows).contiguous() for t in (q, k, v, whole))
+        k_, v_ = _repeated(k_, dy_), _repeated(v_, dy_)
+        p = attention(q_, k_, None if mask is None else _part(given[3], rows), rows).to(low)
+        dp = torch.matmul(dy_, v_.mT)
+        ds = softmax_backward(dp, p.expand_as(dp))
+        if found[0] is not None:
+            _add(found[0], rows, torch.matmul(ds, k_).mul_(scale))
+        if found[1] is not None:
+            _add(found[1], rows, torch.matmul(ds.mT, q_).mul_(scale))
+        if found[2] is not None:
+            _add(found[2], rows, torch.matmul(p.mT, dy_))
+        if found[3] is not None:
+            _add(found[3], rows, ds)
+    shapes = (None if t is None else t.shape for t in (*qkv, mask))
+    return tuple(
+        None if t is None or shape is None else t.view(shape)
+        for t, shape in zip(found, shapes, strict=True)
+    )
+
+
+def _axes(tensors: tuple[Tensor, ...]) -> int:
+    """Say how many axes to give every tensor: one for images in front of heads that differ."""
+    most = max(t.ndim for t in tensors)
+    heads = {t.shape[-3] for t in tensors if t.ndim > 2} - {1}
+    return max(3, most + (most == 3 and len(heads) > 1))
+
+
+def _aligned(t: Tensor, ndim: int) -> Tensor:
+    return t.view((1,) * (ndim - t.ndim) + t.shape) if t.ndim < ndim else t
+
+
+def _part(t: Any, rows: slice) -> Any:
+    return t[rows] if len(t) > 1 else t
+
+
+def _add(whole: Tensor, rows: slice, gradient: Tensor) -> None:
+    """Add the gradient of some images, summed where heads were shared or axes broadcast."""
+    part = _part(whole, rows)
+    heads = part.shape[-3]
+    if gradient.ndim > 3 and heads not in (1, gradient.shape[-3]):
+        gradient = gradient.unflatten(-3, (heads, -1)).sum(-3)
+    part += gradient.sum_to_size(part.shape)
 
 
 def _product_dtype(qkv: tuple[Tensor, ...], dy: Tensor) -> torch.dtype:
@@ -210,51 +251,85 @@ def _product_dtype(qkv: tuple[Tensor, ...], dy: Tensor) -> torch.dtype:
 def _answer(codecs: Codecs, call: Call) -> Any:
     q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
-    scale = call.kwargs.get("scale")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     wanted = any(t is not None and t.requires_grad for t in (q, k, v, mask))
-    alike = q.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
-    if not wanted or not alike or call.argument(4, "dropout_p", 0.0) > 0:
+    if not wanted or q.ndim < 2 or call.argument(4, "dropout_p", 0.0) > 0:
         return NotImplemented
-    options = {"scale": scale, "causal": call.argument(5, "is_causal", False)}
+    scale = call.kwargs.get("scale")
+    options = {
+        # As torch says it, to the last bit.
+        "scale": 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale,
+        "causal": call.argument(5, "is_causal", False),
+        **{name: True for name in ("enable_gqa",) if call.kwargs.get(name)},
+    }
     tokens, of_p = codecs.get("attention"), codecs.get("softmax")
-    # A mask of its own for every image is larger than what is kept of P.
-    large_mask = mask is not None and mask.ndim == 4 and len(mask) > 1 and not mask.requires_grad
-    if tokens is not None and not (large_mask and of_p is not None):
-        return saved(ATTENTION, tokens, q, k, v, mask, **options)
-    if of_p is not None:
+    if of_p is not None and _apart(of_p, tokens, q, k, v, mask):
         tokens = tokens or Exact()
         return saved(
             ATTENTION_TAKEN_APART, (tokens, tokens, tokens, of_p), q, k, v, mask, **options
         )
-    return NotImplemented
+    return NotImplemented if tokens is None else saved(ATTENTION, tokens, q, k, v, mask, **options)
+
+
+def _apart(
+    of_p: Codec, tokens: Codec | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> bool:
+    """Say whether codes of P are fewer bytes than what is kept otherwise."""
+    heads = max(q.shape[-3:-2], k.shape[-3:-2])
+    lead = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3])
+    codes = of_p.nbytes(torch.Size((*lead, *heads, q.shape[-2], k.shape[-2])), q.dtype)
+    if tokens is not None:  # P is made of q, k and the mask again; a weight is there anyway
+        return mask is not None and not mask.is_leaf and codes < mask.untyped_storage().nbytes()
+    # Torch keeps the output where its function is fused, and P elsewhere.
+    alike = q.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]
+    fused = alike and (mask is None or not mask.requires_grad)
+    return not fused or codes < q[..., 0].numel() * v.shape[-1] * q.itemsize
 
 
 TIGHT = {"attention": Affine(4, 64, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.scaled_dot_product_attention: _answer}
 
 
-def _case(causal: bool = False, mask: Shape | None = None, apart: bool = False) -> Case:
-    qkv, p = (2, 3, 5, 4), (2, 3, 5, 5)
+def _case(
+    q: Shape = (2, 3, 5, 4),
+    k: Shape | None = None,
+    v: Shape | None = None,
+    mask: Shape | None = None,
+    causal: bool = False,
+    apart: tuple[Shape, ...] = (),
+    **options: Any,
+) -> Case:
+    k = k or q
+    v = v or k
 
     def plain(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, m, is_causal=causal, scale=0.7)
+        return F.scaled_dot_product_attention(q, k, v, m, is_causal=causal, scale=0.7, **options)
 
     return Case(
         ATTENTION_TAKEN_APART if apart else ATTENTION,
-        (qkv, qkv, qkv, mask),
+        (q, k, v, mask),
         plain,
-        lambda n: [qkv] * 3 + [p] * apart,
-        {"scale": 0.7, "causal": causal},
+        lambda n: (q, k, v, *apart),
+        {"scale": 0.7, "causal": causal, **options},
         as_is=lambda n: [] if apart or mask is None else [3],
     )
 
 
+_P = ((2, 3, 5, 5),)
+_Q, _K = (2, 4, 5, 4), (2, 2, 6, 4)
 CASES = {
     "attention": _case(),
     "attention_causal": _case(causal=True),
     "attention_bias": _case(mask=(1, 3, 5, 5)),
     "attention_mask": _case(mask=(2, 3, 5, 5)),
-    "attention_apart": _case(apart=True),
-    "attention_apart_bias": _case(mask=(1, 3, 5, 5), apart=True),
+    "attention_apart": _case(apart=_P),
+    "attention_apart_bias": _case(mask=(1, 3, 5, 5), apart=_P),
+    "attention_flat": _case((5, 4), (6, 4), (6, 3)),
+    "attention_tokens": _case((3, 5, 4), (3, 6, 4), (3, 6, 2), mask=(5, 6)),
+    "attention_windows": _case((2, 2, 3, 5, 4), (2, 2, 3, 6, 4), mask=(3, 1, 6)),
+    "attention_windows_apart": _case((2, 2, 3, 5, 4), apart=((2, 2, 3, 5, 5),)),
+    "attention_shared_key": _case((2, 4, 5, 4), (1, 1, 6, 4), (2, 1, 6, 3), mask=(6,)),
+    "attention_shared_query": _case((3, 5, 4), (2, 3, 6, 4), causal=True),
+    "attention_groups": _case(_Q, _K, mask=(2, 1, 1, 6), enable_gqa=True),
+    "attention_groups_apart": _case(_Q, _K, apart=((2, 4, 5, 6),), enable_gqa=True),
+    "attention_groups_unequal": _case((4, 5, 4), (2, 6, 4), (1, 6, 3), enable_gqa=True),
 }

@@ -197,6 +197,26 @@ class Meter(TorchDispatchMode):
         self._ledger.change(entry, entry.owner, entry.savings + change)
 
 
+class AsReal(TorchDispatchMode):
+    """Lay out what fake kernels give as the real ones do; enter it after `FakeTensorMode`.
+
+    The gradient of a LayerNorm's input is contiguous. A fake one has the strides of the input, and
+    what reads it may have to copy it.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.native_layer_norm_backward.default and result[0] is not None:
+            return (torch.empty(result[0].shape, dtype=result[0].dtype), *result[1:])
+        return result
+
+
 def footprint(
     step: Callable[[], object],
     model: nn.Module,

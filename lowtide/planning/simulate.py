@@ -25,6 +25,7 @@ from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply, narrow
 from ..versions import on_meta
 from .cost_model import Work, WorkMeter
+from .meter import AsReal
 from .step import StepConfig, couples, make_optimizer, micro_batches, training_step
 
 MICRO_STATISTICS = (
@@ -156,7 +157,7 @@ def rehearse(tuned: Tuned, step: StepConfig, entrance: Entrance | None = None) -
         InputError: A micro-batch of one image has no statistics.
     """
     batch, accumulate = step.batch_size, step.accumulate
-    with FakeTensorMode():
+    with FakeTensorMode(), AsReal():
         _materialise(tuned)
         tuned.train()
         model, shape = (entrance or _images)(tuned)
@@ -180,7 +181,7 @@ def rehearse(tuned: Tuned, step: StepConfig, entrance: Entrance | None = None) -
             )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
-    notes = (MICRO_STATISTICS,) if accumulate > 1 and couples(model) else ()
+    notes = (*tuned.notes, *([MICRO_STATISTICS] if accumulate > 1 and couples(model) else []))
     peak = meter.peak
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
 

@@ -148,7 +148,7 @@ def _processor() -> str:
 
 def _declared() -> tuple[Needs, dict[str, Needs]]:
     """What lowtide needs, and what each of its extras adds."""
-    file = Path(__file__).parents[1] / "pyproject.toml"
+    file = Path(__file__).parents[2] / "pyproject.toml"
     project = tomllib.loads(file.read_text()).get("project", {}) if file.is_file() else {}
     # In a checkout the metadata is as old as the last `pip install`, and may not be there.
     if project.get("name") == OURS:

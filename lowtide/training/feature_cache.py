@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import DropPath
+from timm.layers import ClassifierHead, DropPath, NormMlpClassifierHead
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +20,8 @@ from ..families import classifiers, image_shape
 from ..tuning.side_execution import FEATURE, STEM
 from ..tuning.tuned import Tuned
 
+POOLING = (ClassifierHead, NormMlpClassifierHead)
+"""timm's heads that pool first; `fc` gives the logits."""
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
@@ -69,9 +71,12 @@ def untouched(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
 
 
 def _one_classifier(model: nn.Module) -> bool:
-    """Whether logits are what `get_classifier` gives of the pooled features, and nothing else."""
+    """Whether logits are what the classifier gives of the pooled features, and nothing else."""
     told, heads = getattr(model, "get_classifier", None), classifiers(model)
-    return told is not None and len(heads) == 1 and told() is model.get_submodule(heads[0])
+    if told is None or len(heads) != 1:
+        return False
+    head = told()
+    return model.get_submodule(heads[0]) is (head.fc if isinstance(head, POOLING) else head)
 
 
 def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Tensor]:
@@ -231,9 +236,9 @@ class _Watched:
         self.input: Tensor | None = None
         self.output: Tensor | None = None
 
-    def __call__(self, x: Tensor, *tokens: Tensor) -> Any:
-        if tokens:  # a prompt attends here
-            return self.inner(x, *tokens)
+    def __call__(self, x: Tensor, *tokens: Tensor, **between: Any) -> Any:
+        if tokens or between:  # a prompt attends here, or an adapter stands inside
+            return self.inner(x, *tokens, **between)
         self.input, self.output = x, self.inner(x)
         return self.output
 

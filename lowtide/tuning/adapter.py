@@ -26,6 +26,7 @@ class Adapter:
         sides: Method name and side network.
         classes: Number of classes of its classifier.
         originals: What the backbone had in the places of `thawed`, while this is in place.
+        notes: What to know of it, a line each.
         statistics: Path, method name and buffer name of BatchNorm statistics that move as this
             trains, and those that are not in place: its own, or while it is, the backbone's.
     """
@@ -36,6 +37,7 @@ class Adapter:
     sides: list[tuple[str, Side]] = field(default_factory=list)
     classes: int = 0
     originals: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     statistics: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
 
     def put_in(self, backbone: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.layers import DropPath, PatchEmbed
 from torch import nn
 
 from .. import zoo as zoo
+from ..core.wrapped import unprefixed
 from ..errors import InputError, LowtideError, UnknownName
 from ..families import classifiers, family_of, image_shape, measure
 from ..paths import located
@@ -30,7 +32,8 @@ def create(
 
     Args:
         name: Any name timm knows, lowtide's bundled `vit_micro_patch4_32` among them.
-        checkpoint: A safetensors file with timm's keys, instead of timm's own weights.
+        checkpoint: A safetensors file with timm's keys, instead of timm's own weights. They may all
+            stand under one name, such as `model.`, and under those of wrappers.
         pretrained: Whether to take timm's own weights where no file is given.
         image_size: Side of the square input, where it is not the checkpoint's own.
         drop_path: Stochastic depth rate of its blocks, trained or frozen; 0 switches it off, where
@@ -80,6 +83,7 @@ def _load(model: nn.Module, name: str, path: Path) -> None:
             " convert with safetensors.torch.save_file"
         ) from e
     own = model.state_dict()
+    state = unprefixed(state, own.keys())
     heads = tuple(f"{p}." for p in classifiers(model))
     for key in [k for k in own if k.startswith(heads)]:
         if key not in state or state[key].shape != own[key].shape:
@@ -95,9 +99,17 @@ def _load(model: nn.Module, name: str, path: Path) -> None:
     if missing or extra:
         raise InputError(
             f"{path} does not fit {name}: {len(missing)} tensors missing {missing[:2]},"
-            f" {len(extra)} unexpected {extra[:2]}"
+            f" {len(extra)} unexpected {extra[:2]}{_nearest(missing, extra)}"
         )
     model.load_state_dict({k: v for k, v in state.items() if k in own})
+
+
+def _nearest(missing: list[str], extra: list[str]) -> str:
+    """Tell which name of the file is like one that the model lacks."""
+    for key in missing[:10]:
+        if near := difflib.get_close_matches(key, extra[:1000], n=1, cutoff=0.5):
+            return f"; nearest to {key} is {near[0]}"
+    return ""
 
 
 def _resize(model: nn.Module, name: str, size: int) -> None:
@@ -106,8 +118,11 @@ def _resize(model: nn.Module, name: str, size: int) -> None:
     before = image_shape(model)
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
     try:
+        stem: Any = getattr(model, "patch_embed", None)
         if hasattr(model, "set_input_size"):
             model.set_input_size((size, size))  # type: ignore[operator]
+        elif not getattr(stem, "strict_img_size", True) and hasattr(stem, "set_input_size"):
+            stem.set_input_size((size, size))  # SAM resamples its positions in each forward
         model.pretrained_cfg = cfg | {"input_size": (before[0], size, size)}  # type: ignore[assignment]
         with torch.no_grad():
             measure(model, family_of(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from types import MethodType
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..core.graft import Block
 from ..errors import Unsupported
-from ..families import Context, Family, image_shape, recomputable
+from ..families import Context, Family, classifiers, image_shape, recomputable
 from ..memory.gradient_checkpointing import recompute
 
+Between = Callable[[Tensor], Tensor]
 STEM, FEATURE = "", "pre_logits"
 """Names, beside the paths of the chain, of what `Composed.onward` may be given."""
 
@@ -99,7 +100,8 @@ class Composed(nn.Module):
             Logits `(B, K)`.
         """
         if FEATURE in given:
-            return self.backbone.get_classifier()(given[FEATURE])
+            (head,) = classifiers(self.backbone)
+            return self.backbone.get_submodule(head)(given[FEATURE])
         first = next(p for p in (STEM, *self.family.chain(self.backbone)) if p in given)
         return self._go_on(given[first], first, given, self.context())
 
@@ -118,7 +120,9 @@ class Composed(nn.Module):
         self, x: Tensor, after: str, given: Mapping[str, Tensor], context: Context
     ) -> Tensor:
         """Run what comes after an element, x being its output; nothing holds x but its readers."""
-        model, states = self.backbone, dict.fromkeys(self.sides)
+        model = self.backbone
+        # The compiler of torch 2.8 makes no keys of a ModuleDict by itself.
+        states: dict[str, Any] = {name: None for name in self.sides}
         chain = (STEM, *self.family.chain(model))
         for path in chain[chain.index(after) + 1 :]:
             element = _gives(given[path]) if path in given else self.run(path, context)
@@ -157,7 +161,7 @@ class Composed(nn.Module):
         return inner
 
     def run(self, path: str, context: Context) -> Block:
-        """Say how one element of the chain runs, with or without extra tokens.
+        """Say how one element of the chain runs, with or without extra tokens or halves.
 
         Args:
             path: The element.
@@ -166,12 +170,22 @@ class Composed(nn.Module):
         Returns:
             Runs it.
         """
-        block, extend = self.backbone.get_submodule(path), self.family.extend
+        block, extend, halves = (
+            self.backbone.get_submodule(path),
+            self.family.extend,
+            self.family.halves,
+        )
         beside = context.get(path, {})
         recomputing = self.checkpointing and torch.is_grad_enabled()
 
-        def run(x: Tensor, *tokens: Tensor) -> Any:
+        def run(x: Tensor, *tokens: Tensor, **between: Between) -> Any:
+            if tokens and between:
+                raise Unsupported(
+                    f"{path} runs with extra tokens or with something between its attention and its"
+                    f" MLP: of {' and '.join(self.sides)} choose one"
+                )
             call = partial(extend, block) if tokens and extend else block
+            call = partial(halves, block, **between) if between and halves else call
             call = partial(call, **beside) if beside else call
             return recompute(call, block, x, *tokens) if recomputing else call(x, *tokens)
 
@@ -181,13 +195,14 @@ class Composed(nn.Module):
 def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
     """Run a side network around an element of the chain; extra tokens from outside pass through."""
 
-    def run(x: Tensor, *tokens: Tensor) -> Any:
+    def run(x: Tensor, *tokens: Tensor, **outer_between: Between) -> Any:
         passed: list[Tensor] = []
 
-        def block(x: Tensor, *own: Tensor) -> Any:
+        def block(x: Tensor, *own: Tensor, **between: Between) -> Any:
+            between = {**outer_between, **between}
             if not tokens:
-                return inner(x, *own)
-            x, *beyond = inner(x, torch.cat([*tokens, *own], 1))
+                return inner(x, *own, **between)
+            x, *beyond = inner(x, torch.cat([*tokens, *own], 1), **between)
             outer = tokens[0].shape[1]
             passed.append(beyond[0][:, :outer])
             return (x, beyond[0][:, outer:]) if own else x

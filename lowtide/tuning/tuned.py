@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,7 @@ from .adapter import Adapter, build, set_module
 from .adapter_config import AdapterConfig
 from .adapter_files import describe, read_adapter, write_adapter
 from .checks import alive, answer, intact, refuse_dead, refuse_moved
+from .left_out import LeftOutWarning, left_out
 from .side_execution import Composed
 
 
@@ -67,6 +69,11 @@ class Tuned(Composed):
     def methods(self) -> tuple[Method, ...]:
         """The methods of the active adapter."""
         return self.adapters[self.active].methods
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the active adapter: places its methods do not reach."""
+        return self.adapters[self.active].notes
 
     @property
     def num_classes(self) -> int:
@@ -103,6 +110,9 @@ class Tuned(Composed):
             num_classes: Classes of its classifier; by default the backbone's.
             head_init: How a new classifier starts; see `apply`.
 
+        Warns:
+            LeftOutWarning: A method does not reach all places of its kind.
+
         Raises:
             InputError: The name is taken, or frozen weights are narrow already.
             Unsupported: A method cannot live on this backbone; nothing was changed.
@@ -125,6 +135,11 @@ class Tuned(Composed):
             else:
                 heads = new_classifier(self.backbone, classes, head_init)
             self.adapters[name] = build(self.backbone, methods, edits, heads, classes)
+        for n, method in zip(names, methods, strict=True):
+            made = [edit for by, edit in edits if by == n]
+            self.adapters[name].notes += left_out(n, method, made, self.sites)
+        for line in self.adapters[name].notes:
+            warnings.warn(line, LeftOutWarning, stacklevel=2)
 
     def set_adapter(self, name: str) -> None:
         """Put an adapter in place of the active one.

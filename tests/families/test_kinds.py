@@ -19,6 +19,8 @@ from lowtide.methods.ssf import SSF
 from lowtide.tuning.tuned import apply
 from lowtide.versions import on_meta
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* places of its kind")
+
 NAMES = ("efficientnet_b0", "regnety_002", "mobilenetv3_small_100", "densenet121")
 NAMES += ("mobilenetv2_100", "mobilenetv4_conv_small", "resnetv2_50x1_bit", "xcit_nano_12_p16_224")
 

@@ -18,6 +18,7 @@ from lowtide.codecs.exact import Exact
 from lowtide.codecs.sign import Sign
 from lowtide.codecs.sine import Sine
 from lowtide.errors import InputError
+from lowtide.kernels.bits import split
 from lowtide.ops import activation_derivatives as slopes
 
 GENERAL = {
@@ -84,6 +85,27 @@ def test_the_affine_bound_is_tight() -> None:
     for codec, share in ((Affine(4, 64), 0.97), (Affine(4, 64, "floor"), 0.97)):
         again = codec.unpack(codec.pack(Residue(x)), x.shape, x.dtype)
         assert ((again - x).abs() / codec.bound(x)).max() > share
+
+
+@pytest.mark.parametrize("group", ["row", "tensor", 16])
+@pytest.mark.parametrize("stats", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_rounding_down_keeps_a_maximum(
+    dtype: torch.dtype, stats: torch.dtype | None, group: int | str
+) -> None:
+    """It is the last code exactly; just below it, it would lose a whole step."""
+    x = (3 * torch.randn(300, 48) + 5).softmax(1).to(dtype)
+    for bits in (1, 2, 4, 8):
+        codec = Affine(bits, group, "floor", stats)
+        low, step, codes = codec.pack(Residue(x))
+        size = {"row": 48, "tensor": x.numel()}.get(group, group)
+        flat = unpack_bits(split(codes, bits, x.numel()), bits, x.numel())
+        q, groups = flat.view(-1, size), x.view(-1, size)
+        top = groups == groups.amax(1, keepdim=True)
+        assert (q[top] == 2**bits - 1).all() and q.int().max() < 2**bits
+        assert (q[groups == groups.amin(1, keepdim=True)] == 0).all()
+        exact = (groups.double() - low[:, None].double()) / step[:, None].double()
+        assert (q[~top] <= exact[~top] + 1e-5 * 2**bits).all()
 
 
 def test_short_statistics_cost_no_quality() -> None:

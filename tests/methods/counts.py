@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import timm
+from torch import nn
 
 import lowtide
 from lowtide import versions
@@ -18,10 +22,15 @@ NAMES = {
 }
 
 
+@cache
+def made(backbone: str) -> nn.Module:
+    with versions.on_meta():
+        return timm.create_model(NAMES.get(backbone, backbone), num_classes=CLASSES)
+
+
 def on_meta(backbone: str, *methods: Method) -> Tuned:
     with versions.on_meta():
-        model = timm.create_model(NAMES.get(backbone, backbone), num_classes=CLASSES)
-        return lowtide.apply(model, *methods)
+        return lowtide.apply(copy.deepcopy(made(backbone)), *methods)
 
 
 def trained(backbone: str, *methods: Method) -> int:

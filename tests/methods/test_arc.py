@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from counts import on_meta, trained
-from nets import images, near, stir, tiny
+from nets import backward, images, near, stir, tiny
 from torch import Tensor
 
 import lowtide
+from lowtide.core.graft import METHODS
 from lowtide.errors import Unsupported
+from lowtide.families import FAMILIES
 from lowtide.methods.arc import ARC
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
@@ -28,6 +30,7 @@ from lowtide.methods.s2a import S2A
         ("vit", {"where": "mlp"}, 48_216),
         ("vit", {"rank": 8}, 2 * 8 * 768 + 2 * 12 * (8 + 768)),
         ("swin", {}, 218_464),
+        ("swin", {"stream": True}, 218_464),
     ],
     ids=str,
 )
@@ -51,6 +54,98 @@ def test_the_equation_in_front_of_attention_and_mlp() -> None:
         x = torch.randn(2, 5, 32, dtype=torch.float64)
         near(graft(x), root(adapted(graft, x)))
         near(graft.merged()(x), root(adapted(graft, x)))
+
+
+def plain_stream(model: Any, state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """A Swin block by block as the authors' code has it: x = ARC(x); x = x + mlp(norm2(x))."""
+    z = model.patch_embed(x)
+    for i, stage in enumerate(model.layers):
+        z = stage.downsample(z)
+        for j, block in enumerate(stage.blocks):
+            u, name = state[f"./arc/U.{z.shape[-1]}"], f"layers-{i}-blocks-{j}"
+            z = z + block._attn(block.norm1(z))
+            z = z + z @ u @ torch.diag(state[f"./arc/c.{name}"]) @ u.T + state[f"./arc/b.{name}"]
+            z = z + block.mlp(block.norm2(z))
+    return model.head(model.norm(z))
+
+
+@pytest.mark.parametrize("where", ["both", "mlp"])
+def test_the_stream_is_adapted_between_attention_and_mlp(where: str) -> None:
+    model = tiny("swin").eval()
+    x = images(model)
+    tuned = lowtide.apply(model, ARC(rank=5, where=where, stream=True)).eval()
+    stir(tuned)
+    y = tuned(x)
+    near(y, plain_stream(model, tuned.adapter_state(), x))
+    other = lowtide.apply(tiny("swin"), ARC(rank=5, where=where)).eval()
+    shared, own = tuned.adapter_state(), other.adapter_state()
+    for k, v in own.items():  # the same numbers where the paper puts them
+        path, _, name = k.partition("/arc/")
+        block = path.removesuffix(".mlp.fc1").replace(".", "-")
+        if k in shared:
+            v.copy_(shared[k])
+        elif path.endswith("fc1"):
+            v.copy_(shared[f"./arc/U.{len(v)}" if name == "U" else f"./arc/{name}.{block}"])
+    assert (other(x) - y).abs().max() > 1e-2
+    with pytest.raises(Unsupported, match="cannot merge arc: no map of the backbone stands on"):
+        tuned.merge_and_unload()
+    near(tuned(x), y)
+
+
+def test_the_stream_recomputes_round_trips_and_starts_where_it_says() -> None:
+    model = tiny("swin").eval()
+    x = images(model)
+    before = model(x)
+    method = ARC(rank=5, stream=True, init="identity", dropout=0.0)
+    tuned = lowtide.apply(model, method).eval()
+    near(tuned(x), before)
+    stir(tuned)
+    twin = copy.deepcopy(tuned)
+    twin.checkpointing = True
+    near(backward(twin.train(), x), backward(tuned.train(), x))
+    for p, q in zip(tuned.parameters(), twin.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            near(p.grad, q.grad)
+    fresh = lowtide.apply(tiny("swin"), method).eval()
+    fresh.load_adapter_state(tuned.adapter_state())
+    near(fresh(x), tuned.eval()(x))
+    torch.manual_seed(0)
+    side = lowtide.apply(tiny("swin"), ARC(stream=True)).sides["arc"]
+    drawn = torch.cat([*side.c.values()])
+    assert 0.9 < drawn.abs().max() * (51 / 6) ** 0.5 <= 1
+    assert not any(v.any() for v in side.b.values())
+
+
+def test_the_stream_has_company_or_refuses_it() -> None:
+    side, stream = METHODS["dtl"](start_block=1), ARC(rank=3, stream=True)
+    inside = lowtide.apply(tiny("swin"), stream, side).eval()
+    stir(inside)
+    around = lowtide.apply(tiny("swin"), side, stream).eval()
+    around.load_adapter_state(inside.adapter_state())
+    x = images(inside.backbone)
+    near(around(x), inside(x))
+    for pair in ((stream, METHODS["vpt"]()), (METHODS["vpt"](), stream)):
+        with pytest.raises(Unsupported, match="of (vpt and arc|arc and vpt) choose one"):
+            lowtide.apply(tiny("swin"), *pair)
+    for family in ("vit", "swin_v2"):
+        with pytest.raises(Unsupported, match="arc's stream stands between attention and MLP"):
+            lowtide.apply(tiny(family), stream)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if FAMILIES[f].halves])
+def test_halves_are_the_block(family: str) -> None:
+    model = tiny(family).eval()
+    table, x = FAMILIES[family], images(model)
+    z, context = table.stem(model, x), table.context(model, x.shape[2:])
+    for path in table.chain(model):
+        element, seen = model.get_submodule(path), []
+        y = element(z, **context.get(path, {}))
+        if hasattr(element, "mlp"):
+            halves = table.halves(element, z, lambda h, seen=seen: seen.append(h) or h)
+            near(halves, y, 1e-12)
+            assert seen[0].shape == z.shape
+        z = y
 
 
 def test_the_projection_is_shared_by_role_and_width_through_copies_and_files() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from nets import FEW, backward, images, near, stir, tiny
+from nets import FEW, backward, from_timm, images, near, stir, tiny
 from timm.models.metaformer import MetaFormer
 from torch import nn
 
@@ -40,7 +40,7 @@ def small(name: str, **options: Any) -> nn.Module:
         heads = {"use_mlp_head": True, "num_classes": 10, **options}
         model: nn.Module = MetaFormer(depths=(1, 1), dims=(16, 32), **heads)
     else:
-        model = timm.create_model(name, **{"num_classes": 10, **SMALL[name], **options})
+        model = from_timm(name, **{"num_classes": 10, **SMALL[name], **options})
     if not hasattr(getattr(model, "patch_embed", None), "img_size"):
         side = 240 if name.startswith("crossvit") else 64
         cfg = getattr(model, "pretrained_cfg", None) or {}

@@ -70,6 +70,22 @@ def test_the_prompt_is_added_to_the_input_of_attention() -> None:
         model.blocks[2].attn.qkv(torch.randn(2, 20, 32, dtype=torch.float64))
 
 
+def test_the_prompt_of_attention_in_square_windows_differs_from_place_to_place() -> None:
+    model = tiny("maxvit").eval()
+    path = "stages.0.blocks.0.attn_grid.attn.qkv"
+    qkv = model.get_submodule(path)
+    tuned = lowtide.apply(model, S2A(bias=False, side=False, rank=3)).eval()
+    stir(tuned)
+    a, b = (tuned.adapter_state()[f"{path}/s2a/{n}"] for n in "AB")
+    assert a.shape == (16, 3)
+    x = torch.randn(5, 4, 4, 24, dtype=torch.float64)
+    moved = x.clone()
+    for row in range(4):
+        for column in range(4):
+            moved[:, row, column] += a[4 * row + column] @ b
+    near(model.get_submodule(path)(x), qkv(moved))
+
+
 def test_a_convolution_s_prompt_is_a_tile_repeated_over_the_grid() -> None:
     model = tiny("convnext").eval()
     conv = model.stages[0].blocks[0].conv_dw
