@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import pkgutil
 import traceback
 from pathlib import Path
 from statistics import median
@@ -36,6 +37,9 @@ from lowtide.versions import on_meta
 
 SIDE, IMAGES = 128, 2
 TESTS = "test_"
+TIMMS = sorted(
+    {m.name for m in pkgutil.iter_modules(timm.models.__path__)} & {*timm.list_modules()}
+)
 FORK = multiprocessing.get_context("fork")
 
 
@@ -225,7 +229,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run what has no line yet, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--modules", nargs="+", default=timm.list_modules())
+    parser.add_argument("--modules", nargs="+", default=TIMMS)
     parser.add_argument("--log", type=Path, default=Path("build/zoo.jsonl"))
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--write", type=Path, help="the page to write")
