@@ -7,6 +7,9 @@ OLDEST ?= .venv-oldest
 OLDEST_PYTHON ?= python3.11
 OLDEST_TESTS ?= tests
 
+# Neighbours stay together, so that what a module's tests share is made once.
+SPREAD := -n 2 --dist worksteal
+
 .PHONY: demo test test-all test-oldest check docs clean
 
 # Fine-tune the bundled backbone on scikit-learn's digits with six methods, and print one table.
@@ -15,14 +18,14 @@ demo: $(INSTALLED)
 
 # The short suite: every law, method and family, but not every pair, and not the slowest tests.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-all: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
 # The short suite with the versions of tests/oldest.txt; OLDEST_TESTS="tests/laws ..." runs a part.
 test-oldest: $(OLDEST)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -m "not slow" $(OLDEST_TESTS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(SPREAD) -m "not slow" $(OLDEST_TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check lowtide tests scripts benchmarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 
@@ -181,7 +182,7 @@ def test_what_a_memory_budget_decided_is_no_other_option(write, tmp_path):
     path = write(methods={"bias": {"method": "bias", "memory_budget": "30MiB"}}, seeds=[0])
     assert run_suite(Suite.read(path), tmp_path / "out") == []
     (result,) = read_results(tmp_path / "out")
-    assert result.runs[0]["measured_peak_bytes"] <= 30 * 2**20
+    assert result.runs[0].measured_peak_bytes <= 30 * 2**20
     assert run_suite(Suite.read(path), tmp_path / "out") == []
 
 
@@ -189,10 +190,12 @@ def test_each_row_may_use_several_processes(write, tmp_path):
     path = write(methods={"linear": "linear"}, seeds=[0])
     assert run_suite(Suite.read(path), tmp_path / "out", processes=2) == []
     (result,) = read_results(tmp_path / "out")
-    assert result.runs[0]["environment"]["processes"] == 2
-    assert sum(count for *_, count in result.runs[0]["test_confusion"]) == 18
+    assert result.runs[0].environment.processes == 2
+    assert sum(count for *_, count in result.runs[0].test_confusion) == 18
 
 
+# Ray leaves log files open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_rows_run_on_a_ray_cluster(finished, write, tmp_path):
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -201,6 +204,7 @@ def test_rows_run_on_a_ray_cluster(finished, write, tmp_path):
         assert run_suite(suite, tmp_path / "out", launcher="ray") == []
     finally:
         ray.shutdown()
+        gc.collect()
     rows = summaries(tmp_path / "out")
     assert set(rows) == {f"tints/linear/lr0.001-seed{s}" for s in (0, 1)}
     for name, row in rows.items():

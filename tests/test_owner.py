@@ -142,7 +142,7 @@ def test_an_unfinished_run_never_answers_with_the_old_model(run, capsys, command
     interrupt(changed, run, overwrite=True)
     more = {"predict": [made / "data/test/red/0.png"], "merge": ["--output", run / "m.safetensors"]}
     assert "is not finished" in refused(capsys, command, run, *more.get(command, []))
-    assert train(changed, run, continues=True)["config"]["lr"] == 0.5
+    assert train(changed, run, continues=True).config.lr == 0.5
 
 
 def test_a_killed_overwrite_leaves_no_old_model(run, capsys, monkeypatch):
