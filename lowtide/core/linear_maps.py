@@ -43,6 +43,18 @@ ACTIVATED: tuple[type[nn.Module], ...] = tuple(
 """y = act(w * xhat + b)."""
 
 
+def plain_kind(module: nn.Module) -> type[nn.Module]:
+    """Tell a module's class, as it is without compression.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Its class, or the one that compression has put its own in place of.
+    """
+    return getattr(type(module), "_lowtide_plain", type(module))
+
+
 def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module, nn.Module]:
     """Build `up(down(x))` with the shape of `module(x)` and at most `rank` (per group).
 
@@ -158,7 +170,7 @@ def fold(
     Returns:
         The copy, or None where `module` cannot absorb the change.
     """
-    kind = type(module)
+    kind = plain_kind(module)
     own = module._parameters
     norm = kind in (*NORMS, *ACTIVATED) and delta is into is None and module.weight is not None
     if kind not in MAPS and not (norm and (shift is None or "bias" in own)):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .graft import Graft
-from .linear_maps import ACTIVATED, fold
+from .linear_maps import ACTIVATED, fold, plain_kind
 from .site import Layout, Site
 
 Init = Literal["paper", "identity", "uniform", "trunc_normal", "random"]
@@ -66,7 +66,7 @@ class ScaleShift(Graft):
         Returns:
             The scaled and shifted output.
         """
-        if type(self.base) in ACTIVATED:
+        if plain_kind(self.base) in ACTIVATED:
             return functional_call(self.base, self._scaled(), x)
         y = self.base(x)
         if self.gamma is not None:

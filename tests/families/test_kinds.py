@@ -6,10 +6,11 @@ import pytest
 import timm
 import timm.layers as tl
 import torch
-from nets import FEW, backward, images, near, stir, wake
+from nets import FEW, backward, images, near, stir, tiny, wake
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from lowtide import Policy, compress
 from lowtide.core.site import Layout, Role
 from lowtide.families import GENERIC, family_of, measure
 from lowtide.families.kinds import channel_axis, is_map, is_norm
@@ -148,3 +149,12 @@ def test_a_layer_under_two_names_is_one_layer(method) -> None:
     plain = Tied().double().eval()
     plain.load_state_dict(merged.state_dict())
     near(plain(x), y)
+
+
+def test_a_norm_with_an_activation_is_scaled_in_front_of_it_when_compressed_too() -> None:
+    tuned = apply(tiny("efficientnet"), SSF()).eval()
+    stir(tuned)
+    x = images(tuned.backbone)
+    expected = tuned(x)
+    near(compress(tuned, Policy.tight())(x), expected)
+    near(tuned.merge_and_unload().eval()(x), expected)
