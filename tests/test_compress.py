@@ -451,7 +451,7 @@ def test_no_gradient_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = compress(awake("vit", torch.float32), Policy.tight())
     x = torch.randn(2, 3, 32, 32)
     # By name of the module, not of the function the package exports under the same name.
-    mode = importlib.import_module("lowtide.planning.meter.compress")._Answers
+    mode = importlib.import_module("lowtide.memory.compress")._Answers
     monkeypatch.setattr(mode, "__enter__", lambda self: 1 / 0)
     with torch.no_grad():
         model(x)
