@@ -54,8 +54,8 @@ def costs(result: Result) -> dict[str, float]:
     """Trained parameters, the classifier's included, and the planned peak in MiB."""
     run = result.runs[0]
     return {
-        "trained": run["trainable_parameters"],
-        "peak": run["planned"]["peak_bytes"] / 2**20,
+        "trained": run.trainable_parameters,
+        "peak": run.planned.peak_bytes / 2**20,
     }
 
 

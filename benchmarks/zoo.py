@@ -4,10 +4,10 @@
 
 Of each module the model with the fewest parameters (timm's own test models left out), random
 weights, all of them trained, two images of 128 pixels (of the model's own size where it takes no
-other). Bytes: every storage but the weights that is alive after the forward, as `lowtide.memory`
-counts them. Equal: the forward's output and its buffers, bit for bit. Cosine: of the whole gradient
-for a random cotangent, batch norms on the statistics of an earlier batch, for over two images the
-exact gradient is not stable either.
+other). Bytes: every storage but the weights that is alive after the forward. Equal: the forward's
+output and its buffers, bit for bit. Cosine: of the whole gradient for a random cotangent, batch
+norms on the statistics of an earlier batch, for over two images the exact gradient is not stable
+either.
 
 Each model runs in a process of its own, for at most S seconds; what it gives, or how it fails, is a
 line of FILE, and a module that has a line is not run again.

@@ -23,7 +23,15 @@ CONTINUES = {
     "train": "; lowtide train --resume RUN continues",
     "bench": "; the same command continues",
 }
-EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+EXHAUSTED = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
 """What a machine may run out of; any other error of a file is that of the name that was given."""
 
 

@@ -150,8 +150,10 @@ def whole(path: Path) -> Iterator[Path]:
         with partial.open("rb") as f:
             os.fsync(f.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as e:
         partial.unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            e.filename = str(path)  # what fails in writing names no file
         raise
 
 

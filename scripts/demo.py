@@ -19,6 +19,7 @@ from write_digits import write_digits
 from lowtide.methods import METHODS
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
+from lowtide.training.summary import RunSummary
 
 ROWS = [
     ("linear", "linear", "exact"),
@@ -55,22 +56,22 @@ def main() -> None:
     console.print(table(summaries))
 
 
-def table(summaries: dict[str, dict]) -> Table:
+def table(summaries: dict[str, RunSummary]) -> Table:
     """Set accuracy, size, memory and time of every run side by side."""
     out = Table(title="vit_micro_patch4_32 on digits, batch 32")
     for heading in ("method", "test acc.", "trained", "%", "planned MiB", "measured MiB", "time"):
         out.add_column(heading, justify="left" if heading == "method" else "right")
-    unit = summaries["LoRA"]["step_seconds"]
+    unit = summaries["LoRA"].step_seconds
     for label, s in summaries.items():
-        trained, total = s["trainable_parameters"], s["total_parameters"]
+        trained, total = s.trainable_parameters, s.total_parameters
         out.add_row(
             label,
-            f"{s['test_accuracy']:.3f}",
+            f"{s.test_accuracy:.3f}",
             f"{trained:,}",
             f"{100 * trained / total:.2f}",
-            f"{s['planned']['peak_bytes'] / 2**20:.1f}",
-            f"{s['measured_peak_bytes'] / 2**20:.1f}",
-            f"{s['step_seconds'] / unit:.2f}",
+            f"{s.planned.peak_bytes / 2**20:.1f}",
+            f"{s.measured_peak_bytes / 2**20:.1f}",
+            f"{s.step_seconds / unit:.2f}",
         )
     out.caption = "time: one update, relative to LoRA"
     return out

@@ -29,23 +29,39 @@ def summary(config: RunConfig, right: int, images: int = 200, classes: int = CLA
     validated = None if config.train_on_val else right / images
     tested = not config.skip_test
     return {
+        "schema": 1,
         "config": config.to_dict(),
         "data": {
+            "format": "folders",
+            "train": 40,
+            "val": 10,
+            "test": images,
             "classes": [f"class {i}" for i in range(classes)],
             "fingerprint": "ab" * 32,
-            "test": images,
+            "notes": [],
+            "skipped": [],
+            "bits": 16,
         },
         "preprocessing": {"size": [32, 32], "mean": [0.5] * 3, "interpolation": "bicubic"},
         "trainable_parameters": 1000 + 10 * len(config.method.__class__.__name__),
         "total_parameters": 10_000,
         "planned": {
+            "trainable_parameters": 1040,
+            "total_parameters": 10_000,
             "peak_bytes": 6 << 20,
             "parts": {"weights": 1 << 20, "saved": 3 << 20, "temporaries": 2 << 20},
+            "work": {"flops": 1e9, "low_flops": 0.0, "bytes": 1e8, "calls": 100.0},
+            "notes": [],
         },
         "measured_peak_bytes": 7 << 20,
         "step_seconds": 0.25,
         "history": [
-            {"epoch": e, "train_loss": 2 / e, "val_accuracy": validated and validated * e / 3}
+            {
+                "epoch": e,
+                "train_loss": 2 / e,
+                "val_accuracy": validated and validated * e / 3,
+                "seconds": 1.5,
+            }
             for e in (1, 2, 3)
         ],
         "val_accuracy": validated,
@@ -61,6 +77,8 @@ def summary(config: RunConfig, right: int, images: int = 200, classes: int = CLA
             "torch": "2.13.0",
             "timm": "1.0.31",
             "commit": "0123456789ab",
+            "machine": "x86_64",
+            "device": "cpu",
             "device_name": "cpu",
             "threads": 1,
             "processes": 1,

@@ -126,4 +126,4 @@ def test_one_image_without_statistics_is_refused_at_the_door(
 def test_a_last_batch_is_cut_into_parts_that_have_statistics(images, tmp_path):
     """9 images in batches of 6 leave 3, which three micro-batches would cut to one each."""
     made = replace(config(images, batch_size=6, accumulate=3), model="resnet10t")
-    assert train(made, tmp_path / "run")["history"][0]["train_loss"] > 0
+    assert train(made, tmp_path / "run").history[0].train_loss > 0

@@ -182,7 +182,7 @@ def test_what_a_memory_budget_decided_is_no_other_option(write, tmp_path):
     path = write(methods={"bias": {"method": "bias", "memory_budget": "30MiB"}}, seeds=[0])
     assert run_suite(Suite.read(path), tmp_path / "out") == []
     (result,) = read_results(tmp_path / "out")
-    assert result.runs[0]["measured_peak_bytes"] <= 30 * 2**20
+    assert result.runs[0].measured_peak_bytes <= 30 * 2**20
     assert run_suite(Suite.read(path), tmp_path / "out") == []
 
 
@@ -190,8 +190,8 @@ def test_each_row_may_use_several_processes(write, tmp_path):
     path = write(methods={"linear": "linear"}, seeds=[0])
     assert run_suite(Suite.read(path), tmp_path / "out", processes=2) == []
     (result,) = read_results(tmp_path / "out")
-    assert result.runs[0]["environment"]["processes"] == 2
-    assert sum(count for *_, count in result.runs[0]["test_confusion"]) == 18
+    assert result.runs[0].environment.processes == 2
+    assert sum(count for *_, count in result.runs[0].test_confusion) == 18
 
 
 # Ray leaves log files open.

@@ -553,6 +553,7 @@ def test_a_damaged_summary_stops_report_and_resume_with_one_line(content, tmp_pa
         ("step_seconds", "x"),
         ("history", [3]),
         ("environment", None),
+        ("environment", {"threads": ["4"]}),
         ("test_confusion", [[0, 0]]),
         ("test_confusion", [[0, 99, 1]]),
         ("test_confusion", [[0, 0, -1]]),
@@ -605,14 +606,14 @@ def test_a_spreadsheet_computes_nothing(name, tmp_path):
     (path,) = folder.rglob("summary.json")
     content = json.loads(path.read_text())
     content["config"]["model"] = name
-    content["environment"] = {"torch": name, name: name, "threads": [name]}
+    content["environment"] = {"torch": name, name: name, "machine": name}
     path.write_text(json.dumps(content))
     write_report([folder], tmp_path / "r.csv")
     (row,) = csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text()))
     assert name not in row
-    for cell in (row["backbone"], row["torch"]):
+    for cell in (row["backbone"], row["torch"], row["machine"]):
         assert cell.startswith("'") and cell.endswith(printable(name))
-    assert row["threads"] == json.dumps([name])
+    assert row["threads"] == ""
     assert row["seed"] == "0"
 
 

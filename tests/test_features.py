@@ -114,13 +114,13 @@ def test_a_run_from_features_is_the_same_run(config, name, tmp_path):
     config = replace(config, method=METHODS[name]())
     plain = train(config, tmp_path / "plain")
     kept = train(replace(config, cache_features=True), tmp_path / "kept")
-    for a, b in zip(plain["history"], kept["history"], strict=True):
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
-        assert a["val_accuracy"] == b["val_accuracy"]
-    assert plain["test_confusion"] == kept["test_confusion"]
+    for a, b in zip(plain.history, kept.history, strict=True):
+        assert a.train_loss == pytest.approx(b.train_loss, rel=1e-4)
+        assert a.val_accuracy == b.val_accuracy
+    assert plain.test_confusion == kept.test_confusion
     for run in (plain, kept):
-        assert run["measured_peak_bytes"] == run["planned"]["peak_bytes"]
-    assert kept["planned"]["peak_bytes"] != plain["planned"]["peak_bytes"]
+        assert run.measured_peak_bytes == run.planned.peak_bytes
+    assert kept.planned.peak_bytes != plain.planned.peak_bytes
     a, b = (load_file(tmp_path / run / "adapter_model.safetensors") for run in ("plain", "kept"))
     for key, value in a.items():
         torch.testing.assert_close(value, b[key], rtol=1e-3, atol=1e-4)
@@ -137,8 +137,8 @@ def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
-    assert train(config, tmp_path / "cut", continues=True)["history"][1]["train_loss"] == (
-        pytest.approx(whole["history"][1]["train_loss"], abs=1e-6)
+    assert train(config, tmp_path / "cut", continues=True).history[1].train_loss == (
+        pytest.approx(whole.history[1].train_loss, abs=1e-6)
     )
 
 

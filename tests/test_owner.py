@@ -142,7 +142,7 @@ def test_an_unfinished_run_never_answers_with_the_old_model(run, capsys, command
     interrupt(changed, run, overwrite=True)
     more = {"predict": [made / "data/test/red/0.png"], "merge": ["--output", run / "m.safetensors"]}
     assert "is not finished" in refused(capsys, command, run, *more.get(command, []))
-    assert train(changed, run, continues=True)["config"]["lr"] == 0.5
+    assert train(changed, run, continues=True).config.lr == 0.5
 
 
 def test_a_killed_overwrite_leaves_no_old_model(run, capsys, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(made,
 
 
 def test_another_number_of_processes_does_not_continue_a_run(stopped, capsys, monkeypatch):
-    record = record_of(stopped / "checkpoint.safetensors")
+    record = record_of(stopped / "checkpoint.safetensors", {})
     assert record["processes"] == 1
     monkeypatch.setattr(
         lowtide.training.loop.resume, "record_of", lambda _: {**record, "processes": 2}

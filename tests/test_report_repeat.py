@@ -127,7 +127,7 @@ def test_a_row_run_again_is_the_same(tmp_path):
     assert main([*words[1:], "--output", str(tmp_path / "second")]) == 0
     (second,) = gather([tmp_path / "second"])
     for name in ("config", "test_accuracy", "test_confusion", "planned", "data", "preprocessing"):
-        assert first.runs[0][name] == second.runs[0][name]
-    losses = [[e["train_loss"] for e in r.runs[0]["history"]] for r in (first, second)]
+        assert getattr(first.runs[0], name) == getattr(second.runs[0], name)
+    losses = [[e.train_loss for e in r.runs[0].history] for r in (first, second)]
     assert losses[0] == losses[1]
     assert parse_bytes("1MiB") < first.planned == first.measured

@@ -441,3 +441,25 @@ def test_a_state_with_a_history_gets_its_gradient() -> None:
     compress(model, Policy({"layer_norm": Exact()}, rerun=Exact()))
     ours = torch.autograd.grad(model(x, start * 2), start, dy)[0]
     torch.testing.assert_close(ours, theirs)
+
+
+class Attending(nn.Module):
+    """A norm and an attention that reads it."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.attention = norm, Attention(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(self.norm(x))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_any_norm_in_front_of_an_attention_is_kept_as_finely(norm: type[nn.Module]) -> None:
+    model, x = Attending(norm(WIDTH)), torch.randn(*ROWS, WIDTH, requires_grad=True)
+    policy = Policy(dict(Policy.tight().codecs), rerun=SIX)
+    with keeping() as kept:
+        compress(model, policy)(x)
+    codes = [t.numel() for t in kept if t.dtype == torch.uint8]
+    assert x.numel() * 6 // 8 in codes
+    assert x.numel() // 2 not in codes

@@ -106,8 +106,8 @@ def test_what_is_validated_is_what_is_saved(config, images, tmp_path):
     val = read(images).val
     for name, summary in (("averaged", averaged), ("plain", plain)):
         saved = score(open_run(tmp_path / name, device="cpu"), val)
-        assert summary["history"][-1]["val_accuracy"] == saved["accuracy"]
-    assert averaged["val_accuracy"] < plain["val_accuracy"]
+        assert summary.history[-1].val_accuracy == saved["accuracy"]
+    assert averaged.val_accuracy < plain.val_accuracy
 
 
 def test_the_loss_of_an_epoch_is_that_of_all_its_batches(config, images, tmp_path):
@@ -122,7 +122,7 @@ def test_the_loss_of_an_epoch_is_that_of_all_its_batches(config, images, tmp_pat
             for x, y, *_ in run.batches(run.dataset.train)
         ]
     mean = float(torch.cat(losses).mean())
-    assert summary["history"][0]["train_loss"] == pytest.approx(mean, rel=1e-5)
+    assert summary.history[0].train_loss == pytest.approx(mean, rel=1e-5)
     assert float(losses[-1].mean()) != pytest.approx(mean, rel=1e-3)
 
 
@@ -150,7 +150,7 @@ def test_a_backbone_of_random_weights_is_drawn_from_its_seed_again(config, image
     summary = train(replace(config, pretrained=False, seed=3), tmp_path / "run")
     torch.manual_seed(11)
     scored = score(open_run(tmp_path / "run", device="cpu"), read(images, seed=3).test)
-    assert scored["accuracy"] == summary["test_accuracy"]
+    assert scored["accuracy"] == summary.test_accuracy
 
 
 def test_the_mean_over_classes_is_of_classes(config, images, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from lowtide.data import read
 from lowtide.inference.evaluate import open_run, predict, score
 from lowtide.training.config import RunConfig, read_yaml, write_yaml
 from lowtide.training.loop import train
+from lowtide.training.summary import read_summary
 
 MODEL = "vit_micro_patch4_32"
 
@@ -58,10 +59,11 @@ def equal(a, b):
 
 def test_a_run_learns_and_leaves_a_record(config, tmp_path):
     summary = train(replace(config, epochs=6), tmp_path / "run")
-    assert summary["test_accuracy"] > 0.8
-    assert summary["measured_peak_bytes"] == summary["planned"]["peak_bytes"]
-    assert summary["history"][1]["train_loss"] < summary["history"][0]["train_loss"]
-    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
+    assert summary.test_accuracy > 0.8
+    assert summary.measured_peak_bytes == summary.planned.peak_bytes
+    assert summary.history[1].train_loss < summary.history[0].train_loss
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary.to_dict()
+    assert read_summary(tmp_path / "run/summary.json") == summary
     assert not (tmp_path / "run/checkpoint.safetensors").exists()
     size = (tmp_path / "run/adapter_model.safetensors").stat().st_size
     assert size < 200_000
@@ -74,20 +76,20 @@ def test_the_confusion_counts_every_test_image_as_score_does(config, tmp_path):
     trained = open_run(tmp_path / "run", device="cpu")
     scored = score(trained, read(config.data).test)
     counts = np.zeros((3, 3), int)
-    for truth, predicted, count in summary["test_confusion"]:
+    for truth, predicted, count in summary.test_confusion:
         counts[truth, predicted] = count
     assert counts.sum(1).tolist() == [12, 12, 12]
     by_class = dict(zip(trained.classes, counts.diagonal() / 12, strict=True))
     assert by_class == pytest.approx(scored["class_accuracy"])
-    assert summary["test_accuracy"] == scored["accuracy"]
+    assert summary.test_accuracy == scored["accuracy"]
 
 
 def test_validation_images_can_be_learnt_from_and_test_images_left_alone(config, tmp_path):
     summary = train(replace(config, train_on_val=True, skip_test=True, epochs=1), tmp_path / "run")
-    assert (summary["data"]["train"], summary["data"]["val"]) == (72, 0)
-    assert summary["val_accuracy"] is None
-    assert summary["test_accuracy"] is None
-    assert summary["test_confusion"] == []
+    assert (summary.data.train, summary.data.val) == (72, 0)
+    assert summary.val_accuracy is None
+    assert summary.test_accuracy is None
+    assert summary.test_confusion == ()
 
 
 def test_the_same_config_repeats_the_run(config, tmp_path, monkeypatch):
@@ -126,7 +128,7 @@ def test_a_last_batch_of_one_image_is_left_out_where_batches_are_normalized(
     """36 images in batches of 5 leave one over."""
     config = replace(config, augment="none", batch_size=5, epochs=1, cache_features=cached)
     summary = train(replace(config, method=METHODS["mlp_head"]()), tmp_path / "run")
-    assert summary["history"][0]["train_loss"] > 0
+    assert summary.history[0].train_loss > 0
     assert (tmp_path / "run/summary.json").exists()
 
 
@@ -179,8 +181,8 @@ def test_a_memory_budget_decides_what_is_kept(config, tmp_path):
     whole = plan(MODEL, config.method, num_classes=3, step=StepConfig(batch_size=8)).peak_bytes
     folder, budget = tmp_path / "run", int(whole * 0.6)
     summary = train(replace(config, memory_budget=str(budget), epochs=1), folder)
-    assert summary["measured_peak_bytes"] == summary["planned"]["peak_bytes"] <= budget
-    chosen = summary["config"]
+    assert summary.measured_peak_bytes == summary.planned.peak_bytes <= budget
+    chosen = summary.config.to_dict()
     assert chosen["memory_budget"] is None
     assert (chosen["accumulate"], chosen["policy"]) != (1, "exact")
     assert read_yaml(folder / "config.yaml") == chosen
@@ -192,13 +194,13 @@ def test_a_memory_budget_decides_what_is_kept(config, tmp_path):
 
 def test_bf16_autocast_learns(config, tmp_path):
     summary = train(replace(config, epochs=6, amp="bf16", policy="tight"), tmp_path / "run")
-    assert summary["test_accuracy"] > 0.8
+    assert summary.test_accuracy > 0.8
 
 
 @pytest.mark.parametrize("frozen_dtype", ["fp32", "bf16"])
 def test_merged_checkpoint_loads_in_plain_timm(config, tmp_path, frozen_dtype):
     summary = train(replace(config, frozen_dtype=frozen_dtype), tmp_path / "run")
-    assert summary["measured_peak_bytes"] == summary["planned"]["peak_bytes"]
+    assert summary.measured_peak_bytes == summary.planned.peak_bytes
     out = tmp_path / "merged.safetensors"
     assert main(["merge", str(tmp_path / "run"), "--output", str(out)]) == 0
     plain = timm.create_model(MODEL, num_classes=3, checkpoint_path=str(out)).eval()

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from ..errors import InputError
 from ..training.loop import SUMMARY
-from ..training.summary import read_summary
+from ..training.summary import RunSummary, read_summary
 from .suite import SUITE, Cell, Row, Suite
 
 FAILED = "failed.txt"
@@ -39,28 +38,28 @@ class Result:
     label: str
     searched: Mapping[float, float]
     rate: float | None
-    runs: tuple[Mapping[str, Any], ...]
+    runs: tuple[RunSummary, ...]
     folders: tuple[Path, ...]
     planned: int
     failed: Mapping[Path, str]
 
     @property
     def accuracies(self) -> list[float]:
-        """Test accuracy of each finished row."""
-        return [r["test_accuracy"] for r in self.runs]
+        """Test accuracy of each row that was tested."""
+        return [a for r in self.runs if (a := r.test_accuracy) is not None]
 
     @property
     def accuracy(self) -> float | None:
         """Mean test accuracy over seeds."""
-        return mean(self.accuracies) if self.runs else None
+        return mean(self.accuracies) if self.accuracies else None
 
     @property
     def spread(self) -> float | None:
         """Standard deviation of test accuracy over seeds (of a sample, n - 1)."""
-        return stdev(self.accuracies) if len(self.runs) > 1 else None
+        return stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
-def summary_of(folder: Path) -> dict[str, Any] | None:
+def summary_of(folder: Path) -> RunSummary | None:
     """Read what a finished row says of itself.
 
     Args:
@@ -98,12 +97,12 @@ def chosen_rate(cell: Cell, output: Path) -> float | None:
         summary = summary_of(output / row.folder)
         if summary is None:
             return None
-        scores[lr] = summary["val_accuracy"]
-        if scores[lr] is None:
+        if summary.val_accuracy is None:
             raise InputError(
                 f"{cell.data} has no validation images to choose among {len(cell.searches)}"
                 " learning rates; give one lr"
             )
+        scores[lr] = summary.val_accuracy
     return max(scores, key=lambda lr: scores[lr])
 
 
@@ -141,17 +140,18 @@ def read_results(folder: Path) -> list[Result]:
     found = sorted(p.parent for p in folder.glob(f"**/{SUMMARY}"))
     if not found:
         raise InputError(f"{folder} holds no {SUITE} and no finished run ({SUMMARY})")
-    together: dict[str, list[Path]] = {}
+    together: dict[str, list[tuple[Path, RunSummary]]] = {}
     for path in found:
-        together.setdefault(str(_identity(summary_of(path) or {})), []).append(path)
-    return [_of_runs(paths) for paths in together.values()]
+        summary = read_summary(path / SUMMARY)
+        together.setdefault(summary.config.identity, []).append((path, summary))
+    return [_of_runs(*zip(*runs, strict=True)) for runs in together.values()]
 
 
 def _of_cell(suite: str, cell: Cell, output: Path) -> Result:
     searched = {
-        lr: summary["val_accuracy"]
+        lr: summary.val_accuracy
         for lr, row in cell.searches.items()
-        if (summary := summary_of(output / row.folder))
+        if (summary := summary_of(output / row.folder)) and summary.val_accuracy is not None
     }
     rate = chosen_rate(cell, output)
     tests = () if rate is None else cell.tests[rate]
@@ -176,24 +176,18 @@ def _of_cell(suite: str, cell: Cell, output: Path) -> Result:
     )
 
 
-def _identity(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs share that differ in nothing but their seed."""
-    return {k: v for k, v in summary["config"].items() if k != "seed"}
-
-
-def _of_runs(folders: list[Path]) -> Result:
-    runs = tuple(summary_of(f) or {} for f in folders)
-    config = runs[0]["config"]
-    policy = "" if config["policy"] == "exact" else f", {config['policy']}"
+def _of_runs(folders: tuple[Path, ...], runs: tuple[RunSummary, ...]) -> Result:
+    config = runs[0].config
+    policy = "" if config.policy == "exact" else f", {config.policy}"
     return Result(
         suite="",
-        data=Path(config["data"]).name,
+        data=Path(config.data).name,
         group="",
-        label=config["method"]["name"] + policy,
+        label=config.method.name + policy,
         searched={},
-        rate=config["lr"],
+        rate=config.lr,
         runs=runs,
-        folders=tuple(folders),
+        folders=folders,
         planned=len(folders),
         failed={},
     )

@@ -89,21 +89,24 @@ def _refuse_others(suite: Suite, output: Path) -> None:
         folder = output / row.folder
         summary = summary_of(folder)
         if summary is not None:
-            kept = summary["config"]
+            kept = summary.config.completed()
         elif (folder / CONFIG).is_file():
-            kept = read_yaml(folder / CONFIG)
+            kept = RunConfig.from_dict(read_yaml(folder / CONFIG)).to_dict()
         else:
             continue
         wanted = row.config.to_dict()
-        # an option may be newer than the row
-        kept = {**RunConfig(model="any", data="any").to_dict(), **kept}
         free = NEUTRAL | ({*DECIDED, "memory_budget"} if row.config.memory_budget else set())
         for name, value in wanted.items():
-            if name not in free and json.dumps(kept[name]) != json.dumps(value):
+            if name not in free and _differ(kept[name], value):
                 raise InputError(
                     f"{folder} was run with {name} {kept[name]} and the suite says {value}:"
                     " choose another --output, or remove that folder to run it again"
                 )
+
+
+def _differ(one: object, other: object) -> bool:
+    """Compare plain data, the order of their names apart."""
+    return json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True)
 
 
 def _local(jobs: Jobs, processes: int) -> None:

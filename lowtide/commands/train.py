@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
@@ -13,6 +12,7 @@ from ..paths import refuse_unwritable
 from ..training.loop import CONFIG
 from ..training.loop import train as fit
 from ..training.options import Parser, run_config, value_of
+from ..training.summary import RunSummary
 from .console import OUT
 
 SUMMARY = "Fine-tune a backbone on a folder of images."
@@ -67,13 +67,13 @@ def _free(data: str, method: object) -> Path:
     return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
 
 
-def _print_run(folder: Path, summary: dict[str, Any]) -> None:
-    for split in ("val", "test"):
-        if (accuracy := summary[f"{split}_accuracy"]) is not None:
+def _print_run(folder: Path, summary: RunSummary) -> None:
+    for split, accuracy in (("val", summary.val_accuracy), ("test", summary.test_accuracy)):
+        if accuracy is not None:
             OUT.print(f"{split} accuracy {accuracy:.4f}")
-    planned, measured = summary["planned"]["peak_bytes"], summary["measured_peak_bytes"]
+    planned, measured = summary.planned.peak_bytes, summary.measured_peak_bytes
     OUT.print(
-        f"trained {summary['trainable_parameters']:,} of {summary['total_parameters']:,}"
+        f"trained {summary.trainable_parameters:,} of {summary.total_parameters:,}"
         f" parameters; peak planned {planned / 2**20:.1f} MiB"
         + (f", measured {measured / 2**20:.1f} MiB" if measured else "")
     )

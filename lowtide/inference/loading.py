@@ -134,7 +134,7 @@ def _selected(
 
 def _refuse_changed(folder: Path, dataset: Dataset, which: str) -> None:
     """Refuse to split changed data anew where the run has written down no split."""
-    known = read_summary(folder / SUMMARY)["data"]["fingerprint"]
+    known = read_summary(folder / SUMMARY).data.fingerprint
     if known != dataset.fingerprint and which != "all":
         raise InputError(
             f"the data of {folder} have changed since, and that run wrote down no {SPLIT}: which"

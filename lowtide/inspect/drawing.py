@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..extras import extra
-from ..paths import refuse_unwritable
+from ..paths import refuse_unwritable, whole
 
 SUFFIXES = (".svg", ".png")
 BEFORE, AFTER = "#2b2b2b", "#2f7fc4"
@@ -103,7 +103,11 @@ def save(figure: Any, path: str | Path) -> None:
     path = checked(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
-        path.write_text(svg(figure), encoding="utf-8", errors="backslashreplace")
-        return
-    with styled():
-        figure.savefig(path, dpi=200, metadata={"Software": None})
+        content = svg(figure).encode("utf-8", "backslashreplace")
+    else:
+        buffer = io.BytesIO()
+        with styled():
+            figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+        content = buffer.getvalue()
+    with whole(path) as partial:
+        partial.write_bytes(content)

@@ -35,6 +35,7 @@ ATTENTIONS: tuple[type[nn.Module], ...] = (
     eva.EvaAttention,
     swin_transformer.WindowAttention,
     swin_transformer_v2.WindowAttention,
+    *classes("timm.models.gemma4_vit", "Gemma4Attention"),
     nn.MultiheadAttention,
 )
 """Modules that make three tensors of one, and a matrix per head: cheaper to run again than to keep.
@@ -45,6 +46,9 @@ RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
 
 RERUN = (*ATTENTIONS, *RECURRENT)
 """What is run again in backward, from its input."""
+
+NORMS = ("layer_norm", "rms_norm", "group_norm")
+"""Ops whose x^ is kept more finely in front of what runs again."""
 
 _X = object()
 _STATE = {"_lowtide_policy", "_lowtide_derives"}
@@ -231,8 +235,9 @@ def _run(
     if plain in MODULES and not getattr(module, "inplace", False):
         result = activate(MODULES[plain], mode.codecs, forward, *args)
         return forward(*args) if result is NotImplemented else result
-    if policy.rerun is not None and _holds_attention(module) and "layer_norm" in policy.codecs:
-        with mode.but(codecs={**policy.codecs, "layer_norm": policy.rerun}):
+    if policy.rerun is not None and _holds_attention(module):
+        finer = dict.fromkeys((name for name in NORMS if name in policy.codecs), policy.rerun)
+        with mode.but(codecs={**policy.codecs, **finer}):
             return forward(*args, **kwargs)
     if policy.rerun is not None and _runs_again(module, args, kwargs):
         mode.codecs = policy.codecs  # the norms behind, to the end of the block

@@ -11,7 +11,8 @@ from statistics import fmean
 
 from scipy import stats
 
-from .rows import Entry, Summary
+from ..training.summary import RunSummary
+from .rows import Entry
 
 LEVEL = 0.05
 
@@ -125,32 +126,30 @@ def warnings(entries: Sequence[Entry]) -> list[str]:
         One sentence per reason.
     """
     found = []
-    if odd := _odd(entries, lambda r: r["data"]["fingerprint"], by_seed=True):
+    if odd := _odd(entries, lambda r: r.data.fingerprint, by_seed=True):
         found.append(f"other images or splits than most rows (by data fingerprint): {odd}")
-    if odd := _odd(entries, lambda r: json.dumps(r["preprocessing"], sort_keys=True)):
+    if odd := _odd(entries, lambda r: json.dumps(r.preprocessing, sort_keys=True)):
         found.append(f"other pre-processing than most rows: {odd}")
-    if odd := _odd(entries, lambda r: r["config"]["batch_size"]):
+    if odd := _odd(entries, lambda r: r.config.batch_size):
         found.append(f"another batch size than most rows, so peak and time do not compare: {odd}")
     if odd := _odd(entries, _timed_on):
         found.append(f"steps timed on another device or with other threads than most: {odd}")
     return found
 
 
-def _timed_on(run: Summary) -> tuple[str, str]:
-    return str(run["environment"].get("device_name")), str(run["environment"].get("threads"))
+def _timed_on(run: RunSummary) -> Hashable:
+    return run.environment.device_name, run.environment.threads
 
 
 def _odd(
-    entries: Sequence[Entry], key: Callable[[Summary], Hashable], *, by_seed: bool = False
+    entries: Sequence[Entry], key: Callable[[RunSummary], Hashable], *, by_seed: bool = False
 ) -> str:
     """Name the methods with a row that differs from most; splits may be drawn by the seed."""
     kinds: dict[int, Counter[Hashable]] = {}
     for e in entries:
         for r in e.runs:
-            kinds.setdefault(r["config"]["seed"] * by_seed, Counter())[key(r)] += 1
+            kinds.setdefault(r.config.seed * by_seed, Counter())[key(r)] += 1
     usual = {seed: counts.most_common(1)[0][0] for seed, counts in kinds.items()}
     return ", ".join(
-        e.label
-        for e in entries
-        if any(key(r) != usual[r["config"]["seed"] * by_seed] for r in e.runs)
+        e.label for e in entries if any(key(r) != usual[r.config.seed * by_seed] for r in e.runs)
     )

@@ -34,7 +34,7 @@ def confusion(entry: Entry) -> Counts:
     """
     counts: Counter[tuple[int, int]] = Counter()
     for run in entry.runs:
-        for true, predicted, count in run.get("test_confusion") or ():
+        for true, predicted, count in run.test_confusion or ():
             counts[true, predicted] += count
     return counts
 
@@ -48,7 +48,7 @@ def class_names(entries: Sequence[Entry]) -> list[str]:
     Returns:
         Their names in order of their numbers.
     """
-    return next(([str(c) for c in r["data"]["classes"]] for e in entries for r in e.runs), [])
+    return next((list(r.data.classes) for e in entries for r in e.runs), [])
 
 
 def class_accuracy(counts: Counts) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -141,21 +141,18 @@ def histories(entries: Sequence[Entry]) -> tuple[dict[str, list[float]], dict[st
     """
     losses, validated = {}, {}
     for e in entries:
-        runs = [r["history"] for r in e.runs]
-        if loss := _mean(runs, "train_loss"):
+        if loss := _mean([line.train_loss for line in r.history] for r in e.runs):
             losses[e.label] = loss
-        scores = _mean(runs, "val_accuracy") or _mean(
-            [e.search["history"]] if e.search else [], "val_accuracy"
-        )
-        if scores:
-            validated[e.label] = [100 * s for s in scores]
+        for runs in (e.runs, [e.search] if e.search else []):
+            scores = _mean([line.val_accuracy for line in r.history] for r in runs)
+            if scores and e.label not in validated:
+                validated[e.label] = [100 * s for s in scores]
     return losses, validated
 
 
-def _mean(runs: Sequence[Sequence[Mapping[str, float | None]]], name: str) -> list[float]:
+def _mean(runs: Iterable[Iterable[float | None]]) -> list[float]:
     """Average each epoch that every run has; empty where a run has no such number."""
-    epochs = [[line.get(name) for line in same] for same in zip(*runs, strict=False)]
-    known = [[v for v in values if v is not None] for values in epochs]
+    known = [[v for v in same if v is not None] for same in zip(*runs, strict=False)]
     return [fmean(v) for v in known] if all(known) and known else []
 
 

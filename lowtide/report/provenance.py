@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..errors import InputError
+from ..training.summary import RunSummary
 from .cells import Cell, Column, Table, number, text
 from .repeat import repeat
-from .rows import Entry, Summary
+from .rows import Entry
 
 
 def provenance_table(entries: Sequence[Entry]) -> Table:
@@ -30,21 +30,22 @@ def provenance_table(entries: Sequence[Entry]) -> Table:
     rows = []
     for e in entries:
         for run, folder in zip(e.result.runs, e.result.folders, strict=True):
-            config, env, data = run["config"], run["environment"], run["data"]
-            versions = ", ".join(str(env[k]) for k in ("torch", "timm", "python") if k in env)
-            device = f"{env.get('device_name', 'unknown')}, {env.get('threads', '?')} threads"
+            config, env = run.config, run.environment
+            versions = ", ".join(filter(None, (env.torch, env.timm, env.python)))
+            threads = "?" if env.threads is None else env.threads
+            device = f"{env.device_name or 'unknown'}, {threads} threads"
             rows.append((
                 *(Cell(t, t) for t in (e.label, e.model, e.data)),
-                number(config["seed"], "d"),
-                number(config["lr"], "g"),
-                number(run["test_accuracy"], ".2f", 1e-2),
+                number(config.seed, "d"),
+                number(config.lr, "g"),
+                number(run.test_accuracy, ".2f", 1e-2),
                 text(command(run)),
                 text(tried(e)),
-                text(f"{env.get('lowtide', 'unknown')}, {env.get('commit') or 'no commit'}"),
+                text(f"{env.lowtide or 'unknown'}, {env.commit or 'no commit'}"),
                 text(versions),
                 text(device),
-                text(str(env.get("finished", ""))),
-                text(data["fingerprint"][:12], data["fingerprint"]),
+                text(env.finished or ""),
+                text(run.data.fingerprint[:12], run.data.fingerprint),
                 text(preprocessing(run)),
                 text(str(folder)),
             ))
@@ -63,7 +64,7 @@ def tried(entry: Entry) -> str:
     return ", ".join(f"{lr:g}: {100 * a:.1f}" for lr, a in entry.result.searched.items())
 
 
-def preprocessing(run: Summary) -> str:
+def preprocessing(run: RunSummary) -> str:
     """Write how images became inputs.
 
     Args:
@@ -74,11 +75,11 @@ def preprocessing(run: Summary) -> str:
     """
     return ", ".join(
         f"{name} {' '.join(map(str, v)) if isinstance(v, list) else v}"
-        for name, v in run["preprocessing"].items()
+        for name, v in run.preprocessing.items()
     )
 
 
-def command(run: Summary) -> str:
+def command(run: RunSummary) -> str:
     """Write the command that repeats a row.
 
     Args:
@@ -87,8 +88,7 @@ def command(run: Summary) -> str:
     Returns:
         The command; where this version does not know its options, why there is none.
     """
-    processes: Any = run["environment"].get("processes", 1)
     try:
-        return repeat(run["config"], processes if isinstance(processes, int) else 1)
+        return repeat(run.config.to_dict(), run.environment.processes)
     except InputError as e:
         return f"made by another version: {e}"

@@ -15,9 +15,7 @@ from ..bench.suite import SUITE
 from ..data.vtab import GROUPS, group_of
 from ..errors import InputError
 from ..training.loop import SUMMARY
-from ..training.summary import read_summary
-
-Summary = Mapping[str, Any]
+from ..training.summary import RunSummary, read_summary
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Entry:
     model: str
     group: str
     label: str
-    search: Summary | None = None
+    search: RunSummary | None = None
 
     @property
     def data(self) -> str:
@@ -45,14 +43,14 @@ class Entry:
         return self.result.data
 
     @property
-    def runs(self) -> tuple[Summary, ...]:
+    def runs(self) -> tuple[RunSummary, ...]:
         """Finished rows that were tested."""
-        return tuple(r for r in self.result.runs if r["test_accuracy"] is not None)
+        return tuple(r for r in self.result.runs if r.test_accuracy is not None)
 
     @property
     def accuracies(self) -> list[float]:
         """Test accuracy of each seed."""
-        return [r["test_accuracy"] for r in self.runs]
+        return self.result.accuracies
 
     @property
     def accuracy(self) -> float | None:
@@ -67,28 +65,28 @@ class Entry:
     @property
     def images(self) -> int:
         """Test images, the same for every seed."""
-        return max((r["data"]["test"] for r in self.runs), default=0)
+        return max((r.data.test for r in self.runs), default=0)
 
     @property
     def trained(self) -> int | None:
         """Trained parameters."""
-        return max((r["trainable_parameters"] for r in self.runs), default=None)
+        return max((r.trainable_parameters for r in self.runs), default=None)
 
     @property
     def planned(self) -> int | None:
         """Planned peak of a step, bytes."""
-        return max((r["planned"]["peak_bytes"] for r in self.runs), default=None)
+        return max((r.planned.peak_bytes for r in self.runs), default=None)
 
     @property
     def measured(self) -> int | None:
         """Measured peak of a step, bytes; of several rows the largest."""
-        peaks = [p for r in self.runs if (p := r.get("measured_peak_bytes"))]
+        peaks = [p for r in self.runs if (p := r.measured_peak_bytes)]
         return max(peaks, default=None)
 
     @property
     def seconds(self) -> float | None:
         """Time of a step, the median of the rows'."""
-        times = [t for r in self.runs if (t := r.get("step_seconds"))]
+        times = [t for r in self.runs if (t := r.step_seconds)]
         return median(times) if times else None
 
     @property
@@ -157,8 +155,8 @@ def _sources(folder: Path) -> list[Path]:
 
 
 def _entry(result: Result, results: Sequence[Result]) -> Entry:
-    models = [r["config"]["model"] for r in result.runs] or [
-        run["config"]["model"] for r in results if r.suite == result.suite for run in r.runs
+    models = [r.config.model for r in result.runs] or [
+        run.config.model for r in results if r.suite == result.suite for run in r.runs
     ]
     return Entry(
         result=result,
@@ -169,12 +167,12 @@ def _entry(result: Result, results: Sequence[Result]) -> Entry:
     )
 
 
-def _search(result: Result) -> Summary | None:
+def _search(result: Result) -> RunSummary | None:
     """Find the row that tried the learning rate which was chosen: it lies beside the test rows."""
     for folder in result.folders[:1] if result.searched else ():
         for path in sorted(folder.parent.glob(f"*/{SUMMARY}")):
             found = summary_of(path.parent)
-            if found and found["config"].get("skip_test") and found["config"]["lr"] == result.rate:
+            if found and found.config.skip_test and found.config.lr == result.rate:
                 return found
     return None
 
@@ -202,7 +200,7 @@ def _named_apart(entries: list[Entry]) -> list[Entry]:
 
 def _differences(entries: Sequence[Entry]) -> list[str]:
     """Write the options in which entries differ."""
-    flat = [_flat(e.result.runs[0]["config"]) if e.result.runs else {} for e in entries]
+    flat = [_flat(e.result.runs[0].config.completed()) if e.result.runs else {} for e in entries]
     names = [
         name
         for name in dict.fromkeys(n for options in flat for n in options)

@@ -198,8 +198,8 @@ def parts_of(entry: Entry) -> Mapping[str, int]:
     Returns:
         Bytes by part.
     """
-    largest = max(entry.runs, key=lambda r: r["planned"]["peak_bytes"])
-    return largest["planned"]["parts"]
+    largest = max(entry.runs, key=lambda r: r.planned.peak_bytes)
+    return largest.planned.parts
 
 
 def _accuracy(entry: Entry, verdict: Verdict | None) -> Cell:

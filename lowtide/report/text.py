@@ -18,11 +18,6 @@ from .words import MEMORY, REPEAT, SIGNIFICANCE, heading
 
 FORMULA = re.compile(r"[\s\"'\0]*[=+@\t\r\-\uff1d\uff0b\uff0d\uff20]")
 """How texts begin that spreadsheets compute, also behind spaces and quotes."""
-ENVIRONMENT = (
-    *("python", "lowtide", "torch", "timm", "commit", "machine", "device", "device_name"),
-    *("threads", "processes", "finished"),
-)
-"""What is written of a row's environment."""
 BAR = r"\|"
 """What a table takes for a bar, in code too."""
 
@@ -120,25 +115,21 @@ def _lines(entry: Entry) -> list[dict[str, object]]:
     return [
         {
             **about,
-            "seed": run["config"]["seed"],
-            "lr": run["config"]["lr"],
-            "policy": run["config"]["policy"],
-            "test_accuracy": run["test_accuracy"],
-            "val_accuracy": run["val_accuracy"],
-            "test_images": run["data"]["test"],
-            "trained_parameters": run["trainable_parameters"],
-            "planned_peak_bytes": run["planned"]["peak_bytes"],
-            "measured_peak_bytes": run.get("measured_peak_bytes"),
-            "step_seconds": run.get("step_seconds"),
-            "data_fingerprint": run["data"]["fingerprint"],
-            "preprocessing": json.dumps(run["preprocessing"]),
-            **{k: _plain(run["environment"].get(k)) for k in ENVIRONMENT},
+            "seed": run.config.seed,
+            "lr": run.config.lr,
+            "policy": run.config.policy,
+            "test_accuracy": run.test_accuracy,
+            "val_accuracy": run.val_accuracy,
+            "test_images": run.data.test,
+            "trained_parameters": run.trainable_parameters,
+            "planned_peak_bytes": run.planned.peak_bytes,
+            "measured_peak_bytes": run.measured_peak_bytes,
+            "step_seconds": run.step_seconds,
+            "data_fingerprint": run.data.fingerprint,
+            "preprocessing": json.dumps(run.preprocessing),
+            **run.environment.fields(),
             "folder": str(folder),
             "command": command(run),
         }
         for run, folder in zip(entry.result.runs, entry.result.folders, strict=True)
     ] or [about]
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, str | int | float | None) else json.dumps(value)

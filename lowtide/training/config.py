@@ -22,6 +22,8 @@ from ..tuning.adapter_files import construct, describe
 from ..values import Count, Seed, Share, Side, Within, options
 from ..yaml_text import parse_yaml
 
+LearningRate = Annotated[float, Within(0, 1e30, above=True)]
+
 PER_CORE = 8
 """Most loading processes for each core of this machine."""
 
@@ -75,7 +77,7 @@ class RunConfig(StepConfig):
     image_size: Side | None = None
     epochs: Count = 10
     memory_budget: str | None = None
-    lr: Annotated[float, Within(0, 1e30, above=True)] = 1e-3
+    lr: LearningRate = 1e-3
     min_lr: Annotated[float, Within(0, 1e30)] = 0.0
     weight_decay: Annotated[float, Within(0, 1e3)] = 1e-4
     warmup_epochs: Annotated[float, Within(0, 1e6)] = 1.0

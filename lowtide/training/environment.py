@@ -20,12 +20,13 @@ import torch
 from packaging.requirements import Requirement
 
 from ..kernels import native
+from .summary import Environment
 
 OURS = "lowtide"
 Needs = tuple[Requirement, ...]
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
+def environment(device: torch.device, processes: int) -> Environment:
     """Record what a result may depend on beside its options.
 
     Args:
@@ -35,17 +36,19 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
     Returns:
         Versions, the commit where lowtide runs from a checkout, the machine, and the date.
     """
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in (OURS, "torch", "timm")},
-        "commit": commit(),
-        "machine": platform.machine(),
-        "device": str(device),
-        "device_name": _name(device),
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    return Environment(
+        python=platform.python_version(),
+        lowtide=version(OURS),
+        torch=version("torch"),
+        timm=version("timm"),
+        commit=commit(),
+        machine=platform.machine(),
+        device=str(device),
+        device_name=_name(device),
+        threads=torch.get_num_threads(),
+        processes=processes,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
 
 
 def diagnosis() -> dict[str, Any]:

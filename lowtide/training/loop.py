@@ -35,7 +35,16 @@ from .prepare import Run, prepare
 from .progress import Progress, note
 from .schedule import make_schedule
 from .split import Split
-from .summary import read_summary
+from .summary import (
+    SCHEMA,
+    Confused,
+    DataSummary,
+    Epoch,
+    Planned,
+    RunOptions,
+    RunSummary,
+    read_summary,
+)
 
 METERED_STEPS = 2
 
@@ -45,7 +54,7 @@ MOVABLE = frozenset({"data", "checkpoint", "device", "workers"})
 
 def train(
     config: RunConfig, folder: Path, *, continues: bool = False, overwrite: bool = False
-) -> dict[str, Any]:
+) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
     The folder holds `config.yaml`, the adapter, `log.jsonl` and `summary.json`; until the run ends
@@ -75,7 +84,7 @@ def train(
         return _run(config, folder, continues)
 
 
-def _run(config: RunConfig, folder: Path, continues: bool) -> dict[str, Any]:
+def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
     run = prepare(config, folder)
     config = run.config  # with what a memory budget decided
     for line in run.notes if run.main else ():
@@ -159,12 +168,14 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                 progress.step(losses[-1])
             with run.averaged():
                 validated = _accuracy(_confusion(run, model, run.dataset.val))
-            run.history.append({
-                "epoch": epoch + 1,
-                "train_loss": _over_processes(run, sum(losses) / len(losses), "mean"),
-                "val_accuracy": validated,
-                "seconds": round(time.perf_counter() - started, 2),
-            })
+            run.history.append(
+                Epoch(
+                    epoch=epoch + 1,
+                    train_loss=_over_processes(run, sum(losses) / len(losses), "mean"),
+                    val_accuracy=validated,
+                    seconds=round(time.perf_counter() - started, 2),
+                )
+            )
             progress.epoch(run.history[-1])
             if run.main:
                 _save(run, optimizer)
@@ -238,9 +249,14 @@ def _accuracy(confusion: Tensor) -> float | None:
     return int(confusion.trace()) / images if images else None
 
 
+RECORDED = {"history": (list,), "measured_bytes": (int,), "data": (str,)}
+"""What a checkpoint's record must hold; an earlier version did not say `processes`."""
+
+
 def _save(run: Run, optimizer: Optimizer) -> None:
+    history = [line.to_dict() for line in run.history]
     record = {
-        "history": run.history,
+        "history": history,
         "measured_bytes": run.measured_bytes,
         "data": run.dataset.fingerprint,
         "processes": run.processes,
@@ -248,7 +264,7 @@ def _save(run: Run, optimizer: Optimizer) -> None:
     averages = run.average.averages if run.average else ()
     scaler = run.accelerator.scaler
     resume.write(run.folder / CHECKPOINT, run.tuned, optimizer, scaler, record, averages)
-    write_text(run.folder / LOG, "".join(json.dumps(line) + "\n" for line in run.history))
+    write_text(run.folder / LOG, "".join(json.dumps(line) + "\n" for line in history))
 
 
 def _restore(run: Run, optimizer: Optimizer) -> None:
@@ -256,9 +272,9 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     path = run.folder / CHECKPOINT
     if not path.is_file():
         return
-    record = resume.record_of(path)
+    record = resume.record_of(path, RECORDED)
     _refuse_changed(run, record["data"])
-    processes = record.get("processes", run.processes)  # an earlier version did not say
+    processes = record.get("processes", run.processes)
     if processes != run.processes:
         raise InputError(
             f"{run.folder} was begun by {processes} processes, of"
@@ -268,7 +284,8 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
         )
     averages = run.average.averages if run.average else ()
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
-    run.history, run.measured_bytes = record["history"], record["measured_bytes"]
+    run.history = [Epoch.from_dict(line) for line in record["history"]]
+    run.measured_bytes = record["measured_bytes"]
 
 
 def _refuse_changed(run: Run, fingerprint: str) -> None:
@@ -280,31 +297,32 @@ def _refuse_changed(run: Run, fingerprint: str) -> None:
         raise InputError(f"{run.config.data} has changed since {run.folder} was started{said}")
 
 
-def _finish(run: Run, model: Any) -> dict[str, Any]:
+def _finish(run: Run, model: Any) -> RunSummary:
     """Test the last epoch's model, save the adapter and the record, drop the checkpoint."""
     config = run.config
     confusion = _confusion(run, model, () if config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
     trained, total = run.tuned.trainable_counts()
-    summary = {
-        "config": config.to_dict(),
-        "data": run.dataset.describe(),
-        "preprocessing": run.preprocessing.to_dict(),
-        "trainable_parameters": trained,
-        "total_parameters": total,
-        "planned": run.planned,
-        "measured_peak_bytes": run.measured_bytes or None,
-        "step_seconds": median(run.step_s) if run.step_s else None,
-        "history": run.history,
-        "val_accuracy": run.history[-1]["val_accuracy"],
-        "test_accuracy": _accuracy(confusion),
-        "test_confusion": [
-            [true, predicted, int(confusion[true, predicted])]
+    summary = RunSummary(
+        schema=SCHEMA,
+        config=RunOptions.from_dict(config.to_dict()),
+        data=DataSummary.from_dict(run.dataset.describe()),
+        preprocessing=run.preprocessing.to_dict(),
+        trainable_parameters=trained,
+        total_parameters=total,
+        planned=Planned.from_dict(run.planned.to_dict()),
+        measured_peak_bytes=run.measured_bytes or None,
+        step_seconds=median(run.step_s) if run.step_s else None,
+        history=tuple(run.history),
+        val_accuracy=run.history[-1].val_accuracy,
+        test_accuracy=_accuracy(confusion),
+        test_confusion=tuple(
+            Confused(true, predicted, int(confusion[true, predicted]))
             for true, predicted in confusion.nonzero().tolist()
-        ],
-        "environment": environment(run.accelerator.device, run.accelerator.num_processes),
-    }
+        ),
+        environment=environment(run.accelerator.device, run.accelerator.num_processes),
+    )
     if run.main:
         run.tuned.save_pretrained(
             run.folder,
@@ -320,7 +338,7 @@ def _finish(run: Run, model: Any) -> dict[str, Any]:
             augment=config.augment,
             classes=list(run.dataset.classes),
         )
-        write_text(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
     if run.features:
         run.features.drop()

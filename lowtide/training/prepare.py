@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
 from ..errors import InputError
 from ..planning.search import parse_bytes, search
-from ..planning.simulate import arrange, plan
+from ..planning.simulate import Plan, arrange, plan
 from ..planning.step import couples
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
 from .config import RunConfig
 from .ema import Average
 from .feature_cache import Features, Kept, entrance
+from .summary import Epoch
 
 FEATURES = "features.f32"
 
@@ -40,7 +40,7 @@ class Run:
         preprocessing: How images become inputs.
         tuned: The model.
         accelerator: Devices, mixed precision, processes.
-        planned: The plan, as plain data.
+        planned: The plan of a step.
         history: One record per finished epoch.
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
@@ -55,8 +55,8 @@ class Run:
     preprocessing: Preprocessing
     tuned: Tuned
     accelerator: Accelerator
-    planned: dict[str, Any]
-    history: list[dict[str, Any]] = field(default_factory=list)
+    planned: Plan
+    history: list[Epoch] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     measured_bytes: int = 0
     cache: Cache = field(default_factory=Cache)
@@ -111,7 +111,7 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What to know of the run before it starts, a sentence each."""
-        lines = [*self.dataset.notes, *self.planned["notes"]]
+        lines = [*self.dataset.notes, *self.planned.notes]
         if self.config.warmup_epochs >= self.config.epochs:
             lines.append(
                 "the learning rate rises from lr / 100 through the whole run, which is all warm-up;"
@@ -192,7 +192,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     )
     tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_init)
     arrange(tuned, config).train()
-    run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned.to_dict())
+    run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned)
     if config.cache_features:
         if accelerator.num_processes > 1:
             raise InputError("cache_features works in one process")

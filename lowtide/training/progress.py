@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from ..errors import printable
+from .summary import Epoch
 
 
 def note(text: str) -> None:
@@ -67,18 +67,18 @@ class Progress:
         """
         self._bars.update(self._task, advance=1, loss=loss)
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: Epoch) -> None:
         """Report a finished epoch.
 
         Args:
             record: What `log.jsonl` says of it.
         """
-        self._bars.update(self._task, completed=record["epoch"] * self._steps)
+        self._bars.update(self._task, completed=record.epoch * self._steps)
         if self._shown:
-            accuracy = record["val_accuracy"]
+            accuracy = record.val_accuracy
             val = "" if accuracy is None else f"  val accuracy {accuracy:.3f}"
             self._console.print(
-                f"epoch {record['epoch']:3d}  loss {record['train_loss']:.4f}{val}"
-                f"  {record['seconds']:.1f} s",
+                f"epoch {record.epoch:3d}  loss {record.train_loss:.4f}{val}"
+                f"  {record.seconds:.1f} s",
                 highlight=False,
             )

@@ -1,93 +1,265 @@
-"""Read summaries, refusing those that do not say what a run says; a file may be anybody's."""
+"""What a run says of itself when it is finished: `summary.json`, every field with its kind.
+
+A file may be anybody's: what is not as it should be is refused by its path. Files of every version
+open; a field that is newer than a file has its default.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from ..errors import InputError, shown
+from ..methods import METHODS
 from ..paths import read_json
+from ..tuning.adapter_files import describe
+from ..values import Count, Seed, Within
+from .config import LearningRate, RunConfig
+from .records import Misfit, Record
 
-LARGEST = 1e18
-"""Bound of every number in a summary."""
+SCHEMA = 1
+"""Version of the file; 0 is that of files which say none."""
 
-NUMBER = (int, float)
-NEEDED: Mapping[str, tuple[type, ...]] = {
-    "config": (dict,),
-    "config.model": (str,),
-    "config.data": (str,),
-    "config.method.name": (str,),
-    "config.policy": (str,),
-    "config.lr": NUMBER,
-    "config.seed": (int,),
-    "config.batch_size": (int,),
-    "data.fingerprint": (str,),
-    "data.classes": (list,),
-    "data.test": (int,),
-    "preprocessing": (dict,),
-    "trainable_parameters": (int,),
-    "total_parameters": (int,),
-    "planned.peak_bytes": (int,),
-    "planned.parts": (dict,),
-    "measured_peak_bytes": (int, type(None)),
-    "step_seconds": (*NUMBER, type(None)),
-    "history": (list,),
-    "environment": (dict,),
-    "val_accuracy": (*NUMBER, type(None)),
-    "test_accuracy": (*NUMBER, type(None)),
-    "test_confusion": (list, type(None)),
-}
-"""What a summary says, and as what; where None will do, it may say nothing."""
+Whole = Annotated[int, Within(0, 10**18)]
+Number = Annotated[float, Within(0, 1e18)]
+Loss = Annotated[float, Within(0, 1e39)]
+"""A float32 may hold any of them."""
+Accuracy = Annotated[float, Within(0, 1)]
 
 
-def read_summary(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions(Record):
+    """What trained.
+
+    Attributes:
+        name: Name of the method; its options are `extra`.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Record):
+    """The options of a run, as `RunConfig.to_dict` gave them to the version that ran it.
+
+    Attributes:
+        model: timm's name of the backbone.
+        data: Where the images were.
+        method: What trained.
+        policy: What was kept for backward.
+        lr: Peak learning rate.
+        seed: The seed.
+        batch_size: Images per update.
+        skip_test: Whether the test images were left alone.
+    """
+
+    model: str
+    data: str
+    method: MethodOptions
+    policy: str
+    lr: LearningRate
+    seed: Seed
+    batch_size: Count
+    skip_test: bool = False
+
+    def completed(self) -> dict[str, Any]:
+        """Give every option that this version or the run's has.
+
+        Returns:
+            The run's options, then those that are newer than the run, with their defaults.
+        """
+        given = self.to_dict()
+        if self.method.name in METHODS:
+            usual = describe(METHODS[self.method.name]())
+            given["method"] = {**given["method"], **_beside(usual, given["method"])}
+        return {**given, **_beside(RunConfig(model="any", data="any").to_dict(), given)}
+
+    @property
+    def identity(self) -> str:
+        """What runs share that differ in nothing but their seed."""
+        options = self.completed()
+        del options["seed"]
+        return json.dumps(options, sort_keys=True)
+
+
+def _beside(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in usual.items() if name not in given}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSummary(Record):
+    """What `Dataset.describe` says.
+
+    Attributes:
+        format: The kind of source.
+        train: Images learnt from.
+        val: Images validated on.
+        test: Images tested on.
+        classes: Names of the classes, in the order of their numbers.
+        fingerprint: Hash of which files carry which class in which split.
+        notes: How the splits came about.
+        skipped: Images that cannot be read.
+        bits: Bits of its 16-bit pixels; None in files that are older than that.
+    """
+
+    format: str
+    train: Whole
+    val: Whole
+    test: Whole
+    classes: tuple[str, ...]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    bits: Whole | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Record):
+    """What `Plan.to_dict` says.
+
+    Attributes:
+        trainable_parameters: Parameters that train.
+        total_parameters: All parameters.
+        peak_bytes: Planned peak of a step.
+        parts: The same bytes by what they are.
+        work: What a step computes.
+        notes: What else to know of the step.
+    """
+
+    trainable_parameters: Whole
+    total_parameters: Whole
+    peak_bytes: Whole
+    parts: Mapping[str, Whole]
+    work: Mapping[str, Number]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Record):
+    """What was recorded after an epoch; a line of `log.jsonl`.
+
+    Attributes:
+        epoch: Its number, from 1.
+        train_loss: Mean loss of its updates.
+        val_accuracy: Accuracy on the validation images; None without any.
+        seconds: How long it took.
+    """
+
+    epoch: Count
+    train_loss: Loss | None
+    val_accuracy: Accuracy | None
+    seconds: Number
+
+
+class Confused(NamedTuple):
+    """Test images of one class that were taken for one class, itself or another."""
+
+    true: Whole
+    predicted: Whole
+    images: Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment(Record):
+    """Where and with what a run was made; None is not known.
+
+    Attributes:
+        python: Version of Python.
+        lowtide: Version of lowtide.
+        torch: Version of torch.
+        timm: Version of timm.
+        commit: The commit of the checkout that lowtide ran from, with `+` where files differed.
+        machine: Kind of processor.
+        device: Where the run computed.
+        device_name: Name of that device.
+        threads: Threads of torch.
+        processes: Processes that shared the run.
+        finished: When it ended, in UTC.
+    """
+
+    python: str | None = None
+    lowtide: str | None = None
+    torch: str | None = None
+    timm: str | None = None
+    commit: str | None = None
+    machine: str | None = None
+    device: str | None = None
+    device_name: str | None = None
+    threads: Whole | None = None
+    processes: Count = 1
+    finished: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary(Record):
+    """Everything that is reported of a run.
+
+    Attributes:
+        schema: Version of the file.
+        config: The run's options.
+        data: The images.
+        preprocessing: How images became inputs, as `Preprocessing.to_dict` says it.
+        trainable_parameters: Parameters that trained, the classifier included.
+        total_parameters: All parameters.
+        planned: The plan of a step.
+        measured_peak_bytes: The run's own peak; None where it was not measured.
+        step_seconds: Median time of an update; None where none was timed.
+        history: One record per epoch.
+        val_accuracy: That of the last epoch; None without validation images.
+        test_accuracy: Accuracy on the test images; None where they were left alone.
+        test_confusion: How many test images of which class were taken for which, zeros left out;
+            None in files that are older than that.
+        environment: Where and with what it was made.
+    """
+
+    schema: Annotated[int, Within(0, SCHEMA)] = 0
+    config: RunOptions
+    data: DataSummary
+    preprocessing: Mapping[str, Any]
+    trainable_parameters: Whole
+    total_parameters: Whole
+    planned: Planned
+    measured_peak_bytes: Whole | None = None
+    step_seconds: Number | None = None
+    history: tuple[Epoch, ...]
+    val_accuracy: Accuracy | None
+    test_accuracy: Accuracy | None
+    test_confusion: tuple[Confused, ...] | None = None
+    environment: Environment
+
+    def __post_init__(self) -> None:
+        classes = len(self.data.classes)
+        for i, row in enumerate(self.test_confusion or ()):
+            if max(row.true, row.predicted) >= classes:
+                raise Misfit(f"test_confusion.{i}", f"of {classes} classes", list(row))
+
+
+def read_summary(path: Path) -> RunSummary:
     """Read what a finished run says of itself.
 
     Args:
         path: The file.
 
     Returns:
-        The summary, everything in it that lowtide uses of its kind.
+        The summary.
 
     Raises:
-        InputError: The file cannot be read, or something is missing or is not of its kind.
+        InputError: The file cannot be read, or something is missing or is not of its kind, or the
+            file is of a version that is not known yet.
     """
-    summary = read_json(path)
-    if not isinstance(summary, dict) or "config" not in summary:
+    content = read_json(path)
+    if not isinstance(content, dict) or "config" not in content:
         raise InputError(f"{path} was not left by lowtide train")
-    for name, kinds in NEEDED.items():
-        value: Any = summary
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if not _fits(value, kinds, share="accuracy" in name):
-            wanted = " or ".join(k.__name__ for k in kinds)
-            raise InputError(f"{path} is damaged: {name} is {shown(value)}, not {wanted}")
-    _check_lists(summary, path)
-    return summary
-
-
-def _check_lists(summary: dict[str, Any], path: Path) -> None:
-    for line in summary["history"]:
-        numbers = isinstance(line, dict) and (line.get("train_loss"), line.get("val_accuracy"))
-        if not numbers or not all(_fits(n, (*NUMBER, type(None))) for n in numbers):
-            raise InputError(f"{path} is damaged: {shown(line)} in history")
-    for part, size in summary["planned"]["parts"].items():
-        if not _fits(size, (int,)):
-            raise InputError(f"{path} is damaged: planned part {part} is {shown(size)}")
-    classes = len(summary["data"]["classes"])
-    for triple in summary.get("test_confusion") or ():
-        whole = isinstance(triple, list) and len(triple) == 3
-        if not whole or not all(_fits(n, (int,)) for n in triple):
-            raise InputError(f"{path} is damaged: {shown(triple)} in test_confusion")
-        if max(triple[:2]) >= classes:
-            raise InputError(
-                f"{path} is damaged: {triple!r} in test_confusion of {classes} classes"
-            )
-
-
-def _fits(value: object, kinds: tuple[type, ...], share: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        return False
-    most = 1 if share else LARGEST
-    return not isinstance(value, int | float) or 0 <= value <= most
+    schema = content.get("schema")
+    if type(schema) is int and schema > SCHEMA:
+        raise InputError(
+            f"{path} was left by a newer lowtide: its schema is {shown(schema)}, and this version"
+            f" reads those up to {SCHEMA}"
+        )
+    try:
+        return RunSummary.from_dict(content)
+    except InputError as e:
+        raise InputError(f"{path} is damaged: {e}") from e

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..core.graft import Method, method_name
-from ..errors import InputError, UnknownName, shown
+from ..errors import InputError, LowtideError, UnknownName, shown
 from ..methods import METHODS
 from ..paths import read_json, whole, write_text
 from ..values import read_fields
@@ -176,11 +176,18 @@ def write_tensors(
         path: Where to.
         tensors: By name.
         metadata: Strings for the header.
+
+    Raises:
+        LowtideError: It cannot be written, as on a full disk.
     """
     header = {"format": "pt", **(metadata or {})}
     header[CONTENT] = content_hash(tensors, header)
+    plain = {k: v.contiguous().cpu().clone() for k, v in tensors.items()}
     with whole(path) as partial:
-        save_file({k: v.contiguous().cpu().clone() for k, v in tensors.items()}, partial, header)
+        try:
+            save_file(plain, partial, header)
+        except SafetensorError as e:
+            raise LowtideError(f"{path} cannot be written: {e}") from e
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
