@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from lowtide import METHODS, Policy, apply, compress, decompress
+from lowtide import METHODS, Policy, apply, compress, decompress, narrow
 from lowtide.codecs.exact import Exact
-from lowtide.memory import frozen_dtype as narrow
 from lowtide.memory.frozen_dtype import narrow_weights
 from lowtide.ops import NAMES
 

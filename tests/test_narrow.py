@@ -13,9 +13,8 @@ from nets import cotangent, images, near, stir, tiny
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lowtide import METHODS, InputError, Policy, apply, compress, load, merge
+from lowtide import METHODS, InputError, Policy, apply, compress, load, merge, narrow
 from lowtide.families import FAMILIES
-from lowtide.memory import frozen_dtype as narrow
 from lowtide.memory.frozen_dtype import NARROW, narrow_weights, widen_weights
 
 LAYERS = {

@@ -82,7 +82,7 @@ def test_the_time_of_a_step_is_the_median_of_those_without_the_meter(config, tmp
     monkeypatch.setattr(lowtide.training.loop, "METERED_STEPS", 1)
     monkeypatch.setattr(lowtide.training.loop, "training_step", slowly)
     monkeypatch.setattr(lowtide.training.loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    assert train(replace(config, epochs=2), tmp_path / "run")["step_seconds"] == 4
+    assert train(replace(config, epochs=2), tmp_path / "run").step_seconds == 4
 
 
 def test_every_update_has_its_own_learning_rate(config, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ class Window(NamedTuple):
     output_padding: list[int] | None = None
     behind: tuple[int, ...] = ()
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def over(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve."""
         if self.output_padding is not None:
             given = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
@@ -64,7 +64,7 @@ def _forward(
     window: Window,
     follows: bool = False,
 ) -> Forward:
-    y = window(x, weight.to(x.dtype), bias)
+    y = window.over(x, weight.to(x.dtype), bias)
     wanted = needs[0] or needs[1]
     residues = [Residue(x)] * needs[1] + [Residue(weight)] * (wanted and follows)
     return Forward(y, tuple(residues), (weight if wanted and not follows else None,))
