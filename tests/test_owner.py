@@ -203,7 +203,7 @@ def test_another_number_of_processes_does_not_continue_a_run(stopped, capsys, mo
     record = record_of(stopped / "checkpoint.safetensors", {})
     assert record["processes"] == 1
     monkeypatch.setattr(
-        lowtide.training.loop.resume, "record_of", lambda _: {**record, "processes": 2}
+        lowtide.training.loop.resume, "record_of", lambda *_: {**record, "processes": 2}
     )
     said = refused_after_notes(capsys, "train", "--resume", stopped)
     assert "begun by 2 processes" in said and "torchrun --nproc_per_node=2" in said

@@ -239,7 +239,7 @@ def _run_sparing(
         result = _run(module, mode, forward, args, kwargs)
     finally:
         mode.depth -= 1
-    spare(mode.watched, since, (args, kwargs, result), last=mode.depth == 0)
+    spare(mode.watched, since, (args, kwargs, result))
     return result
 
 

@@ -103,7 +103,7 @@ def moved(old: Tensor, new: Tensor) -> None:
         one.root, one.place, one.version = _whereabouts(new)
 
 
-def spare(watched: list[Watched], since: int, given: Any, last: bool) -> None:
+def spare(watched: list[Watched], since: int, given: Any) -> None:
     """Drop, at the end of a module, the codes of what was made inside and lives on.
 
     The module's own names are gone by then: what is neither its argument nor its result is held by
@@ -113,7 +113,6 @@ def spare(watched: list[Watched], since: int, given: Any, last: bool) -> None:
         watched: The codes.
         since: How many there were before the module.
         given: Its arguments and its result.
-        last: Whether it is the whole model. The caller holds the model's input too.
     """
     leaves = tree_leaves(given) if len(watched) > since else []
     if not all(isinstance(leaf, (Tensor, *_PLAIN)) for leaf in leaves):
@@ -124,15 +123,11 @@ def spare(watched: list[Watched], since: int, given: Any, last: bool) -> None:
         root = one.root()
         if root is None or root._version != one.version:
             continue
-        if root.untyped_storage()._cdata in theirs and not (last and _is_data(root)):
+        if root.untyped_storage()._cdata in theirs:
             left.append(one)
         elif all("_lowtide_instead" not in vars(t) for t in one.packed):
             _drop(one, root)
     watched[since:] = left
-
-
-def _is_data(root: Tensor) -> bool:
-    return root.is_leaf and not root.requires_grad
 
 
 def _drop(one: Watched, root: Tensor) -> None:
