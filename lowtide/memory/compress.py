@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..codecs.base import Residue
-from ..ops import CALLS
+from ..ops import CALLS, NORMS
 from ..ops.attention_recompute import rerun
 from ..ops.lineage import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
 from ..ops.multihead import OPENED
@@ -47,9 +47,6 @@ RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
 
 RERUN = (*ATTENTIONS, *RECURRENT)
 """What is run again in backward, from its input."""
-
-NORMS = ("layer_norm", "rms_norm", "group_norm")
-"""Ops whose x^ is kept more finely in front of what runs again."""
 
 _X = object()
 _STATE = {"_lowtide_policy", "_lowtide_derives"}
@@ -113,7 +110,6 @@ class _Answers(TorchFunctionMode):
         self.policy, self.codecs, self.followed = policy, policy.codecs, FOLLOWED
         self.region = here
         self.watched: list[Watched] = []
-        self.depth = 0
 
     def __torch_function__(
         self,
@@ -234,11 +230,8 @@ def _run_sparing(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run a module, and keep no codes of what lives on in full."""
-    since, mode.depth = len(mode.watched), mode.depth + 1
-    try:
-        result = _run(module, mode, forward, args, kwargs)
-    finally:
-        mode.depth -= 1
+    since = len(mode.watched)
+    result = _run(module, mode, forward, args, kwargs)
     spare(mode.watched, since, (args, kwargs, result))
     return result
 

@@ -26,6 +26,9 @@ TIGHT: dict[str, Codec] = {}
 S2A: dict[str, Callable[[Rounding], Codec]] = {}
 """What S2A's policy keeps, by its way of rounding, of the ops it knows; from each `S2A`."""
 
+NORMS: list[str] = []
+"""Ops whose x^ is kept more finely in front of what runs again; from each `NORMS`."""
+
 CASES: dict[str, Case] = {}
 """Examples that the laws are proved on; from each `CASES`."""
 
@@ -39,6 +42,7 @@ def _gather(module: Any) -> None:
         if twice := given.keys() & table.keys():
             raise ImportError(f"{module.__name__}: {name} says {twice} a second time")
         table |= given
+    NORMS.extend(getattr(module, "NORMS", ()))
     OPS.update((name, value) for name, value in vars(module).items() if isinstance(value, Op))
 
 

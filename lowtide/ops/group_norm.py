@@ -140,6 +140,7 @@ def _answered(
     return saved(GROUP_NORM, codecs["group_norm"], x, weight, bias, **options)
 
 
+NORMS = ("group_norm",)
 TIGHT = {"group_norm": Affine(4, 128, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {
     **dict.fromkeys((F.group_norm, torch.group_norm), _answer),

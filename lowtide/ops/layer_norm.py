@@ -113,6 +113,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(LAYER_NORM, codecs["layer_norm"], x, weight, bias, eps=eps)
 
 
+NORMS = ("layer_norm",)
 TIGHT = {"layer_norm": Affine(4, 128, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.layer_norm: _answer, torch.layer_norm: _answer}
 CASES = {

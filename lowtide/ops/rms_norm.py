@@ -59,6 +59,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(RMS_NORM, codecs["rms_norm"], x, weight, eps=eps)
 
 
+NORMS = ("rms_norm",)
 TIGHT = {"rms_norm": Affine(4, 128, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.rms_norm: _answer, torch.rms_norm: _answer}
 
