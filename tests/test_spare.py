@@ -68,6 +68,22 @@ class Tower(nn.Module):
         return x
 
 
+class Tapped(nn.Module):
+    """Blocks under checkpointing, which keeps in full what the taps beside them read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.GELU()) for _ in range(3))
+        self.taps = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, tapped = x * 2.0, torch.zeros(())
+        for block, tap in zip(self.blocks, self.taps, strict=True):
+            tapped = tapped + tap(x)
+            x = checkpoint(block, x.requires_grad_(), use_reentrant=False)
+        return x + tapped
+
+
 class Heads(nn.Module):
     """Attention that is written out; maps between heads read the softmax, as in CaiT."""
 
@@ -101,6 +117,7 @@ Net = tuple[Callable[[], nn.Module], tuple[int, ...]]
 NETS: dict[str, Net] = {
     "convolutions": (lambda: Residual(False), (4, 3, 16, 16)),
     "in place": (lambda: Residual(True), (4, 3, 16, 16)),
+    "tapped": (lambda: nn.Sequential(Tapped()), (2, 24, 32)),
     "heads": (Heads, (2, 24, 32)),
     "tower": (lambda: Tower(False), (2, 3, 16, 16)),
     "checkpoints": (lambda: Tower(True), (2, 3, 16, 16)),
@@ -114,7 +131,7 @@ def alive(model: nn.Module, x: Tensor) -> int:
     with Meter(model) as meter:
         y = model(x)
         gc.collect()
-        parts = dict(meter._ledger.parts)
+        parts = meter.now.parts
     del y
     return sum(parts.values()) - parts["weights"] - parts["gradients"]
 
@@ -182,5 +199,30 @@ def test_what_lives_on_may_not_be_written_to() -> None:
     compress(model, POLICIES["s2a"]())
     y = model(x)
     model.seen.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an in-place operation"):
+        y.sum().backward()
+
+
+class Masked(nn.Module):
+    """Attention with a mask of its own, whose result is kept in full behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.register_buffer("mask", torch.randn(5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        return torch.erf(F.scaled_dot_product_attention(q, k, v, self.mask))
+
+
+def test_a_mask_that_is_read_again_may_not_be_written_to() -> None:
+    inner = Masked()
+    model, x = nn.Sequential(inner, nn.Identity()), torch.randn(2, 5, 8)
+    _, gradient = run(model, x)
+    compress(model, POLICIES["s2a"]())
+    torch.testing.assert_close(run(model, x)[1], gradient)  # its codes are gone
+    y = model(x)
+    inner.mask.mul_(-2)
     with pytest.raises(RuntimeError, match="modified by an in-place operation"):
         y.sum().backward()

@@ -207,7 +207,8 @@ class _Saved(torch.autograd.Function):
             call = Again(again, (Again(),), weights=weights)
             remember(y, Derived(kept[0][0], *likes[0], call), kept[0][1])
         if remake is not None:
-            watch(kept[-1][1], y, lambda _: remake())
+            reads = (t for t in tensors if t is not None)
+            watch(kept[-1][1], y, lambda _: remake(), reads)
         return y
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ class Watched:
         place: Size, stride and offset of the tensor in it.
         version: Of what is in it.
         make: Gives from the tensor what the codes stand for.
+        reads: What it reads besides, with their versions.
     """
 
     packed: Packed
@@ -39,6 +40,7 @@ class Watched:
     place: tuple[Any, ...]
     version: int
     make: Make
+    reads: tuple[tuple[Tensor, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class Instead:
 
     Attributes:
         tensor: The tensor that lived on.
-        version: Of what was in it.
         make: Gives from it what the codes stood for.
+        versions: Of it, and of what is read besides.
     """
 
     tensor: Tensor
-    version: int
     make: Make
+    versions: tuple[tuple[Tensor, int], ...]
 
 
 @contextmanager
@@ -72,13 +74,14 @@ def watching() -> Iterator[list[Watched]]:
         _here.watched = before
 
 
-def watch(packed: Packed, tensor: Tensor, make: Make) -> None:
+def watch(packed: Packed, tensor: Tensor, make: Make, reads: Iterable[Tensor] = ()) -> None:
     """Note that codes are needless if a tensor is kept in full.
 
     Args:
         packed: The codes.
         tensor: The tensor.
         make: Gives from it what the codes stand for; it may hold what is kept anyway.
+        reads: What it reads besides, which must not be written to.
     """
     watched = getattr(_here, "watched", None)
     if watched is None or torch.compiler.is_compiling() or isinstance(tensor, nn.Parameter):
@@ -86,7 +89,8 @@ def watch(packed: Packed, tensor: Tensor, make: Make) -> None:
     memory = tensor.untyped_storage()._cdata
     if not packed or not _seen() or any(t.untyped_storage()._cdata == memory for t in packed):
         return
-    watched.append(Watched(packed, *_whereabouts(tensor), make))
+    noted = tuple((t.detach(), t._version) for t in reads)
+    watched.append(Watched(packed, *_whereabouts(tensor), make, noted))
 
 
 def moved(old: Tensor, new: Tensor) -> None:
@@ -134,7 +138,8 @@ def _drop(one: Watched, root: Tensor) -> None:
     tensor = root.detach().as_strided(*one.place)
     for t in one.packed:
         t.data = t.new_empty(0)  # autograd has saved the object, and finds nothing in it
-    one.packed[0].__dict__["_lowtide_instead"] = Instead(tensor, one.version, one.make)
+    versions = ((tensor, one.version), *one.reads)
+    one.packed[0].__dict__["_lowtide_instead"] = Instead(tensor, one.make, versions)
 
 
 def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], tuple[Any, ...], int]:
@@ -179,12 +184,12 @@ def unpack(reader: Reader, packed: Packed, shape: torch.Size, dtype: torch.dtype
         What they stand for.
 
     Raises:
-        RuntimeError: The tensor that lived on was written to since.
+        RuntimeError: The tensor that lived on, or what is read beside it, was written to since.
     """
     if not spared(packed):
         return reader.unpack(packed, shape, dtype)
     instead: Instead = packed[0].__dict__["_lowtide_instead"]
-    if instead.tensor._version != instead.version:
+    if any(t._version != version for t, version in instead.versions):
         raise RuntimeError(
             "a tensor needed for the backward pass was modified by an in-place operation after the"
             " module that made it; write to a copy of it"
