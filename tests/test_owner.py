@@ -199,6 +199,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(made,
         assert "/no/such" not in refused(capsys, *args, place)
 
 
+def test_a_damaged_line_of_a_checkpoint_is_named_with_its_file(stopped, capsys, monkeypatch):
+    path = stopped / "checkpoint.safetensors"
+    record = record_of(path, {})
+    line = {**record["history"][0], "seconds": "soon"}
+    monkeypatch.setattr(
+        lowtide.training.loop.resume, "record_of", lambda *_: {**record, "history": [line]}
+    )
+    said = refused_after_notes(capsys, "train", "--resume", stopped)
+    assert f"{path} is damaged: history.0.seconds is 'soon', not a number" in said
+
+
 def test_another_number_of_processes_does_not_continue_a_run(stopped, capsys, monkeypatch):
     record = record_of(stopped / "checkpoint.safetensors", {})
     assert record["processes"] == 1

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import Unsupported
 from .site import Layout
+from .wrapped import plain_kind
 
 MAPS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, tl.Conv2dSame)
 """y = W x + b."""
@@ -41,18 +42,6 @@ ACTIVATED: tuple[type[nn.Module], ...] = tuple(
     if hasattr(tl, name)
 )
 """y = act(w * xhat + b)."""
-
-
-def plain_kind(module: nn.Module) -> type[nn.Module]:
-    """Tell a module's class, as it is without compression.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        Its class, or the one that compression has put its own in place of.
-    """
-    return getattr(type(module), "_lowtide_plain", type(module))
 
 
 def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module, nn.Module]:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .graft import Graft
-from .linear_maps import ACTIVATED, fold, plain_kind
+from .linear_maps import ACTIVATED, fold
 from .site import Layout, Site
+from .wrapped import plain_kind
 
 Init = Literal["paper", "identity", "uniform", "trunc_normal", "random"]
 SPREAD = 0.02

@@ -1,4 +1,4 @@
-"""What compilers and data-parallel wrappers put around a model, and the names that gives."""
+"""What compilers, data-parallel wrappers and compression put around a model, looked through."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Set
 from typing import Any
 
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 COMPILED, PARALLEL = "_orig_mod", "module"
@@ -25,6 +26,18 @@ def unwrapped(model: Any) -> Any:
             parent, _, leaf = path.rpartition(".")
             model.get_submodule(parent)._modules[leaf] = inside
     return _inside(model)
+
+
+def plain_kind(module: nn.Module) -> type[nn.Module]:
+    """Tell a module's class, as it is without compression.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Its class, or the one that compression has put its own in place of.
+    """
+    return getattr(type(module), "_lowtide_plain", type(module))
 
 
 def plain(name: str) -> str:

@@ -18,6 +18,8 @@ from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ..core.wrapped import plain_kind
+
 MLPS: tuple[type[nn.Module], ...] = (
     layers.Mlp,
     layers.GluMlp,
@@ -79,24 +81,11 @@ def is_imagewise(module: nn.Module) -> bool:
     if any(getattr(everywhere, f"_global{name}", None) for name in HOOKS):
         return False
     inside = list(module.modules())
-    kinds = {plain(m) for m in inside}
+    kinds = {plain_kind(m) for m in inside}
     files = (*FILES, *(f"{kind.__module__}." for kind in kinds if is_model(kind)))
     if not all(_is_read(kind, files) for kind in kinds):
         return False
     return not any(_is_changed(m) or _mixes(m) for m in inside)
-
-
-def plain(module: nn.Module) -> type[nn.Module]:
-    """Look through the class that `compress` gave a module.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        The class it had before.
-    """
-    kind: type[nn.Module] = getattr(type(module), "_lowtide_plain", type(module))
-    return kind
 
 
 def has_images(module: nn.Module, x: Tensor) -> bool:
@@ -109,7 +98,7 @@ def has_images(module: nn.Module, x: Tensor) -> bool:
     Returns:
         Whether it has as many axes as it must have.
     """
-    grid = is_model(plain(module)) or any(isinstance(m, _ConvNd) for m in module.modules())
+    grid = is_model(plain_kind(module)) or any(isinstance(m, _ConvNd) for m in module.modules())
     return x.ndim == 4 if grid else x.ndim > 1
 
 
@@ -127,7 +116,9 @@ def _is_changed(module: nn.Module) -> bool:
     """Whether something hooks into a module, or stands in the place of one of its functions."""
     if any(getattr(module, name, None) for name in HOOKS):
         return True
-    return any(callable(v) and hasattr(plain(module), name) for name, v in vars(module).items())
+    return any(
+        callable(v) and hasattr(plain_kind(module), name) for name, v in vars(module).items()
+    )
 
 
 def _mixes(module: nn.Module) -> bool:
@@ -151,7 +142,7 @@ def _is_first(axis: Any) -> bool:
 def _drawn(module: nn.Module) -> Iterator[bool]:
     if isinstance(module, nn.RReLU):
         yield True
-    drops = "Drop" in plain(module).__name__
+    drops = "Drop" in plain_kind(module).__name__
     for name, value in vars(module).items():
         if isinstance(value, float | int) and ("drop" in name or drops and name in DRAWS):
             yield value > 0

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..codecs.base import Residue
+from ..core.wrapped import plain_kind
 from ..ops import CALLS, NORMS
 from ..ops.attention_recompute import rerun
 from ..ops.lineage import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
@@ -243,8 +244,7 @@ def _run(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    plain: type[nn.Module] = module._lowtide_plain  # type: ignore[assignment]
-    policy = mode.policy
+    plain, policy = plain_kind(module), mode.policy
     if plain in MODULES and not getattr(module, "inplace", False):
         result = activate(MODULES[plain], mode.codecs, forward, *args)
         return forward(*args) if result is NotImplemented else result
@@ -365,7 +365,7 @@ def _rows(
     module: nn.Module, piece: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> int | None:
     """Say how many images of the input to run at once, or None for all of them."""
-    kind: type[nn.Module] = module._lowtide_plain  # type: ignore[assignment]
+    kind = plain_kind(module)
     if piece is None or torch.compiler.is_compiling() or len(args) != 1 or kwargs:
         return None
     (x,) = args

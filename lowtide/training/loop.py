@@ -284,7 +284,11 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
         )
     averages = run.average.averages if run.average else ()
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
-    run.history = [Epoch.from_dict(line) for line in record["history"]]
+    try:
+        lines = enumerate(record["history"])
+        run.history = [Epoch.from_dict(line, f"history.{i}") for i, line in lines]
+    except InputError as e:
+        raise InputError(f"{path} is damaged: {e}") from e
     run.measured_bytes = record["measured_bytes"]
 
 
