@@ -106,8 +106,11 @@ def _backward(
     found = torch.zeros_like(of_mask, dtype=dy.dtype) if needs[3] and of_mask is not None else None
 
     def again(q: Tensor, k: Tensor, chunk: Chunk) -> Tensor:
-        seen = None if of_mask is None else chunk.of_rows(of_mask)
-        return weights(q, k, seen, scale, causal, chunk.rows.start)
+        if of_mask is None:
+            return weights(q, k, None, scale, causal, chunk.rows.start)
+        q, k = (t.unflatten(0, chunk.shape) for t in (q, k))
+        p = weights(q, k, chunk.of_rows(of_mask), scale, causal, chunk.rows.start)
+        return p.flatten(0, -3)
 
     def take(ds: Tensor, chunk: Chunk) -> None:
         if found is not None:
@@ -184,7 +187,7 @@ def _backward_taken_apart(
     of_mask = None if found is None else aligned(found, whole.ndim)
 
     def kept(q: Tensor, k: Tensor, chunk: Chunk) -> Tensor:
-        return chunk.of_rows(whole)
+        return chunk.flat(whole)[:, chunk.rows]
 
     def take(ds: Tensor, chunk: Chunk) -> None:
         if of_mask is not None:

@@ -33,6 +33,11 @@ class Chunk:
     heads: int
     rows: slice
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many images and heads it has."""
+        return tuple(at.stop - at.start for at in self.lead)
+
     def of_keys(self, t: Tensor) -> Tensor:
         """Take its images and heads.
 
@@ -60,6 +65,20 @@ class Chunk:
         """
         part = self.of_keys(t)
         return part[..., self.rows, :] if t.shape[-2] > 1 else part
+
+    def flat(self, t: Tensor) -> Tensor:
+        """Take its images and heads, each of its own.
+
+        Args:
+            t: As in `of_keys`.
+
+        Returns:
+            (images x heads, ...), a view if nothing is shared.
+        """
+        part, heads = self.of_keys(t), self.shape[-1]
+        if part.shape[-3] not in (1, heads):
+            part = part.repeat_interleave(heads // part.shape[-3], -3)
+        return part.expand(*self.shape, *t.shape[-2:]).flatten(0, -3)
 
 
 def chunks(
@@ -113,8 +132,9 @@ def attention_backward(
         qkv: Queries, keys and values.
         dy: Gradient of the result.
         scale: Factor of the logits.
-        attention: Gives P of a chunk's queries and keys, each aligned with the chunk.
-        take: Is given dS of each chunk.
+        attention: Gives P of a chunk's queries and keys, (images x heads, n, M) of (..., n, D) and
+            (..., M, D).
+        take: Is given dS of each chunk, with the axes of the chunk.
 
     Returns:
         The gradients in dy's dtype, summed where a tensor was broadcast or its heads shared.
@@ -125,46 +145,31 @@ def attention_backward(
         torch.zeros_like(t, dtype=dy.dtype) if need else None
         for t, need in zip((q, k, v), needs, strict=False)
     ]
-    dq, dk, dv = found
     dy = aligned(dy, ndim)
-    heads = dy.shape[-3]
-    shared = [heads // t.shape[-3] for t in (q, k, v) if t.shape[-3] > 1]
+    shared = [dy.shape[-3] // t.shape[-3] for t in (q, k, v) if t.shape[-3] > 1]
     matrix = (*dy.shape[:-1], k.shape[-2])
     most = math.prod(matrix) if torch.compiler.is_compiling() else CHUNK
     for some in chunks(matrix, most, shared):
-        k_, v_ = (repeated(some[0].of_keys(t).to(low).contiguous(), some[0]) for t in (k, v))
+        lead = some[0].shape
+        k_, v_ = (some[0].flat(t).to(low).contiguous() for t in (k, v))
+        q_all, dy_all = (some[0].flat(t) for t in (q, dy))
+        dq, dk, dv = (None if t is None else some[0].of_keys(t) for t in found)
         for chunk in some:
-            q_, dy_ = (chunk.of_rows(t).to(low).contiguous() for t in (q, dy))
+            q_, dy_ = (t[:, chunk.rows].to(low).contiguous() for t in (q_all, dy_all))
             p = attention(q_, k_, chunk).to(low)
-            dp = torch.matmul(dy_, v_.mT)
-            ds = softmax_backward(dp, p.expand_as(dp))
-            del dp
+            ds = softmax_backward(torch.bmm(dy_, v_.mT), p)
             if dv is not None:
-                add(chunk.of_keys(dv), torch.matmul(p.mT, dy_))
+                add(dv, torch.bmm(p.mT, dy_).unflatten(0, lead))
             del p
             if dq is not None:
-                add(chunk.of_rows(dq), torch.matmul(ds, k_).mul_(scale))
+                add(dq[..., chunk.rows, :], torch.bmm(ds, k_).mul_(scale).unflatten(0, lead))
             if dk is not None:
-                add(chunk.of_keys(dk), torch.matmul(ds.mT, q_).mul_(scale))
+                add(dk, torch.bmm(ds.mT, q_).mul_(scale).unflatten(0, lead))
             if take is not None:
-                take(ds, chunk)
+                take(ds.unflatten(0, lead), chunk)
     return tuple(
         None if t is None else t.view(given.shape) for t, given in zip(found, qkv, strict=True)
     )
-
-
-def repeated(t: Tensor, chunk: Chunk) -> Tensor:
-    """Repeat each head of keys or values for those of a chunk that share it.
-
-    Args:
-        t: A part that belongs to the chunk.
-        chunk: The chunk.
-
-    Returns:
-        It with as many heads as the chunk, or one for all.
-    """
-    heads = chunk.lead[-1].stop - chunk.lead[-1].start
-    return t if t.shape[-3] in (1, heads) else t.repeat_interleave(heads // t.shape[-3], -3)
 
 
 def axes(tensors: Sequence[Tensor]) -> int:
@@ -202,9 +207,9 @@ def add(part: Tensor, gradient: Tensor) -> None:
         gradient: With the axes of the chunk.
     """
     heads = part.shape[-3]
-    if gradient.ndim > 3 and heads not in (1, gradient.shape[-3]):
+    if heads not in (1, gradient.shape[-3]):
         gradient = gradient.unflatten(-3, (heads, -1)).sum(-3)
-    part += gradient.sum_to_size(part.shape)
+    part += gradient if gradient.shape == part.shape else gradient.sum_to_size(part.shape)
 
 
 def product_dtype(qkv: Sequence[Tensor], dy: Tensor) -> torch.dtype:
