@@ -25,7 +25,7 @@ from lowtide.ops import NAMES
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
 """Every op answered, none of them changed: whatever differs is a mistake of the mechanism."""
-IN_PIECES = Policy({name: Exact() for name in NAMES}, piece=1)
+IN_CHUNKS = Policy({name: Exact() for name in NAMES}, chunk=1)
 TIGHT = Policy.tight()
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2}
 
@@ -88,7 +88,7 @@ def _no_mode_is_left_behind():
     assert torch._C._len_torch_function_stack() == 0
 
 
-@pytest.mark.parametrize("policy", [EVERYTHING, IN_PIECES], ids=["whole", "pieces"])
+@pytest.mark.parametrize("policy", [EVERYTHING, IN_CHUNKS], ids=["whole", "chunks"])
 def test_bf16_autocast(policy: Policy) -> None:
     def call(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -176,7 +176,7 @@ def test_everything_at_once_compiles_without_a_break(method: str) -> None:
     exact = learn(tuned)
     for policy in (EVERYTHING, TIGHT):
         # Under a compiler attention is not differentiated from the norm before it.
-        eager = cosine(learn(compress(tuned, replace(policy, rerun=None))), exact)
+        eager = cosine(learn(compress(tuned, replace(policy, recompute=None))), exact)
         compress(tuned, policy)
         compiled = torch.compile(tuned, fullgraph=True, backend="aot_eager")
         # A compiler may share less of what is kept, so that rounding falls elsewhere.
@@ -302,7 +302,7 @@ class Twice(nn.Module):
         return self.model.forward_head(self.block(self.block(x)))
 
 
-@pytest.mark.parametrize("policy", [EVERYTHING, IN_PIECES], ids=["whole", "pieces"])
+@pytest.mark.parametrize("policy", [EVERYTHING, IN_CHUNKS], ids=["whole", "chunks"])
 def test_a_module_used_twice(policy: Policy) -> None:
     model = Twice()
     torch.manual_seed(3)
@@ -345,7 +345,7 @@ def test_a_part_without_gradients() -> None:
     close(learn(compress(model, EVERYTHING)), expected)
 
 
-@pytest.mark.parametrize("policy", [EVERYTHING, IN_PIECES], ids=["whole", "pieces"])
+@pytest.mark.parametrize("policy", [EVERYTHING, IN_CHUNKS], ids=["whole", "chunks"])
 def test_an_exception_leaves_the_mode(policy: Policy) -> None:
     model, (x, _) = compress(vit(), policy), batch()
     expected = learn(model)
@@ -360,7 +360,7 @@ def test_an_exception_leaves_the_mode(policy: Policy) -> None:
 
 
 def test_threads_with_policies_of_their_own() -> None:
-    policies = [EVERYTHING, TIGHT, Policy.exact(), IN_PIECES]
+    policies = [EVERYTHING, TIGHT, Policy.exact(), IN_CHUNKS]
     models = [compress(vit(), p) for p in policies]
     expected = [learn(m) for m in models]
     found: dict[int, Tensor] = {}
@@ -456,7 +456,7 @@ def test_autocast_keeps_no_cast_copy_of_a_frozen_weight(name: str) -> None:
     model = awake(timm.create_model(name, num_classes=4, **options))
     for key, p in model.named_parameters():
         p.requires_grad_(key.endswith("bias"))
-    compress(model, IN_PIECES)
+    compress(model, IN_CHUNKS)
     maps = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     shapes = {tuple(w.shape) for w in maps} | {tuple(w.mT.shape) for w in maps}
     own, copies = {p.data_ptr() for p in model.parameters()}, []

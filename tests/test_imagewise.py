@@ -20,7 +20,7 @@ from lowtide.memory.chunking import is_imagewise
 from lowtide.memory.compress import compress
 from lowtide.memory.policy import Policy
 
-PIECES = Policy(piece=1)
+CHUNKS = Policy(chunk=1)
 """Every image by itself, where a batch may be cut at all."""
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 2}
 
@@ -45,7 +45,7 @@ class Rows(TorchFunctionMode):
 def same(model: nn.Module, x: Tensor, cut: bool) -> None:
     """Compare outputs, buffers and gradients of whole and cut; say whether it was cut at all."""
     results = []
-    for policy in (Policy.exact(), PIECES):
+    for policy in (Policy.exact(), CHUNKS):
         torch.manual_seed(3)
         one = compress(copy.deepcopy(model), policy)
         with Rows() as rows:
@@ -67,7 +67,7 @@ def test_a_family_treats_images_one_by_one(name: str) -> None:
     x = images(model, 5)
     assert is_imagewise(model)
     y = model(x)
-    for policy in (PIECES, Policy(piece=2 * x[0].numel())):
+    for policy in (CHUNKS, Policy(chunk=2 * x[0].numel())):
         assert not torch.equal(y[0], y[1])
         torch.testing.assert_close(compress(model, policy)(x), y, rtol=1e-9, atol=1e-9)
 
@@ -78,7 +78,7 @@ def test_a_tuned_model_is_cut(method: str) -> None:
     x = images(tuned.backbone)
     assert is_imagewise(tuned)
     y = tuned(x)
-    torch.testing.assert_close(compress(tuned, PIECES)(x), y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(compress(tuned, CHUNKS)(x), y, rtol=1e-9, atol=1e-9)
 
 
 class Around(nn.Module):
@@ -192,7 +192,7 @@ def test_what_is_not_known_is_not_cut(change: str) -> None:
     assert not is_imagewise(model)
     x = torch.randn(5, 3, 16, 16, dtype=torch.float64)
     results = []
-    for policy in (Policy.exact(), PIECES):
+    for policy in (Policy.exact(), CHUNKS):
         torch.manual_seed(3)
         results.append(compress(copy.deepcopy(model), policy)(x))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
@@ -218,10 +218,10 @@ def test_noise_in_a_mode_that_draws_none() -> None:
 
 
 @pytest.mark.parametrize(("count", "rows"), [(10, [4, 4, 2]), (3, [3])])
-def test_pieces_are_made_equal(count: int, rows: list[int]) -> None:
-    """Four images fit into one piece."""
+def test_chunks_are_made_equal(count: int, rows: list[int]) -> None:
+    """Four images fit into one chunk."""
     model, x = vit(), torch.randn(count, 3, 16, 16, dtype=torch.float64)
-    compress(model, Policy(piece=4 * x[0].numel()))
+    compress(model, Policy(chunk=4 * x[0].numel()))
     seen: list[int] = []
 
     class Heads(TorchFunctionMode):
@@ -254,4 +254,4 @@ def test_an_mlp_inside_the_unknown_is_cut() -> None:
 def test_one_image_without_its_axis_is_not_cut() -> None:
     model = layers.ConvMlp(4, 8).double()
     x = torch.randn(4, 6, 6, dtype=torch.float64)
-    torch.testing.assert_close(compress(copy.deepcopy(model), PIECES)(x), model(x))
+    torch.testing.assert_close(compress(copy.deepcopy(model), CHUNKS)(x), model(x))
