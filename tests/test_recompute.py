@@ -338,7 +338,7 @@ def test_a_mask_that_was_computed_keeps_its_gradient(fused: bool) -> None:
 def test_a_masks_gradient_adds_up_over_chunks(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowtide.ops.attention.PIECE", 1)  # every image by itself
+    monkeypatch.setattr("lowtide.ops.attention_chunks.CHUNK", 1)  # every row by itself
 
     class Biased(nn.Module):
         def __init__(self) -> None:

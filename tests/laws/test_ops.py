@@ -136,6 +136,26 @@ def test_exact_gradients_are_torchs(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("chunk", [1, 12, 40])
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if "attention" in n])
+def test_gradients_in_chunks_are_those_of_the_whole(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row, of a few rows or of a few heads, whatever wants a gradient."""
+    case = CASES[name]
+    for needs in subsets(case):
+        given = tensors(case, needs)
+        wanted = [t for t, need in zip(given, needs, strict=True) if need]
+        y = run(case, Exact(), *given)
+        dy = torch.randn_like(y)
+        whole = torch.autograd.grad(y, wanted, dy, retain_graph=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("lowtide.ops.attention_chunks.CHUNK", chunk)
+            cut = torch.autograd.grad(y, wanted, dy)
+        for a, b in zip(cut, whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("name", CASES)
 def test_forward_is_torchs_bit_for_bit(name: str, codec: str) -> None:
