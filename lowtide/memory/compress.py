@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..codecs.base import Residue
 from ..core.wrapped import plain_kind
 from ..ops import CALLS, NORMS
+from ..ops.attention_decomposed import without_bias
 from ..ops.attention_recompute import recompute
 from ..ops.lineage import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
 from ..ops.multihead import OPENED
@@ -268,6 +269,8 @@ def _run(
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
         run = partial(_silently, forward, places, kwargs)
         return recompute(run, policy.recompute, x, module.parameters())
+    if "attention" in mode.codecs and (own := without_bias(module, plain, args)) is not None:
+        return own(*args, **kwargs)
     sizes = _sizes(module, policy.chunk, args, kwargs)
     if sizes is None:
         return forward(*args, **kwargs)
