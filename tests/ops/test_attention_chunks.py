@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from nets import cotangent, wake
-from test_plan import real_step
+from steps import real_step
 from torch import Tensor, nn
 
 import lowtide
