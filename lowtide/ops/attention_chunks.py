@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,8 +132,7 @@ def attend(needs: Needs, *tensors: Tensor | None, causal: bool = False, **option
     """
     if torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(*tensors, is_causal=causal, **options)  # type: ignore[misc, arg-type]
-    drop = torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing)
-    with torch.enable_grad(), drop:
+    with quietly():
         # No leaves: autocast would remember what it casts those to.
         given = (
             t.detach().requires_grad_().view_as(t) if t is not None and need else t
@@ -140,6 +140,17 @@ def attend(needs: Needs, *tensors: Tensor | None, causal: bool = False, **option
         )
         y = F.scaled_dot_product_attention(*given, is_causal=causal, **options)  # type: ignore[misc, arg-type]
     return y.detach()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Record gradients, by which torch chooses its kernels, and keep nothing for them.
+
+    Yields:
+        Nothing.
+    """
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing):
+        yield
 
 
 def _nothing(saved: Any) -> Any:

@@ -16,12 +16,14 @@ import lowtide
 from lowtide import StepConfig
 from lowtide.codecs.exact import Exact
 from lowtide.core.graft import METHODS
-from lowtide.memory.compress import compress
+from lowtide.memory.compress import compress, decompress
 from lowtide.memory.policy import POLICIES, Policy
 from lowtide.ops import NAMES
+from lowtide.ops.attention_windows import windows_at_once
 
 ROWS = "lowtide.ops.attention_chunks.CHUNK"
 EXACTLY = Policy({name: Exact() for name in NAMES})
+AGAIN = Policy({name: Exact() for name in NAMES}, recompute=Exact())
 
 
 def sam(size: int = 128, **options: Any) -> nn.Module:
@@ -87,8 +89,13 @@ def test_what_cannot_be_cut_is_left_to_the_model(changed: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_plan_of_a_bias_that_is_never_made_is_the_real_step(method: str) -> None:
-    model, step = sam(), StepConfig(batch_size=2, policy="tight")
+@pytest.mark.parametrize("name", ["sam", "swin"])
+def test_the_plan_in_chunks_is_the_real_step(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ROWS, 1 << 14)
+    model = sam() if name == "sam" else swin("")
+    step = StepConfig(batch_size=2, policy="tight")
     _, real = real_step(model, METHODS[method](), step)
     planned = lowtide.plan(model, METHODS[method](), step=step)
     assert (planned.peak_bytes, planned.parts) == (real.peak_bytes, real.parts)
@@ -103,12 +110,54 @@ def vit(size: int) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", img_size=size, **given)
 
 
-def windows(size: int) -> nn.Module:
-    given = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2), "num_classes": 4}
-    return timm.create_model("swin_tiny_patch4_window7_224", img_size=size, **given)
-
-
 MODELS = {"vit": vit, "sam": sam}
+
+
+def swin(version: str) -> nn.Module:
+    """Two blocks of 3 x 3 windows of 64 tokens; those of the second are masked."""
+    name = f"swin{version}_tiny_{'window8_256' if version else 'patch4_window7_224'}"
+    given = {"embed_dim": 16, "depths": (2,), "num_heads": (2,), "drop_path_rate": 0.0}
+    return wake(timm.create_model(name, img_size=96, window_size=8, num_classes=4, **given))
+
+
+CUTS = {1: [1] * 18, 4: [4, 4, 1] * 2, 8: [8, 1, 8, 1], 9: [9, 9], 18: None}
+
+
+@pytest.mark.parametrize("version", ["", "v2"])
+@pytest.mark.parametrize("chunk", CUTS)
+def test_attention_in_chunks_of_windows(
+    version: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two images, whole or in parts, with the masks that belong to them."""
+    monkeypatch.setattr(ROWS, chunk * 2 * 64**2)
+    model, x = swin(version), torch.randn(2, 3, 96, 96)
+    attention = model.layers[0].blocks[1].attn
+    given = (type(attention), torch.empty(18, 64, 16), torch.empty(9, 64, 64))
+    windows = windows_at_once(attention, *given)
+    assert (windows and [at.stop - at.start for at in windows]) == CUTS[chunk]
+    y = model(x)
+    assert torch.equal(compress(model, POLICIES["tight"]())(x), y)
+    model, x = decompress(model).double(), x.double()
+    plain = gradients(model, x)
+    for a, b in zip(gradients(compress(model, AGAIN), x), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("changed", ["dropout", "hooked"])
+def test_windows_that_may_meet_are_not_cut(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ROWS, 1)
+    model, x = swin("").double().train(), torch.randn(2, 3, 96, 96, dtype=torch.float64)
+    for block in model.layers[0].blocks:
+        if changed == "dropout":
+            block.attn.attn_drop.p = 0.3
+        else:
+            block.attn.qkv.register_forward_hook(lambda m, args, y: y - y.mean(0))
+    results = []
+    for one in (copy.deepcopy(model), compress(model, AGAIN)):
+        torch.manual_seed(3)
+        results.append(gradients(one, x))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", MODELS)
