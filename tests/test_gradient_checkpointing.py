@@ -102,6 +102,39 @@ def test_the_gradient_is_that_of_blocks_at_their_rounded_inputs(name: str, famil
     assert moved > 1e-6
 
 
+class Detector(nn.Module):
+    """Encoder and decoder: layers take a memory beside what they carry on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 8, 8)
+        self.place = nn.Parameter(torch.randn(1, 16, 16))
+        self.queries = nn.Parameter(torch.randn(1, 5, 16))
+        self.body = nn.Transformer(16, 2, 2, 3, 32, 0.1, batch_first=True)
+        self.classify = nn.Linear(16, FEW)
+        self.pretrained_cfg, self.num_classes = {"input_size": (3, 32, 32)}, FEW
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.body.encoder(self.stem(x).flatten(2).mT + self.place)
+        found = self.queries.expand(len(x), -1, -1)
+        for layer in self.body.decoder.layers:
+            found = layer(found, memory=memory, memory_mask=None)
+        return self.classify(self.body.decoder.norm(found)).mean(1)
+
+
+@pytest.mark.parametrize("policy", [LOSSLESS, Policy.tight()], ids=["lossless", "tight"])
+def test_layers_that_share_a_memory(policy: Policy) -> None:
+    tuned, twin = twins(wake(Detector().double()), policy, Full())
+    paths = {p for p, m in twin.backbone.named_modules() if any(m is part for part in twin.parts)}
+    assert {"body.decoder.layers.0", "body.decoder.layers.2"} <= paths
+    if policy is LOSSLESS:
+        return same(tuned, twin)
+    x = images(tuned.backbone)
+    assert torch.equal(backward(twin, x), backward(tuned, x))
+    a, b = (torch.cat([g.flatten() for g in gradients(m).values()]) for m in (tuned, twin))
+    assert F.cosine_similarity(a, b, dim=0) > 0.98
+
+
 def saved(model: nn.Module, x: Tensor) -> int:
     """Bytes that autograd keeps."""
     kept: dict[int, Tensor] = {}

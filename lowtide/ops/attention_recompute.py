@@ -57,7 +57,8 @@ def recompute(
         for (reader, codes), (shape, dtype, wanted) in zip(counts, likes, strict=True):
             with torch.no_grad():
                 x = unpack(reader, tuple(itertools.islice(rest, codes)), shape, dtype)
-            read.append(x.requires_grad_(wanted))
+            # A view, as in the first run: a leaf would pass for a weight.
+            read.append(x.requires_grad_(wanted).view_as(x))
         return run(*read)
 
     counts = [(reader, len(packed)) for reader, packed in kept]
