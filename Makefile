@@ -23,7 +23,7 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
-# The short suite with the versions of tests/oldest.txt; OLDEST_TESTS="tests/laws ..." runs a part.
+# The short suite with the versions of tests/oldest.txt; OLDEST_TESTS="tests/ops ..." runs a part.
 test-oldest: oldest
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(SPREAD) -m "not slow" $(OLDEST_TESTS)
 

@@ -27,7 +27,7 @@ from ..ops.saved import Call, keep
 from ..ops.spare import Watched, spare, watching
 from ..ops.unary import MODULES, activate
 from ..versions import classes
-from .chunking import MLPS, has_images, is_imagewise, is_model
+from .chunking import MLPS, by_tokens, has_images, is_imagewise, is_model
 from .policy import Policy
 
 ATTENTIONS: tuple[type[nn.Module], ...] = (
@@ -268,12 +268,16 @@ def _run(
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
         run = partial(_silently, forward, places, kwargs)
         return recompute(run, policy.recompute, x, weights=module.parameters())
-    rows = _rows(module, policy.chunk, args, kwargs)
-    if rows is None:
+    sizes = _sizes(module, policy.chunk, args, kwargs)
+    if sizes is None:
         return forward(*args, **kwargs)
     # Every chunk has its own autograd nodes, and the backward pass finishes one before the next.
-    results = [forward(part, *args[1:], **kwargs) for part in args[0].split(rows)]
-    return tree_map(lambda *parts: torch.cat(parts), *results)
+    (x,) = args
+    if sum(sizes) == len(x):
+        results = [forward(part) for part in x.split(sizes)]
+        return tree_map(lambda *parts: torch.cat(parts), *results)
+    results = [forward(part) for part in x.flatten(0, -2).split(sizes)]
+    return torch.cat(results).unflatten(0, x.shape[:-1])
 
 
 def _derived(
@@ -361,10 +365,10 @@ def _runs_again(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return all(t.is_leaf or not t.requires_grad for t in others)
 
 
-def _rows(
+def _sizes(
     module: nn.Module, chunk: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> int | None:
-    """Say how many images of the input to run at once, or None for all of them."""
+) -> list[int] | None:
+    """Say how many images of the input, or tokens, to run at once, chunk by chunk; None for all."""
     kind = plain_kind(module)
     if chunk is None or torch.compiler.is_compiling() or len(args) != 1 or kwargs:
         return None
@@ -376,4 +380,9 @@ def _rows(
     if not isinstance(x, Tensor) or x.numel() <= chunk or not has_images(module, x):
         return None
     rows = -(-len(x) // min(len(x), -(-x.numel() // chunk)))
-    return rows if rows < len(x) and is_imagewise(module) else None
+    if not is_imagewise(module):
+        return None
+    if (tokens := by_tokens(module, x, chunk)) is not None:
+        return tokens
+    count = -(-len(x) // rows)
+    return [min(rows, len(x) - i * rows) for i in range(count)] if count > 1 else None

@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 import lowtide
 from lowtide.core.graft import METHODS
+from lowtide.core.site import Role
 from lowtide.families import FAMILIES
-from lowtide.memory.chunking import is_imagewise
+from lowtide.memory.chunking import by_tokens, is_imagewise
 from lowtide.memory.compress import compress
 from lowtide.memory.policy import Policy
 
@@ -255,3 +256,64 @@ def test_one_image_without_its_axis_is_not_cut() -> None:
     model = layers.ConvMlp(4, 8).double()
     x = torch.randn(4, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(compress(copy.deepcopy(model), CHUNKS)(x), model(x))
+
+
+TOKENS = 150
+MLPS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "mlp": (lambda: layers.Mlp(6, 12, norm_layer=nn.LayerNorm), True),
+    "glu": (lambda: layers.GluMlp(6, 12), True),
+    "swiglu": (lambda: layers.SwiGLU(6, 12, norm_layer=nn.LayerNorm), True),
+    "norm over tokens": (lambda: layers.Mlp(6, 12, norm_layer=_over_tokens), False),
+    "batch norm": (lambda: layers.Mlp(6, 12, norm_layer=_of_tokens).eval(), False),
+    "shifts tokens": (lambda: layers.Mlp(6, 12, act_layer=_Shifting), False),
+    "hooked": (lambda: _hooked(layers.Mlp(6, 12)), False),
+}
+
+
+def _over_tokens(width: int, **placement: object) -> nn.Module:
+    return nn.LayerNorm((TOKENS, width))
+
+
+def _of_tokens(width: int, **placement: object) -> nn.Module:
+    norm = nn.BatchNorm1d(TOKENS)
+    nn.init.uniform_(norm.running_mean)
+    return norm
+
+
+class _Shifting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.roll(1, 1)
+
+
+def _hooked(module: nn.Module) -> nn.Module:
+    module.fc1.register_forward_hook(lambda m, args, y: y - y.mean(1, keepdim=True))
+    return module
+
+
+@pytest.mark.parametrize("name", MLPS)
+def test_an_mlp_is_cut_by_tokens_where_they_do_not_meet(name: str) -> None:
+    """Into at most 64 and what is left: 150 tokens of an image are 64, 64 and 22."""
+    make, cut = MLPS[name]
+    model, x = make().double(), torch.randn(2, TOKENS, 6, dtype=torch.float64)
+    results = []
+    for policy in (Policy.exact(), CHUNKS):
+        one = compress(copy.deepcopy(model), policy)
+        given = x.clone().requires_grad_()
+        with Rows() as rows:
+            y = one(given)
+        of = (given, *one.parameters())
+        results.append([y, *torch.autograd.grad(y, of, cotangent(y, 0), allow_unused=True)])
+    assert (rows.seen[0] == 64) == cut
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["lora", "ssf", "rlrr", "arc", "fact_tt"])
+def test_an_adapted_mlp_is_cut_by_tokens(method: str) -> None:
+    options = {"roles": (Role.FC1, Role.FC2)} if method == "lora" else {}
+    tuned = lowtide.apply(vit(), METHODS[method](**options), num_classes=4).eval()
+    mlp = next(m for m in tuned.modules() if isinstance(m, layers.Mlp))
+    x = torch.randn(2, TOKENS, VIT["embed_dim"], dtype=torch.float64)
+    assert by_tokens(mlp, x, 1) == [64, 64, 64, 64, 44]
+    y = mlp(x)
+    torch.testing.assert_close(compress(mlp, CHUNKS)(x), y, rtol=1e-12, atol=1e-12)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kept import bytes_besides, keeping
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import Codec, Residue
@@ -71,24 +70,6 @@ def plain(case: Case, *given: Tensor | None) -> Tensor:
 def subsets(case: Case) -> Iterator[Needs]:
     choices = [(False,) if s is None else (True, False) for s in case.shapes]
     return (needs for needs in itertools.product(*choices) if any(needs))
-
-
-@contextmanager
-def keeping() -> Iterator[list[Tensor]]:
-    kept: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        yield kept
-
-
-def bytes_besides(kept: list[Tensor], arguments: list[Tensor | None]) -> int:
-    known = {id(t.untyped_storage()) for t in arguments if t is not None}
-    storages = {id(s): s.nbytes() for t in kept if id(s := t.untyped_storage()) not in known}
-    return sum(storages.values())
 
 
 class Calls(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 import lowtide
 from lowtide.planning.meter import Meter
 
-PAGE = Path(__file__).parents[1] / "docs" / "batch-losses.md"
+PAGE = Path(__file__).parents[2] / "docs" / "batch-losses.md"
 if not PAGE.is_file():
     pytest.skip("runs in a checkout only", allow_module_level=True)
 

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from kept import kept_bytes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -58,20 +59,6 @@ def learn(model: nn.Module, call: Callable[..., Tensor] | None = None) -> Tensor
     x, labels = batch()
     F.cross_entropy((model if call is None else call)(x).float(), labels).backward()
     return gradient(model)
-
-
-def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    own = {t.untyped_storage().data_ptr() for t in model.parameters()}
-    found = {}
-
-    def pack(t: Tensor) -> Tensor:
-        found[t.untyped_storage().data_ptr()] = t.untyped_storage()
-        return t
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        result = model(*inputs)
-    del result
-    return sum(s.nbytes() for key, s in found.items() if key not in own)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
@@ -230,10 +217,10 @@ def test_a_transformers_vit(attention: str) -> None:
     for name, p in model.named_parameters():
         p.requires_grad_(name.endswith("bias"))
     x, _ = batch()
-    expected, exact = learn(model), saved_bytes(model, x)
+    expected, exact = learn(model), kept_bytes(model, x)
     close(learn(compress(model, EVERYTHING)), expected)
     assert cosine(learn(compress(model, TIGHT)), expected) > 0.97
-    assert saved_bytes(model, x) < 0.5 * exact
+    assert kept_bytes(model, x) < 0.5 * exact
 
 
 def test_transformers_trainer_with_its_defaults(tmp_path) -> None:
@@ -276,12 +263,12 @@ def test_a_peft_model() -> None:
         if "lora_B" in name:
             nn.init.normal_(p, std=0.1)
     x, _ = batch()
-    y, expected, exact = model(x), learn(model), saved_bytes(model, x)
+    y, expected, exact = model(x), learn(model), kept_bytes(model, x)
     close(learn(compress(model, EVERYTHING)), expected)
     compress(model, TIGHT)
     torch.testing.assert_close(model(x), y)
     assert cosine(learn(model), expected) > 0.97
-    assert saved_bytes(model, x) < 0.6 * exact
+    assert kept_bytes(model, x) < 0.6 * exact
     with model.disable_adapter():
         assert not torch.equal(model(x), y)
     merged = decompress(model).merge_and_unload()
@@ -319,14 +306,14 @@ def test_without_gradients_nothing_is_kept() -> None:
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             assert torch.equal(model(x), y)
-            assert saved_bytes(model, x) == 0
+            assert kept_bytes(model, x) == 0
     with torch.no_grad(), torch.enable_grad():
         assert model(x).requires_grad
     x.requires_grad_()
     for p in model.parameters():
         p.requires_grad_(False)
-    assert saved_bytes(model, x) > 0
-    assert saved_bytes(model, x.detach()) == 0
+    assert kept_bytes(model, x) > 0
+    assert kept_bytes(model, x.detach()) == 0
 
 
 def test_a_part_without_gradients() -> None:
@@ -404,7 +391,7 @@ def test_copies_learn_alike(verb: str) -> None:
     assert torch.equal(learn(other), expected)
     assert not {id(p) for p in other.parameters()} & {id(p) for p in tuned.parameters()}
     decompress(other)
-    assert saved_bytes(tuned, batch()[0]) < saved_bytes(other, batch()[0])
+    assert kept_bytes(tuned, batch()[0]) < kept_bytes(other, batch()[0])
 
 
 def test_a_graph_can_be_used_twice_and_not_differentiated_twice() -> None:

@@ -13,11 +13,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from kept import kept_bytes
 from timm.layers.activations import QuickGELU, Swish
 from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from lowtide.codecs.affine import Affine
@@ -88,20 +88,6 @@ def run(model: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     model.load_state_dict(before)
     row = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return y.detach(), torch.cat(row)
-
-
-def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    weights = {id(t.untyped_storage()) for t in (*model.parameters(), *model.buffers())}
-    storages = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storages[id(t.untyped_storage())] = t.untyped_storage()
-        return t
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        y = model(x)
-    del y
-    return sum(s.nbytes() for key, s in storages.items() if key not in weights)
 
 
 @pytest.fixture

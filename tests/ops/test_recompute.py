@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from laws.test_ops import bytes_besides, keeping
+from kept import bytes_besides, keeping
 from nets import images, tiny
 from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Attention
