@@ -17,6 +17,7 @@ from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import Residue
 from lowtide.errors import Unsupported
 from lowtide.families import Family
+from lowtide.memory.gradient_checkpointing import recompute
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full
 from lowtide.methods.lora import LoRA
@@ -216,3 +217,17 @@ def test_a_weight_written_to_before_backward_is_refused() -> None:
         next(p for n, p in twin.named_parameters() if p.requires_grad and "blocks" in n).add_(1)
     with pytest.raises(RuntimeError, match="modified by an in-place operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_the_first_run_packs_nothing_unless_packing_draws_noise(rounding, monkeypatch) -> None:
+    """Where an output is dropped its input has no gradient: both runs drew the same."""
+    model = nn.Sequential(nn.GELU(), nn.Dropout(0.5)).double()
+    compress(model, Policy({"gelu": Affine(4, 16, rounding)}, block=LOSSLESS.block))
+    x, packed, pack = torch.randn(16, 16, dtype=torch.double, requires_grad=True), [], Affine.pack
+    monkeypatch.setattr(Affine, "pack", lambda c, r: packed.append(len(r.source)) or pack(c, r))
+    y = recompute(model, model, x)
+    assert packed == ([16, 0] if rounding == "nearest" else [16, 16])
+    y.backward(cotangent(y, 1))
+    assert packed[2:] == [16]
+    assert torch.equal(y == 0, x.grad == 0) and 64 < (y == 0).sum() < 192

@@ -112,8 +112,6 @@ def test_plan_follows_micro_batches_and_checkpointing(accumulate, checkpointing)
     [("lora", "blocks", None), ("full", "tight", None), ("lora", "tight", 2), ("s2a", "blocks", 1)],
 )
 def test_plan_equals_the_real_step_that_recomputes_blocks(family, name, policy, count):
-    family: str, name: str, policy: str, count: int | None
-) -> None:
     model, method = tiny(family).float(), METHODS[name]()
     step = StepConfig(batch_size=3, policy=policy, checkpointing=True, recomputed_blocks=count)
     _, real = real_step(model, method, step)
