@@ -82,8 +82,11 @@ SLOW = {
     *STARTS_PROCESSES,
 }
 """What took most of the suite's time when each test's processor time was measured."""
-THINNED = {("methods", "test_methods.py"): 5, ("planning", "test_plan.py"): 3}
-THINNED["memory", "test_gradient_checkpointing.py"] = 5
+THINNED = {
+    ("methods", "test_methods.py"): 5,
+    ("memory", "test_gradient_checkpointing.py"): 5,
+    ("planning", "test_plan.py"): 3,
+}
 RANKS = {name: i for names in (sorted(METHODS), sorted(TABLES)) for i, name in enumerate(names)}
 
 
