@@ -56,7 +56,7 @@ def test_going_on_from_features_is_the_same_as_from_images(name, family):
     with torch.no_grad():
         kept = features(model, given, x)
     assert kept.keys() == given.keys()
-    again = model.onward(kept)
+    again = model.forward_from(kept)
     again.backward(cotangent(whole, 1))
     near(again, whole)
     for p, grad in zip(model.parameters(), grads, strict=True):
@@ -171,7 +171,7 @@ def test_a_classifier_of_several_parts_is_not_begun_at() -> None:
     with torch.no_grad():
         names = untouched(tuned, x)
         assert FEATURE not in names
-        near(tuned.onward(features(tuned, names, x)), tuned(x), 1e-6)
+        near(tuned.forward_from(features(tuned, names, x)), tuned(x), 1e-6)
 
 
 class Stem(torch.nn.Module):

@@ -12,7 +12,7 @@ from nets import tiny
 
 from lowtide import METHODS, InputError, StepConfig, apply, footprint, plan
 from lowtide.families import FAMILIES, image_shape
-from lowtide.planning.simulate import arrange
+from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer, training_step
 from lowtide.training.ema import Average
 
@@ -28,7 +28,7 @@ VIT_B = {
 
 
 def real_step(model, method, step):
-    tuned = arrange(apply(copy.deepcopy(model), method), step).train()
+    tuned = set_up_step(apply(copy.deepcopy(model), method), step).train()
     optimizer = make_optimizer(tuned)
     images = torch.randn(step.batch_size, *image_shape(model))
     labels = torch.zeros(step.batch_size, dtype=torch.long)
@@ -144,7 +144,7 @@ def test_work_is_that_of_the_formulas():
 def test_plan_counts_the_running_average(name, optimizer):
     """As train does it: made before the first step, moved after each update."""
     model, method = tiny("vit").float(), METHODS[name]()
-    tuned = arrange(apply(copy.deepcopy(model), method), StepConfig()).train()
+    tuned = set_up_step(apply(copy.deepcopy(model), method), StepConfig()).train()
     opt, average = make_optimizer(tuned, optimizer), Average(tuned, 0.9)
     batch = [(torch.randn(3, *image_shape(model)), torch.zeros(3, dtype=torch.long))]
 

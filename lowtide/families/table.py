@@ -16,8 +16,8 @@ from ..core.site import Layout, Role, Site, Sites
 from ..errors import InputError
 from .classifier import classifiers
 from .kinds import channel_axis, is_map, is_norm, ungraftable
-from .meta_model import hollow
-from .spy import spy
+from .meta_model import meta_copy
+from .parameter_reads import watch_parameter_reads
 
 Roles = tuple[tuple[str, Role], ...]
 Extend = Callable[..., tuple[Tensor, Tensor]]
@@ -34,7 +34,7 @@ class Family:
     """One table: path pattern to role, and the backbone as steps.
 
     The steps are `stem`, every module of `chain` one after another, `finish`, then timm's
-    `forward_head(pre_logits=True)` and the classifier. Composed they equal the model's own forward.
+    `forward_head(pre_logits=True)` and the classifier. Together they equal the model's own forward.
 
     Attributes:
         name: The family's name.
@@ -164,8 +164,8 @@ def measure(model: nn.Module, family: Family) -> Sites:
     found = [(p, m) for p, m in model.named_modules() if not p.startswith(inside)]
     roles = {p: r for p, m in found if (r := family.role(p, m)) is not None}
     roles |= dict.fromkeys(heads, Role.HEAD)
-    shadow = hollow(model).eval()
-    read = spy(shadow, [p for p, r in roles.items() if r in ANYWHERE])
+    meta = meta_copy(model).eval()
+    read = watch_parameter_reads(meta, [p for p, r in roles.items() if r in ANYWHERE])
     seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for path in roles:
 
@@ -173,11 +173,11 @@ def measure(model: nn.Module, family: Family) -> Sites:
             if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
                 seen.setdefault(path, (tuple(args[0].shape), tuple(out.shape)))
 
-        shadow.get_submodule(path).register_forward_hook(note)
+        meta.get_submodule(path).register_forward_hook(note)
     image = image_shape(model)
     try:
         with torch.no_grad():
-            shadow(torch.empty(1, *image, device="meta", dtype=_dtype(model)))
+            meta(torch.empty(1, *image, device="meta", dtype=_dtype(model)))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(f"{type(model).__name__} does not run on a {image} image: {reason}") from e

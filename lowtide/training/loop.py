@@ -21,12 +21,12 @@ from ..errors import InputError, LowtideError, shown
 from ..paths import write_text
 from ..planning.meter import Meter
 from ..planning.search import DECIDED
-from ..planning.step import couples, make_optimizer, micro_batches, training_step
+from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
 from . import resume
 from .config import RunConfig, read_yaml, write_yaml
-from .ema import Average
+from .ema import WeightAverage
 from .environment import environment
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
@@ -93,7 +93,7 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
     whole = run.features.model if run.features else run.tuned
     model, wrapped = run.accelerator.prepare(whole, optimizer)
     if config.ema:
-        run.average = Average(run.tuned, config.ema)
+        run.average = WeightAverage(run.tuned, config.ema)
     if continues:
         _restore(run, optimizer)
     elif run.main:
@@ -193,7 +193,11 @@ def _update(
     images, labels, own, count = batch
     images, labels = images.to(accelerator.device), labels.to(accelerator.device)
     # Every process goes forward and back equally often, or they would wait for each other.
-    fewest = count // run.processes // (2 if couples(run.tuned) and config.accumulate > 1 else 1)
+    fewest = (
+        count
+        // run.processes
+        // (2 if shares_statistics(run.tuned) and config.accumulate > 1 else 1)
+    )
     parts = max(1, min(config.accumulate, fewest))
     on_cpu = accelerator.device.type == "cpu"
     started = time.perf_counter()
