@@ -26,6 +26,8 @@ class NarrowLinear(nn.Linear):
         forward and again in the backward.
     """
 
+    positionwise = True
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute `x W^T + b` in the input's dtype, or autocast's.
 

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass: a codec for each op, and what is run in pieces or again."""
+"""What is kept for the backward pass: a codec for each op, chunks, and what is recomputed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Policy:
 
     Attributes:
         codecs: A codec for each op to answer, by name; ops without one are left to torch.
-        piece: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
-            backward does not need exists for one piece at a time. None runs them whole. An MLP,
+        chunk: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
+            backward does not need exists for one chunk at a time. None runs them whole. An MLP,
             which is wider inside, takes half of it.
-        rerun: How the input of an attention module is kept; in backward q, k and v are made of it
-            again, or where a module does more than that, all of it runs again, and nothing inside
-            is kept. The input follows from the norm before it, so in a block that holds an
+        recompute: How the input of an attention module is kept; in backward q, k and v are made of
+            it again, or where a module does more than that, all of it is recomputed, and nothing
+            inside is kept. The input follows from the norm before it, so in a block that holds an
             attention the norms up to there are kept so as well. None keeps what is inside.
     """
 
     codecs: Mapping[str, Codec] = field(default_factory=dict)
-    piece: int | None = None
-    rerun: Codec | None = None
+    chunk: int | None = None
+    recompute: Codec | None = None
 
     def __post_init__(self) -> None:
         for name in self.codecs:
@@ -75,7 +75,7 @@ class Policy:
         Returns:
             The policy.
         """
-        return cls(dict(TIGHT), piece=5 << 18, rerun=Affine(6, 128, stats=torch.bfloat16))
+        return cls(dict(TIGHT), chunk=5 << 18, recompute=Affine(6, 128, stats=torch.bfloat16))
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {

@@ -14,7 +14,7 @@ from .saved import keep
 from .spare import unpack
 
 
-def rerun(
+def recompute(
     run: Callable[[Tensor], Tensor], codec: Codec, x: Tensor, weights: Iterable[Tensor] = ()
 ) -> Tensor:
     """Compute run(x); keep of it x alone, by a codec, and run once more in backward.

@@ -134,7 +134,7 @@ def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
     tuned.checkpointing = step.checkpointing
     policy = POLICIES[step.policy]()
     if step.chunk is not None:
-        policy = replace(policy, piece=step.chunk or None)
+        policy = replace(policy, chunk=step.chunk or None)
     compress(tuned, policy)
     return tuned
 

@@ -14,7 +14,7 @@ from lowtide import METHODS, InputError, StepConfig, apply, footprint, plan
 from lowtide.families import FAMILIES, image_shape
 from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer, training_step
-from lowtide.training.ema import Average
+from lowtide.training.ema import WeightAverage
 
 MIB = 2**20
 VIT_B = {
@@ -145,7 +145,7 @@ def test_plan_counts_the_running_average(name, optimizer):
     """As train does it: made before the first step, moved after each update."""
     model, method = tiny("vit").float(), METHODS[name]()
     tuned = set_up_step(apply(copy.deepcopy(model), method), StepConfig()).train()
-    opt, average = make_optimizer(tuned, optimizer), Average(tuned, 0.9)
+    opt, average = make_optimizer(tuned, optimizer), WeightAverage(tuned, 0.9)
     batch = [(torch.randn(3, *image_shape(model)), torch.zeros(3, dtype=torch.long))]
 
     def step():
