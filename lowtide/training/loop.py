@@ -272,23 +272,19 @@ def _accuracy(confusion: Tensor) -> float | None:
     return int(confusion.trace()) / images if images else None
 
 
-RECORDED = {"history": (list,), "measured_bytes": (int,), "data": (str,)}
-"""What a checkpoint's record must hold; an earlier version did not say `processes`."""
-
-
 def _save(run: Run, optimizer: Optimizer) -> None:
-    history = [line.to_dict() for line in run.history]
-    record = {
-        "history": history,
-        "measured_bytes": run.measured_bytes,
-        "data": run.dataset.fingerprint,
-        "processes": run.processes,
-        "start_accuracy": run.start_accuracy,
-    }
+    record = resume.TrainingRecord(
+        history=tuple(run.history),
+        measured_bytes=run.measured_bytes,
+        data=run.dataset.fingerprint,
+        processes=run.processes,
+        start_accuracy=run.start_accuracy,
+    )
     averages = run.average.averages if run.average else ()
     scaler = run.accelerator.scaler
     resume.write(run.folder / CHECKPOINT, run.tuned, optimizer, scaler, record, averages)
-    write_text(run.folder / LOG, "".join(json.dumps(line) + "\n" for line in history))
+    lines = (json.dumps(epoch.to_dict()) + "\n" for epoch in run.history)
+    write_text(run.folder / LOG, "".join(lines))
 
 
 def _restore(run: Run, optimizer: Optimizer) -> None:
@@ -296,9 +292,9 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     path = run.folder / CHECKPOINT
     if not path.is_file():
         return
-    record = resume.record_of(path, RECORDED)
-    _refuse_changed(run, record["data"])
-    processes = record.get("processes", run.processes)
+    record = resume.read_header(path).record
+    _refuse_changed(run, record.data)
+    processes = record.processes or run.processes
     if processes != run.processes:
         raise InputError(
             f"{run.folder} was begun by {processes} processes, of"
@@ -308,13 +304,9 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
         )
     averages = run.average.averages if run.average else ()
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
-    try:
-        lines = enumerate(record["history"])
-        run.history = [Epoch.from_dict(line, f"history.{i}") for i, line in lines]
-    except InputError as e:
-        raise InputError(f"{path} is damaged: {e}") from e
-    run.measured_bytes = record["measured_bytes"]
-    run.start_accuracy = record.get("start_accuracy")
+    run.history = list(record.history)
+    run.measured_bytes = record.measured_bytes
+    run.start_accuracy = record.start_accuracy
 
 
 def _refuse_changed(run: Run, fingerprint: str) -> None:
