@@ -55,6 +55,7 @@ PLANS_BY_THE_DOZEN = {
     "test_plan_is_close_in_mixed_precision",
     "test_the_search_finds_what_trying_everything_finds",
     "test_the_memory_table[bias-s2a-2000]",
+    "test_promised_peaks",
     "test_tight_stays_below_its_promise",
 }
 RUNS_EVERY_METHOD_ON_MANY_BACKBONES = {
@@ -81,7 +82,11 @@ SLOW = {
     *STARTS_PROCESSES,
 }
 """What took most of the suite's time when each test's processor time was measured."""
-THINNED = {("methods", "test_methods.py"): 5, ("planning", "test_plan.py"): 3}
+THINNED = {
+    ("methods", "test_methods.py"): 5,
+    ("memory", "test_gradient_checkpointing.py"): 5,
+    ("planning", "test_plan.py"): 3,
+}
 RANKS = {name: i for names in (sorted(METHODS), sorted(TABLES)) for i, name in enumerate(names)}
 
 

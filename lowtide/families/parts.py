@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from ..memory.compress import decompress
 from .meta_model import meta_copy
 from .table import image_shape
 
@@ -71,7 +72,7 @@ def recomputable(model: nn.Module) -> tuple[str, ...]:
     Returns:
         Paths, in order; none where nothing is worth it.
     """
-    meta = meta_copy(model).train().requires_grad_(True)
+    meta = decompress(meta_copy(model)).train().requires_grad_(True)
     watch = _Watch(meta)
     like = next((p for p in meta.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.empty(2, *image_shape(model), device="meta", dtype=like.dtype)

@@ -120,7 +120,7 @@ class _Answers(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or _silent():
+        if not self.codecs or not torch.is_grad_enabled() or _silent():
             return func(*args, **kwargs)
         if region() != self.region:  # no module of ours is there when this is run again
             return func(*args, **kwargs)
@@ -267,7 +267,7 @@ def _run(
         # Where the first argument was, and not itself: what runs again must not hold it.
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
         run = partial(_silently, forward, places, kwargs)
-        return recompute(run, policy.recompute, x, module.parameters())
+        return recompute(run, policy.recompute, x, weights=module.parameters())
     sizes = _sizes(module, policy.chunk, args, kwargs)
     if sizes is None:
         return forward(*args, **kwargs)

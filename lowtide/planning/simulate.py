@@ -131,7 +131,7 @@ def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
     """
     if step.frozen_dtype == "bf16":
         narrow(tuned)
-    tuned.checkpointing = step.checkpointing
+    tuned.checkpointing = step.recomputed_blocks or step.checkpointing
     policy = POLICIES[step.policy]()
     if step.chunk is not None:
         policy = replace(policy, chunk=step.chunk or None)

@@ -31,10 +31,12 @@ class StepConfig:
 
     Attributes:
         batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
-        policy: What is kept for backward: exact, tight (lowtide's best) or s2a (the paper's).
+        policy: What is kept for backward: exact, tight (lowtide's best), blocks (each block's input
+            in 8 bits; takes checkpointing) or s2a (the paper's).
         chunk: Most numbers of an input that is run at once, where every image is known to be
             treated alone; 0 runs batches whole. By default the policy's own.
         checkpointing: Recompute each block in backward instead of keeping its activations.
+        recomputed_blocks: How many blocks, from the first, checkpointing takes; by default all.
         accumulate: Micro-batches a batch is cut into.
         amp: Mixed precision: no, bf16 or fp16.
         frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
@@ -46,6 +48,7 @@ class StepConfig:
     policy: str = "exact"
     chunk: Annotated[int, Within(0, 2**40)] | None = None
     checkpointing: bool = False
+    recomputed_blocks: Count | None = None
     accumulate: Count = 1
     amp: Amp = "no"
     frozen_dtype: FrozenDtype = "fp32"
@@ -58,6 +61,10 @@ class StepConfig:
             object.__setattr__(self, name, value)
         if self.policy not in POLICIES:
             raise UnknownName("policy", self.policy, POLICIES)
+        if POLICIES[self.policy]().checkpointing:
+            object.__setattr__(self, "checkpointing", True)
+        if self.recomputed_blocks is not None and not self.checkpointing:
+            raise InputError("recomputed_blocks is for checkpointing: give --checkpointing as well")
         if self.accumulate > self.batch_size:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"

@@ -25,6 +25,7 @@ OTHER = {
     "policy": "tight",
     "chunk": 4096,
     "checkpointing": True,
+    "recomputed_blocks": 2,
     "accumulate": 3,
     "amp": "bf16",
     "frozen_dtype": "bf16",
