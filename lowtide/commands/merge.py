@@ -12,7 +12,7 @@ from ..paths import refuse_unwritable
 from ..training.options import Parser
 from .console import OUT
 
-SUMMARY = "Fold a run into a plain checkpoint that timm loads."
+SUMMARY = "Fold a run into a file of weights that timm loads."
 
 
 def merge(args: Sequence[str]) -> None:

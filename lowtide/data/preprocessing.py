@@ -1,4 +1,4 @@
-"""From pixels to a model's input: the checkpoint's own configuration, and little else."""
+"""From pixels to a model's input: the configuration of its weights, and little else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BOUNDS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How a checkpoint wants its images; goes into the run record.
+    """How pre-trained weights want their images; goes into the run record.
 
     The mean and standard deviation are of pixels in [0, 1], one per channel.
 
@@ -226,7 +226,7 @@ class Transform:
     """A PIL image to a normalised tensor: what is the same every time and may be cached, the rest.
 
     Attributes:
-        preprocessing: What the checkpoint wants.
+        preprocessing: What the pre-trained weights want.
         train: Whether to augment.
         augment: How to augment.
     """

@@ -26,7 +26,16 @@ Context = Mapping[str, Mapping[str, Any]]
 ANYWHERE = {Role.LINEAR, Role.CONV, Role.NORM}
 """Roles that say what a module is and not where it stands: it has them only if it is called, read
 by its own forward alone and held in one place, so that a graft there is the only way to it."""
-AFFINE = {Role.STEM, Role.DOWN, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.CONV}
+LINEAR_MAPS = {
+    Role.STEM,
+    Role.DOWN,
+    Role.QKV,
+    Role.PROJ,
+    Role.FC1,
+    Role.FC2,
+    Role.LINEAR,
+    Role.CONV,
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class Family:
     def _fits(self, role: Role, path: str, module: nn.Module) -> bool:
         if role is Role.NORM:
             return (is_norm(module) and bool(module._parameters)) or path == self.last
-        return role not in AFFINE or is_map(module)
+        return role not in LINEAR_MAPS or is_map(module)
 
 
 def staged(container: str) -> Callable[[Any], tuple[str, ...]]:

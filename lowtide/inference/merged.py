@@ -1,4 +1,4 @@
-"""A merged run: a plain checkpoint for timm, whose header says what its numbers mean."""
+"""A merged run: a file of weights for timm, whose header says what its numbers mean."""
 
 from __future__ import annotations
 

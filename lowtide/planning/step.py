@@ -113,7 +113,7 @@ def make_optimizer(
 
 
 def _decayed(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters that decay: weights of affine maps, and what has two axes longer than one."""
+    """The parameters that decay: weights of linear maps, and what has two axes longer than one."""
     maps = (nn.Linear, nn.modules.conv._ConvNd)
     return {
         p

@@ -1,4 +1,4 @@
-"""Run what no training changes once per image, and train from what it gave."""
+"""Run the part of a model that training does not change once per image; train on its features."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ class FromFeatures(nn.Module):
 
 
 class _RecordingElement:
-    """An element of the chain that remembers what it was given and gave."""
+    """An element of the chain that records its input and output."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner

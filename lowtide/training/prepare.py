@@ -207,7 +207,9 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned, probed)
     if config.cache_features:
         if accelerator.num_processes > 1:
-            raise InputError("cache_features works in one process")
+            raise InputError(
+                "cache_features works in one process only: start one, or leave cache_features out"
+            )
         run.features = Features(tuned, folder / FEATURES)
     return run
 

@@ -152,7 +152,10 @@ def read(
         elif kind == "optimiser" and index.isdecimal() and name:
             state.setdefault(int(index), {})[name] = value
         else:
-            raise InputError(f"{path} is no checkpoint: it holds {shown(key)}")
+            raise InputError(
+                f"{path} is no training checkpoint: {shown(key)} is neither model, average nor"
+                " optimiser state"
+            )
     _refuse_others(path, optimizer, scaler, averages, state, found, header.scaler)
     tuned.load_adapter_state(model)
     for i, average in enumerate(averages):
@@ -175,7 +178,8 @@ def _refuse_others(
     shapes = {str(i): a.shape for i, a in enumerate(averages)}
     if {k: a.shape for k, a in found.items()} != shapes:
         raise InputError(
-            f"{path} holds {len(found)} running averages, and this run has {len(shapes)}, or others"
+            f"{path} holds {len(found)} running averages, and this run has {len(shapes)}: their"
+            " number and shapes must agree"
         )
     count = sum(len(g["params"]) for g in optimizer.param_groups)
     if beyond := [i for i in state if i >= count]:

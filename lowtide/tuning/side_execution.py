@@ -80,7 +80,7 @@ class StagedModel(nn.Module):
         """Classify images.
 
         Args:
-            *inputs: `(B, 3, H, W)`, pre-processed as the checkpoint wants. Where nothing runs
+            *inputs: `(B, 3, H, W)`, pre-processed as the weights want. Where nothing runs
                 beside the backbone or is recomputed block by block: whatever the backbone takes.
             **options: The same by name.
 

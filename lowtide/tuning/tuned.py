@@ -132,7 +132,10 @@ class Tuned(StagedModel):
             raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
         edits = [(n, e) for n, m in zip(names, methods, strict=True) for e in m.edits(self.sites)]
         if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
-            raise Unsupported(f"{edits[0][0]} runs beside blocks, and this backbone has no table")
+            raise Unsupported(
+                f"{edits[0][0]} runs beside the blocks, and no family table says which modules"
+                " of this backbone are blocks"
+            )
         with self.disable_adapter():
             own = outputs(self.backbone, self.heads)
             classes = num_classes or own
@@ -171,8 +174,8 @@ class Tuned(StagedModel):
     def _may_leave(self) -> None:
         if self.active and (lost := [m for m in self.methods if m.overwrites]):
             raise InputError(
-                f"{method_name(type(lost[0]))} trains the backbone's own weights in place; there is"
-                " no backbone to return to"
+                f"{method_name(type(lost[0]))} trains the backbone's own weights in place; no"
+                " copy of the backbone is left to return to"
             )
 
     def _take_out(self) -> None:
@@ -222,7 +225,8 @@ class Tuned(StagedModel):
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise InputError(
-                f"the file does not fit this adapter: {len(missing)} keys missing {missing[:2]},"
+                f"the adapter file does not match this adapter: {len(missing)} keys missing"
+                f" {missing[:2]},"
                 f" {len(extra)} unexpected {extra[:2]}"
             )
         state = self.adapters[self.active].fitted(state)
@@ -469,7 +473,7 @@ def _same_base(have: str, model: nn.Module, config: AdapterConfig, folder: Path 
         raise InputError(f"{folder} was trained on {on}, and this backbone is {here}")
     raise InputError(
         f"{folder} was trained on {on} with weights {want[:12]}, and this backbone's weights are"
-        f" {have[:12]}: load the same pre-trained checkpoint first"
+        f" {have[:12]}: load the same pre-trained weights first"
     )
 
 

@@ -140,8 +140,8 @@ HEADER = ("record", "plain", "scaler", "version")
         (lambda h: h["record"].update(history={}), "record.history is {}, not a list"),
         (lambda h: h["record"].update(data=1), "record.data is 1, not"),
         (lambda h: h["record"].update(measured_bytes="1"), "record.measured_bytes is '1', not"),
-        (lambda h: h["plain"].update({"optimiser/x/step": 1}), "holds 'optimiser/x/step'"),
-        (lambda h: h["plain"].update({"nobody/0": 1}), "holds 'nobody/0'"),
+        (lambda h: h["plain"].update({"optimiser/x/step": 1}), "'optimiser/x/step' is neither"),
+        (lambda h: h["plain"].update({"nobody/0": 1}), "'nobody/0' is neither"),
         (lambda h: h["plain"].update({"optimiser/999/step": 1}), "of parameter 999"),
     ],
 )
