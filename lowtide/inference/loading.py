@@ -10,7 +10,7 @@ from ..errors import InputError, UnknownName
 from ..paths import located
 from ..training.config import RunConfig, read_yaml
 from ..training.loop import CONFIG, SUMMARY
-from ..training.options import Parser
+from ..training.parser import Parser
 from ..training.progress import note
 from ..training.split import SPLIT, SPLITS, Split, samples_of
 from ..training.summary import read_summary

@@ -37,7 +37,7 @@ def made(tmp_path_factory):
     config = RunConfig("vit_micro_patch4_32", str(root / "data"), METHODS["bias"](), **options)
     train(config, root / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowtide.training.loop, "_finish", lambda *_: {})
+        patch.setattr(lowtide.training.loop, "finish", lambda *_: {})
         train(config, root / "stopped")
     return root
 

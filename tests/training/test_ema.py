@@ -89,13 +89,13 @@ def test_a_run_saves_the_average_of_what_it_trained(config, tmp_path, monkeypatc
 
 def test_a_killed_run_resumes_with_its_average(config, tmp_path, monkeypatch):
     train(config, tmp_path / "whole")
-    save = lowtide.training.loop._save
+    save = lowtide.training.loop.save
 
     def stop(run, optimizer):
         save(run, optimizer)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lowtide.training.loop, "_save", stop)
+    monkeypatch.setattr(lowtide.training.loop, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "killed")
     monkeypatch.undo()

@@ -132,8 +132,8 @@ def test_a_run_from_features_is_the_same_run(config, name, tmp_path):
 def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
     config = replace(config, method=METHODS["linear"](), cache_features=True)
     whole = train(config, tmp_path / "whole")
-    monkeypatch.setattr("lowtide.training.loop._finish", lambda *_: {})
-    monkeypatch.setattr("lowtide.training.loop._save", _stop_after(1))
+    monkeypatch.setattr("lowtide.training.loop.finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.training.loop.save", _stop_after(1))
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
@@ -143,14 +143,14 @@ def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
 
 
 def _stop_after(epochs):
-    from lowtide.training.loop import _save
+    from lowtide.training.loop import save
 
-    def save(run, optimizer):
-        _save(run, optimizer)
+    def stop(run, optimizer):
+        save(run, optimizer)
         if len(run.history) == epochs:
             raise KeyboardInterrupt
 
-    return save
+    return stop
 
 
 def test_what_cannot_be_kept_is_refused_at_the_door(config, tmp_path):

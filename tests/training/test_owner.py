@@ -54,14 +54,14 @@ def made(tmp_path_factory):
 
 def interrupt(config, folder, **options):
     """Stop a run at the end of its first epoch."""
-    save = lowtide.training.loop._save
+    save = lowtide.training.loop.save
 
     def stop(*args):
         save(*args)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowtide.training.loop, "_save", stop)
+        patch.setattr(lowtide.training.loop, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, folder, **options)
 

@@ -47,6 +47,7 @@ def config(images):
         batch_size=6,
         weight_decay=0.0,
         warmup_epochs=0.0,
+        head_init="trunc_normal",
         device="cpu",
     )
 
@@ -55,7 +56,7 @@ def trained_by(config, folder, monkeypatch):
     """What trained, before and after a run."""
     before = {k: v.clone() for k, v in prepare(config, folder).tuned.adapter_state().items()}
     kept = []
-    monkeypatch.setattr(lowtide.training.loop, "_finish", lambda run, _: kept.append(run) or {})
+    monkeypatch.setattr(lowtide.training.loop, "finish", lambda run, _: kept.append(run) or {})
     train(config, folder)
     return before, kept[0].tuned.adapter_state()
 
