@@ -14,12 +14,12 @@ from torch import nn
 
 from ..core.graft import Method, method_name
 from ..errors import InputError, UnknownName, Unsupported
-from ..families import hollow
+from ..families import meta_copy
 from ..tuning.adapter_files import describe
 from ..tuning.tuned import Tuned
 from .cost_model import MACHINES
-from .simulate import Plan, arrange, rehearse, shadow
-from .step import StepConfig, couples
+from .simulate import Plan, set_up_step, simulate_step, tune_on_meta
+from .step import StepConfig, shares_statistics
 
 ALTERNATIVES: Mapping[str, tuple[Any, ...]] = {
     "policy": ("exact", "blocks", "tight"),
@@ -155,7 +155,7 @@ def search(
     searches, refusals = [], []
     for method in methods:
         try:
-            tuned = shadow(model, method, num_classes=num_classes, image_size=image_size)
+            tuned = tune_on_meta(model, method, num_classes=num_classes, image_size=image_size)
         except Unsupported as refusal:
             refusals.append(refusal)
             continue
@@ -166,7 +166,7 @@ def search(
         raise refusals[0]
     if not choices:
         smallest = min((s.least for s in searches), key=lambda c: c.plan.peak_bytes)
-        kept = step.accumulate == 1 and any(found.coupled for found in searches)
+        kept = step.accumulate == 1 and any(found.shared for found in searches)
         whole = "; micro-batches would change what BatchNorm trains on" if kept else ""
         raise InputError(
             f"nothing fits in {_mib(budget)}: the smallest possible peak is"
@@ -189,7 +189,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.tried: dict[StepConfig, Choice] = {}
-        self.coupled = couples(self.tuned.train())
+        self.shared = shares_statistics(self.tuned.train())
 
     @property
     def least(self) -> Choice:
@@ -214,7 +214,7 @@ class _Search:
 
     def _largest(self, step: StepConfig, rival: float) -> Choice | None:
         """Find the largest micro-batch that fits."""
-        given = self.coupled or step.accumulate > 1
+        given = self.shared or step.accumulate > 1
         cuts = [step.accumulate] if given else _cuts(step.batch_size)
         fits = self.at(replace(step, accumulate=cuts[0]))
         arithmetic = MACHINES[self.machine].arithmetic(fits.plan.work)
@@ -269,8 +269,8 @@ class _Search:
     def at(self, step: StepConfig) -> Choice:
         """Plan one choice, once."""
         if step not in self.tried:
-            tuned: Any = hollow(self.tuned)
-            planned = rehearse(arrange(tuned, step), step)
+            tuned: Any = meta_copy(self.tuned)
+            planned = simulate_step(set_up_step(tuned, step), step)
             seconds = MACHINES[self.machine].seconds(planned.work)
             self.tried[step] = Choice(self.method, step, planned, seconds)
         return self.tried[step]

@@ -132,7 +132,7 @@ def make_optimizer(
         InputError: timm has no such optimiser, or it is not known to treat each parameter alone.
     """
     fused: Any = {"fused": True} if name in {"adam", "adamw", "sgd"} else {}
-    kernels = _kernels(model) if weight_decay else set()
+    kernels = _decayed(model) if weight_decay else set()
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if (p in kernels) is decays], "weight_decay": decay}
@@ -151,8 +151,8 @@ def make_optimizer(
     return made
 
 
-def _kernels(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters that decay: weights of affine maps, and what has two axes longer than one."""
+def _decayed(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that decay: weights of linear maps, and what has two axes longer than one."""
     maps = (nn.Linear, nn.modules.conv._ConvNd)
     return {
         p
@@ -177,7 +177,7 @@ def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def couples(model: nn.Module) -> bool:
+def shares_statistics(model: nn.Module) -> bool:
     """Say whether a training step makes one image's outputs depend on the others of its batch.
 
     Args:

@@ -13,9 +13,9 @@ from steps import real_step
 
 from lowtide import METHODS, InputError, StepConfig, apply, footprint, plan
 from lowtide.families import FAMILIES, image_shape
-from lowtide.planning.simulate import arrange
+from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer, training_step
-from lowtide.training.ema import Average
+from lowtide.training.ema import WeightAverage
 
 MIB = 2**20
 VIT_B = {
@@ -154,8 +154,8 @@ def test_work_is_that_of_the_formulas():
 def test_plan_counts_the_running_average(name, optimizer):
     """As train does it: made before the first step, moved after each update."""
     model, method = tiny("vit").float(), METHODS[name]()
-    tuned = arrange(apply(copy.deepcopy(model), method), StepConfig()).train()
-    opt, average = make_optimizer(tuned, optimizer), Average(tuned, 0.9)
+    tuned = set_up_step(apply(copy.deepcopy(model), method), StepConfig()).train()
+    opt, average = make_optimizer(tuned, optimizer), WeightAverage(tuned, 0.9)
     batch = [(torch.randn(3, *image_shape(model)), torch.zeros(3, dtype=torch.long))]
 
     def step():

@@ -15,7 +15,7 @@ from torch import nn
 from lowtide import METHODS, InputError, StepConfig, UnknownName, plan
 from lowtide.bench.suite import Suite
 from lowtide.cli import main
-from lowtide.planning.simulate import arrange
+from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer
 from lowtide.training.config import RunConfig
 from lowtide.tuning.tuned import apply
@@ -70,7 +70,9 @@ def test_a_chunk_is_what_runs_at_once():
     ]
     assert peaks[0] > peaks[1] > peaks[2]
     whole, cut = (
-        arrange(apply(copy.deepcopy(model), method), dataclasses.replace(step, chunk=chunk)).eval()
+        set_up_step(
+            apply(copy.deepcopy(model), method), dataclasses.replace(step, chunk=chunk)
+        ).eval()
         for chunk in (0, 4096)
     )
     x = torch.randn(8, 3, *model.patch_embed.img_size)

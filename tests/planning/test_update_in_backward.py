@@ -12,7 +12,7 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from lowtide import METHODS, InputError, StepConfig, plan
-from lowtide.planning.simulate import arrange
+from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import BY_PARAMETER, make_optimizer, training_step
 from lowtide.training.config import RunConfig
 from lowtide.tuning.tuned import apply
@@ -61,7 +61,7 @@ def test_the_weights_are_those_of_an_update_behind_the_backward(opt):
 def test_every_policy_reads_its_weights_before_they_change(family, name, policy):
     method = METHODS[name]()
     step = StepConfig(policy=policy, batch_size=2)
-    model = arrange(apply(tiny(family).float(), method), step).train()
+    model = set_up_step(apply(tiny(family).float(), method), step).train()
     batches = [(images(model.backbone, 2), torch.tensor([0, 3])) for _ in range(2)]
     behind, *_ = trained(model, {"in_backward": False}, batches)
     early, most, _ = trained(model, {"in_backward": True}, batches)
