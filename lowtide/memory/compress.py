@@ -233,6 +233,8 @@ def _run_sparing(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run a module, and keep no codes of what lives on in full."""
+    if torch.compiler.is_compiling():  # nothing is watched
+        return _run(module, mode, forward, args, kwargs)
     since = len(mode.watched)
     result = _run(module, mode, forward, args, kwargs)
     spare(mode.watched, since, (args, kwargs, result))

@@ -231,3 +231,14 @@ def test_the_first_run_packs_nothing_unless_packing_draws_noise(rounding, monkey
     y.backward(cotangent(y, 1))
     assert packed[2:] == [16]
     assert torch.equal(y == 0, x.grad == 0) and 64 < (y == 0).sum() < 192
+
+
+@pytest.mark.parametrize("policy", ["blocks", "tight"])
+def test_compiles_without_a_break(policy: str) -> None:
+    _, twin = twins(tiny("vit"), POLICIES[policy](), LoRA(rank=2))
+    x, eager = images(twin.backbone), copy.deepcopy(twin)
+    torch.compiler.reset()
+    compiled = torch.compile(twin, fullgraph=True, backend="eager")
+    near(backward(compiled, x), backward(eager, x))
+    a, b = (torch.cat([g.flatten() for g in gradients(m).values()]) for m in (twin, eager))
+    assert F.cosine_similarity(a, b, dim=0) > 0.99
