@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -19,7 +18,6 @@ from ..core.wrapped import plain, unwrapped
 from ..errors import InputError, UnknownName, Unsupported
 from ..families import (
     HeadInit,
-    classifiers,
     family_of,
     image_shape,
     measure,
@@ -41,6 +39,7 @@ from .checks import (
     refuse_unreached,
     restored_on_error,
 )
+from .fingerprint import architecture, fingerprint, hash_without, refuse_other_base
 from .left_out import LeftOutWarning, left_out
 from .side_execution import StagedModel
 
@@ -69,7 +68,7 @@ class Tuned(StagedModel):
         self.active = ""
         self.heads = tuple(s.path for s in self.sites.of(Role.HEAD))
         on_meta = next(backbone.parameters()).is_meta
-        self.base_sha256 = "" if on_meta else _hashed(backbone, self.heads)
+        self.base_sha256 = "" if on_meta else hash_without(backbone, self.heads)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -273,7 +272,7 @@ class Tuned(StagedModel):
         """
         config = {
             "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
-            "base_model_name_or_path": _architecture(self.backbone),
+            "base_model_name_or_path": architecture(self.backbone),
             "base_model_sha256": self.base_sha256,
             "methods": [describe(m) for m in self.methods],
             "num_classes": self.num_classes,
@@ -294,7 +293,7 @@ class Tuned(StagedModel):
         """
         content, state = read_adapter(Path(folder))
         config = AdapterConfig.of(content, folder)
-        _same_base(self.base_sha256, self.backbone, config, folder)
+        refuse_other_base(self.base_sha256, self.backbone, config, folder)
         before = self.active
         self.add_adapter(name, *config.methods, num_classes=config.num_classes)
         try:
@@ -393,7 +392,7 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
     config = AdapterConfig.of(content, folder)
     with restored_on_error(model):
         model = unwrapped(model)
-        _same_base(fingerprint(model), model, config, folder)
+        refuse_other_base(fingerprint(model), model, config, folder)
         tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
         tuned.load_adapter_state(state)
     return tuned.eval()
@@ -442,44 +441,6 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
             set_module(tuned.backbone, path, module.train(tuned.training))
         decompress(tuned).requires_grad_(True)
     return tuned.backbone, unfolded
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash a backbone, classifier left out.
-
-    Args:
-        model: The backbone; carries no adapter.
-
-    Returns:
-        SHA-256 of its parameters and persistent buffers, in hexadecimal.
-    """
-    return _hashed(model, classifiers(model))
-
-
-def _hashed(model: nn.Module, heads: tuple[str, ...]) -> str:
-    digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in heads)
-    for key, value in sorted(model.state_dict().items()):
-        if not key.startswith(left_out):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _same_base(have: str, model: nn.Module, config: AdapterConfig, folder: Path | str) -> None:
-    want, on = config.base_model_sha256, config.base_model_name_or_path
-    if have == want:
-        return
-    if on != (here := _architecture(model)):
-        raise InputError(f"{folder} was trained on {on}, and this backbone is {here}")
-    raise InputError(
-        f"{folder} was trained on {on} with weights {want[:12]}, and this backbone's weights are"
-        f" {have[:12]}: load the same pre-trained weights first"
-    )
-
-
-def _architecture(model: nn.Module) -> str:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return str(cfg.get("architecture") or type(model).__name__)
 
 
 def _alike(own: Tensor, given: Tensor) -> bool:

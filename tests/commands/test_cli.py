@@ -182,7 +182,7 @@ def test_adapter_for_another_backbone_is_refused(tmp_path, capsys):
     other = timm.create_model(MODEL, pretrained=False)
     save_file(other.state_dict(), tmp_path / "other.safetensors")
     said = refused(["eval", run, "--checkpoint", tmp_path / "other.safetensors"], capsys)
-    assert "load the same pre-trained checkpoint" in said
+    assert "load the same pre-trained weights" in said
 
 
 def test_roles_are_spelt_the_same_everywhere():

@@ -214,5 +214,5 @@ def test_a_backbone_that_differs_in_a_statistic_alone_is_another_one(tmp_path: P
     lowtide.apply(tiny("resnet"), LoRA()).save_pretrained(tmp_path)
     other = tiny("resnet")
     other.bn1.running_var[0] += 0.5
-    with pytest.raises(InputError, match="load the same pre-trained checkpoint"):
+    with pytest.raises(InputError, match="load the same pre-trained weights"):
         lowtide.load(other, tmp_path)

@@ -1,0 +1,56 @@
+"""Which backbone an adapter belongs to: its name, and the hash of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..families import classifiers
+from .adapter_config import AdapterConfig
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash a backbone, classifier left out.
+
+    Args:
+        model: The backbone; carries no adapter.
+
+    Returns:
+        SHA-256 of its parameters and persistent buffers, in hexadecimal.
+    """
+    return hash_without(model, classifiers(model))
+
+
+def hash_without(model: nn.Module, heads: tuple[str, ...]) -> str:
+    """Hash a model without the modules at some paths."""
+    digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in heads)
+    for key, value in sorted(model.state_dict().items()):
+        if not key.startswith(left_out):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def refuse_other_base(
+    have: str, model: nn.Module, config: AdapterConfig, folder: Path | str
+) -> None:
+    """Refuse an adapter that was trained on another backbone, or on other weights of this one."""
+    want, on = config.base_model_sha256, config.base_model_name_or_path
+    if have == want:
+        return
+    if on != (here := architecture(model)):
+        raise InputError(f"{folder} was trained on {on}, and this backbone is {here}")
+    raise InputError(
+        f"{folder} was trained on {on} with weights {want[:12]}, and this backbone's weights are"
+        f" {have[:12]}: load the same pre-trained weights first"
+    )
+
+
+def architecture(model: nn.Module) -> str:
+    """Name a backbone: timm's name of it, else its class."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return str(cfg.get("architecture") or type(model).__name__)
