@@ -16,7 +16,9 @@ from ..errors import InputError
 from .dataset import Dataset, Sample, fingerprint, relative
 from .formats import find
 from .images import Look, bits_of, look
-from .listing import SPLITS, Entry, Listing, hint, order
+from .labels import order
+from .listing import SPLITS, Entry, Listing
+from .tree import hint
 
 
 def read(
@@ -30,7 +32,7 @@ def read(
 ) -> Dataset:
     """Read a labelled set of images and check all of it once.
 
-    The source is a folder, a list, a table or a name, in any of the formats of `READERS`; it is
+    The source is a folder, a list, a table or a name, in any of the formats of `formats/`; it is
     recognised by what it holds. Where train is declared but val is not, val is split off train;
     where nothing is declared, val and test are. A test split that was not given is empty.
 
