@@ -51,11 +51,7 @@ def read(
     Raises:
         InputError: The source cannot work; the message names the first offender.
     """
-    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-        raise InputError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction}: "
-            "expected shares of 0 or more that leave some for train"
-        )
+    _refuse_shares(val_fraction, test_fraction)
     listing = find(source)
     if classes is None:
         classes = _classes(listing)
@@ -84,6 +80,14 @@ def read(
         skipped=tuple(f"{relative(path, listing.root)}: {why}" for path, why in skipped.items()),
         bits=bits,
     )
+
+
+def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+        raise InputError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction}: "
+            "expected shares of 0 or more that leave some for train"
+        )
 
 
 def _classes(listing: Listing) -> tuple[str, ...]:
