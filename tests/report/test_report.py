@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lowtide.bench import Suite
 from lowtide.cli import main
 from lowtide.data.vtab import GROUPS, TASKS, vtab_averages
 from lowtide.methods.lora import LoRA
-from lowtide.report import Section, gather, write_report
+from lowtide.report import Section, gather, rows, write_report
 from lowtide.report.compare import averages, front, judge, p_value, warnings
 from lowtide.report.confusion import (
     MOST,
@@ -32,6 +33,7 @@ from lowtide.report.confusion import (
 )
 from lowtide.report.tables import boards
 from lowtide.training.config import RunConfig
+from lowtide.training.summary import read_summary
 
 METHODS = ("bias", "LoRA, r=2", "s2a")
 DATA = {"dtd": "natural", "svhn": "natural", "kitti": "structured"}
@@ -292,6 +294,19 @@ def test_methods_of_one_name_are_told_apart(tmp_path, rights):
         "lora (method.rank 2, lr 0.01)",
         "lora (method.rank 4, lr 0.001)",
     }
+
+
+def test_each_summary_is_read_once(tmp_path, rights, monkeypatch):
+    folder = write_suite(tmp_path / "suite", rights, DATA)
+    met = Counter()
+
+    def read(path):
+        met[path.resolve()] += 1
+        return read_summary(path)
+
+    monkeypatch.setattr(rows, "read_summary", read)
+    gather([folder])
+    assert met == Counter(path.resolve() for path in folder.glob("**/summary.json"))
 
 
 def test_what_users_wrote_stays_text(tmp_path):
