@@ -21,7 +21,8 @@ from lowtide.bench import Suite
 from lowtide.cli import main
 from lowtide.data.vtab import GROUPS, TASKS, vtab_averages
 from lowtide.methods.lora import LoRA
-from lowtide.report import Section, gather, rows, write_report
+from lowtide.paths import read_json
+from lowtide.report import Section, gather, write_report
 from lowtide.report.compare import averages, front, judge, p_value, warnings
 from lowtide.report.confusion import (
     MOST,
@@ -33,7 +34,6 @@ from lowtide.report.confusion import (
 )
 from lowtide.report.tables import boards
 from lowtide.training.config import RunConfig
-from lowtide.training.summary import read_summary
 
 METHODS = ("bias", "LoRA, r=2", "s2a")
 DATA = {"dtd": "natural", "svhn": "natural", "kitti": "structured"}
@@ -302,9 +302,9 @@ def test_each_summary_is_read_once(tmp_path, rights, monkeypatch):
 
     def read(path):
         met[path.resolve()] += 1
-        return read_summary(path)
+        return read_json(path)
 
-    monkeypatch.setattr(rows, "read_summary", read)
+    monkeypatch.setattr("lowtide.training.summary.read_json", read)
     gather([folder])
     assert met == Counter(path.resolve() for path in folder.glob("**/summary.json"))
 
