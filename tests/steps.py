@@ -20,5 +20,9 @@ def real_step(model, method, step):
     labels = torch.zeros(step.batch_size, dtype=torch.long)
     batches = list(zip(images.chunk(step.accumulate), labels.chunk(step.accumulate), strict=True))
     return tuned, footprint(
-        lambda: training_step(tuned, optimizer, batches, amp=step.amp), tuned, optimizer
+        lambda: training_step(
+            tuned, optimizer, batches, amp=step.amp, in_backward=step.update_in_backward
+        ),
+        tuned,
+        optimizer,
     )

@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..codecs.base import Residue
 from ..core.wrapped import plain_kind
 from ..ops import CALLS, NORMS
+from ..ops.attention_decomposed import without_bias
 from ..ops.attention_recompute import recompute
+from ..ops.attention_windows import recompute_windows, windows_at_once
 from ..ops.lineage import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
 from ..ops.multihead import OPENED
 from ..ops.region import Region, forgetting, region
@@ -266,8 +268,15 @@ def _run(
                 module._lowtide_derives = False  # type: ignore[assignment]
         # Where the first argument was, and not itself: what runs again must not hold it.
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
+        if (windows := _windows(module, args, kwargs)) is not None:
+            return recompute_windows(
+                lambda x, mask: _silently(forward, (_X,), {"mask": mask}, x),
+                *(policy.recompute, x, kwargs.get("mask"), windows, module.parameters()),
+            )
         run = partial(_silently, forward, places, kwargs)
         return recompute(run, policy.recompute, x, weights=module.parameters())
+    if "attention" in mode.codecs and (own := without_bias(module, plain, args)) is not None:
+        return own(*args, **kwargs)
     sizes = _sizes(module, policy.chunk, args, kwargs)
     if sizes is None:
         return forward(*args, **kwargs)
@@ -363,6 +372,15 @@ def _runs_again(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     given = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
     others = [t for t in given if t is not args[0]]
     return all(t.is_leaf or not t.requires_grad for t in others)
+
+
+def _windows(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[slice] | None:
+    """Say which windows of an attention to run at once, chunk by chunk; None for all of them."""
+    if len(args) != 1 or kwargs.keys() - {"mask"} or not all(map(is_imagewise, module.children())):
+        return None
+    return windows_at_once(module, plain_kind(module), args[0], kwargs.get("mask"))
 
 
 def _sizes(

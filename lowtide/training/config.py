@@ -111,6 +111,11 @@ class RunConfig(StepConfig):
             raise InputError(
                 f"cache_features needs augment none, not {self.augment}: a feature is computed once"
             )
+        if self.update_in_backward and self.clip_grad:
+            raise InputError(
+                "update_in_backward drops each gradient at once, and clip_grad needs the norm of"
+                " all of them"
+            )
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
         self._check_schedule()

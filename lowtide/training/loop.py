@@ -91,7 +91,9 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
     config = run.config  # with what a memory budget decided
     for line in run.notes if run.main else ():
         note(line)
-    optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
+    optimizer = make_optimizer(
+        run.tuned, config.opt, config.lr, config.weight_decay, config.update_in_backward
+    )
     whole = run.features.model if run.features else run.tuned
     model, wrapped = run.accelerator.prepare(whole, optimizer)
     if run.probed and not (continues and (folder / CHECKPOINT).exists()):
@@ -225,6 +227,7 @@ def _update(
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),
+            in_backward=config.update_in_backward,
         )
     if meter is None:
         run.step_s.append(time.perf_counter() - started)

@@ -167,7 +167,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         The run, nothing learnt and nothing written yet.
 
     Raises:
-        InputError: Features are to be kept by several processes.
+        InputError: Several processes are to keep features, or to update in backward.
     """
     dataset = read(
         config.data,
@@ -180,6 +180,8 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         dataset = replace(dataset, train=dataset.train + dataset.val, val=())
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
+    if config.update_in_backward and accelerator.num_processes > 1:
+        raise InputError("update_in_backward works in one process: others average gradients first")
     torch.manual_seed(config.seed)
     backbone = create(
         config.model,

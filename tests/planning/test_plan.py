@@ -96,6 +96,20 @@ def test_plan_follows_micro_batches_and_checkpointing(accumulate, checkpointing)
     assert planned.parts["saved"] < 0.7 * whole.parts["saved"]
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    ("name", "policy", "count"),
+    [("lora", "blocks", None), ("full", "tight", None), ("lora", "tight", 2), ("s2a", "blocks", 1)],
+)
+def test_plan_equals_the_real_step_that_recomputes_blocks(family, name, policy, count):
+    model, method = tiny(family).float(), METHODS[name]()
+    step = StepConfig(batch_size=3, policy=policy, checkpointing=True, recomputed_blocks=count)
+    _, real = real_step(model, method, step)
+    planned = plan(model, method, step=step)
+    assert planned.peak_bytes == real.peak_bytes
+    assert planned.parts == real.parts
+
+
 @pytest.mark.parametrize(("name", "checkpointing"), sorted(VIT_B))
 def test_published_table(name, checkpointing):
     planned = vit_b(name, checkpointing=checkpointing)
@@ -106,6 +120,12 @@ def test_published_table(name, checkpointing):
 def test_tight_stays_below_its_promise(name, limit):
     planned = vit_b(name, policy="tight")
     assert planned.peak_bytes / MIB <= limit
+
+
+@pytest.mark.parametrize(("policy", "limit"), [("tight", 500), ("blocks", 520)])
+def test_blocks_that_are_recomputed_from_8_bits_stay_below_their_promise(policy, limit):
+    planned = vit_b("lora", policy=policy, checkpointing=True)
+    assert 0.9 * limit < planned.peak_bytes / MIB <= limit
 
 
 def test_frozen_prefix_keeps_nothing():
