@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -18,3 +19,9 @@ PAGES = runpy.run_path(str(SCRIPT))["PAGES"]
 def test_generated_page_is_fresh(page: str) -> None:
     stored = (ROOT / "docs" / page).read_text()
     assert stored == PAGES[page](), "run python scripts/generate_docs.py"
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_files_of_the_package_that_a_page_names_are_there(page: str) -> None:
+    named = re.findall(r"lowtide/[\w/]+(?:\.py|/)", (ROOT / "docs" / page).read_text())
+    assert not [name for name in named if not (ROOT / name).exists()]

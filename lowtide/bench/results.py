@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,6 +14,9 @@ from ..training.summary import RunSummary, read_summary
 from .suite import SUITE, Cell, Row, Suite
 
 FAILED = "failed.txt"
+
+Read = Callable[[Path], RunSummary]
+"""Reads a summary: `read_summary`, or what remembers its answers."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,12 @@ class Result:
         return stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
-def summary_of(folder: Path) -> RunSummary | None:
+def summary_of(folder: Path, read: Read = read_summary) -> RunSummary | None:
     """Read what a finished row says of itself.
 
     Args:
         folder: The run folder.
+        read: Reads the file.
 
     Returns:
         Its summary; None where it is not finished.
@@ -74,15 +79,16 @@ def summary_of(folder: Path) -> RunSummary | None:
     path = folder / SUMMARY
     if not path.exists():
         return None
-    return read_summary(path)
+    return read(path)
 
 
-def chosen_rate(cell: Cell, output: Path) -> float | None:
+def chosen_rate(cell: Cell, output: Path, read: Read = read_summary) -> float | None:
     """Choose a cell's learning rate by accuracy on val, the first of equals.
 
     Args:
         cell: The cell.
         output: Where the suite's rows lie.
+        read: Reads a summary.
 
     Returns:
         The rate; None while a search row is unfinished or failed.
@@ -94,7 +100,7 @@ def chosen_rate(cell: Cell, output: Path) -> float | None:
         return next(iter(cell.tests))
     scores = {}
     for lr, row in cell.searches.items():
-        summary = summary_of(output / row.folder)
+        summary = summary_of(output / row.folder, read)
         if summary is None:
             return None
         if summary.val_accuracy is None:
@@ -120,12 +126,13 @@ def chosen_tests(cell: Cell, output: Path) -> tuple[Row, ...]:
     return () if rate is None else cell.tests[rate]
 
 
-def read_results(folder: Path) -> list[Result]:
+def read_results(folder: Path, read: Read | None = None) -> list[Result]:
     """Read the rows of a suite, or a run, or a folder of runs.
 
     Args:
         folder: What `lowtide bench` or `lowtide train` left, or a folder that holds such run
             folders.
+        read: Reads a summary; by default each is read once.
 
     Returns:
         Results in the order of the suite; runs without one by folder name, one result for each
@@ -134,30 +141,31 @@ def read_results(folder: Path) -> list[Result]:
     Raises:
         InputError: Nothing in the folder was left by lowtide.
     """
+    read = read or functools.cache(read_summary)
     if (folder / SUITE).is_file():
         suite = Suite.read(folder)
-        return [_of_cell(suite.name, cell, folder) for cell in suite.cells]
+        return [_of_cell(suite.name, cell, folder, read) for cell in suite.cells]
     found = sorted(p.parent for p in folder.glob(f"**/{SUMMARY}"))
     if not found:
         raise InputError(f"{folder} holds no {SUITE} and no finished run ({SUMMARY})")
     together: dict[str, list[tuple[Path, RunSummary]]] = {}
     for path in found:
-        summary = read_summary(path / SUMMARY)
+        summary = read(path / SUMMARY)
         together.setdefault(summary.config.identity, []).append((path, summary))
     return [_of_runs(*zip(*runs, strict=True)) for runs in together.values()]
 
 
-def _of_cell(suite: str, cell: Cell, output: Path) -> Result:
+def _of_cell(suite: str, cell: Cell, output: Path, read: Read) -> Result:
     searched = {
         lr: summary.val_accuracy
         for lr, row in cell.searches.items()
-        if (summary := summary_of(output / row.folder)) and summary.val_accuracy is not None
+        if (summary := summary_of(output / row.folder, read)) and summary.val_accuracy is not None
     }
-    rate = chosen_rate(cell, output)
+    rate = chosen_rate(cell, output, read)
     tests = () if rate is None else cell.tests[rate]
     rows = [*cell.searches.values(), *tests]
     folders = [output / row.folder for row in tests]
-    finished = [(f, s) for f in folders if (s := summary_of(f))]
+    finished = [(f, s) for f in folders if (s := summary_of(f, read))]
     return Result(
         suite=suite,
         data=cell.data,

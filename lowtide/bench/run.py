@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.hub import is_hub
+from ..data.formats import named
 from ..errors import InputError, UnknownName, printable
 from ..extras import extra
 from ..paths import located, refuse_unwritable, write_text
@@ -55,7 +55,7 @@ def run_suite(
     for row in suite.rows():
         row.config.refuse_crowd()
         for path in filter(None, (row.config.data, row.config.checkpoint)):
-            if not is_hub(path) and not located(path).exists():
+            if not named(path) and not located(path).exists():
                 raise InputError(f"{row.folder}: {path} does not exist")
     refuse_unwritable(output, folder=True)
     output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..data.corruptions import corruptions_in
+from ..data.formats.corruptions import corruptions_in
 from ..inference.evaluate import score, score_corruptions
 from ..inference.loading import add_loading, open_given, read_samples
 from ..training.parser import Parser

@@ -14,9 +14,9 @@ from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
 from .images import UnreadableImage as UnreadableImage
 from .images import decode as decode
+from .pixels import Pixels as Pixels
 from .preprocessing import AUGMENTS as AUGMENTS
 from .preprocessing import Augment as Augment
-from .preprocessing import Pixels as Pixels
 from .preprocessing import Preprocessing as Preprocessing
 from .preprocessing import Transform as Transform
 from .reading import read as read

@@ -18,7 +18,8 @@ from ..errors import InputError
 from .dataset import Dataset, relative
 from .formats import find
 from .images import decode, formats
-from .listing import SPLITS, order
+from .labels import order
+from .listing import SPLITS
 from .reading import read
 
 

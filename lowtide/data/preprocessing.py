@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -12,12 +11,6 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
-from timm.data.constants import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-)
 from torch import Tensor, nn
 from torchvision import transforms
 
@@ -25,19 +18,11 @@ from ..core.graft import find, root
 from ..errors import InputError, UnknownName, shown
 from ..values import Side, Within, read
 from .images import decode
+from .pixels import Pixels, mean_over_channels, statistics
 
 Augment = Literal["none", "flip", "crop"]
 """What training does to an image at random. `none`: nothing; `flip`: mirror half of them;
 `crop`: timm's random resized crop and mirror."""
-
-Pixels = Literal["checkpoint", "imagenet", "inception"]
-"""Whose mean and standard deviation of pixels: the checkpoint's own, or one of two that published
-recipes use whatever the checkpoint wants. `inception` is 0.5 throughout."""
-
-PIXELS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "inception": (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
-}
 
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 
@@ -102,7 +87,7 @@ class Preprocessing:
         if channels not in {1, 3}:
             raise InputError(f"the model takes {channels} channels: expected 1 (grey) or 3 (RGB)")
         if channels == 1:
-            mean, std = (math.fsum(mean) / len(mean),), (math.fsum(std) / len(std),)
+            mean, std = mean_over_channels(mean), mean_over_channels(std)
         height, width = size or config["input_size"][-2:]
         return cls(
             size=(height, width),
@@ -127,11 +112,7 @@ class Preprocessing:
         """
         if pixels == "checkpoint":
             return self
-        if pixels not in PIXELS:
-            raise UnknownName("normalize", pixels, get_args(Pixels))
-        mean, std = PIXELS[pixels]
-        if self.channels == 1:
-            mean, std = (math.fsum(mean) / len(mean),), (math.fsum(std) / len(std),)
+        mean, std = statistics(pixels, self.channels)
         return dataclasses.replace(self, mean=mean, std=std)
 
     @property
@@ -216,8 +197,7 @@ class Preprocessing:
             UnknownName: There is no such augmentation.
         """
         if augment not in AUGMENTS:
-            refusal = UnknownName("augmentation", augment, AUGMENTS)
-            raise refusal
+            raise UnknownName("augmentation", augment, AUGMENTS)
         return Transform(self, train, augment)
 
 

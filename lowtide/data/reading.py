@@ -16,7 +16,9 @@ from ..errors import InputError
 from .dataset import Dataset, Sample, fingerprint, relative
 from .formats import find
 from .images import Look, bits_of, look
-from .listing import SPLITS, Entry, Listing, hint, order
+from .labels import order
+from .listing import SPLITS, Entry, Listing
+from .tree import hint
 
 
 def read(
@@ -30,7 +32,7 @@ def read(
 ) -> Dataset:
     """Read a labelled set of images and check all of it once.
 
-    The source is a folder, a list, a table or a name, in any of the formats of `READERS`; it is
+    The source is a folder, a list, a table or a name, in any of the formats of `formats/`; it is
     recognised by what it holds. Where train is declared but val is not, val is split off train;
     where nothing is declared, val and test are. A test split that was not given is empty.
 
@@ -49,11 +51,7 @@ def read(
     Raises:
         InputError: The source cannot work; the message names the first offender.
     """
-    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-        raise InputError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction}: "
-            "expected shares of 0 or more that leave some for train"
-        )
+    _refuse_shares(val_fraction, test_fraction)
     listing = find(source)
     if classes is None:
         classes = _classes(listing)
@@ -82,6 +80,14 @@ def read(
         skipped=tuple(f"{relative(path, listing.root)}: {why}" for path, why in skipped.items()),
         bits=bits,
     )
+
+
+def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+        raise InputError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction}: "
+            "expected shares of 0 or more that leave some for train"
+        )
 
 
 def _classes(listing: Listing) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor, nn
 
 from ..data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader, read
-from ..data.corruptions import corruption_error, severities_in
+from ..data.formats.corruptions import corruption_error, severities_in
 from ..data.images import look
 from ..errors import InputError, LowtideError, UnknownName
 from ..planning.simulate import tune_on_meta

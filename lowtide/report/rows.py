@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from ..bench.results import Result, read_results, summary_of
+from ..bench.results import Read, Result, read_results, summary_of
 from ..bench.suite import SUITE
 from ..data.vtab import GROUPS, group_of
 from ..errors import InputError
@@ -128,15 +129,16 @@ def gather(folders: Iterable[Path]) -> list[Entry]:
         InputError: A folder holds nothing, or what it holds is damaged.
     """
     results = []
+    read = functools.cache(read_summary)
     for folder in {Path(f).resolve(): Path(f) for f in folders}.values():
         found = sorted(_sources(folder))
         if not found:
             raise InputError(f"{folder} holds no {SUITE} and no finished run ({SUMMARY})")
         for source in found:
             for path in source.glob(f"**/{SUMMARY}"):
-                read_summary(path)
-            results += read_results(source)
-    entries = _named_apart([_entry(r, results) for r in results])
+                read(path)
+            results += read_results(source, read)
+    entries = _named_apart([_entry(r, results, read) for r in results])
     if not any(e.result.runs or e.result.failed for e in entries):
         raise InputError("no row of these suites is finished yet: lowtide bench runs them")
     models = list(dict.fromkeys(e.model for e in entries))
@@ -154,7 +156,7 @@ def _sources(folder: Path) -> list[Path]:
     return [s for inner in folder.iterdir() for s in _sources(inner)]
 
 
-def _entry(result: Result, results: Sequence[Result]) -> Entry:
+def _entry(result: Result, results: Sequence[Result], read: Read) -> Entry:
     models = [r.config.model for r in result.runs] or [
         run.config.model for r in results if r.suite == result.suite for run in r.runs
     ]
@@ -163,15 +165,15 @@ def _entry(result: Result, results: Sequence[Result]) -> Entry:
         model=models[0] if models else "",
         group=result.group or group_of(result.data) or "",
         label=result.label,
-        search=_search(result),
+        search=_search(result, read),
     )
 
 
-def _search(result: Result) -> RunSummary | None:
+def _search(result: Result, read: Read) -> RunSummary | None:
     """Find the row that tried the learning rate which was chosen: it lies beside the test rows."""
     for folder in result.folders[:1] if result.searched else ():
         for path in sorted(folder.parent.glob(f"*/{SUMMARY}")):
-            found = summary_of(path.parent)
+            found = summary_of(path.parent, read)
             if found and found.config.skip_test and found.config.lr == result.rate:
                 return found
     return None

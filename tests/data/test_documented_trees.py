@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lowtide.data import read
-from lowtide.data.corruptions import corruptions_in, severities_in
+from lowtide.data.formats.corruptions import corruptions_in, severities_in
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 if not PAGE.is_file():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lowtide.data import UnreadableImage, decode
 from lowtide.data.images import bits_of, formats, look
-from lowtide.data.listing import is_image
+from lowtide.data.tree import is_image
 from lowtide.extras import extra
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lowtide.data import Dataset, read
-from lowtide.data.few_shot import read_meta
-from lowtide.data.lists import read_lists
+from lowtide.data.formats.few_shot import read_meta
+from lowtide.data.formats.lists import read_lists
 from lowtide.errors import InputError
 
 

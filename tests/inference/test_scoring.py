@@ -17,7 +17,7 @@ from PIL import Image
 
 from lowtide.cli import main
 from lowtide.data import decode, read
-from lowtide.data.corruptions import (
+from lowtide.data.formats.corruptions import (
     ALEXNET,
     EXTRA,
     corruption_error,

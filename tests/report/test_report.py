@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lowtide.bench import Suite
 from lowtide.cli import main
 from lowtide.data.vtab import GROUPS, TASKS, vtab_averages
 from lowtide.methods.lora import LoRA
+from lowtide.paths import read_json
 from lowtide.report import Section, gather, write_report
 from lowtide.report.compare import averages, front, judge, p_value, warnings
 from lowtide.report.confusion import (
@@ -292,6 +294,19 @@ def test_methods_of_one_name_are_told_apart(tmp_path, rights):
         "lora (method.rank 2, lr 0.01)",
         "lora (method.rank 4, lr 0.001)",
     }
+
+
+def test_each_summary_is_read_once(tmp_path, rights, monkeypatch):
+    folder = write_suite(tmp_path / "suite", rights, DATA)
+    met = Counter()
+
+    def read(path):
+        met[path.resolve()] += 1
+        return read_json(path)
+
+    monkeypatch.setattr("lowtide.training.summary.read_json", read)
+    gather([folder])
+    assert met == Counter(path.resolve() for path in folder.glob("**/summary.json"))
 
 
 def test_what_users_wrote_stays_text(tmp_path):

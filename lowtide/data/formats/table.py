@@ -6,8 +6,10 @@ import csv
 import io
 from pathlib import Path
 
-from ..errors import InputError
-from .listing import SPLITS, Entry, Listing, name_labels, read_classes, read_text, role
+from ...errors import InputError
+from ..labels import name_labels, read_classes
+from ..listing import SPLITS, Entry, Format, Listing, role
+from ..tree import read_text
 
 PATH_COLUMNS = ("path", "image", "file", "filename")
 LABEL_COLUMNS = ("label", "class")
@@ -90,3 +92,6 @@ def _role(text: str, path: Path, line: int) -> str:
         known = ", ".join(name for names in SPLITS.values() for name in names)
         raise InputError(f"{path}:{line}: unknown split {text!r}, expected {known}")
     return which
+
+
+FORMAT = Format(is_table, read_csv, rank=30, nested=is_table, file="a CSV")

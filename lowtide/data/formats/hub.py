@@ -11,26 +11,14 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import InputError
-from ..extras import extra
-from .listing import SPLITS, Listing, role
+from ...errors import InputError
+from ...extras import extra
+from ..listing import SPLITS, Listing, Named, role
+from ..store import Picture, keep
 from .lists import read_lists
-from .store import Picture, keep
 
 PREFIX = "hf:"
 LABELS = ("label", "labels", "class")
-
-
-def is_hub(source: Path | str) -> bool:
-    """Tell whether a source names a data set of the hub.
-
-    Args:
-        source: What a user gave.
-
-    Returns:
-        Whether it begins with `hf:`.
-    """
-    return str(source).startswith(PREFIX)
 
 
 def read_hub(source: str) -> Listing:
@@ -131,3 +119,6 @@ def _suffix(data: bytes) -> str:
             return f".{(picture.format or 'img').lower()}"
     except Exception:  # it is refused by name at the door, or skipped, like any broken image
         return ".img"
+
+
+FORMAT = Named(PREFIX, read_hub)

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
-from .listing import Listing, read_text
+from ...errors import InputError
+from ..listing import Format, Listing
+from ..store import Picture, keep
+from ..tasks import Task
+from ..tree import read_text
 from .lists import read_lists
-from .store import Picture, keep
-from .tasks import Task
 
 CIFAR100 = Task("CIFAR-100", 100, {"train": 50000, "test": 10000})
 FILES = {"train": "train.bin", "test": "test.bin"}
@@ -99,3 +100,6 @@ def _pictures(records: np.ndarray) -> Iterator[Picture]:
         pixels = record[2:].reshape(3, 32, 32).transpose(1, 2, 0)
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, "BMP")
         yield Picture(file.getvalue(), ".bmp", str(record[1]))
+
+
+FORMAT = Format(is_cifar, read_cifar, rank=40, nested=is_cifar)

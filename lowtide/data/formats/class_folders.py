@@ -1,61 +1,15 @@
-"""Folders of class folders, declared as train / val / test or not."""
+"""Class folders, no split declared: what a folder is that no other format claims."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
-from ..errors import InputError
-from .listing import Entry, Listing, children, is_image, is_litter, names, role
-from .lists import lists_in
-
-
-def has_split_folders(folder: Path) -> bool:
-    """Tell whether a folder declares its splits by folders.
-
-    Args:
-        folder: Any path.
-
-    Returns:
-        Whether it has a folder named as `train`, `val` or `test` are.
-    """
-    return folder.is_dir() and any(role(n) and (folder / n).is_dir() for n in names(folder))
-
-
-def read_split_folders(root: Path) -> Listing:
-    """Read `root/{train,val,test}/<class>/**/<image>`.
-
-    Args:
-        root: A folder with at least one of these folders in it.
-
-    Returns:
-        The entries of each role that has a folder.
-
-    Raises:
-        InputError: Two folders for one role, folders of other names and none for train, or a
-            folder that does not hold class folders.
-    """
-    folders: dict[str, Path] = {}
-    ignored: list[str] = []
-    for child in children(root):
-        which = role(child.name) if child.is_dir() else None
-        if which is None:
-            ignored.append(child.name)
-        elif which in folders:
-            raise InputError(f"{root}: both {folders[which].name} and {child.name} are {which}")
-        else:
-            folders[which] = child
-    others = [name for name in ignored if (root / name).is_dir()]
-    if "train" not in folders and others:  # more likely something else than a set without train
-        there = ", ".join(child.name for child in children(root) if child.is_dir())
-        above = f"; did you mean {root.parent}?" if lists_in(root.parent) else ""
-        raise InputError(f"{root} has no train folder, only {there}{above}")
-    splits, notes = {}, [f"ignored {', '.join(ignored)}"] if ignored else []
-    for which, folder in folders.items():
-        splits[which], more = _read_class_folders(folder)
-        notes += more
-    return Listing("split folders", root, splits, notes=tuple(notes))
+from ...errors import InputError
+from ..listing import LAST, Entry, Format, Listing
+from ..tree import children, is_image, is_litter
 
 
 def read_class_folders(root: Path) -> Listing:
@@ -67,11 +21,22 @@ def read_class_folders(root: Path) -> Listing:
     Returns:
         All entries, under the key `all`.
     """
-    entries, notes = _read_class_folders(root)
+    entries, notes = read_classes_of(root)
     return Listing("class folders", root, {"all": entries}, notes=tuple(notes))
 
 
-def _read_class_folders(folder: Path) -> tuple[list[Entry], list[str]]:
+def read_classes_of(folder: Path) -> tuple[list[Entry], list[str]]:
+    """Read `folder/<class>/**/<image>`, be it a whole source or one split of it.
+
+    Args:
+        folder: A folder of class folders.
+
+    Returns:
+        The entries, and what was ignored, in at most one sentence.
+
+    Raises:
+        InputError: It is empty, an image lies outside any class, or a class has none.
+    """
     found = children(folder)
     classes = [child for child in found if child.is_dir()]
     loose = [child for child in found if child.is_file() and is_image(child)]
@@ -128,3 +93,17 @@ def _walk(folder: Path, entered: set[str]) -> tuple[list[Path], list[Path]]:
                 path = Path(parent, name)
                 (images if is_image(path) else others).append(path)
     return images, others
+
+
+def _around(folder: Path) -> bool:
+    """Tell whether a folder, the only one in its own, holds folders and no image."""
+    if not folder.is_dir():
+        return False
+    inside = children(folder)
+    if any(map(is_image, inside)) or not any(child.is_dir() for child in inside):
+        return False
+    siblings = (child for child in children(folder.parent) if child.is_dir())
+    return len(list(islice(siblings, 2))) == 1
+
+
+FORMAT = Format(Path.is_dir, read_class_folders, rank=LAST, nested=_around)

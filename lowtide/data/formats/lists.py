@@ -6,22 +6,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError
-from . import fgvc, vtab
+from ...errors import InputError
+from .. import fgvc, vtab
+from ..labels import name_labels, read_classes
+from ..listing import SPLITS, Entry, Format, Listing, place, role
+from ..tasks import Task, find
+from ..tree import is_image, names, read_text
 from .json_list import read_pairs
-from .listing import (
-    SPLITS,
-    Entry,
-    Listing,
-    is_image,
-    name_labels,
-    names,
-    place,
-    read_classes,
-    read_text,
-    role,
-)
-from .tasks import Task, find
 
 _LIST = re.compile(
     r"((?P<domain>clipart|infograph|painting|quickdraw|real|sketch)_)?"
@@ -185,3 +176,12 @@ def _task(folder: Path, paths: Sequence[Path]) -> Task | None:
     if _VTAB & {path.name for path in paths}:
         return find(vtab.TASKS, folder.name)
     return find(fgvc.FGVC, folder.name) if paths[0].suffix.lower() == ".json" else None
+
+
+FORMAT = Format(
+    claims=lambda path: is_list(path) or lists_in(path),
+    read=lambda path: read_list(path) if path.is_file() else read_lists(path),
+    rank=20,
+    nested=lists_in,
+    file="a list (.txt, .json, *_meta.list)",
+)

@@ -6,11 +6,13 @@ import dataclasses
 import re
 from pathlib import Path
 
-from ..errors import InputError
-from .fgvc import FEW_SHOT
-from .listing import Entry, Listing, name_labels, names, place
+from ...errors import InputError
+from ..fgvc import FEW_SHOT
+from ..labels import name_labels
+from ..listing import Entry, Format, Listing, place
+from ..tasks import Task, find
+from ..tree import names
 from .lists import read_lines
-from .tasks import Task, find
 
 SHIFTED: tuple[Task, ...] = (
     Task("imagenet", 1000, {"val": 50000}),
@@ -130,3 +132,11 @@ def _task(name: str, path: Path) -> Task | None:
         return task
     sizes = {"train": int(match["shots"]) * task.classes, **task.sizes}
     return dataclasses.replace(task, sizes=sizes)
+
+
+FORMAT = Format(
+    claims=lambda path: is_meta(path) or metas_in(path),
+    read=lambda path: read_meta(path) if path.is_file() else read_metas(path),
+    rank=10,
+    nested=metas_in,
+)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import InputError
-from .listing import Entry, read_text
+from ...errors import InputError
+from ..listing import Entry
+from ..tree import read_text
 
 
 def read_pairs(path: Path) -> list[Entry]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NoReturn
 
-from ..errors import InputError, UnknownName
+from ...errors import InputError, UnknownName
+from ..listing import Format
 
 ALEXNET: dict[str, float] = {
     "gaussian_noise": 0.886428,
@@ -133,3 +134,6 @@ def refuse_corruptions(folder: Path) -> NoReturn:
     raise InputError(
         f"{folder} holds corrupted images to score a run on: lowtide eval RUN --data {folder}"
     )
+
+
+FORMAT = Format(corruptions_in, refuse_corruptions, rank=50, nested=corruptions_in)

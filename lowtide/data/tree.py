@@ -1,0 +1,114 @@
+"""Folders as people and programs leave them: what is there, what is litter, what was meant."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from ..errors import InputError
+from .images import suffixes
+
+_LITTER = frozenset({
+    *("__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "@__thumb", "#snapshot"),
+    *("$recycle.bin", "system volume information", "lost+found"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__", "zbthumbnail.info"),
+})
+
+
+def is_image(path: Path) -> bool:
+    """Tell by its suffix whether a file claims to be an image.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        Whether the suffix is one of `suffixes`.
+    """
+    return path.suffix.lower() in suffixes()
+
+
+def is_litter(name: str) -> bool:
+    """Tell what programs leave in a folder of images from what a person put there.
+
+    Args:
+        name: Of a file or a folder.
+
+    Returns:
+        Whether it is hidden, or is one that an archiver, a file server, a viewer or an operating
+        system makes by itself: `__MACOSX`, Synology's `@eaDir` with its thumbnails, `Thumbs.db`.
+    """
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def names(folder: Path) -> list[str]:
+    """List a folder in a fixed order, without litter.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        The names of its visible children, sorted.
+
+    Raises:
+        InputError: The folder cannot be listed.
+    """
+    try:
+        found = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"cannot list {folder}: {error.strerror}") from error
+    return [name for name in found if not is_litter(name)]
+
+
+def children(folder: Path) -> list[Path]:
+    """List a folder as `names` does.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        Its visible children, sorted by name.
+    """
+    return [folder / name for name in names(folder)]
+
+
+def hint(path: Path) -> str:
+    """Suggest what a path that does not exist may have meant.
+
+    Args:
+        path: A path that does not exist.
+
+    Returns:
+        `; did you mean ...?`, or nothing if no name is near.
+    """
+    if os.path.islink(path):
+        return f"; it is a link to {os.readlink(path)}, which is not there"
+    missing = path
+    while not os.path.isdir(missing.parent):
+        missing = missing.parent
+    there = [child.name for child in missing.parent.iterdir()]
+    same_stem = [name for name in there if Path(name).stem == missing.name]
+    near = same_stem or difflib.get_close_matches(missing.name, there, n=1, cutoff=0.6)
+    if not near:
+        return ""
+    whole = missing.parent / near[0] / path.relative_to(missing)
+    return f"; did you mean {whole if whole.exists() else missing.parent / near[0]}?"
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file a person wrote, with or without a byte-order mark.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"cannot read {path}: {reason}") from error
