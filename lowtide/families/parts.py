@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from ..core.wrapped import numbers_of
 from .meta_model import hollow
 from .table import image_shape
 
@@ -71,9 +72,11 @@ def recomputable(model: nn.Module) -> tuple[str, ...]:
     Returns:
         Paths, in order; none where nothing is worth it.
     """
-    shadow = hollow(model).train().requires_grad_(True)
+    shadow = hollow(model).train()
+    for p in shadow.parameters():
+        p.requires_grad_(p.is_floating_point())
     watch = _Watch(shadow)
-    like = next((p for p in shadow.parameters() if p.is_floating_point()), torch.empty(0))
+    like = numbers_of(shadow)
     image = torch.empty(2, *image_shape(model), device="meta", dtype=like.dtype)
 
     def pack(t: Tensor) -> Tensor:

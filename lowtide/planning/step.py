@@ -37,7 +37,8 @@ class StepConfig:
         checkpointing: Recompute each block in backward instead of keeping its activations.
         accumulate: Micro-batches a batch is cut into.
         amp: Mixed precision: no, bf16 or fp16.
-        frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
+        frozen_dtype: What frozen weights are kept in: fp32, bf16, int8, nf4 or int4; what trains is
+            in fp32.
         opt: timm's name of the optimiser.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
     """
