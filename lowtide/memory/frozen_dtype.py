@@ -51,7 +51,7 @@ class Frozen(nn.Module):
     stands_for: type[nn.Module]
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         """The rounded weight, made wide as a whole for whoever asks."""
         return self.slabs.whole(self.packed)
 

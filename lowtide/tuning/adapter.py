@@ -31,6 +31,7 @@ class Adapter:
         notes: What to know of it, a line each.
         statistics: Path, method name and buffer name of BatchNorm statistics that move as this
             trains, and those that are not in place: its own, or while it is, the backbone's.
+        frozen_dtype: What frozen weights were kept in when it was trained, if it was loaded.
     """
 
     methods: tuple[Method, ...]
@@ -41,6 +42,7 @@ class Adapter:
     originals: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     statistics: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
+    frozen_dtype: FrozenDtype | None = None
 
     def put_in(self, backbone: nn.Module) -> None:
         """Put grafts and thawed parameters in place.

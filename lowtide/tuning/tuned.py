@@ -83,8 +83,16 @@ class Tuned(Composed):
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the active adapter: places its methods do not reach."""
-        return self.adapters[self.active].notes
+        """What to know of the active adapter: where it does not reach, and other frozen weights."""
+        adapter = self.adapters[self.active]
+        if adapter.frozen_dtype in (None, self.frozen_dtype):
+            return list(adapter.notes)
+        return [
+            *adapter.notes,
+            f"trained on frozen weights in {adapter.frozen_dtype}, and these are in"
+            f" {self.frozen_dtype}; set_frozen_dtype gives original weights the dtype of the"
+            " training",
+        ]
 
     @property
     def frozen_dtype(self) -> FrozenDtype:
@@ -175,14 +183,6 @@ class Tuned(Composed):
         self.sides = nn.ModuleDict(dict(adapter.sides))
         self.active = name
         self.train(self.training)
-
-    def _note_frozen_dtype(self, config: AdapterConfig) -> None:
-        trained = config.frozen_dtype
-        if trained not in (None, self.frozen_dtype):
-            self.notes.append(
-                f"trained on frozen weights in {trained}, and these are in {self.frozen_dtype};"
-                " set_frozen_dtype gives original weights the dtype of the training"
-            )
 
     def _may_leave(self) -> None:
         if self.active and (lost := [m for m in self.methods if m.overwrites]):
@@ -312,7 +312,7 @@ class Tuned(Composed):
         try:
             self.set_adapter(name)
             self.load_adapter_state(state)
-            self._note_frozen_dtype(config)
+            self.adapters[name].frozen_dtype = config.frozen_dtype
         except BaseException:
             self._take_out()  # nothing was copied yet, so even an overwriting method may leave
             self.set_adapter(before)
@@ -409,7 +409,7 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
         _same_base(fingerprint(model), model, config, folder)
         tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
         tuned.load_adapter_state(state)
-        tuned._note_frozen_dtype(config)
+        tuned.adapters[name].frozen_dtype = config.frozen_dtype
     return tuned.eval()
 
 
