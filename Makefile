@@ -10,7 +10,7 @@ OLDEST_TESTS ?= tests
 # Neighbours stay together, so that what a module's tests share is made once.
 SPREAD := -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-oldest check docs clean
+.PHONY: demo test test-all oldest test-oldest check docs clean
 
 # Fine-tune the bundled backbone on scikit-learn's digits with six methods, and print one table.
 demo: $(INSTALLED)
@@ -23,9 +23,11 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
-# The short suite with the versions of tests/oldest.txt; OLDEST_TESTS="tests/laws ..." runs a part.
-test-oldest: $(OLDEST)/.installed
+# The short suite with the versions of tests/oldest.txt; OLDEST_TESTS="tests/ops ..." runs a part.
+test-oldest: oldest
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(SPREAD) -m "not slow" $(OLDEST_TESTS)
+
+oldest: $(OLDEST)/.installed
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check lowtide tests scripts benchmarks

@@ -65,7 +65,7 @@ def rows() -> Iterator[Row]:
         yield Row(what, "groups of 64, stochastic", 4.5, policy)
     for bits in (8, 6, 5, 4, 3):
         of_norm = affine(bits)
-        policy = Policy({"layer_norm": of_norm, "attention": of_norm}, rerun=of_norm)
+        policy = Policy({"layer_norm": of_norm, "attention": of_norm}, recompute=of_norm)
         yield Row("LayerNorm, attention again from it", "groups of 64", bits + 0.5, policy)
     yield Row("softmax", "S2A's rows", 4, Policy({"softmax": Affine(4, "row")}))
 

@@ -33,7 +33,7 @@ def rounded(rounding: Rounding, bits: int) -> Policy:
 
     tight = Policy.tight()
     codecs = {k: changed(c) for k, c in tight.codecs.items() if k != "max_pool"}
-    return replace(tight, codecs=codecs, rerun=changed(tight.rerun))
+    return replace(tight, codecs=codecs, recompute=changed(tight.recompute))
 
 
 def accuracy(method: str, policy: Policy, seed: int, epochs: int, data: list[Tensor]) -> float:

@@ -29,8 +29,8 @@ COLUMNS = {
     "exact": (POLICIES["exact"](), False),
     "s2a": (POLICIES["s2a"](), False),
     "tight": (TIGHT, False),
-    "tight, attention kept": (replace(TIGHT, rerun=None), False),
-    "the same, in one piece": (replace(TIGHT, rerun=None, piece=None), False),
+    "tight, attention kept": (replace(TIGHT, recompute=None), False),
+    "the same, in one chunk": (replace(TIGHT, recompute=None, chunk=None), False),
     "exact, checkpointing": (POLICIES["exact"](), True),
     "tight, checkpointing": (TIGHT, True),
 }

@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import pkgutil
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -40,7 +41,9 @@ TESTS = "test_"
 TIMMS = sorted(
     {m.name for m in pkgutil.iter_modules(timm.models.__path__)} & {*timm.list_modules()}
 )
-FORK = multiprocessing.get_context("fork")
+# Not plain fork: a child of a process whose threads have run waits for them for ever.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["timm", "lowtide"])
 
 
 def smallest(module: str) -> str:
@@ -144,10 +147,15 @@ def cosine(a: list[Tensor | None], b: list[Tensor | None]) -> float:
     return float(F.cosine_similarity(a, b, dim=0))
 
 
+def answer(its: Connection, module: str) -> None:
+    """Send a module's row to the process that asked."""
+    its.send(here(module))
+
+
 def run(module: str, seconds: int) -> dict[str, Any]:
     """Measure in a process of its own, which may die."""
-    ours, its = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=lambda: its.send(here(module)))
+    ours, its = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=answer, args=(its, module))
     process.start()
     its.close()
     try:

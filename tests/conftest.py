@@ -1,12 +1,20 @@
-"""One seed and one thread for every test: small nets are slower on more threads."""
+"""One seed and one thread for every test (small nets are slower on more), and images on disk."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from nets import TABLES
+from PIL import Image
 
 from lowtide.methods import METHODS
+
+Paint = Callable[..., Path]
 
 torch.set_num_threads(1)
 
@@ -14,6 +22,23 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _repeatable() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def paint(tmp_path: Path) -> Paint:
+    """Write noise as an image below `tmp_path`; the same name gives the same pixels."""
+
+    def paint(*names: str, size: tuple[int, int] = (20, 16)) -> Path:
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            random = np.random.default_rng(zlib.crc32(name.encode()))
+            width, height = size
+            pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+        return tmp_path
+
+    return paint
 
 
 TRAINS = {
@@ -30,6 +55,7 @@ PLANS_BY_THE_DOZEN = {
     "test_plan_is_close_in_mixed_precision",
     "test_the_search_finds_what_trying_everything_finds",
     "test_the_memory_table[bias-s2a-2000]",
+    "test_promised_peaks",
     "test_tight_stays_below_its_promise",
 }
 RUNS_EVERY_METHOD_ON_MANY_BACKBONES = {
@@ -56,7 +82,11 @@ SLOW = {
     *STARTS_PROCESSES,
 }
 """What took most of the suite's time when each test's processor time was measured."""
-THINNED = {("laws", "test_methods.py"): 5, ("tests", "test_plan.py"): 3}
+THINNED = {
+    ("methods", "test_methods.py"): 5,
+    ("memory", "test_gradient_checkpointing.py"): 5,
+    ("planning", "test_plan.py"): 3,
+}
 RANKS = {name: i for names in (sorted(METHODS), sorted(TABLES)) for i, name in enumerate(names)}
 
 

@@ -32,6 +32,9 @@ class Graft(nn.Module, abc.ABC):
     unmergeable: ClassVar[str] = "it is no affine map of its input"
     """Why no plain module equals this graft, where `merged` gives None."""
 
+    positionwise: ClassVar[bool] = False
+    """Whether each position is treated on its own, if channels come last."""
+
     base: nn.Module
 
     def __init__(self, base: nn.Module) -> None:

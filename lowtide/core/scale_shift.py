@@ -28,6 +28,8 @@ class ScaleShift(Graft):
         The base's output, for gamma's gradient; xhat in its place before an activation.
     """
 
+    positionwise = True
+
     unmergeable: ClassVar[str] = "what it scales is not the output of one map or norm"
 
     def __init__(

@@ -117,6 +117,8 @@ class FactorGraft(Graft):
         The input of the map, and `rank` channels per slice before and behind the core.
     """
 
+    positionwise = True
+
     unmergeable: ClassVar[str] = "what it stands on cannot be folded"
 
     def __init__(

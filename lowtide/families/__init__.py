@@ -16,6 +16,7 @@ from .. import zoo
 from ..memory.chunking import declare
 from .classifier import HeadInit as HeadInit
 from .classifier import classifiers as classifiers
+from .classifier import logit_maps as logit_maps
 from .classifier import new_classifier as new_classifier
 from .classifier import outputs as outputs
 from .classifier import reset as reset

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from ..core.graft import Graft
 from ..core.wrapped import numbers_of
 from ..errors import InputError, UnknownName
 from ..versions import on_meta
@@ -58,6 +59,24 @@ def outputs(model: nn.Module, heads: Iterable[str]) -> int:
         if maps := _maps(model.get_submodule(path)):
             return len(maps[-1].weight)
     raise InputError(f"the classifier of {type(model).__name__} gives logits by no known map")
+
+
+def logit_maps(model: nn.Module, heads: Iterable[str]) -> list[nn.Linear | nn.Conv2d]:
+    """Find the maps that give the logits.
+
+    Args:
+        model: The backbone; methods may be in place around its classifier.
+        heads: Paths of the classifier's modules.
+
+    Returns:
+        The last linear map or convolution of each of them that has one.
+    """
+    found = []
+    for path in heads:
+        module = model.get_submodule(path)
+        root = module.root if isinstance(module, Graft) else module
+        found += _maps(root)[-1:]
+    return found
 
 
 def new_classifier(model: nn.Module, classes: int, init: HeadInit) -> dict[str, nn.Module]:
@@ -168,7 +187,7 @@ def _widened(module: nn.Module, classes: int) -> nn.Module:
     return nn.Linear(module.in_features, classes, module.bias is not None, device="meta")
 
 
-def _maps(module: nn.Module) -> list[Any]:
+def _maps(module: nn.Module) -> list[nn.Linear | nn.Conv2d]:
     return [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from ..core.wrapped import numbers_of
+from ..memory.compress import decompress
 from .meta_model import hollow
 from .table import image_shape
 
@@ -72,7 +73,7 @@ def recomputable(model: nn.Module) -> tuple[str, ...]:
     Returns:
         Paths, in order; none where nothing is worth it.
     """
-    shadow = hollow(model).train()
+    shadow = decompress(hollow(model)).train()
     for p in shadow.parameters():
         p.requires_grad_(p.is_floating_point())
     watch = _Watch(shadow)

@@ -29,6 +29,25 @@ MLPS: tuple[type[nn.Module], ...] = (
 )
 """Modules that treat every image by itself and are widest inside."""
 
+TOKEN_MLPS: tuple[type[nn.Module], ...] = (layers.Mlp, layers.GluMlp, layers.SwiGLU)
+"""Those of them that treat every token by itself, if all they hold does."""
+
+POSITIONWISE: tuple[type[nn.Module], ...] = (
+    *(nn.Linear, nn.Identity, nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.ParameterDict),
+    nn.ParameterList,
+    *(nn.GELU, nn.SiLU, nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.LeakyReLU),
+    *(layers.GELU, layers.GELUTanh, layers.QuickGELU, layers.Swish),
+    *(nn.LayerNorm, nn.RMSNorm, layers.LayerNorm, layers.RmsNorm),
+)
+"""Modules that map the last axis, whatever stands in front of it; a norm if it is over that axis.
+"""
+
+ALIGNED = 64
+"""Tokens of a chunk are a multiple of it, for a product to add up in the same order as whole."""
+LEAST = 16
+"""Fewer tokens than these stay with the chunk before: processors multiply a row or two otherwise.
+"""
+
 PACKAGE = __name__.partition(".")[0]
 TORCH = (
     *("activation", "batchnorm", "container", "conv", "dropout", "flatten", "linear"),
@@ -86,6 +105,44 @@ def is_imagewise(module: nn.Module) -> bool:
     if not all(_is_read(kind, files) for kind in kinds):
         return False
     return not any(_is_changed(m) or _mixes(m) for m in inside)
+
+
+def by_tokens(module: nn.Module, x: Tensor, most: int) -> list[int] | None:
+    """Cut the tokens of an input that is large for one image.
+
+    Args:
+        module: A known module, imagewise.
+        x: Its input (..., C).
+        most: Numbers in a chunk.
+
+    Returns:
+        How many tokens to run at once, chunk by chunk; None if one chunk holds an image, or tokens
+        may meet in the module.
+    """
+    tokens = x[..., 0].numel()
+    if plain_kind(module) not in TOKEN_MLPS or x.ndim < 2 or x.numel() <= most * len(x):
+        return None
+    if not all(_is_positionwise(m) for m in module.modules() if m is not module):
+        return None
+    step = max(1, most // x.shape[-1] // ALIGNED) * ALIGNED
+    sizes = [step] * (tokens // step)
+    left = tokens - sum(sizes)
+    if left < LEAST and sizes:
+        sizes[-1] += left
+    else:
+        sizes.append(left)
+    return sizes if len(sizes) > 1 else None
+
+
+def _is_positionwise(module: nn.Module) -> bool:
+    """Whether a module is known to map the last axis of whatever it is given."""
+    kind = plain_kind(module)
+    known = kind in POSITIONWISE or getattr(kind, "positionwise", False)
+    if not known and not (
+        kind.__name__ == "Linear" and kind.__module__ == "peft.tuners.lora.layer"
+    ):
+        return False
+    return getattr(module, "axis", -1) == -1 and len(getattr(module, "normalized_shape", (1,))) == 1
 
 
 def has_images(module: nn.Module, x: Tensor) -> bool:

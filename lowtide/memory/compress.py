@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..codecs.base import Residue
 from ..core.wrapped import plain_kind
 from ..ops import CALLS, NORMS
-from ..ops.attention_recompute import rerun
+from ..ops.attention_decomposed import without_bias
+from ..ops.attention_recompute import recompute
+from ..ops.attention_windows import recompute_windows, windows_at_once
 from ..ops.lineage import FOLLOWED, RUN_AGAIN, Derived, derived, follow, remember
 from ..ops.multihead import OPENED
 from ..ops.region import Region, forgetting, region
@@ -27,7 +29,7 @@ from ..ops.saved import Call, keep
 from ..ops.spare import Watched, spare, watching
 from ..ops.unary import MODULES, activate
 from ..versions import classes
-from .chunking import MLPS, has_images, is_imagewise, is_model
+from .chunking import MLPS, by_tokens, has_images, is_imagewise, is_model
 from .policy import Policy
 
 ATTENTIONS: tuple[type[nn.Module], ...] = (
@@ -46,7 +48,7 @@ ATTENTIONS: tuple[type[nn.Module], ...] = (
 RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
 """Modules that keep every gate of every step."""
 
-RERUN = (*ATTENTIONS, *RECURRENT)
+RECOMPUTED = (*ATTENTIONS, *RECURRENT)
 """What is run again in backward, from its input."""
 
 _X = object()
@@ -120,7 +122,7 @@ class _Answers(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or _silent():
+        if not self.codecs or not torch.is_grad_enabled() or _silent():
             return func(*args, **kwargs)
         if region() != self.region:  # no module of ours is there when this is run again
             return func(*args, **kwargs)
@@ -248,11 +250,11 @@ def _run(
     if plain in MODULES and not getattr(module, "inplace", False):
         result = activate(MODULES[plain], mode.codecs, forward, *args)
         return forward(*args) if result is NotImplemented else result
-    if policy.rerun is not None and _holds_attention(module):
-        finer = dict.fromkeys((name for name in NORMS if name in policy.codecs), policy.rerun)
+    if policy.recompute is not None and _holds_attention(module):
+        finer = dict.fromkeys((name for name in NORMS if name in policy.codecs), policy.recompute)
         with mode.but(codecs={**policy.codecs, **finer}):
             return forward(*args, **kwargs)
-    if policy.rerun is not None and _runs_again(module, args, kwargs):
+    if policy.recompute is not None and _runs_again(module, args, kwargs):
         mode.codecs = policy.codecs  # the norms behind, to the end of the block
         plain_attention = "attention" in mode.codecs and _is_plain(module)
         if plain_attention and _may_derive(module, mode, forward, args, kwargs):
@@ -266,21 +268,32 @@ def _run(
                 module._lowtide_derives = False  # type: ignore[assignment]
         # Where the first argument was, and not itself: what runs again must not hold it.
         x, places = args[0], tuple(_X if a is args[0] else a for a in args)
+        if (windows := _windows(module, args, kwargs)) is not None:
+            return recompute_windows(
+                lambda x, mask: _silently(forward, (_X,), {"mask": mask}, x),
+                *(policy.recompute, x, kwargs.get("mask"), windows, module.parameters()),
+            )
         run = partial(_silently, forward, places, kwargs)
-        return rerun(run, policy.rerun, x, module.parameters())
-    rows = _rows(module, policy.piece, args, kwargs)
-    if rows is None:
+        return recompute(run, policy.recompute, x, weights=module.parameters())
+    if "attention" in mode.codecs and (own := without_bias(module, plain, args)) is not None:
+        return own(*args, **kwargs)
+    sizes = _sizes(module, policy.chunk, args, kwargs)
+    if sizes is None:
         return forward(*args, **kwargs)
-    # Every piece has its own autograd nodes, and the backward pass finishes one before the next.
-    results = [forward(part, *args[1:], **kwargs) for part in args[0].split(rows)]
-    return tree_map(lambda *parts: torch.cat(parts), *results)
+    # Every chunk has its own autograd nodes, and the backward pass finishes one before the next.
+    (x,) = args
+    if sum(sizes) == len(x):
+        results = [forward(part) for part in x.split(sizes)]
+        return tree_map(lambda *parts: torch.cat(parts), *results)
+    results = [forward(part) for part in x.flatten(0, -2).split(sizes)]
+    return torch.cat(results).unflatten(0, x.shape[:-1])
 
 
 def _derived(
     mode: _Answers, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Run an attention whose queries, keys and values follow from its input, or raise."""
-    x, codec = args[0], mode.policy.rerun
+    x, codec = args[0], mode.policy.recompute
     if codec is not None and derived(x) is None:  # it follows from itself, then
         remember(x, Derived(codec, x.shape, x.dtype), keep(codec, Residue(x))[1])
     with mode.but(followed=RUN_AGAIN):
@@ -344,13 +357,13 @@ def _silently(
 
 def _holds_attention(module: nn.Module) -> bool:
     # A compiler has its own ways to run something again, and knows none of ours.
-    held = (isinstance(child, RERUN) for child in module.children())
+    held = (isinstance(child, RECOMPUTED) for child in module.children())
     return not torch.compiler.is_compiling() and any(held)
 
 
 def _runs_again(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Say whether this is one of them with a gradient, to its first argument and weights only."""
-    if torch.compiler.is_compiling() or not isinstance(module, RERUN) or not args:
+    if torch.compiler.is_compiling() or not isinstance(module, RECOMPUTED) or not args:
         return False
     if not isinstance(args[0], Tensor):  # packed sequences
         return False
@@ -361,19 +374,33 @@ def _runs_again(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return all(t.is_leaf or not t.requires_grad for t in others)
 
 
-def _rows(
-    module: nn.Module, piece: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> int | None:
-    """Say how many images of the input to run at once, or None for all of them."""
+def _windows(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[slice] | None:
+    """Say which windows of an attention to run at once, chunk by chunk; None for all of them."""
+    if len(args) != 1 or kwargs.keys() - {"mask"} or not all(map(is_imagewise, module.children())):
+        return None
+    return windows_at_once(module, plain_kind(module), args[0], kwargs.get("mask"))
+
+
+def _sizes(
+    module: nn.Module, chunk: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[int] | None:
+    """Say how many images of the input, or tokens, to run at once, chunk by chunk; None for all."""
     kind = plain_kind(module)
-    if piece is None or torch.compiler.is_compiling() or len(args) != 1 or kwargs:
+    if chunk is None or torch.compiler.is_compiling() or len(args) != 1 or kwargs:
         return None
     (x,) = args
     if kind in MLPS:  # wider inside than the model elsewhere
-        piece = max(1, piece // 2)
+        chunk = max(1, chunk // 2)
     elif not is_model(kind):
         return None
-    if not isinstance(x, Tensor) or x.numel() <= piece or not has_images(module, x):
+    if not isinstance(x, Tensor) or x.numel() <= chunk or not has_images(module, x):
         return None
-    rows = -(-len(x) // min(len(x), -(-x.numel() // piece)))
-    return rows if rows < len(x) and is_imagewise(module) else None
+    rows = -(-len(x) // min(len(x), -(-x.numel() // chunk)))
+    if not is_imagewise(module):
+        return None
+    if (tokens := by_tokens(module, x, chunk)) is not None:
+        return tokens
+    count = -(-len(x) // rows)
+    return [min(rows, len(x) - i * rows) for i in range(count)] if count > 1 else None

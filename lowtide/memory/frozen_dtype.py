@@ -81,6 +81,7 @@ class FrozenLinear(Frozen, nn.Linear):  # type: ignore[override]
     """
 
     stands_for = nn.Linear
+    positionwise = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute `x W^T + b` in the input's dtype, or autocast's.

@@ -6,13 +6,21 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from ..ops.attention_recompute import recompute as recompute_from
+from ..ops.saved import EXACT
 
-def recompute(run: Callable[..., Any], block: nn.Module, *inputs: Tensor) -> Any:
+
+def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Run a block now and, instead of keeping its activations, once more in backward.
+
+    Of the block its inputs are kept: exactly, or by the codec of the policy it is compressed with
+    (`Policy.block`). The first run sees the inputs themselves, so outputs do not change.
 
     Differs:
         Plain checkpointing shows every batch to moving BatchNorm statistics twice; here the second
@@ -21,20 +29,45 @@ def recompute(run: Callable[..., Any], block: nn.Module, *inputs: Tensor) -> Any
     Args:
         run: Runs the block.
         block: The block.
-        *inputs: What it is run on, the only activations kept.
+        *args: What it is run on.
+        **kwargs: The same by name. A tensor that wants no gradient, such as a mask or rotary
+            positions, is shared by blocks and kept as it is, unless it is the first one.
 
     Returns:
         What `run` gives.
+
+    Saves:
+        The inputs, as the codec keeps them.
     """
+    leaves, form = tree_flatten((args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    trained = [p for p in block.parameters() if p.requires_grad]
+    if not trained and not any(leaves[i].requires_grad for i in places):  # nothing is kept anyway
+        return run(*args, **kwargs)
     moving = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
     moving = [m for m in moving if m.track_running_stats]
-    if not moving:  # torch.compile takes no context_fn
-        return checkpoint(run, *inputs, use_reentrant=False)
-    return checkpoint(
-        run,
-        *inputs,
-        use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _still(moving)),
+    if torch.compiler.is_compiling():  # it has its own ways to run something again, and no codes
+        hold: Any = {}
+        if moving:
+            hold["context_fn"] = lambda: (contextlib.nullcontext(), _still(moving))
+        return checkpoint(run, *args, use_reentrant=False, **hold, **kwargs)
+    carried = places[:1] + [i for i in places[1:] if leaves[i].requires_grad]
+    given = [leaves[i] for i in carried]
+    for i in carried:
+        leaves[i] = None
+
+    def once_or_again(*tensors: Tensor) -> Any:
+        full = list(leaves)
+        for i, t in zip(carried, tensors, strict=True):
+            full[i] = t
+        args, kwargs = tree_unflatten(full, form)
+        return run(*args, **kwargs)
+
+    policy = getattr(block, "_lowtide_policy", None)
+    codec = getattr(policy, "block", None) or EXACT
+    weights = (p for p in block.parameters() if p.requires_grad)
+    return recompute_from(
+        once_or_again, codec, *given, weights=weights, again=lambda: _still(moving)
     )
 
 

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass: a codec for each op, and what is run in pieces or again."""
+"""What is kept for the backward pass: a codec for each op, chunks, and what is recomputed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from ..codecs.base import Codec
 from ..errors import UnknownName
 from ..ops import NAMES, S2A, TIGHT
 
+CHUNK = 5 << 18
+"""Numbers of input run at once: eight images of 224 pixels."""
+STREAM = Affine(8, 64, stats=torch.bfloat16)
+"""How the residual stream is kept: 8.5 bits a number."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -19,18 +24,22 @@ class Policy:
 
     Attributes:
         codecs: A codec for each op to answer, by name; ops without one are left to torch.
-        piece: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
-            backward does not need exists for one piece at a time. None runs them whole. An MLP,
+        chunk: Largest input, in numbers, that the model, and in it an MLP, is run on at once; what
+            backward does not need exists for one chunk at a time. None runs them whole. An MLP,
             which is wider inside, takes half of it.
-        rerun: How the input of an attention module is kept; in backward q, k and v are made of it
-            again, or where a module does more than that, all of it runs again, and nothing inside
-            is kept. The input follows from the norm before it, so in a block that holds an
+        recompute: How the input of an attention module is kept; in backward q, k and v are made of
+            it again, or where a module does more than that, all of it is recomputed, and nothing
+            inside is kept. The input follows from the norm before it, so in a block that holds an
             attention the norms up to there are kept so as well. None keeps what is inside.
+        block: How the input of a block is kept that gradient checkpointing recomputes in backward;
+            None keeps it as it is. A group of it should divide the channels: a class token in one
+            group with the large numbers of a patch loses its own.
     """
 
     codecs: Mapping[str, Codec] = field(default_factory=dict)
-    piece: int | None = None
-    rerun: Codec | None = None
+    chunk: int | None = None
+    recompute: Codec | None = None
+    block: Codec | None = None
 
     def __post_init__(self) -> None:
         for name in self.codecs:
@@ -75,11 +84,30 @@ class Policy:
         Returns:
             The policy.
         """
-        return cls(dict(TIGHT), piece=5 << 18, rerun=Affine(6, 128, stats=torch.bfloat16))
+        rows = Affine(6, 128, stats=torch.bfloat16)
+        return cls(dict(TIGHT), chunk=CHUNK, recompute=rows, block=STREAM)
+
+    @classmethod
+    def blocks(cls) -> Policy:
+        """Keep each block's input alone, in 8 bits, and recompute the block in backward.
+
+        Within a block everything is left to torch, so that only the inputs are rounded; what torch
+        keeps there exists for one block and one chunk of images at a time.
+
+        Returns:
+            The policy; it takes gradient checkpointing.
+        """
+        return cls(chunk=CHUNK, block=STREAM)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether it keeps nothing but the inputs of blocks, which are recomputed, then."""
+        return self.block is not None and not self.codecs
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "exact": Policy.exact,
     "s2a": Policy.s2a,
+    "blocks": Policy.blocks,
     "tight": Policy.tight,
 }

@@ -111,6 +111,8 @@ class ARC(Method):
 class ARCGraft(Graft):
     """`base(z + drop(z U diag(c)) U^T + b)`; U is shared, c and b are its own."""
 
+    positionwise = True
+
     unmergeable: ClassVar[str] = "what it stands in front of cannot be folded"
 
     def __init__(self, base: nn.Module, site: Site, shared: nn.Parameter, config: ARC) -> None:

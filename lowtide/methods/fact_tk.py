@@ -83,6 +83,8 @@ class FacTTK(Method):
 class Tucker(nn.Module):
     """The core of one map: for each slice of its weight a mixture of the shared matrices C_j."""
 
+    positionwise = True  # it is given no position at all
+
     def __init__(
         self,
         shared: nn.Parameter,

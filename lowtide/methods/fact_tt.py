@@ -72,6 +72,8 @@ class FacTTT(Method):
 class Sigma(nn.Module):
     """The core of one map: a slice of the middle factor for each slice of its weight."""
 
+    positionwise = True  # it is given no position at all
+
     def __init__(self, rank: int, inputs: int, outputs: int) -> None:
         super().__init__()
         bound = 1 / math.sqrt(rank * inputs)

@@ -83,6 +83,8 @@ class LoRA(Method):
 class LoRAGraft(Graft):
     """`base(x) + s up(down(x))`, in feature form: no weight-sized tensor is made in training."""
 
+    positionwise = True
+
     def __init__(self, base: nn.Module, site: Site, config: LoRA) -> None:
         super().__init__(base)
         self.scale = (config.alpha or config.rank) / config.rank

@@ -113,6 +113,8 @@ class RLRR(Method):
 class RLRRGraft(Graft):
     """`base(x) + s_r * (W (s_l * x)) + f`, W the backbone's own weight whatever `base` is."""
 
+    positionwise = True
+
     unmergeable: ClassVar[str] = (
         "the map has no bias to take the shift; reduction_bias=False leaves it out"
     )

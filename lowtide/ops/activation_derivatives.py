@@ -192,7 +192,7 @@ def faster(slope: Slope, rate: float) -> Slope:
 def between(
     least: float, most: float, inside: float, outside: float = 0.0, closed: bool = False
 ) -> Slope:
-    """Give the slope of a function of straight pieces: one number in an interval, one around it.
+    """Give the slope of a piecewise linear function: one number in an interval, one around it.
 
     Args:
         least: Where the interval begins.

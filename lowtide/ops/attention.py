@@ -13,17 +13,18 @@ from torch import Tensor
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
+from .attention_chunks import Chunk, add, aligned, attend, attention_backward, axes, product_dtype
+from .attention_decomposed import Decomposed, answer
 from .case import Case, Shape
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
-from .softmax import softmax_backward
 
-PIECE = 1 << 21
-"""Numbers of the attention matrix that the backward holds at a time."""
 FUSED = {"cuda"}
 """Devices where torch's own backward runs, whose fused kernels hold no part of the matrix."""
 
 
-def weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+def weights(
+    q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool, first: int = 0
+) -> Tensor:
     """Compute the attention matrix.
 
     Args:
@@ -33,13 +34,14 @@ def weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: boo
         mask: Added to the logits, or where it is False, excludes; broadcasts to (..., N, M).
         scale: Factor of the logits.
         causal: Whether a query sees no key behind it.
+        first: Place of the first query among all.
 
     Returns:
         softmax(scale q k^T + mask), (..., N, M); 0 where a row sees no key.
     """
     logits = torch.matmul(q * scale, _repeated(k, q).mT)
     if causal:
-        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril_()
+        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril_(first)
         logits = logits.masked_fill_(~seen, -torch.inf)
     if mask is None:
         return torch.softmax(logits, -1)
@@ -56,25 +58,6 @@ def _repeated(t: Tensor, like: Tensor) -> Tensor:
     return t.repeat_interleave(like.shape[-3] // t.shape[-3], -3)
 
 
-def _attend(needs: Needs, *tensors: Tensor | None, causal: bool, **options: Any) -> Tensor:
-    """Call torch's function, which chooses its kernel by what wants a gradient too."""
-    if torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(*tensors, is_causal=causal, **options)  # type: ignore[misc, arg-type]
-    drop = torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing)
-    with torch.enable_grad(), drop:
-        # No leaves: autocast would remember what it casts those to.
-        given = (
-            t.detach().requires_grad_().view_as(t) if t is not None and need else t
-            for t, need in zip(tensors, needs, strict=True)
-        )
-        y = F.scaled_dot_product_attention(*given, is_causal=causal, **options)  # type: ignore[misc, arg-type]
-    return y.detach()
-
-
-def _nothing(saved: Any) -> Any:
-    """Keep nothing for a backward pass that never comes."""
-
-
 def _forward(
     needs: Needs,
     q: Tensor,
@@ -83,7 +66,7 @@ def _forward(
     mask: Tensor | None,
     **options: Any,
 ) -> Forward:
-    y = _attend(needs, q, k, v, mask, **options)
+    y = attend(needs, q, k, v, mask, **options)
     return Forward(y, (Residue(q), Residue(k), Residue(v)), (mask,))
 
 
@@ -101,17 +84,29 @@ def _backward(
     if dy.device.type in FUSED and not torch.compiler.is_compiling():
         return _fused(needs, residues, mask, dy, scale=scale, is_causal=causal, **options)
 
-    def again(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-        return weights(q, k, mask, scale, causal)
+    of_mask = None if mask is None else aligned(mask, axes((*residues, dy)))
+    found = torch.zeros_like(of_mask, dtype=dy.dtype) if needs[3] and of_mask is not None else None
 
-    return _piecewise(needs, residues, again, mask, dy, scale)
+    def again(q: Tensor, k: Tensor, chunk: Chunk) -> Tensor:
+        if of_mask is None:
+            return weights(q, k, None, scale, causal, chunk.rows.start)
+        q, k = (t.unflatten(0, chunk.shape) for t in (q, k))
+        p = weights(q, k, chunk.of_rows(of_mask), scale, causal, chunk.rows.start)
+        return p.flatten(0, -3)
+
+    def take(ds: Tensor, chunk: Chunk) -> None:
+        if found is not None:
+            add(chunk.of_rows(found), ds)
+
+    gradients = attention_backward(needs, residues, dy, scale, again, take)
+    return *gradients, None if found is None or mask is None else found.view(mask.shape)
 
 
 def _fused(
     needs: Needs, qkv: tuple[Tensor, ...], mask: Tensor | None, dy: Tensor, **options: Any
 ) -> Tensors:
     """Differentiate torch's function, which chooses one of its fused kernels for the device."""
-    low = _product_dtype(qkv, dy)
+    low = product_dtype(qkv, dy)
     tensors = [t.detach() for t in (*qkv, mask) if t is not None]
     wanted = [t.requires_grad_() for t, need in zip(tensors, needs, strict=False) if need]
     with torch.enable_grad():
@@ -123,7 +118,7 @@ def _fused(
 
 
 ATTENTION = Op(_forward, _backward, coarse=True)
-"""y = P v, P = softmax(scale q k^T + mask). Residues: q, k, v; P is computed again, piece by piece.
+"""y = P v, P = softmax(scale q k^T + mask). Residues: q, k, v; P is computed again, chunk by chunk.
 
     dv = P^T dy,  dS = P (dP - sum(dP P)) with dP = dy v^T,  dq = scale dS k,  dk = scale dS^T q
 
@@ -145,10 +140,11 @@ def _forward_taken_apart(
     *,
     scale: float,
     causal: bool,
+    mask_shape: Shape = (),
     in_place_of_y: bool = False,
     **options: Any,
 ) -> Forward:
-    y = _attend(needs, q, k, v, mask, scale=scale, causal=causal, **options)
+    y = attend(needs, q, k, v, mask, scale=scale, causal=causal, **options)
     attention = weights(q, k, mask, scale, causal)
     residues = (Residue(q), Residue(k), Residue(v), Residue(attention))
     if not in_place_of_y:
@@ -164,99 +160,39 @@ def _backward_taken_apart(
     dy: Tensor,
     *,
     scale: float,
+    mask_shape: Shape = (),
     **options: Any,
 ) -> Tensors:
     *qkv, attention = residues
-    like = dy.new_empty(()).expand(attention.shape)
-    whole = _aligned(attention, _axes((*qkv, dy)))
+    whole = aligned(attention, axes((*qkv, dy)))
+    found = dy.new_zeros(mask_shape) if needs[3] else None
+    of_mask = None if found is None else aligned(found, whole.ndim)
 
-    def kept(q: Tensor, k: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-        return _part(whole, rows)
+    def kept(q: Tensor, k: Tensor, chunk: Chunk) -> Tensor:
+        return chunk.flat(whole)[:, chunk.rows]
 
-    return _piecewise(needs, tuple(qkv), kept, like, dy, scale)
+    def take(ds: Tensor, chunk: Chunk) -> None:
+        if of_mask is not None:
+            add(chunk.of_rows(of_mask), ds)
+
+    return *attention_backward(needs, qkv, dy, scale, kept, take), found
 
 
 ATTENTION_TAKEN_APART = Op(_forward_taken_apart, _backward_taken_apart)
 """The same, with P as a fourth residue: for a quantised softmax, or a mask larger than P in bytes.
-Option `in_place_of_y`: P is kept instead of y; where y lives on, P is made of q and k again.
+Options: `mask_shape`, of the mask; `in_place_of_y`: P is kept instead of y; where y lives on, P is
+made of q and k again.
 
 Saves:
     What the codecs keep of the numbers in q, k, v and P; no mask.
 """
 
 
-def _piecewise(
-    needs: Needs,
-    qkv: tuple[Tensor, ...],
-    attention: Callable[[Tensor, Tensor, Tensor | None, slice], Tensor],
-    mask: Tensor | None,
-    dy: Tensor,
-    scale: float,
-) -> Tensors:
-    low, ndim = _product_dtype(qkv, dy), _axes((*qkv, dy))
-    given = [None if t is None else _aligned(t, ndim) for t in (*qkv, mask)]
-    found = [
-        torch.zeros_like(t, dtype=dy.dtype) if need and t is not None else None
-        for t, need in zip(given, needs, strict=True)
-    ]
-    q, k, v = (t.to(low) for t in given[:3] if t is not None)
-    whole = _aligned(dy.to(low), ndim)
-    per_image = whole[..., 0].numel() // max(1, len(whole)) * k.shape[-2]
-    some = len(whole) if torch.compiler.is_compiling() else max(1, PIECE // max(1, per_image))
-    for start in range(0, len(whole), some):
-        rows = slice(start, start + some)
-        q_, k_, v_, dy_ = (_part(t, rows).contiguous() for t in (q, k, v, whole))
-        k_, v_ = _repeated(k_, dy_), _repeated(v_, dy_)
-        p = attention(q_, k_, None if mask is None else _part(given[3], rows), rows).to(low)
-        dp = torch.matmul(dy_, v_.mT)
-        ds = softmax_backward(dp, p.expand_as(dp))
-        if found[0] is not None:
-            _add(found[0], rows, torch.matmul(ds, k_).mul_(scale))
-        if found[1] is not None:
-            _add(found[1], rows, torch.matmul(ds.mT, q_).mul_(scale))
-        if found[2] is not None:
-            _add(found[2], rows, torch.matmul(p.mT, dy_))
-        if found[3] is not None:
-            _add(found[3], rows, ds)
-    shapes = (None if t is None else t.shape for t in (*qkv, mask))
-    return tuple(
-        None if t is None or shape is None else t.view(shape)
-        for t, shape in zip(found, shapes, strict=True)
-    )
-
-
-def _axes(tensors: tuple[Tensor, ...]) -> int:
-    """Say how many axes to give every tensor: one for images in front of heads that differ."""
-    most = max(t.ndim for t in tensors)
-    heads = {t.shape[-3] for t in tensors if t.ndim > 2} - {1}
-    return max(3, most + (most == 3 and len(heads) > 1))
-
-
-def _aligned(t: Tensor, ndim: int) -> Tensor:
-    return t.view((1,) * (ndim - t.ndim) + t.shape) if t.ndim < ndim else t
-
-
-def _part(t: Any, rows: slice) -> Any:
-    return t[rows] if len(t) > 1 else t
-
-
-def _add(whole: Tensor, rows: slice, gradient: Tensor) -> None:
-    """Add the gradient of some images, summed where heads were shared or axes broadcast."""
-    part = _part(whole, rows)
-    heads = part.shape[-3]
-    if gradient.ndim > 3 and heads not in (1, gradient.shape[-3]):
-        gradient = gradient.unflatten(-3, (heads, -1)).sum(-3)
-    part += gradient.sum_to_size(part.shape)
-
-
-def _product_dtype(qkv: tuple[Tensor, ...], dy: Tensor) -> torch.dtype:
-    # Computed again in bfloat16, they are multiplied in bfloat16.
-    return torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in qkv) else dy.dtype
-
-
 def _answer(codecs: Codecs, call: Call) -> Any:
     q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
+    if isinstance(mask, Decomposed):
+        return answer(codecs, q, k, v, mask)
     wanted = any(t is not None and t.requires_grad for t in (q, k, v, mask))
     if not wanted or q.ndim < 2 or call.argument(4, "dropout_p", 0.0) > 0:
         return NotImplemented
@@ -270,6 +206,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     tokens, of_p = codecs.get("attention"), codecs.get("softmax")
     if of_p is not None and _apart(of_p, tokens, q, k, v, mask):
         options["in_place_of_y"] = tokens is None and _is_fused(q, k, v, mask)
+        options["mask_shape"] = () if mask is None else tuple(mask.shape)
         tokens = tokens or Exact()
         return saved(
             ATTENTION_TAKEN_APART, (tokens, tokens, tokens, of_p), q, k, v, mask, **options
@@ -320,7 +257,8 @@ def _case(
         (q, k, v, mask),
         plain,
         lambda n: (q, k, v, *apart),
-        {"scale": 0.7, "causal": causal, **options},
+        {"scale": 0.7, "causal": causal, **options}
+        | ({"mask_shape": mask} if apart and mask else {}),
         as_is=lambda n: [] if apart or mask is None else [3],
     )
 

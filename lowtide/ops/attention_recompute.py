@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,42 +13,56 @@ from torch.utils.checkpoint import checkpoint
 
 from ..codecs.base import Codec, Residue
 from .lineage import Weights
-from .saved import keep
+from .saved import EXACT, keep
 from .spare import unpack
 
 
-def rerun(
-    run: Callable[[Tensor], Tensor], codec: Codec, x: Tensor, weights: Iterable[Tensor] = ()
-) -> Tensor:
-    """Compute run(x); keep of it x alone, by a codec, and run once more in backward.
+def recompute(
+    run: Callable[..., Any],
+    codec: Codec,
+    *tensors: Tensor,
+    weights: Iterable[Tensor] = (),
+    again: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Any:
+    """Compute run(*tensors); keep the tensors alone, by a codec, and run once more in backward.
 
-    The forward sees x itself, so the result is exact; the backward is that of `run` at what the
-    codec gives back. Dropout draws the same noise again.
+    The forward sees the tensors themselves, so the result is exact; the backward is that of `run`
+    at what the codec gives back. Dropout draws the same noise again.
 
     Args:
         run: A part of a model; the same operations in both runs.
-        codec: How x is kept, unless it follows from something kept already, as the output of a
-            layer norm does: then it costs nothing.
-        x: Its input.
+        codec: How a tensor is kept, unless it follows from something kept already, as the output of
+            a layer norm does: then it costs nothing. What is no floating-point number is kept as it
+            is.
+        *tensors: Its inputs.
         weights: Weights it reads; none may be written to before the backward.
+        again: What is entered for the second run.
 
     Returns:
         Its output.
     """
-    held = Weights(weights)
-    reader, packed = keep(codec, Residue(x))
-    shape, dtype, wanted, given = x.shape, x.dtype, x.requires_grad, [x]
-    del x
+    held, given = Weights(weights), list(tensors)
+    kept = [keep(codec if t.is_floating_point() else EXACT, Residue(t)) for t in tensors]
+    likes = [(t.shape, t.dtype, t.requires_grad) for t in tensors]
+    del tensors
 
-    def once_or_again(*kept: Tensor) -> Tensor:
+    def once_or_again(*packed: Tensor) -> Any:
         if given:
-            # An alias, which carries no note of what it follows from: the second run has none.
-            once = given.pop()
-            return run(once.view_as(once))
+            # Aliases, which carry no note of what they follow from: the second run has none.
+            once = [t.view_as(t) for t in given]
+            given.clear()
+            return run(*once)
         held.check()
-        with torch.no_grad():
-            x = unpack(reader, kept, shape, dtype)
-        return run(x.requires_grad_(wanted))
+        read, rest = [], iter(packed)
+        for (reader, codes), (shape, dtype, wanted) in zip(counts, likes, strict=True):
+            with torch.no_grad():
+                x = unpack(reader, tuple(itertools.islice(rest, codes)), shape, dtype)
+            read.append(x.requires_grad_(wanted))
+        return run(*read)
 
-    result: Tensor = checkpoint(once_or_again, *packed, use_reentrant=False)
-    return result
+    counts = [(reader, len(packed)) for reader, packed in kept]
+    packed = [t for _, several in kept for t in several]
+    del kept
+    return checkpoint(
+        once_or_again, *packed, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+    )

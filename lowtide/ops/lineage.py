@@ -320,6 +320,7 @@ def follow(
         return
     reader, packed = kept[0] if kept else began[0]
     if isinstance(result, (tuple, list)):
+        call.uses += len(result)
         for i, one in enumerate(result):
             _note(one, (Again(_one, (call, i)), reader, packed))
     elif isinstance(result, Tensor) and not isinstance(result, nn.Parameter):

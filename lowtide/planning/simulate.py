@@ -131,10 +131,10 @@ def arrange(tuned: Tuned, step: StepConfig) -> Tuned:
     """
     if step.frozen_dtype != "fp32":
         set_frozen_dtype(tuned, step.frozen_dtype)
-    tuned.checkpointing = step.checkpointing
+    tuned.checkpointing = step.recomputed_blocks or step.checkpointing
     policy = POLICIES[step.policy]()
     if step.chunk is not None:
-        policy = replace(policy, piece=step.chunk or None)
+        policy = replace(policy, chunk=step.chunk or None)
     compress(tuned, policy)
     return tuned
 
@@ -163,21 +163,28 @@ def rehearse(tuned: Tuned, step: StepConfig, entrance: Entrance | None = None) -
         model, shape = (entrance or _images)(tuned)
         if batch // accumulate == 1:
             _refuse_single(model, shape)
-        opt = make_optimizer(tuned, step.opt)
+        opt = make_optimizer(tuned, step.opt, in_backward=step.update_in_backward)
         meter, passes = WorkMeter(tuned, opt), []
         with meter:
-            _first_update(tuned, opt)
+            _first_update(tuned, opt, step.update_in_backward)
             if step.ema:
                 for p in tuned.parameters():
                     if p.requires_grad:
                         opt.state[p]["average"] = p.detach().clone()
-                _first_update(tuned, opt)  # after which the meter looks for state
+                _first_update(
+                    tuned, opt, step.update_in_backward
+                )  # after which the meter looks for state
             inputs = torch.empty(batch, *shape)
             labels = torch.zeros(batch, dtype=torch.long)
             batches = micro_batches(inputs, labels, accumulate)[:2]
             before = meter.work
             training_step(
-                model, opt, batches, amp=step.amp, before_update=lambda: passes.append(meter.work)
+                model,
+                opt,
+                batches,
+                amp=step.amp,
+                before_update=lambda: passes.append(meter.work),
+                in_backward=step.update_in_backward,
             )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
@@ -213,12 +220,14 @@ def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
             hook.remove()
 
 
-def _first_update(model: nn.Module, optimizer: Optimizer) -> None:
-    for p in model.parameters():
-        if p.requires_grad:
+def _first_update(model: nn.Module, optimizer: Optimizer, in_backward: bool) -> None:
+    """Let the optimiser's state be born, of all parameters at once or of one after the other."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for some in [[p] for p in trained] if in_backward else [trained]:
+        for p in some:
             p.grad = torch.zeros_like(p)
-    optimizer.step()
-    optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def _materialise(model: nn.Module) -> None:

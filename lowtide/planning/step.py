@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
-from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from timm.optim import (
+    SGDW,
+    Adafactor,
+    AdafactorBigVision,
+    Lion,
+    NAdamW,
+    create_optimizer_v2,
+)
+from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -19,6 +26,13 @@ from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
 from ..memory.policy import POLICIES
 from ..values import Count, Share, Within, read_fields
+
+BY_PARAMETER: tuple[type[Optimizer], ...] = (
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam),
+    *(optim.Adagrad, optim.Adadelta, optim.RMSprop),
+    *(Adafactor, AdafactorBigVision, Lion, NAdamW, SGDW),
+)
+"""Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
 
 Amp = Literal["no", "bf16", "fp16"]
 
@@ -31,15 +45,19 @@ class StepConfig:
 
     Attributes:
         batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
-        policy: What is kept for backward: exact, tight (lowtide's best) or s2a (the paper's).
+        policy: What is kept for backward: exact, tight (lowtide's best), blocks (each block's input
+            in 8 bits; takes checkpointing) or s2a (the paper's).
         chunk: Most numbers of an input that is run at once, where every image is known to be
             treated alone; 0 runs batches whole. By default the policy's own.
         checkpointing: Recompute each block in backward instead of keeping its activations.
+        recomputed_blocks: How many blocks, from the first, checkpointing takes; by default all.
         accumulate: Micro-batches a batch is cut into.
         amp: Mixed precision: no, bf16 or fp16.
         frozen_dtype: What frozen weights are kept in: fp32, bf16, int8, nf4 or int4; what trains is
             in fp32.
         opt: timm's name of the optimiser.
+        update_in_backward: Update each parameter as soon as its gradient is there, and drop the
+            gradient, so that no two are held; for optimisers that treat each parameter alone.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
     """
 
@@ -47,10 +65,12 @@ class StepConfig:
     policy: str = "exact"
     chunk: Annotated[int, Within(0, 2**40)] | None = None
     checkpointing: bool = False
+    recomputed_blocks: Count | None = None
     accumulate: Count = 1
     amp: Amp = "no"
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
+    update_in_backward: bool = False
     ema: Share = 0.0
 
     def __post_init__(self) -> None:
@@ -59,9 +79,24 @@ class StepConfig:
             object.__setattr__(self, name, value)
         if self.policy not in POLICIES:
             raise UnknownName("policy", self.policy, POLICIES)
+        if POLICIES[self.policy]().checkpointing:
+            object.__setattr__(self, "checkpointing", True)
+        if self.recomputed_blocks is not None and not self.checkpointing:
+            raise InputError("recomputed_blocks is for checkpointing: give --checkpointing as well")
         if self.accumulate > self.batch_size:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
+            )
+
+        if self.update_in_backward:
+            self._check_early()
+
+    def _check_early(self) -> None:
+        """Refuse to update in backward where the update needs all gradients, or several of each."""
+        if self.accumulate > 1 or self.amp == "fp16":
+            other = "amp fp16" if self.accumulate == 1 else f"accumulate {self.accumulate}"
+            raise InputError(
+                f"update_in_backward drops each gradient at once, and {other} needs them together"
             )
 
     @property
@@ -71,7 +106,11 @@ class StepConfig:
 
 
 def make_optimizer(
-    model: nn.Module, name: str = "adamw", lr: float = 1e-3, weight_decay: float = 0.0
+    model: nn.Module,
+    name: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    in_backward: bool = False,
 ) -> Optimizer:
     """Make timm's optimiser over what trains; parameters of one dimension never decay.
 
@@ -85,12 +124,13 @@ def make_optimizer(
         name: Any optimiser timm knows.
         lr: Learning rate.
         weight_decay: Decay of matrices and kernels.
+        in_backward: Whether it will update each parameter by itself, in backward.
 
     Returns:
         The optimiser; AdamW in its fused form, which needs no temporaries of the size of the state.
 
     Raises:
-        InputError: timm has no such optimiser.
+        InputError: timm has no such optimiser, or it is not known to treat each parameter alone.
     """
     fused: Any = {"fused": True} if name in {"adam", "adamw", "sgd"} else {}
     kernels = _kernels(model) if weight_decay else set()
@@ -101,9 +141,15 @@ def make_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     try:
-        return create_optimizer_v2(groups, opt=name, lr=lr, **fused)
+        made = create_optimizer_v2(groups, opt=name, lr=lr, **fused)
     except (ValueError, AssertionError) as e:
         raise InputError(f"unknown optimiser {name!r}: {e}") from e
+    if in_backward and type(made) not in BY_PARAMETER:
+        raise InputError(
+            f"update_in_backward is for optimisers known to treat each parameter alone, such as"
+            f" adamw, sgd, lion and adafactor; {name} is not"
+        )
+    return made
 
 
 def _kernels(model: nn.Module) -> set[nn.Parameter]:
@@ -172,6 +218,7 @@ def training_step(
     share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
+    in_backward: bool = False,
 ) -> Tensor:
     """Run forward and backward over the micro-batches of one batch, then update.
 
@@ -187,20 +234,41 @@ def training_step(
             times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
         before_update: Called between the last backward and the update, for clipping.
+        in_backward: Update each parameter as soon as its gradient is there.
 
     Returns:
         The mean loss times `share`, detached.
     """
     total = sum(len(labels) for _, labels in batch)
     mean = torch.zeros((), device=batch[0][1].device)
+    updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
     for images, labels in batch:
         with autocast(images.device, amp):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
         loss = loss * (share * len(labels) / total)
         mean += loss.detach()
-        backward(loss)
+        with updates:
+            backward(loss)
     before_update()
-    optimizer.step()
-    optimizer.zero_grad()
+    if not in_backward:
+        optimizer.step()
+        optimizer.zero_grad()
     return mean
+
+
+@contextlib.contextmanager
+def _updates_in_backward(optimizer: Optimizer) -> Iterator[None]:
+    """Update each parameter when all of its gradient is there; it is the only one that has one."""
+
+    def update(parameter: Tensor) -> None:
+        optimizer.step()
+        parameter.grad = None
+
+    trained = (p for group in optimizer.param_groups for p in group["params"])
+    hooks = [p.register_post_accumulate_grad_hook(update) for p in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -22,6 +22,9 @@ from ..tuning.adapter_files import construct, describe
 from ..values import Count, Seed, Share, Side, Within, options
 from ..yaml_text import parse_yaml
 
+HeadStart = Literal["probe", "trunc_normal", "zero", "own"]
+"""How a run's classifier starts: what needs no image (`lowtide.families.HeadInit`), or a probe."""
+
 LearningRate = Annotated[float, Within(0, 1e30, above=True)]
 
 PER_CORE = 8
@@ -50,9 +53,10 @@ class RunConfig(StepConfig):
         smoothing: Label smoothing.
         clip_grad: Largest gradient norm; 0 does not clip.
         drop_path: Stochastic depth rate of the backbone.
-        head_init: How a new classifier starts: trunc_normal (weights of deviation 0.02, biases at
-            zero), zero (every class as likely), or own (as the backbone's library has it). With as
-            many classes as the backbone was trained for, its own classifier stays.
+        head_init: How a new classifier starts: probe (logistic regression on the features of the
+            training images), trunc_normal (weights of deviation 0.02, biases at zero), zero (every
+            class as likely), or own (as the backbone's library has it). With as many classes as the
+            backbone was trained for, its own classifier stays.
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
         normalize: Mean and deviation of pixels: the checkpoint's own, imagenet's, or inception's
             (0.5 each).
@@ -85,7 +89,7 @@ class RunConfig(StepConfig):
     smoothing: Share = 0.0
     clip_grad: Annotated[float, Within(1e-6, 1e6, zero=True)] = 0.0
     drop_path: Share = 0.0
-    head_init: HeadInit = "trunc_normal"
+    head_init: HeadStart = "probe"
     augment: Augment = "none"
     normalize: Pixels = "checkpoint"
     cache_features: bool = False
@@ -106,6 +110,11 @@ class RunConfig(StepConfig):
         if self.cache_features and self.augment != "none":
             raise InputError(
                 f"cache_features needs augment none, not {self.augment}: a feature is computed once"
+            )
+        if self.update_in_backward and self.clip_grad:
+            raise InputError(
+                "update_in_backward drops each gradient at once, and clip_grad needs the norm of"
+                " all of them"
             )
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
@@ -139,6 +148,11 @@ class RunConfig(StepConfig):
                 f"workers must be a whole number from 0 to {most} on this machine of"
                 f" {os.cpu_count()} cores, not {self.workers}"
             )
+
+    @property
+    def head_made(self) -> HeadInit:
+        """How a new classifier is made, before any image is seen."""
+        return "zero" if self.head_init == "probe" else self.head_init
 
     def to_dict(self) -> dict[str, Any]:
         """Give the config as plain data.

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -32,6 +33,7 @@ from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
+from .probe import images_for_probe, start_at_probe
 from .progress import Progress, note
 from .schedule import make_schedule
 from .split import Split
@@ -89,9 +91,13 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
     config = run.config  # with what a memory budget decided
     for line in run.notes if run.main else ():
         note(line)
-    optimizer = make_optimizer(run.tuned, config.opt, config.lr, config.weight_decay)
+    optimizer = make_optimizer(
+        run.tuned, config.opt, config.lr, config.weight_decay, config.update_in_backward
+    )
     whole = run.features.model if run.features else run.tuned
     model, wrapped = run.accelerator.prepare(whole, optimizer)
+    if run.probed and not (continues and (folder / CHECKPOINT).exists()):
+        _probe(run, model)
     if config.ema:
         run.average = Average(run.tuned, config.ema)
     if continues:
@@ -107,6 +113,21 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
     _fit(run, model, wrapped, optimizer)
     with run.averaged():
         return _finish(run, model)
+
+
+def _probe(run: Run, model: Any) -> None:
+    """Start the classifier at a probe, and say what that is worth."""
+    order = np.random.default_rng(run.config.seed).permutation(len(run.dataset.train))
+    some = [run.dataset.train[i] for i in order[: images_for_probe(run.tuned, len(order))]]
+    batches = (batch[:2] for batch in run.batches(tuple(some), shared=False))
+    if not some or not start_at_probe(run.tuned, model, batches, run.config.seed):
+        if run.main:
+            note("the classifier reads no vector per image, or there is one class: no probe")
+        return
+    run.start_accuracy = _accuracy(_confusion(run, model, run.dataset.val))
+    if run.main:
+        val = "" if run.start_accuracy is None else f", val accuracy {run.start_accuracy:.3f}"
+        note(f"the classifier starts at a linear probe of {len(some)} images{val}")
 
 
 def _refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
@@ -206,6 +227,7 @@ def _update(
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),
+            in_backward=config.update_in_backward,
         )
     if meter is None:
         run.step_s.append(time.perf_counter() - started)
@@ -260,6 +282,7 @@ def _save(run: Run, optimizer: Optimizer) -> None:
         "measured_bytes": run.measured_bytes,
         "data": run.dataset.fingerprint,
         "processes": run.processes,
+        "start_accuracy": run.start_accuracy,
     }
     averages = run.average.averages if run.average else ()
     scaler = run.accelerator.scaler
@@ -290,6 +313,7 @@ def _restore(run: Run, optimizer: Optimizer) -> None:
     except InputError as e:
         raise InputError(f"{path} is damaged: {e}") from e
     run.measured_bytes = record["measured_bytes"]
+    run.start_accuracy = record.get("start_accuracy")
 
 
 def _refuse_changed(run: Run, fingerprint: str) -> None:
@@ -318,6 +342,7 @@ def _finish(run: Run, model: Any) -> RunSummary:
         planned=Planned.from_dict(run.planned.to_dict()),
         measured_peak_bytes=run.measured_bytes or None,
         step_seconds=median(run.step_s) if run.step_s else None,
+        start_accuracy=run.start_accuracy,
         history=tuple(run.history),
         val_accuracy=run.history[-1].val_accuracy,
         test_accuracy=_accuracy(confusion),
@@ -336,7 +361,7 @@ def _finish(run: Run, model: Any) -> RunSummary:
                 "pretrained": config.pretrained,
                 "image_size": config.image_size,
                 "seed": config.seed,
-                "head_init": config.head_init,
+                "head_init": config.head_made,
             },
             preprocessing=run.preprocessing.to_dict(),
             augment=config.augment,

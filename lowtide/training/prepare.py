@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
 from ..errors import InputError
+from ..families import classifiers, outputs
 from ..planning.search import parse_bytes, search
 from ..planning.simulate import Plan, arrange, plan
 from ..planning.step import couples
@@ -41,6 +42,8 @@ class Run:
         tuned: The model.
         accelerator: Devices, mixed precision, processes.
         planned: The plan of a step.
+        probed: Whether the classifier is new and starts at a probe.
+        start_accuracy: That of a probe on the validation images; None without either.
         history: One record per finished epoch.
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
@@ -56,6 +59,8 @@ class Run:
     tuned: Tuned
     accelerator: Accelerator
     planned: Plan
+    probed: bool
+    start_accuracy: float | None = None
     history: list[Epoch] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     measured_bytes: int = 0
@@ -78,22 +83,28 @@ class Run:
         return self.accelerator.num_processes
 
     def batches(
-        self, samples: tuple[Sample, ...], epoch: int = 0, training: bool = False
+        self,
+        samples: tuple[Sample, ...],
+        epoch: int = 0,
+        training: bool = False,
+        shared: bool = True,
     ) -> Iterator[tuple[Tensor, Tensor, int, int]]:
-        """Load one pass over some samples, this process's share of it.
+        """Load one pass over some samples.
 
         Args:
             samples: Which.
             epoch: Decides order and augmentation.
             training: Whether to shuffle and augment.
+            shared: Whether the processes share the pass, or each has all of it.
 
         Yields:
             Images and labels; how many of these are this process's own (where it has none, there is
             one of another's, so that all run equally often); and the images of all processes.
         """
-        config, rank = self.config, self.accelerator.process_index
+        config = self.config
+        rank, processes = (self.accelerator.process_index, self.processes) if shared else (0, 1)
         load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
-        load = partial(load, rank=rank, processes=self.processes)
+        load = partial(load, rank=rank, processes=processes)
         if training:
             load = partial(load, drop_last=self._drops(len(samples)))
         transform = self.preprocessing.transform(train=training, augment=config.augment)
@@ -103,10 +114,10 @@ class Run:
             loaded = load(Kept(), shuffle=training, cache=self.features)
         else:
             loaded = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
-        together = config.batch_size * self.processes
+        together = config.batch_size * processes
         for step, (images, labels) in enumerate(loaded):
             count = min(together, len(samples) - step * together)
-            yield images, labels, share(count, rank, self.processes), count
+            yield images, labels, share(count, rank, processes), count
 
     @property
     def notes(self) -> list[str]:
@@ -156,7 +167,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         The run, nothing learnt and nothing written yet.
 
     Raises:
-        InputError: Features are to be kept by several processes.
+        InputError: Several processes are to keep features, or to update in backward.
     """
     dataset = read(
         config.data,
@@ -169,6 +180,8 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         dataset = replace(dataset, train=dataset.train + dataset.val, val=())
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
+    if config.update_in_backward and accelerator.num_processes > 1:
+        raise InputError("update_in_backward works in one process: others average gradients first")
     torch.manual_seed(config.seed)
     backbone = create(
         config.model,
@@ -190,14 +203,21 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     preprocessing = replace(
         Preprocessing.of(backbone).normalized(config.normalize), bits=dataset.bits
     )
-    tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_init)
+    probed = config.head_init == "probe" and classes != _own_classes(backbone)
+    tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_made)
     arrange(tuned, config).train()
-    run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned)
+    run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned, probed)
     if config.cache_features:
         if accelerator.num_processes > 1:
             raise InputError("cache_features works in one process")
         run.features = Features(tuned, folder / FEATURES)
     return run
+
+
+def _own_classes(backbone: nn.Module) -> int | None:
+    """Count the classes of the backbone's own classifier."""
+    heads = classifiers(backbone)
+    return outputs(backbone, heads) if heads else None
 
 
 def _refuse_infinite(backbone: nn.Module, config: RunConfig) -> None:

@@ -69,13 +69,14 @@ class RunOptions(Record):
         """Give every option that this version or the run's has.
 
         Returns:
-            The run's options, then those that are newer than the run, with their defaults.
+            The run's options, then those that are newer than the run, at what they come to there.
         """
         given = self.to_dict()
         if self.method.name in METHODS:
-            usual = describe(METHODS[self.method.name]())
-            given["method"] = {**given["method"], **_beside(usual, given["method"])}
-        return {**given, **_beside(RunConfig(model="any", data="any").to_dict(), given)}
+            own = describe(METHODS[self.method.name]())
+            given["method"] = {**given["method"], **_beside(own, given["method"])}
+        usual = RunConfig(model="any", data="any", head_init="trunc_normal").to_dict()
+        return {**given, **_beside(usual, given)}
 
     @property
     def identity(self) -> str:
@@ -207,6 +208,8 @@ class RunSummary(Record):
         planned: The plan of a step.
         measured_peak_bytes: The run's own peak; None where it was not measured.
         step_seconds: Median time of an update; None where none was timed.
+        start_accuracy: Accuracy on the validation images before the first update, where the
+            classifier started at a probe.
         history: One record per epoch.
         val_accuracy: That of the last epoch; None without validation images.
         test_accuracy: Accuracy on the test images; None where they were left alone.
@@ -224,6 +227,7 @@ class RunSummary(Record):
     planned: Planned
     measured_peak_bytes: Whole | None = None
     step_seconds: Number | None = None
+    start_accuracy: Accuracy | None = None
     history: tuple[Epoch, ...]
     val_accuracy: Accuracy | None
     test_accuracy: Accuracy | None

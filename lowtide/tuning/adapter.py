@@ -12,7 +12,7 @@ from ..core.branches import Sum
 from ..core.graft import Beside, Edit, Graft, Method, Side, Swap, Thaw, find, root
 from ..core.wrapped import numbers_of
 from ..errors import InputError, Unsupported
-from ..memory.frozen_dtype import PACKED, frozen_dtype_of
+from ..memory.frozen_dtype import PACKED, FrozenDtype, frozen_dtype_of
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.graft import Block
-from ..errors import Unsupported
+from ..errors import InputError, Unsupported
 from ..families import Context, Family, classifiers, image_shape, recomputable
 from ..memory.gradient_checkpointing import recompute
 
@@ -34,36 +34,40 @@ class Composed(nn.Module):
     backbone: Any
     sides: Any
     blocks: frozenset[str]
-    _checkpointing = False
+    _checkpointing = 0
 
     @property
-    def checkpointing(self) -> bool:
-        """Recompute each block in backward instead of keeping its activations.
+    def checkpointing(self) -> int:
+        """How many blocks, from the first, are recomputed in backward instead of kept; True: all.
 
         A backbone without a table has its `parts` recomputed.
 
         Raises:
             Unsupported: It is switched on, and nothing of the backbone can be recomputed.
+            InputError: The backbone has fewer blocks.
         """
         return self._checkpointing
 
     @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        if on and not self.recomputes:
+    def checkpointing(self, on: int) -> None:
+        name, most = type(self.backbone).__name__, self.recomputes if on else 0
+        if on and not most:
             raise Unsupported(
-                f"checkpointing recomputes blocks, and {type(self.backbone).__name__} has no part"
+                f"checkpointing recomputes blocks, and {name} has no part"
                 " whose recomputation would save memory"
             )
-        self._checkpointing = on
-        for part in self.parts if on or "parts" in self.__dict__ else ():
+        if on > most:
+            raise InputError(f"{name} has {most} blocks to recompute, not {on}")
+        self._checkpointing = count = most if on is True else int(on)
+        for i, part in enumerate(self.parts if on or "parts" in self.__dict__ else ()):
             part.__dict__.pop("forward", None)
-            if on:
+            if i < count:
                 part.forward = MethodType(_again, part)
 
     @property
-    def recomputes(self) -> bool:
-        """Whether checkpointing has anything to recompute."""
-        return bool(self.blocks or self.parts)
+    def recomputes(self) -> int:
+        """How many blocks checkpointing can recompute."""
+        return len(self.family.chain(self.backbone)) if self.blocks else len(self.parts)
 
     @cached_property
     def parts(self) -> tuple[nn.Module, ...]:
@@ -176,7 +180,8 @@ class Composed(nn.Module):
             self.family.halves,
         )
         beside = context.get(path, {})
-        recomputing = self.checkpointing and torch.is_grad_enabled()
+        first = self.family.chain(self.backbone)[: self.checkpointing]
+        recomputing = path in first and torch.is_grad_enabled()
 
         def run(x: Tensor, *tokens: Tensor, **between: Between) -> Any:
             if tokens and between:
@@ -215,8 +220,10 @@ def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any
 
 def _again(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand in for a part's forward; its class may change meanwhile."""
-    run = partial(type(module).forward, module, **kwargs)
-    return recompute(run, module, *args) if torch.is_grad_enabled() else run(*args)
+    run = partial(type(module).forward, module)
+    if torch.is_grad_enabled():
+        return recompute(run, module, *args, **kwargs)
+    return run(*args, **kwargs)
 
 
 def _gives(y: Tensor) -> Block:

@@ -15,12 +15,13 @@ from torch.overrides import TorchFunctionMode
 
 import lowtide
 from lowtide.core.graft import METHODS
+from lowtide.core.site import Role
 from lowtide.families import FAMILIES
-from lowtide.memory.chunking import is_imagewise
+from lowtide.memory.chunking import by_tokens, is_imagewise
 from lowtide.memory.compress import compress
 from lowtide.memory.policy import Policy
 
-PIECES = Policy(piece=1)
+CHUNKS = Policy(chunk=1)
 """Every image by itself, where a batch may be cut at all."""
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 2}
 
@@ -45,7 +46,7 @@ class Rows(TorchFunctionMode):
 def same(model: nn.Module, x: Tensor, cut: bool) -> None:
     """Compare outputs, buffers and gradients of whole and cut; say whether it was cut at all."""
     results = []
-    for policy in (Policy.exact(), PIECES):
+    for policy in (Policy.exact(), CHUNKS):
         torch.manual_seed(3)
         one = compress(copy.deepcopy(model), policy)
         with Rows() as rows:
@@ -67,7 +68,7 @@ def test_a_family_treats_images_one_by_one(name: str) -> None:
     x = images(model, 5)
     assert is_imagewise(model)
     y = model(x)
-    for policy in (PIECES, Policy(piece=2 * x[0].numel())):
+    for policy in (CHUNKS, Policy(chunk=2 * x[0].numel())):
         assert not torch.equal(y[0], y[1])
         torch.testing.assert_close(compress(model, policy)(x), y, rtol=1e-9, atol=1e-9)
 
@@ -78,7 +79,7 @@ def test_a_tuned_model_is_cut(method: str) -> None:
     x = images(tuned.backbone)
     assert is_imagewise(tuned)
     y = tuned(x)
-    torch.testing.assert_close(compress(tuned, PIECES)(x), y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(compress(tuned, CHUNKS)(x), y, rtol=1e-9, atol=1e-9)
 
 
 class Around(nn.Module):
@@ -192,7 +193,7 @@ def test_what_is_not_known_is_not_cut(change: str) -> None:
     assert not is_imagewise(model)
     x = torch.randn(5, 3, 16, 16, dtype=torch.float64)
     results = []
-    for policy in (Policy.exact(), PIECES):
+    for policy in (Policy.exact(), CHUNKS):
         torch.manual_seed(3)
         results.append(compress(copy.deepcopy(model), policy)(x))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
@@ -218,10 +219,10 @@ def test_noise_in_a_mode_that_draws_none() -> None:
 
 
 @pytest.mark.parametrize(("count", "rows"), [(10, [4, 4, 2]), (3, [3])])
-def test_pieces_are_made_equal(count: int, rows: list[int]) -> None:
-    """Four images fit into one piece."""
+def test_chunks_are_made_equal(count: int, rows: list[int]) -> None:
+    """Four images fit into one chunk."""
     model, x = vit(), torch.randn(count, 3, 16, 16, dtype=torch.float64)
-    compress(model, Policy(piece=4 * x[0].numel()))
+    compress(model, Policy(chunk=4 * x[0].numel()))
     seen: list[int] = []
 
     class Heads(TorchFunctionMode):
@@ -254,4 +255,65 @@ def test_an_mlp_inside_the_unknown_is_cut() -> None:
 def test_one_image_without_its_axis_is_not_cut() -> None:
     model = layers.ConvMlp(4, 8).double()
     x = torch.randn(4, 6, 6, dtype=torch.float64)
-    torch.testing.assert_close(compress(copy.deepcopy(model), PIECES)(x), model(x))
+    torch.testing.assert_close(compress(copy.deepcopy(model), CHUNKS)(x), model(x))
+
+
+TOKENS = 150
+MLPS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
+    "mlp": (lambda: layers.Mlp(6, 12, norm_layer=nn.LayerNorm), True),
+    "glu": (lambda: layers.GluMlp(6, 12), True),
+    "swiglu": (lambda: layers.SwiGLU(6, 12, norm_layer=nn.LayerNorm), True),
+    "norm over tokens": (lambda: layers.Mlp(6, 12, norm_layer=_over_tokens), False),
+    "batch norm": (lambda: layers.Mlp(6, 12, norm_layer=_of_tokens).eval(), False),
+    "shifts tokens": (lambda: layers.Mlp(6, 12, act_layer=_Shifting), False),
+    "hooked": (lambda: _hooked(layers.Mlp(6, 12)), False),
+}
+
+
+def _over_tokens(width: int, **placement: object) -> nn.Module:
+    return nn.LayerNorm((TOKENS, width))
+
+
+def _of_tokens(width: int, **placement: object) -> nn.Module:
+    norm = nn.BatchNorm1d(TOKENS)
+    nn.init.uniform_(norm.running_mean)
+    return norm
+
+
+class _Shifting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.roll(1, 1)
+
+
+def _hooked(module: nn.Module) -> nn.Module:
+    module.fc1.register_forward_hook(lambda m, args, y: y - y.mean(1, keepdim=True))
+    return module
+
+
+@pytest.mark.parametrize("name", MLPS)
+def test_an_mlp_is_cut_by_tokens_where_they_do_not_meet(name: str) -> None:
+    """Into at most 64 and what is left: 150 tokens of an image are 64, 64 and 22."""
+    make, cut = MLPS[name]
+    model, x = make().double(), torch.randn(2, TOKENS, 6, dtype=torch.float64)
+    results = []
+    for policy in (Policy.exact(), CHUNKS):
+        one = compress(copy.deepcopy(model), policy)
+        given = x.clone().requires_grad_()
+        with Rows() as rows:
+            y = one(given)
+        of = (given, *one.parameters())
+        results.append([y, *torch.autograd.grad(y, of, cotangent(y, 0), allow_unused=True)])
+    assert (rows.seen[0] == 64) == cut
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["lora", "ssf", "rlrr", "arc", "fact_tt"])
+def test_an_adapted_mlp_is_cut_by_tokens(method: str) -> None:
+    options = {"roles": (Role.FC1, Role.FC2)} if method == "lora" else {}
+    tuned = lowtide.apply(vit(), METHODS[method](**options), num_classes=4).eval()
+    mlp = next(m for m in tuned.modules() if isinstance(m, layers.Mlp))
+    x = torch.randn(2, TOKENS, VIT["embed_dim"], dtype=torch.float64)
+    assert by_tokens(mlp, x, 1) == [64, 64, 64, 64, 44]
+    y = mlp(x)
+    torch.testing.assert_close(compress(mlp, CHUNKS)(x), y, rtol=1e-12, atol=1e-12)

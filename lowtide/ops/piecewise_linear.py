@@ -1,4 +1,4 @@
-"""Functions of straight pieces: leaky ReLU, clamp, hard tanh, hard sigmoid, threshold, abs."""
+"""Piecewise linear functions: leaky ReLU, clamp, hard tanh, hard sigmoid, threshold, abs."""
 
 from __future__ import annotations
 

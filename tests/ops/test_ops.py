@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kept import bytes_besides, keeping
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import Codec, Residue
@@ -73,24 +72,6 @@ def subsets(case: Case) -> Iterator[Needs]:
     return (needs for needs in itertools.product(*choices) if any(needs))
 
 
-@contextmanager
-def keeping() -> Iterator[list[Tensor]]:
-    kept: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        yield kept
-
-
-def bytes_besides(kept: list[Tensor], arguments: list[Tensor | None]) -> int:
-    known = {id(t.untyped_storage()) for t in arguments if t is not None}
-    storages = {id(s): s.nbytes() for t in kept if id(s := t.untyped_storage()) not in known}
-    return sum(storages.values())
-
-
 class Calls(nn.Module):
     """A model that makes one call, with a child so that it is compressed as models are."""
 
@@ -136,6 +117,26 @@ def test_exact_gradients_are_torchs(name: str) -> None:
         theirs = torch.autograd.grad(plain(case, *given), wanted, dy)
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("chunk", [1, 12, 40])
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if "attention" in n])
+def test_gradients_in_chunks_are_those_of_the_whole(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row, of a few rows or of a few heads, whatever wants a gradient."""
+    case = CASES[name]
+    for needs in subsets(case):
+        given = tensors(case, needs)
+        wanted = [t for t, need in zip(given, needs, strict=True) if need]
+        y = run(case, Exact(), *given)
+        dy = torch.randn_like(y)
+        whole = torch.autograd.grad(y, wanted, dy, retain_graph=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("lowtide.ops.attention_chunks.CHUNK", chunk)
+            cut = torch.autograd.grad(y, wanted, dy)
+        for a, b in zip(cut, whole, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("codec", CODECS)

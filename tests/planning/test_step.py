@@ -25,13 +25,15 @@ OTHER = {
     "policy": "tight",
     "chunk": 4096,
     "checkpointing": True,
-    "accumulate": 3,
+    "recomputed_blocks": 2,
+    "accumulate": 1,
     "amp": "bf16",
     "frozen_dtype": "bf16",
     "opt": "sgd",
+    "update_in_backward": True,
     "ema": 0.5,
 }
-"""For each option of a step a value that is not its default."""
+"""For each option of a step another value than its default, where the others allow one."""
 
 
 def test_every_option_of_a_step_is_one_of_the_commands_and_files(capsys, tmp_path):

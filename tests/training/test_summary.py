@@ -16,7 +16,7 @@ from lowtide.training.config import RunConfig
 from lowtide.training.loop import SUMMARY
 from lowtide.training.summary import SCHEMA, RunSummary, read_summary
 
-COMMITTED = sorted((Path(__file__).parents[1] / "results").glob(f"**/{SUMMARY}"))
+COMMITTED = sorted((Path(__file__).parents[2] / "results").glob(f"**/{SUMMARY}"))
 FRESH = json.loads(json.dumps(summary(RunConfig("m", "/d", method=METHODS["lora"]()), 100)))
 GONE = object()
 

@@ -13,11 +13,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from kept import kept_bytes
 from timm.layers.activations import QuickGELU, Swish
 from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from lowtide.codecs.affine import Affine
@@ -32,8 +32,8 @@ from lowtide.versions import on_meta
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
 """Every op answered, none of them changed."""
-ALL_IN_PIECES = Policy({name: Exact() for name in NAMES}, piece=1)
-ALL_AGAIN = Policy({name: Exact() for name in NAMES}, rerun=Exact())
+ALL_IN_CHUNKS = Policy({name: Exact() for name in NAMES}, chunk=1)
+ALL_AGAIN = Policy({name: Exact() for name in NAMES}, recompute=Exact())
 
 VIT = {"num_classes": 4, "img_size": 32, "embed_dim": 32, "num_heads": 2, "depth": 2}
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
@@ -90,27 +90,13 @@ def run(model: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     return y.detach(), torch.cat(row)
 
 
-def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    weights = {id(t.untyped_storage()) for t in (*model.parameters(), *model.buffers())}
-    storages = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storages[id(t.untyped_storage())] = t.untyped_storage()
-        return t
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        y = model(x)
-    del y
-    return sum(s.nbytes() for key, s in storages.items() if key not in weights)
-
-
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, 32, 32, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
-    "policy", [EVERYTHING, ALL_IN_PIECES, ALL_AGAIN], ids=["whole", "pieces", "again"]
+    "policy", [EVERYTHING, ALL_IN_CHUNKS, ALL_AGAIN], ids=["whole", "chunks", "again"]
 )
 @pytest.mark.parametrize("trained", ["biases", "everything"])
 @pytest.mark.parametrize("name", BACKBONES)
@@ -124,7 +110,7 @@ def test_exact_codecs_change_nothing(
     y, gradient = run(model, images, dy)
     y_kept, kept = run(compress(model, policy), images, dy)
     torch.testing.assert_close(y_kept, y, rtol=0, atol=1e-12 * y.abs().max().item())
-    # 1e-10 of the largest: sums over pieces are added in another order.
+    # 1e-10 of the largest: sums over chunks are added in another order.
     torch.testing.assert_close(kept, gradient, rtol=0, atol=1e-10 * gradient.abs().max().item())
 
 
@@ -544,7 +530,7 @@ def test_the_memory_table(trained: str, policy: str, most: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_fake_equals_real_to_the_byte_when_compressed(bits: int) -> None:
     codec = Affine(bits, 64, stats=torch.bfloat16)
-    policy = Policy({**Policy.tight().codecs, "linear": codec, "conv": codec}, piece=1 << 12)
+    policy = Policy({**Policy.tight().codecs, "linear": codec, "conv": codec}, chunk=1 << 12)
 
     def measure(model: nn.Module) -> object:
         compress(model, policy)

@@ -203,6 +203,7 @@ def test_a_preset_decides_everything_but_the_data():
         min_lr=1e-8,
         weight_decay=5e-5,
         drop_path=0.1,
+        head_init="trunc_normal",
         preset="ssf/vtab/dmlab",
     )
 

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from kept import kept_bytes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -25,7 +26,7 @@ from lowtide.ops import NAMES
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
 """Every op answered, none of them changed: whatever differs is a mistake of the mechanism."""
-IN_PIECES = Policy({name: Exact() for name in NAMES}, piece=1)
+IN_CHUNKS = Policy({name: Exact() for name in NAMES}, chunk=1)
 TIGHT = Policy.tight()
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2}
 
@@ -60,20 +61,6 @@ def learn(model: nn.Module, call: Callable[..., Tensor] | None = None) -> Tensor
     return gradient(model)
 
 
-def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    own = {t.untyped_storage().data_ptr() for t in model.parameters()}
-    found = {}
-
-    def pack(t: Tensor) -> Tensor:
-        found[t.untyped_storage().data_ptr()] = t.untyped_storage()
-        return t
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        result = model(*inputs)
-    del result
-    return sum(s.nbytes() for key, s in found.items() if key not in own)
-
-
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.abs().max().item())
 
@@ -88,7 +75,7 @@ def _no_mode_is_left_behind():
     assert torch._C._len_torch_function_stack() == 0
 
 
-@pytest.mark.parametrize("policy", [EVERYTHING, IN_PIECES], ids=["whole", "pieces"])
+@pytest.mark.parametrize("policy", [EVERYTHING, IN_CHUNKS], ids=["whole", "chunks"])
 def test_bf16_autocast(policy: Policy) -> None:
     def call(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -177,7 +164,7 @@ def test_everything_at_once_compiles_without_a_break(method: str, dtype: str) ->
     exact = learn(tuned)
     for policy in (EVERYTHING, TIGHT):
         # Under a compiler attention is not differentiated from the norm before it.
-        eager = cosine(learn(compress(tuned, replace(policy, rerun=None))), exact)
+        eager = cosine(learn(compress(tuned, replace(policy, recompute=None))), exact)
         compress(tuned, policy)
         compiled = torch.compile(tuned, fullgraph=True, backend="aot_eager")
         # A compiler may share less of what is kept, so that rounding falls elsewhere.
@@ -231,10 +218,10 @@ def test_a_transformers_vit(attention: str) -> None:
     for name, p in model.named_parameters():
         p.requires_grad_(name.endswith("bias"))
     x, _ = batch()
-    expected, exact = learn(model), saved_bytes(model, x)
+    expected, exact = learn(model), kept_bytes(model, x)
     close(learn(compress(model, EVERYTHING)), expected)
     assert cosine(learn(compress(model, TIGHT)), expected) > 0.97
-    assert saved_bytes(model, x) < 0.5 * exact
+    assert kept_bytes(model, x) < 0.5 * exact
 
 
 def test_transformers_trainer_with_its_defaults(tmp_path) -> None:
@@ -277,12 +264,12 @@ def test_a_peft_model() -> None:
         if "lora_B" in name:
             nn.init.normal_(p, std=0.1)
     x, _ = batch()
-    y, expected, exact = model(x), learn(model), saved_bytes(model, x)
+    y, expected, exact = model(x), learn(model), kept_bytes(model, x)
     close(learn(compress(model, EVERYTHING)), expected)
     compress(model, TIGHT)
     torch.testing.assert_close(model(x), y)
     assert cosine(learn(model), expected) > 0.97
-    assert saved_bytes(model, x) < 0.6 * exact
+    assert kept_bytes(model, x) < 0.6 * exact
     with model.disable_adapter():
         assert not torch.equal(model(x), y)
     merged = decompress(model).merge_and_unload()
@@ -303,7 +290,7 @@ class Twice(nn.Module):
         return self.model.forward_head(self.block(self.block(x)))
 
 
-@pytest.mark.parametrize("policy", [EVERYTHING, IN_PIECES], ids=["whole", "pieces"])
+@pytest.mark.parametrize("policy", [EVERYTHING, IN_CHUNKS], ids=["whole", "chunks"])
 def test_a_module_used_twice(policy: Policy) -> None:
     model = Twice()
     torch.manual_seed(3)
@@ -320,14 +307,14 @@ def test_without_gradients_nothing_is_kept() -> None:
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             assert torch.equal(model(x), y)
-            assert saved_bytes(model, x) == 0
+            assert kept_bytes(model, x) == 0
     with torch.no_grad(), torch.enable_grad():
         assert model(x).requires_grad
     x.requires_grad_()
     for p in model.parameters():
         p.requires_grad_(False)
-    assert saved_bytes(model, x) > 0
-    assert saved_bytes(model, x.detach()) == 0
+    assert kept_bytes(model, x) > 0
+    assert kept_bytes(model, x.detach()) == 0
 
 
 def test_a_part_without_gradients() -> None:
@@ -346,7 +333,7 @@ def test_a_part_without_gradients() -> None:
     close(learn(compress(model, EVERYTHING)), expected)
 
 
-@pytest.mark.parametrize("policy", [EVERYTHING, IN_PIECES], ids=["whole", "pieces"])
+@pytest.mark.parametrize("policy", [EVERYTHING, IN_CHUNKS], ids=["whole", "chunks"])
 def test_an_exception_leaves_the_mode(policy: Policy) -> None:
     model, (x, _) = compress(vit(), policy), batch()
     expected = learn(model)
@@ -361,7 +348,7 @@ def test_an_exception_leaves_the_mode(policy: Policy) -> None:
 
 
 def test_threads_with_policies_of_their_own() -> None:
-    policies = [EVERYTHING, TIGHT, Policy.exact(), IN_PIECES]
+    policies = [EVERYTHING, TIGHT, Policy.exact(), IN_CHUNKS]
     models = [compress(vit(), p) for p in policies]
     expected = [learn(m) for m in models]
     found: dict[int, Tensor] = {}
@@ -406,7 +393,7 @@ def test_copies_learn_alike(verb: str, dtype: str) -> None:
     assert torch.equal(learn(other), expected)
     assert not {id(p) for p in other.parameters()} & {id(p) for p in tuned.parameters()}
     decompress(other)
-    assert saved_bytes(tuned, batch()[0]) < saved_bytes(other, batch()[0])
+    assert kept_bytes(tuned, batch()[0]) < kept_bytes(other, batch()[0])
 
 
 def test_a_graph_can_be_used_twice_and_not_differentiated_twice() -> None:
@@ -458,7 +445,7 @@ def test_autocast_keeps_no_cast_copy_of_a_frozen_weight(name: str) -> None:
     model = awake(timm.create_model(name, num_classes=4, **options))
     for key, p in model.named_parameters():
         p.requires_grad_(key.endswith("bias"))
-    compress(model, IN_PIECES)
+    compress(model, IN_CHUNKS)
     maps = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     shapes = {tuple(w.shape) for w in maps} | {tuple(w.mT.shape) for w in maps}
     own, copies = {p.data_ptr() for p in model.parameters()}, []

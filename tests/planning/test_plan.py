@@ -9,6 +9,7 @@ import itertools
 import pytest
 import torch
 from nets import tiny
+from steps import real_step
 
 from lowtide import METHODS, InputError, StepConfig, apply, footprint, plan
 from lowtide.families import FAMILIES, image_shape
@@ -25,17 +26,6 @@ VIT_B = {
     ("lora", True): 923,
 }
 """MiB of one AdamW step, 224 px, batch 32, 100 classes, as measured with PyTorch's allocator."""
-
-
-def real_step(model, method, step):
-    tuned = arrange(apply(copy.deepcopy(model), method), step).train()
-    optimizer = make_optimizer(tuned)
-    images = torch.randn(step.batch_size, *image_shape(model))
-    labels = torch.zeros(step.batch_size, dtype=torch.long)
-    batches = list(zip(images.chunk(step.accumulate), labels.chunk(step.accumulate), strict=True))
-    return tuned, footprint(
-        lambda: training_step(tuned, optimizer, batches, amp=step.amp), tuned, optimizer
-    )
 
 
 def vit_b(name, **options):

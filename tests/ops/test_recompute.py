@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from laws.test_ops import bytes_besides, keeping
+from kept import bytes_besides, keeping
 from nets import images, tiny
 from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Attention
@@ -22,7 +22,7 @@ from lowtide.codecs.exact import Exact
 from lowtide.core.graft import METHODS
 from lowtide.memory.compress import compress
 from lowtide.memory.policy import Policy
-from lowtide.ops.attention_recompute import rerun
+from lowtide.ops.attention_recompute import recompute
 from lowtide.ops.lineage import Again, derived
 
 SIX, EIGHT = Affine(6, 64), Affine(8, 64)
@@ -139,7 +139,7 @@ def test_attention_runs_again_to_the_exact_gradient(inside: str, outside: str) -
     model = Layer(INSIDES[inside]()).double()
     x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     plain = gradients(model, x)
-    compress(model, Policy({"layer_norm": Exact()}, rerun=Exact()))
+    compress(model, Policy({"layer_norm": Exact()}, recompute=Exact()))
     if outside == "checkpoint":
 
         class Checkpointed(nn.Module):
@@ -160,14 +160,14 @@ def test_of_an_attention_only_its_input_is_kept(inside: str) -> None:
     model = Layer(INSIDES[inside]()).requires_grad_(False)
     x = torch.randn(*ROWS, WIDTH, requires_grad=True)
     for codec in (SIX, Exact()):
-        compress(model, Policy({"layer_norm": codec}, rerun=EIGHT))
+        compress(model, Policy({"layer_norm": codec}, recompute=EIGHT))
         with keeping() as kept:
             model(x)
         # A norm beside an attention is kept as the attention needs it.
         of_norm = codec if inside == "torch" else EIGHT
         declared = of_norm.nbytes(x.shape, x.dtype) + 4 * 36
         assert bytes_besides(kept, [*model.parameters()]) == declared
-    compress(model.attn, Policy(rerun=EIGHT))
+    compress(model.attn, Policy(recompute=EIGHT))
     with keeping() as kept:
         model.attn(x)
     assert bytes_besides(kept, [*model.parameters()]) == EIGHT.nbytes(x.shape, x.dtype)
@@ -215,7 +215,7 @@ def test_q_k_and_v_are_made_again_to_the_exact_gradient(graft) -> None:
     model = attention(graft).double()
     x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     plain = gradients(model, x)
-    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), rerun=Exact()))
+    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), recompute=Exact()))
     for _ in range(2):  # what cannot be followed is found out in the first
         near(gradients(model, x), plain)
 
@@ -225,7 +225,7 @@ def test_beside_the_input_nothing_is_kept_of_q_k_and_v(graft) -> None:
     model = attention(graft)
     x = torch.randn(*ROWS, WIDTH, requires_grad=True)
     codecs = {"layer_norm": SIX, "attention": SIX, "linear": SIX, "mul": SIX}
-    compress(model, Policy(codecs, rerun=EIGHT))
+    compress(model, Policy(codecs, recompute=EIGHT))
     model(x)  # what cannot be followed is found out
     with keeping() as kept:
         model(x)
@@ -252,7 +252,7 @@ class Counting(Exact):
 def test_all_readers_of_a_norm_unpack_it_once(graft) -> None:
     model, codec = attention(graft).double(), Counting()
     x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
-    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), rerun=codec))
+    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), recompute=codec))
     inputs, notes = [*model.parameters(), x], []
     model.norm.register_forward_hook(lambda module, args, y: notes.append(derived(y)[0].shared))
     y = model(x)
@@ -266,7 +266,7 @@ def test_products_of_what_is_made_again_are_coarse_at_most() -> None:
     model = attention(lambda map: map)
     x = torch.randn(*ROWS, WIDTH, requires_grad=True)
     plain = gradients(model, x)
-    ours = gradients(compress(model, Policy(QKV, rerun=Exact())), x)
+    ours = gradients(compress(model, Policy(QKV, recompute=Exact())), x)
     for a, b in zip(ours, plain, strict=True):
         assert a.dtype == b.dtype
         assert (a - b).norm() <= 0.02 * b.norm()
@@ -279,7 +279,7 @@ def test_a_weight_that_was_written_to_is_refused(inside: str, which: str) -> Non
     model = attention(lambda map: map)
     model.attn.fused_attn = inside == "made again"
     codecs = dict.fromkeys(("layer_norm", "linear", "attention"), Exact())
-    compress(model, Policy(codecs, rerun=Exact()))
+    compress(model, Policy(codecs, recompute=Exact()))
     y = model(torch.randn(*ROWS, WIDTH, requires_grad=True))
     with torch.no_grad():
         model.get_parameter(which).mul_(2)
@@ -291,7 +291,7 @@ def test_dropout_inside_draws_what_it_would_have_drawn() -> None:
     model = attention(lambda map: nn.Sequential(nn.Dropout(0.4), map)).double()
     x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     plain = gradients(model, x)
-    compress(model, Policy(QKV, rerun=Exact()))
+    compress(model, Policy(QKV, recompute=Exact()))
     for _ in range(2):
         near(gradients(model, x), plain)
 
@@ -308,7 +308,7 @@ def test_noise_that_no_module_announces_is_not_drawn_again() -> None:
     model = attention(Noisy).double()
     x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     plain = gradients(model, x)
-    compress(model, Policy(QKV | {"linear": Exact()}, rerun=Exact()))
+    compress(model, Policy(QKV | {"linear": Exact()}, recompute=Exact()))
     for _ in range(2):
         near(gradients(model, x), plain)
 
@@ -331,14 +331,14 @@ def test_a_mask_that_was_computed_keeps_its_gradient(fused: bool) -> None:
     x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
     plain = gradients(model, x)
     exact = dict.fromkeys(("layer_norm", "attention", "softmax", "matmul", "linear"), Exact())
-    near(gradients(compress(model, Policy(exact, rerun=Exact())), x), plain)
+    near(gradients(compress(model, Policy(exact, recompute=Exact())), x), plain)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 9, 9), (4, 1, 9, 9), (2, 9, 9), (9, 9)])
-def test_a_masks_gradient_adds_up_over_pieces(
+def test_a_masks_gradient_adds_up_over_chunks(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowtide.ops.attention.PIECE", 1)  # every image by itself
+    monkeypatch.setattr("lowtide.ops.attention_chunks.CHUNK", 1)  # every row by itself
 
     class Biased(nn.Module):
         def __init__(self) -> None:
@@ -367,7 +367,7 @@ def test_what_several_read_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Again, "value", counted)
     model = attention(Factors).double()
     x = torch.randn(*ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
-    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), rerun=Exact()))
+    compress(model, Policy(QKV | dict.fromkeys(("linear", "mul"), Exact()), recompute=Exact()))
     torch.autograd.grad(model(x).sum(), [*model.parameters(), x])
     assert len(products) == len(set(products)) == 3  # the map, down and up, for all their readers
 
@@ -381,7 +381,7 @@ def test_the_input_is_not_held() -> None:
         return y.exp()
 
     y = x * 2
-    z = rerun(run, EIGHT, y)
+    z = recompute(run, EIGHT, y)
     z.backward(torch.ones_like(z))
     first, second = made
     assert first.data_ptr() == y.data_ptr() != second.data_ptr()
@@ -396,7 +396,7 @@ def test_an_op_of_a_graft_inside_runs_again_as_it_ran() -> None:
     x = images(model).requires_grad_()
     tuned = lowtide.apply(model, METHODS["rlrr"](), num_classes=4).eval()
     plain = gradients(copy.deepcopy(tuned), x)
-    near(gradients(compress(tuned, Policy({"layer_norm": Exact()}, rerun=Exact())), x), plain)
+    near(gradients(compress(tuned, Policy({"layer_norm": Exact()}, recompute=Exact())), x), plain)
 
 
 class Recurrent(nn.Module):
@@ -416,7 +416,7 @@ class Recurrent(nn.Module):
 def test_a_recurrent_layer_runs_again_and_keeps_nothing(kind: type[nn.RNNBase]) -> None:
     model, x = Recurrent(kind), torch.randn(*ROWS, WIDTH, requires_grad=True)
     wanted, found = [x, *model.parameters()], []
-    for policy in (Policy.exact(), Policy(dict(Policy.tight().codecs), rerun=Affine(8, 64))):
+    for policy in (Policy.exact(), Policy(dict(Policy.tight().codecs), recompute=Affine(8, 64))):
         compress(model, policy)
         torch.manual_seed(1)
         with keeping() as kept:
@@ -438,7 +438,7 @@ def test_a_state_with_a_history_gets_its_gradient() -> None:
     start = torch.randn(4, ROWS[0], 16, requires_grad=True)
     dy = torch.randn_like(model(x))
     theirs = torch.autograd.grad(model(x, start * 2), start, dy)[0]
-    compress(model, Policy({"layer_norm": Exact()}, rerun=Exact()))
+    compress(model, Policy({"layer_norm": Exact()}, recompute=Exact()))
     ours = torch.autograd.grad(model(x, start * 2), start, dy)[0]
     torch.testing.assert_close(ours, theirs)
 
@@ -457,7 +457,7 @@ class Attending(nn.Module):
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 def test_any_norm_in_front_of_an_attention_is_kept_as_finely(norm: type[nn.Module]) -> None:
     model, x = Attending(norm(WIDTH)), torch.randn(*ROWS, WIDTH, requires_grad=True)
-    policy = Policy(dict(Policy.tight().codecs), rerun=SIX)
+    policy = Policy(dict(Policy.tight().codecs), recompute=SIX)
     with keeping() as kept:
         compress(model, policy)(x)
     codes = [t.numel() for t in kept if t.dtype == torch.uint8]
