@@ -42,7 +42,7 @@ from .tuning.tuned import Tuned as Tuned
 from .tuning.tuned import apply as apply
 from .tuning.tuned import load as load
 from .tuning.tuned import merge as merge
-from .tuning.tuned import narrow as narrow
+from .tuning.tuned import set_frozen_dtype as set_frozen_dtype
 
 __version__ = "0.1.0"
 
@@ -76,6 +76,6 @@ __all__ = [
     "load",
     "merge",
     "method",
-    "narrow",
     "plan",
+    "set_frozen_dtype",
 ]

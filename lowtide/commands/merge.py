@@ -35,6 +35,6 @@ def merge(args: Sequence[str]) -> None:
     refuse_unwritable(output)
     if Path(given["run"]).is_file():
         raise InputError(f"{given['run']} is a file: give the folder of a run")
-    line = write_merged(open_given({**given, "device": "cpu"}), output)
+    line = write_merged(open_given({**given, "device": "cpu"}, original=True), output)
     OUT.print(f"wrote {output}; load it with")
     OUT.print(line)

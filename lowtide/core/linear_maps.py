@@ -61,7 +61,7 @@ def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module,
     Raises:
         Unsupported: `module` is neither.
     """
-    if type(module) not in MAPS:
+    if plain_kind(module) not in MAPS:
         raise Unsupported(
             f"a low-rank update needs a Linear or Conv2d, not {type(module).__name__}"
         )
@@ -95,7 +95,7 @@ def parallel(module: Any, out: int, groups: int, bias: bool) -> nn.Conv2d:
     """
     geometry = (module.kernel_size, module.stride, module.padding, module.dilation, groups)
     with module.weight.device:
-        conv: nn.Conv2d = type(module)(module.in_channels, out, *geometry, bias=bias)
+        conv: Any = plain_kind(module)(module.in_channels, out, *geometry, bias=bias)
     conv.to(module.weight.dtype)
     conv.padding_mode = module.padding_mode
     return conv

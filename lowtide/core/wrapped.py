@@ -6,7 +6,8 @@ import sys
 from collections.abc import Set
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 COMPILED, PARALLEL = "_orig_mod", "module"
@@ -29,15 +30,30 @@ def unwrapped(model: Any) -> Any:
 
 
 def plain_kind(module: nn.Module) -> type[nn.Module]:
-    """Tell a module's class, as it is without compression.
+    """Tell a module's class, as it is without compression and with its weight wide.
 
     Args:
         module: Any module.
 
     Returns:
-        Its class, or the one that compression has put its own in place of.
+        Its class, or the one that compression or a frozen dtype has put its own in place of.
     """
-    return getattr(type(module), "_lowtide_plain", type(module))
+    kind: type[nn.Module] = getattr(type(module), "_lowtide_plain", type(module))
+    return getattr(kind, "stands_for", kind)
+
+
+def numbers_of(model: nn.Module) -> Tensor:
+    """Find a parameter that is neither bytes of a frozen weight nor an index.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The first one, which says on what device a model is and in what dtype it computes; one
+        without numbers where there is none.
+    """
+    found = (p for p in model.parameters() if p.is_floating_point())
+    return next(found, torch.empty(0))
 
 
 def plain(name: str) -> str:

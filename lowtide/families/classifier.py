@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ..core.graft import Graft
+from ..core.wrapped import numbers_of
 from ..errors import InputError, UnknownName
 from ..versions import on_meta
 from .meta_model import meta_copy
@@ -92,7 +93,7 @@ def new_classifier(model: nn.Module, classes: int, init: HeadInit) -> dict[str, 
     Raises:
         InputError: Nothing tells how such a classifier is made.
     """
-    like = next(model.parameters())
+    like = numbers_of(model)
     if hasattr(model, "reset_classifier"):
         meta = meta_copy(model)
         _renew(meta, classes)
@@ -116,7 +117,7 @@ def reset(model: Any, classes: int, init: HeadInit) -> None:
         classes: How many classes.
         init: How it starts.
     """
-    like = next(model.parameters())
+    like = numbers_of(model)
     _renew(model, classes)
     for path in classifiers(model):
         start(model.get_submodule(path).to(like.device, like.dtype), init)

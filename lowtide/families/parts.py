@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
+from ..core.wrapped import numbers_of
 from ..memory.compress import decompress
 from .meta_model import meta_copy
 from .table import image_shape
@@ -72,9 +73,11 @@ def recomputable(model: nn.Module) -> tuple[str, ...]:
     Returns:
         Paths, in order; none where nothing is worth it.
     """
-    meta = decompress(meta_copy(model)).train().requires_grad_(True)
+    meta = decompress(meta_copy(model)).train()
+    for p in meta.parameters():
+        p.requires_grad_(p.is_floating_point())
     watch = _Watch(meta)
-    like = next((p for p in meta.parameters() if p.is_floating_point()), torch.empty(0))
+    like = numbers_of(meta)
     image = torch.empty(2, *image_shape(model), device="meta", dtype=like.dtype)
 
     def pack(t: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.branches import Sum
 from ..core.site import Layout, Role, Site, Sites
+from ..core.wrapped import numbers_of
 from ..errors import InputError
 from .classifier import classifiers
 from .kinds import channel_axis, is_map, is_norm, ungraftable
@@ -240,7 +241,7 @@ def _barred(
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters()), torch.get_default_dtype())
+    return numbers_of(model).dtype
 
 
 def _shared(model: nn.Module) -> set[str]:

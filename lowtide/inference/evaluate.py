@@ -20,7 +20,7 @@ from ..training.owner import refuse_unfinished
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
 from ..tuning.backbone import create
-from ..tuning.tuned import Tuned, load
+from ..tuning.tuned import Tuned, load, set_frozen_dtype
 from ..values import read as read_value
 
 OVER = ("all", "present")
@@ -45,13 +45,21 @@ class Trained:
     name: str
 
 
-def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "auto") -> Trained:
+def open_run(
+    folder: Path,
+    *,
+    checkpoint: Path | None = None,
+    device: str = "auto",
+    original: bool = False,
+) -> Trained:
     """Load the backbone a run names and the adapter it left.
 
     Args:
         folder: The run folder.
         checkpoint: Where the backbone's weights are now, if not where they were.
         device: `auto` or `cpu`.
+        original: Whether to leave the frozen weights as they are in the backbone's file, where they
+            were kept in few bits in training.
 
     Returns:
         The run, ready for use.
@@ -70,6 +78,8 @@ def open_run(folder: Path, *, checkpoint: Path | None = None, device: str = "aut
     seed, options = _origin(config, folder, checkpoint)
     _refuse_misfit(config, options, folder)
     tuned = load(_make(seed, options), folder)
+    if config.frozen_dtype not in (None, "fp32") and not original:
+        set_frozen_dtype(tuned, config.frozen_dtype)
     fits = Preprocessing.of(tuned.backbone)
     if (preprocessing.size, preprocessing.channels) != (fits.size, fits.channels):
         raise InputError(

@@ -35,11 +35,12 @@ def add_loading(parser: Parser) -> None:
     parser.add_argument("--device", type=Device, default="auto", help="auto or cpu.")
 
 
-def open_given(given: dict[str, Any]) -> Trained:
+def open_given(given: dict[str, Any], original: bool = False) -> Trained:
     """Open the run that is named.
 
     Args:
         given: Values of `run` and of the options of `add_loading`.
+        original: Whether to leave frozen weights as they are in the backbone's file.
 
     Returns:
         The run, or the merged file, ready for use.
@@ -52,7 +53,8 @@ def open_given(given: dict[str, Any]) -> Trained:
         if checkpoint:
             raise InputError("a merged file holds its own weights: --checkpoint is for a run")
         return open_merged(Path(given["run"]), device=given["device"])
-    trained = open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
+    run, device = Path(given["run"]), given["device"]
+    trained = open_run(run, checkpoint=checkpoint, device=device, original=original)
     if CONTENT not in read_config(Path(given["run"])):
         note(f"{given['run']} is of an earlier version, which kept no hash of the weights it saved")
     return trained

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core.graft import Block, Side, find
 from ..core.site import Layout, Role
+from ..core.wrapped import numbers_of
 from ..data import Sample, loader
 from ..errors import InputError, Unsupported
 from ..inference.evaluate import Trained, backbone_of
@@ -35,7 +36,7 @@ def untouched(trained: Trained, folder: Path, checkpoint: Path | None = None) ->
     Returns:
         The backbone with the run's pre-processing; its classifier is untrained.
     """
-    like = next(trained.tuned.parameters())
+    like = numbers_of(trained.tuned)
     tuned = apply(
         backbone_of(folder, checkpoint), METHODS["linear"](), num_classes=len(trained.classes)
     )

@@ -114,7 +114,7 @@ def run_changes(folder: Path, checkpoint: Path | None = None) -> Changes:
     Returns:
         The changes.
     """
-    tuned = open_run(folder, checkpoint=checkpoint, device="cpu").tuned
+    tuned = open_run(folder, checkpoint=checkpoint, device="cpu", original=True).tuned
     sites, trained = tuned.sites, tuned.adapter_state()
     backbone = backbone_of(folder, checkpoint)
     own = dict(backbone.named_parameters())

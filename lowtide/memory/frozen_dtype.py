@@ -1,31 +1,86 @@
-"""Frozen weights kept in bfloat16 and widened where they are used, one layer at a time."""
+"""Frozen weights kept in 16, 8 or 4 bits and widened where they are used, some rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..codecs.exact import Exact
+from ..codecs.affine import Affine
+from ..codecs.base import Codec
+from ..codecs.cast import Cast
+from ..codecs.normal_float import NormalFloat
 from ..core.graft import Graft
-from ..ops.conv import CONV, Window, along
-from ..ops.linear import autocast, narrow_linear
-from ..ops.saved import saved
+from ..errors import InputError
+from ..ops.conv import Window, along
+from ..ops.frozen import Slabs, frozen_conv, frozen_linear
 
-FrozenDtype = Literal["fp32", "bf16"]
+FrozenDtype = Literal["fp32", "bf16", "int8", "nf4", "int4"]
+
+CODECS: Mapping[FrozenDtype, Codec] = {
+    "bf16": Cast(torch.bfloat16),
+    "int8": Affine(8, "row"),
+    "nf4": NormalFloat(),
+    "int4": Affine(4, 64, stats=torch.bfloat16),
+}
+"""How each dtype keeps a weight, taken as a matrix with a row per output: `int8` with a minimum and
+a step per row in float32, `int4` with one in bfloat16 per 64 numbers, `nf4` as QLoRA does."""
+FEW_CHANNELS = 4
+"""A convolution that reads no more channels for an output stays wide in 8 and 4 bits: the one that
+reads the image, and depthwise ones. They hold few numbers, and these few decide every output."""
+PACKED = "packed"
+"""Name of the parameter that holds the bytes of a weight, which has the name `weight` when wide."""
 
 
-class NarrowLinear(nn.Linear):
-    """A linear map whose frozen weight has fewer bytes than its input.
+class Frozen(nn.Module):
+    """What keeps its frozen weight in few bits; the class is put in place of a module's own.
 
-    Saves:
-        The weight as it is kept, which is no copy. Its widened form lives for one product, in the
-        forward and again in the backward.
+    The bytes are a parameter, so they move and are copied with the module, and no cast of its dtype
+    changes them. A state with a wide `weight` can be loaded: it is rounded on the way.
+
+    Attributes:
+        kept: Name of the dtype, a key of `CODECS`.
+        slabs: How the weight lies in the bytes.
     """
 
+    kept: FrozenDtype
+    slabs: Slabs
+    packed: nn.Parameter
+    stands_for: type[nn.Module]
+
+    @property
+    def weight(self) -> Tensor:
+        """The rounded weight, made wide as a whole for whoever asks."""
+        return self.slabs.whole(self.packed)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **others: Any
+    ) -> None:
+        wide = state_dict.pop(f"{prefix}weight", None)
+        if wide is not None and wide.shape == self.slabs.shape:
+            slabs, state_dict[prefix + PACKED] = Slabs.pack(self.slabs.codec, wide)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **others)
+
+    def extra_repr(self) -> str:
+        """Say what a printed model shows of it.
+
+        Returns:
+            What its own class says, and the dtype.
+        """
+        return f"{super().extra_repr()}, frozen_dtype={self.kept}"
+
+
+class FrozenLinear(Frozen, nn.Linear):  # type: ignore[override]
+    """A linear map whose weight is frozen and kept in few bits.
+
+    Saves:
+        The bytes of the weight, which are no copy. Some rows at a time are widened for a product,
+        in the forward and again in the backward.
+    """
+
+    stands_for = nn.Linear
     positionwise = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,17 +92,17 @@ class NarrowLinear(nn.Linear):
         Returns:
             `(..., D)`.
         """
-        if self.weight.requires_grad:  # of an adapter that was put in place later
-            return super().forward(x)
-        return narrow_linear(x, self.weight, self.bias)
+        return frozen_linear(x, self.packed, self.bias, self.slabs)
 
 
-class NarrowConv2d(nn.Conv2d):
-    """A convolution whose frozen weight has fewer bytes than its input.
+class FrozenConv2d(Frozen, nn.Conv2d):  # type: ignore[override]
+    """A convolution whose weight is frozen and kept in few bits.
 
     Saves:
-        The weight as it is kept, which is no copy; not the input, which torch would keep.
+        The bytes of the weight, which are no copy; not the input, which torch would keep.
     """
+
+    stands_for = nn.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute `W * x + b` in the input's dtype, or autocast's.
@@ -58,87 +113,156 @@ class NarrowConv2d(nn.Conv2d):
         Returns:
             `(B, D, H', W')`.
         """
-        if self.weight.requires_grad:
-            return super().forward(x)
-        return saved(
-            CONV,
-            Exact(),
-            *autocast((x, self.weight, self.bias)),
-            shape=x.shape,
-            window=Window(
-                F.conv2d,
-                along(self.stride),
-                along(self.padding),
-                along(self.dilation),
-                self.groups,
-            ),
-        )
+        stride, padding, dilation = map(along, (self.stride, self.padding, self.dilation))
+        window = Window(nn.functional.conv2d, stride, padding, dilation, self.groups)
+        return frozen_conv(x, self.packed, self.bias, self.slabs, window)
 
 
-NARROW: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: NarrowLinear,
-    nn.Conv2d: NarrowConv2d,
+FROZEN: dict[type[nn.Module], type[Frozen]] = {
+    nn.Linear: FrozenLinear,
+    nn.Conv2d: FrozenConv2d,
 }
 """By exact type: a subclass may use its weight in a way of its own, and stays as it is."""
 
 
-def narrow_weights(
-    model: nn.Module, dtype: torch.dtype = torch.bfloat16, but: Collection[Tensor] = ()
-) -> None:
-    """Keep the frozen weights of a backbone's linear maps and convolutions in fewer bytes.
+def pack_frozen(model: nn.Module, dtype: FrozenDtype, but: Collection[Tensor] = ()) -> None:
+    """Keep the frozen weights of linear maps and convolutions in fewer bits.
 
-    What grafts brought, whatever trains, biases, norms, statistics and position embeddings (below
-    1 % of a backbone's bytes) stay as they are.
+    What grafts brought, whatever trains, biases, norms, statistics and embeddings (below 1 % of a
+    backbone's bytes) stay as they are; in 8 and 4 bits also convolutions over few channels.
 
     Args:
-        model: The backbone, grafts in place; changed in place. Modules stay the same objects.
-        dtype: What to keep the weights in.
+        model: A backbone, grafts in place; changed in place. Modules stay the same objects.
+        dtype: What to keep the weights in; `fp32` changes nothing.
         but: Weights to leave alone.
+
+    Raises:
+        InputError: Weights are kept in another dtype already.
+    """
+    before = frozen_dtype_of(model)
+    if before not in ("fp32", dtype):
+        raise InputError(
+            f"frozen weights are kept in {before} and would be rounded once more to {dtype}: begin"
+            " with the original weights"
+        )
+    if dtype == "fp32":
+        return
+    made: dict[int, tuple[Slabs, nn.Parameter]] = {}
+    left = {id(t) for t in but}
+    for module in list(packable(model, dtype)):
+        weight = module.get_parameter("weight")
+        if id(weight) in left:
+            continue
+        if id(weight) not in made:
+            slabs, packed = Slabs.pack(CODECS[dtype], weight)
+            made[id(weight)] = slabs, nn.Parameter(packed, requires_grad=False)
+        freeze(module, dtype, *made[id(weight)])
+
+
+def packable(model: nn.Module, dtype: FrozenDtype) -> Iterator[nn.Module]:
+    """Find the modules whose weight a dtype may keep.
+
+    Args:
+        model: A backbone, grafts in place.
+        dtype: The dtype.
+
+    Yields:
+        Modules of the backbone's own with a frozen weight, that is wide as yet.
     """
     grafts = [m for m in model.modules() if isinstance(m, Graft)]
     backbones = {m for g in grafts for m in g.root.modules()}
     brought = {m for g in grafts for m in g.modules()} - backbones
-    held = {id(t) for t in but}
     for module in model.modules():
-        if module in brought or not _narrows(module, dtype):
-            continue
-        weight = module.get_parameter("weight")
-        if id(weight) not in held:
-            module.wide = weight.dtype  # type: ignore[assignment]
-            weight.data = weight.data.to(dtype)
-            module.__class__ = NARROW[type(module)]
+        if module not in brought and _packs(module, dtype):
+            yield module
 
 
-def widen_weights(model: nn.Module) -> None:
-    """Make narrow modules plain again, their weights in their old dtype; rounding is not undone.
+def freeze(module: nn.Module, dtype: FrozenDtype, slabs: Slabs, packed: nn.Parameter) -> None:
+    """Put the bytes of a weight in the place of the weight.
+
+    Args:
+        module: A plain Linear or Conv2d; changed in place.
+        dtype: What the bytes are.
+        slabs: How the weight lies in them.
+        packed: The bytes.
+    """
+    _rename(module, "weight", PACKED, packed)
+    module.__class__ = FROZEN[type(module)]
+    module.kept, module.slabs = dtype, slabs  # type: ignore[assignment]
+
+
+def unpack_frozen(model: nn.Module) -> None:
+    """Make modules plain again, their weights in their old dtype; rounding is not undone.
 
     Args:
         model: Any module; changed in place.
     """
-    for module in model.modules():
-        for plain, narrow in NARROW.items():
-            if type(module) is narrow:
-                weight = module.get_parameter("weight")
-                weight.data = weight.data.to(module.wide)  # type: ignore[arg-type]
-                del module.wide
-                module.__class__ = plain
+    made: dict[int, nn.Parameter] = {}
+    for module in list(frozen_modules(model)):
+        key = id(module.packed)
+        if key not in made:
+            made[key] = nn.Parameter(module.weight, requires_grad=False)
+        del module.kept, module.slabs
+        module.__class__ = module.stands_for  # type: ignore[assignment]
+        _rename(module, PACKED, "weight", made[key])
 
 
-def is_narrow(model: nn.Module) -> bool:
-    """Say whether any weight is kept in fewer bytes.
+def frozen_modules(model: nn.Module) -> Iterator[Frozen]:
+    """Find what keeps its weight in few bits.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        The modules.
+    """
+    yield from (m for m in model.modules() if isinstance(m, Frozen))
+
+
+def frozen_dtype_of(model: nn.Module) -> FrozenDtype:
+    """Say what frozen weights are kept in.
 
     Args:
         model: Any module.
 
     Returns:
-        Whether there is a narrow module.
+        The dtype's name; `fp32` where no weight is kept in fewer bits.
     """
-    return any(type(m) in NARROW.values() for m in model.modules())
+    return next((m.kept for m in frozen_modules(model)), "fp32")
 
 
-def _narrows(module: nn.Module, dtype: torch.dtype) -> bool:
-    if type(module) not in NARROW or getattr(module, "padding_mode", "zeros") != "zeros":
+def hidden_numbers(model: nn.Module) -> int:
+    """Count the numbers of weights beyond the bytes that stand for them.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        What to add to a count of parameters, each byte of which counts as one.
+    """
+    each = {id(m.packed): m.slabs.shape.numel() - len(m.packed) for m in frozen_modules(model)}
+    return sum(each.values())
+
+
+def _rename(module: nn.Module, name: str, to: str, value: nn.Parameter) -> None:
+    """Put a parameter in the place of another, in the order of before."""
+    own = {to if k == name else k: value if k == name else p for k, p in _own(module)}
+    module._parameters.clear()
+    module._parameters.update(own)
+
+
+def _own(module: nn.Module) -> list[tuple[str, Any]]:
+    return list(module._parameters.items())
+
+
+def _packs(module: nn.Module, dtype: FrozenDtype) -> bool:
+    if type(module) not in FROZEN or getattr(module, "padding_mode", "zeros") != "zeros":
+        return False
+    if isinstance(getattr(module, "padding", ()), str):
         return False
     weight = module.get_parameter("weight")
-    plain = not isinstance(getattr(module, "padding", ()), str)
-    return plain and not weight.requires_grad and weight.dtype.itemsize > dtype.itemsize
+    if weight.requires_grad or not weight.is_floating_point() or not weight.numel():
+        return False
+    if dtype == "bf16":
+        return weight.dtype.itemsize > 2
+    return weight.ndim == 2 or weight.shape[1] > FEW_CHANNELS

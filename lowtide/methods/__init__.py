@@ -1,6 +1,6 @@
 """What trains: every file in this folder is one method, and importing the folder finds them all.
 
-Imports errors, values, core, codecs, ops.
+Imports errors, values, core, codecs, ops, memory.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from ..core.linear_maps import fold
 from ..core.scale_shift import ScaleShift
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
+from ..memory.frozen_dtype import Frozen
+from ..ops.frozen import Slabs
 from ..ops.linear import autocast
 from ..ops.saved import Forward, Needs, Op, Tensors, saved
 
@@ -148,8 +150,9 @@ class RLRRGraft(Graft):
         """
         root: Any = self.root
         if isinstance(root, nn.Linear):
-            tensors = autocast((x, root.weight, self.right, *self.left.parameters()))
-            update = saved(RESCALE, Exact(), *tensors)
+            weight, slabs = _weight(root)
+            tensors = autocast((x, weight, self.right, *self.left.parameters()))
+            update = saved(RESCALE, Exact(), *tensors, slabs=slabs)
         else:
             update = root(x * self._along(self.left[0], x) if len(self.left) else x)
             if root.bias is not None:
@@ -187,6 +190,11 @@ class RLRRGraft(Graft):
         return fold(self.base, delta=delta, shift=self.shift)
 
 
+def _weight(root: Any) -> tuple[Tensor, Slabs | None]:
+    """Give a map's weight as it is kept, and how it lies in its bytes if it does."""
+    return (root.packed, root.slabs) if isinstance(root, Frozen) else (root.weight, None)
+
+
 def _drawn(length: int, right: bool, config: RLRR) -> nn.Parameter:
     """Draw s_l or s_r."""
     both = config.sides == "both"
@@ -208,15 +216,23 @@ def _product(x: Tensor, weight: Tensor, left: tuple[Tensor, ...]) -> Tensor:
 
 
 def _forward(
-    needs: Needs, x: Tensor, weight: Tensor, right: Tensor | None, *left: Tensor
+    needs: Needs,
+    x: Tensor,
+    weight: Tensor,
+    right: Tensor | None,
+    *left: Tensor,
+    slabs: Slabs | None,
 ) -> Forward:
-    y = _product(x, weight.to(x.dtype), left)
+    y = _product(x, slabs.whole(weight, x.dtype) if slabs else weight.to(x.dtype), left)
     y = y if right is None else y * right
     return Forward(y, (Residue(x),) if any(needs[1:]) else (), (weight, right, *left))
 
 
-def _backward(needs: Needs, residues: tuple[Tensor, ...], extras: Any, dy: Tensor) -> Tensors:
-    weight, right, left = extras[0].to(dy.dtype), extras[1], extras[2:]
+def _backward(
+    needs: Needs, residues: tuple[Tensor, ...], extras: Any, dy: Tensor, *, slabs: Slabs | None
+) -> Tensors:
+    weight, right, left = extras[0], extras[1], extras[2:]
+    weight = slabs.whole(weight, dy.dtype) if slabs else weight.to(dy.dtype)
     over, n = tuple(range(dy.ndim - 1)), len(left) or 1
     x = residues[0] if residues else None
     d_right = (dy * _product(x, weight, left)).sum(over) if needs[2] and x is not None else None

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
 from .case import Case
-from .lineage import MAPS, RUN_AGAIN
 from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
 POOLED = 1 << 16
@@ -38,8 +36,6 @@ def _backward(needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: T
 
 LINEAR = Op(_forward, _backward)
 """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum(dy). Residue: x if W wants a gradient.
-
-A weight in fewer bytes than x is widened for the product and once more in the backward.
 
 Saves:
     What the codec keeps of the numbers in x; W itself is no copy.
@@ -92,25 +88,6 @@ def but_frozen(cast: tuple[Tensor | None, ...], weight: Tensor) -> tuple[Tensor 
     x, low, bias = cast
     return x, low if weight.requires_grad else weight, bias
 
-
-def narrow_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Do what F.linear does, with a frozen weight in fewer bytes than x.
-
-    Args:
-        x: (..., C).
-        weight: (D, C).
-        bias: (D,).
-
-    Returns:
-        (..., D), in the dtype of x, or autocast's.
-    """
-    if not torch.compiler.is_compiling() and has_torch_function((x,)):
-        return cast(Tensor, handle_torch_function(narrow_linear, (x,), x, weight, bias))
-    return saved(LINEAR, Exact(), *autocast((x, weight, bias)))
-
-
-for _functions in (MAPS, RUN_AGAIN):
-    _functions.add(narrow_linear)
 
 TIGHT = {"linear": Affine(8, 64, stats=torch.bfloat16)}
 CALLS: dict[Callable[..., Any], Answer] = {F.linear: _answer}

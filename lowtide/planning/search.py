@@ -15,6 +15,7 @@ from torch import nn
 from ..core.graft import Method, method_name
 from ..errors import InputError, UnknownName, Unsupported
 from ..families import meta_copy
+from ..memory.frozen_dtype import packable
 from ..tuning.adapter_files import describe
 from ..tuning.tuned import Tuned
 from .cost_model import MACHINES
@@ -200,6 +201,8 @@ class _Search:
         """Give the largest micro-batch of each step that fits, where the step can gain."""
         choices: list[Choice] = []
         whole: list[StepConfig] = []
+        if not any(packable(self.tuned.backbone, "bf16")):  # all of it trains
+            steps = [s for s in steps if s.frozen_dtype == "fp32"] or steps
         if not self.tuned.recomputes:  # then checkpointing changes nothing
             steps = [s for s in steps if not s.checkpointing] or steps
         for step in steps:

@@ -22,7 +22,7 @@ from ..families import image_shape, meta_copy
 from ..memory.compress import compress
 from ..memory.policy import POLICIES
 from ..tuning.backbone import create
-from ..tuning.tuned import Tuned, apply, narrow
+from ..tuning.tuned import Tuned, apply, set_frozen_dtype
 from ..versions import on_meta
 from .cost_model import Work, WorkMeter
 from .meter import RealLayouts
@@ -129,8 +129,8 @@ def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
     Returns:
         The same object.
     """
-    if step.frozen_dtype == "bf16":
-        narrow(tuned)
+    if step.frozen_dtype != "fp32":
+        set_frozen_dtype(tuned, step.frozen_dtype)
     tuned.checkpointing = step.recomputed_blocks or step.checkpointing
     policy = POLICIES[step.policy]()
     if step.chunk is not None:

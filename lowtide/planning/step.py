@@ -53,7 +53,8 @@ class StepConfig:
         recomputed_blocks: How many blocks, from the first, checkpointing takes; by default all.
         accumulate: Micro-batches a batch is cut into.
         amp: Mixed precision: no, bf16 or fp16.
-        frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
+        frozen_dtype: What frozen weights are kept in: fp32, bf16, int8, nf4 or int4; what trains is
+            in fp32.
         opt: timm's name of the optimiser.
         update_in_backward: Update each parameter as soon as its gradient is there, and drop the
             gradient, so that no two are held; for optimisers that treat each parameter alone.

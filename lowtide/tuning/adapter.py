@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ..core.branches import Sum
 from ..core.graft import Beside, Edit, Graft, Method, Side, Swap, Thaw, find, root
+from ..core.wrapped import numbers_of
 from ..errors import InputError, Unsupported
+from ..memory.frozen_dtype import PACKED, FrozenDtype, frozen_dtype_of
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -29,6 +31,7 @@ class Adapter:
         notes: What to know of it, a line each.
         statistics: Path, method name and buffer name of BatchNorm statistics that move as this
             trains, and those that are not in place: its own, or while it is, the backbone's.
+        frozen_dtype: What frozen weights were kept in when it was trained, if it was loaded.
     """
 
     methods: tuple[Method, ...]
@@ -39,6 +42,7 @@ class Adapter:
     originals: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     statistics: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
+    frozen_dtype: FrozenDtype | None = None
 
     def put_in(self, backbone: nn.Module) -> None:
         """Put grafts and thawed parameters in place.
@@ -199,7 +203,7 @@ def build(
             for name, p in source._parameters.items():
                 if p is not None:
                     _train(adapter, source, where, "head", name, nn.Parameter(p.detach().clone()))
-    like = next(backbone.parameters())
+    like = numbers_of(backbone)
     adapter.sides = [(method, edit.side(adapter.classes).to(like)) for method, edit in sides]
     return adapter
 
@@ -230,6 +234,12 @@ def _thaw(adapter: Adapter, backbone: nn.Module, method: str, edit: Thaw, overwr
     module = backbone.get_submodule(edit.site.path)
     have = {(path, name) for path, _, name, _ in adapter.thawed}
     for name in edit.names:
+        if name in ("weight", PACKED) and PACKED in module._parameters:
+            raise InputError(
+                f"{method} trains the weight of {edit.site.path}, which is kept in"
+                f" {frozen_dtype_of(module)}: apply it to the original weights, before"
+                " set_frozen_dtype"
+            )
         if (edit.site.path, name) not in have:
             p = module.get_parameter(name)
             mine = p if overwrites else nn.Parameter(p.detach().clone())
@@ -253,7 +263,7 @@ def _swap(adapter: Adapter, backbone: nn.Module, method: str, edit: Swap) -> Non
     below = [graft for path, _, graft in adapter.grafts if path == edit.site.path]
     base = below[-1] if below else backbone.get_submodule(edit.site.path)
     graft = edit.graft(base)
-    dtype = next(backbone.parameters()).dtype
+    dtype = numbers_of(backbone).dtype
     for _, value in graft.own():
         if value.is_floating_point():
             value.data = value.data.to(dtype)

@@ -11,6 +11,7 @@ from typing import Any
 from ..core.graft import Method, method_name
 from ..errors import InputError, UnknownName, shown
 from ..families import HeadInit
+from ..memory.frozen_dtype import FrozenDtype
 from ..values import Count, Seed, Side, hints, read
 from .adapter_files import CONFIG, construct
 
@@ -47,6 +48,7 @@ class AdapterConfig:
         num_classes: Classes of its classifier.
         base_model_sha256: Hash of the backbone that it was trained on.
         base_model_name_or_path: Name of that backbone.
+        frozen_dtype: What its frozen weights were kept in; an earlier version did not say.
         backbone: How a run made it; this and what follows is None where a program saved it.
         preprocessing: How a run's images became inputs, as `Preprocessing.from_dict` takes it.
         augment: The run's augmentation.
@@ -57,6 +59,7 @@ class AdapterConfig:
     num_classes: int
     base_model_sha256: str
     base_model_name_or_path: str
+    frozen_dtype: FrozenDtype | None = None
     backbone: Origin | None = None
     preprocessing: Mapping[str, Any] | None = None
     augment: str | None = None
@@ -94,6 +97,7 @@ class AdapterConfig:
             num_classes=num_classes,
             base_model_sha256=digest,
             base_model_name_or_path=_field(content, "base_model_name_or_path", str),
+            frozen_dtype=read("frozen_dtype", FrozenDtype | None, content.get("frozen_dtype")),
             **(_of_run(content, num_classes) if "backbone" in content else {}),
         )
 

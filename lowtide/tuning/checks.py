@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.wrapped import numbers_of
 from ..errors import LowtideError, Unsupported
 from ..families import meta_copy
 
@@ -156,7 +157,7 @@ def refuse_changed_outputs(before: list[Tensor], after: list[Tensor]) -> None:
 
 
 def _noise(model: nn.Module, batch: int, image: Image) -> Tensor:
-    like = next(model.parameters())
+    like = numbers_of(model)
     if like.is_meta:
         return torch.empty(batch, *image, device="meta", dtype=like.dtype)
     return torch.randn(batch, *image, generator=torch.Generator().manual_seed(0)).to(like)

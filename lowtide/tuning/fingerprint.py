@@ -12,6 +12,9 @@ from ..errors import InputError
 from ..families import classifiers
 from .adapter_config import AdapterConfig
 
+ORIGINAL = "_lowtide_original_sha256"
+"""Attribute of a backbone whose weights were rounded: their hash before that."""
+
 
 def fingerprint(model: nn.Module) -> str:
     """Hash a backbone, classifier left out.
@@ -20,14 +23,12 @@ def fingerprint(model: nn.Module) -> str:
         model: The backbone; carries no adapter.
 
     Returns:
-        SHA-256 of its parameters and persistent buffers, in hexadecimal.
+        SHA-256 of its parameters and persistent buffers, in hexadecimal; of a backbone whose
+        weights were rounded, as they were before.
     """
-    return hash_without(model, classifiers(model))
-
-
-def hash_without(model: nn.Module, heads: tuple[str, ...]) -> str:
-    """Hash a model without the modules at some paths."""
-    digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in heads)
+    if ORIGINAL in model.__dict__:
+        return str(model.__dict__[ORIGINAL])
+    digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in classifiers(model))
     for key, value in sorted(model.state_dict().items()):
         if not key.startswith(left_out):
             digest.update(key.encode())

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..core.wrapped import plain, unwrapped
 from ..errors import InputError, UnknownName, Unsupported
 from ..families import (
     HeadInit,
+    classifiers,
     family_of,
     image_shape,
     measure,
@@ -28,7 +29,14 @@ from ..families import (
 )
 from ..memory.chunking import declare
 from ..memory.compress import decompress
-from ..memory.frozen_dtype import is_narrow, narrow_weights, widen_weights
+from ..memory.frozen_dtype import (
+    FrozenDtype,
+    frozen_dtype_of,
+    hidden_numbers,
+    pack_frozen,
+    packable,
+    unpack_frozen,
+)
 from .adapter import Adapter, build, set_module
 from .adapter_config import AdapterConfig
 from .adapter_files import describe, read_adapter, write_adapter
@@ -39,7 +47,7 @@ from .checks import (
     refuse_unreached,
     restored_on_error,
 )
-from .fingerprint import architecture, fingerprint, hash_without, refuse_other_base
+from .fingerprint import ORIGINAL, architecture, fingerprint, refuse_other_base
 from .left_out import LeftOutWarning, left_out
 from .side_execution import StagedModel
 
@@ -53,7 +61,8 @@ class Tuned(StagedModel):
         sites: Every site, measured before anything was changed.
         active: Name of the adapter in place.
         heads: Paths of the classifier's modules.
-        base_sha256: Hash of the backbone before anything could train; empty on the meta device.
+        base_sha256: Hash of the backbone before anything could train, and before its weights were
+            rounded; empty on the meta device.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -68,7 +77,7 @@ class Tuned(StagedModel):
         self.active = ""
         self.heads = tuple(s.path for s in self.sites.of(Role.HEAD))
         on_meta = next(backbone.parameters()).is_meta
-        self.base_sha256 = "" if on_meta else hash_without(backbone, self.heads)
+        self.base_sha256 = "" if on_meta else fingerprint(backbone)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -77,8 +86,21 @@ class Tuned(StagedModel):
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the active adapter: places its methods do not reach."""
-        return self.adapters[self.active].notes
+        """What to know of the active adapter: where it does not reach, and other frozen weights."""
+        adapter = self.adapters[self.active]
+        if adapter.frozen_dtype in (None, self.frozen_dtype):
+            return list(adapter.notes)
+        return [
+            *adapter.notes,
+            f"trained on frozen weights in {adapter.frozen_dtype}, and these are in"
+            f" {self.frozen_dtype}; set_frozen_dtype gives original weights the dtype of the"
+            " training",
+        ]
+
+    @property
+    def frozen_dtype(self) -> FrozenDtype:
+        """What the backbone's frozen weights are kept in."""
+        return frozen_dtype_of(self.backbone)
 
     @property
     def num_classes(self) -> int:
@@ -119,13 +141,11 @@ class Tuned(StagedModel):
             LeftOutWarning: A method does not reach all places of its kind.
 
         Raises:
-            InputError: The name is taken, or frozen weights are narrow already.
+            InputError: The name is taken, or a method trains weights that are kept in few bits.
             Unsupported: A method cannot live on this backbone; nothing was changed.
         """
         if name in self.adapters:
             raise InputError(f"adapter {name!r} exists; choose another name")
-        if is_narrow(self.backbone):
-            raise InputError("frozen weights are kept in bf16; add adapters before narrow")
         names = [method_name(type(m)) for m in methods]
         if twice := [n for n in names if names.count(n) > 1]:
             raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
@@ -245,15 +265,14 @@ class Tuned(StagedModel):
                 value.copy_(state[key])
 
     def trainable_counts(self) -> tuple[int, int]:
-        """Count parameters.
+        """Count parameters, whatever bytes they are kept in.
 
         Returns:
             Those that train, and all, side networks and grafts included.
         """
         parameters = list(self.parameters())
-        return sum(p.numel() for p in parameters if p.requires_grad), sum(
-            p.numel() for p in parameters
-        )
+        every = sum(p.numel() for p in parameters) + hidden_numbers(self)
+        return sum(p.numel() for p in parameters if p.requires_grad), every
 
     def print_trainable_parameters(self) -> None:
         """Print the line PEFT users know."""
@@ -274,6 +293,7 @@ class Tuned(StagedModel):
             "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
             "base_model_name_or_path": architecture(self.backbone),
             "base_model_sha256": self.base_sha256,
+            "frozen_dtype": self.frozen_dtype,
             "methods": [describe(m) for m in self.methods],
             "num_classes": self.num_classes,
             "versions": {p: version(p) for p in ("lowtide", "torch", "timm")},
@@ -299,6 +319,7 @@ class Tuned(StagedModel):
         try:
             self.set_adapter(name)
             self.load_adapter_state(state)
+            self.adapters[name].frozen_dtype = config.frozen_dtype
         except BaseException:
             self._take_out()  # nothing was copied yet, so even an overwriting method may leave
             self.set_adapter(before)
@@ -395,30 +416,62 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
         refuse_other_base(fingerprint(model), model, config, folder)
         tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
         tuned.load_adapter_state(state)
+        tuned.adapters[name].frozen_dtype = config.frozen_dtype
     return tuned.eval()
 
 
-def narrow(tuned: Tuned) -> Tuned:
-    """Keep the frozen weights of linear maps and convolutions in bfloat16; what trains stays.
+def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
+    """Keep the frozen weights of linear maps and convolutions in 16, 8 or 4 bits.
 
-    The adapter's files are those of an adapter on the original weights, whose hash they record:
-    loaded on the original backbone, it merges into the original weights.
+    What trains stays as it is, and so do the classifier, norms, biases and embeddings. An adapter's
+    files name the dtype and record the hash of the original weights: loaded on the original
+    backbone, it merges into the original weights.
 
     Args:
-        tuned: A tuned model, its adapters in place; changed in place.
+        model: A tuned model, its adapters in place, or a backbone; changed in place.
+        dtype: `bf16`, `int8`, `nf4` or `int4`; `fp32` makes the weights wide again, rounded as they
+            are.
 
     Returns:
         The same object.
+
+    Raises:
+        InputError: Weights are kept in another dtype already, or none is frozen.
+        UnknownName: There is no such dtype.
     """
-    waiting = [p for adapter in tuned.adapters.values() for *_, p in adapter.thawed]
-    narrow_weights(tuned.backbone, but=waiting)
-    return tuned
+    if dtype not in get_args(FrozenDtype):
+        raise UnknownName("frozen dtype", dtype, get_args(FrozenDtype))
+    backbone = model.backbone if isinstance(model, Tuned) else model
+    if dtype == "fp32":
+        unpack_frozen(backbone)
+        backbone.__dict__.pop(ORIGINAL, None)
+    elif isinstance(model, Tuned):
+        _refuse_all_trained(model, dtype)
+        waiting = [p for adapter in model.adapters.values() for *_, p in adapter.thawed]
+        pack_frozen(backbone, dtype, but=waiting)
+    else:
+        heads = classifiers(backbone)
+        if not next(backbone.parameters()).is_meta:
+            backbone.__dict__[ORIGINAL] = fingerprint(backbone)
+        every = [p for path in heads for p in backbone.get_submodule(path).parameters()]
+        pack_frozen(backbone.requires_grad_(False), dtype, but=every)
+    return model
+
+
+def _refuse_all_trained(tuned: Tuned, dtype: FrozenDtype) -> None:
+    """Refuse to keep frozen weights in few bits where there are none."""
+    if tuned.frozen_dtype == "fp32" and not any(packable(tuned.backbone, dtype)):
+        names = " + ".join(method_name(type(m)) for m in tuned.methods)
+        raise InputError(
+            f"{names} leaves no weight frozen that could be kept in {dtype}: expected frozen_dtype"
+            " fp32, or a method that trains little"
+        )
 
 
 def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     """Fold the active adapter into the backbone, if all of it folds.
 
-    Narrow weights are widened first, so that the result equals the model as it was trained.
+    Weights in few bits are made wide first, so that the result equals the model as it was trained.
 
     Args:
         tuned: A tuned model; once merged it must not be used again.
@@ -427,15 +480,14 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
         The plain backbone and no names; or the backbone as it stands, grafts in place, and what
         cannot be folded, each with the reason.
     """
-    narrowed = is_narrow(tuned.backbone)
-    widen_weights(tuned.backbone)
+    dtype = tuned.frozen_dtype
+    set_frozen_dtype(tuned, "fp32")
     recomputing, tuned.checkpointing = tuned.checkpointing, False
     total = tuned.family.total(tuned.backbone)
     folded, unfolded = tuned.adapters[tuned.active].merged(tuned.backbone, total)
-    if unfolded and narrowed:
-        narrow(tuned)
     if unfolded:
         tuned.checkpointing = recomputing
+        set_frozen_dtype(tuned, dtype)
     if not unfolded:
         for path, module in folded.items():
             set_module(tuned.backbone, path, module.train(tuned.training))

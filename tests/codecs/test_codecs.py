@@ -12,9 +12,11 @@ from lowtide.codecs import CODECS
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import SLICE, Residue
 from lowtide.codecs.bits import pack_bits, packed_bytes, unpack_bits
+from lowtide.codecs.cast import Cast
 from lowtide.codecs.codebook import Codebook
 from lowtide.codecs.codebook_tables import LEVELS
 from lowtide.codecs.exact import Exact
+from lowtide.codecs.normal_float import NormalFloat
 from lowtide.codecs.sign import Sign
 from lowtide.codecs.sine import Sine
 from lowtide.errors import InputError
@@ -31,6 +33,9 @@ GENERAL = {
     "affine4_short": Affine(4, 64, stats=torch.bfloat16),
     "affine8_short": Affine(8, "row", stats=torch.bfloat16),
     "sign": Sign(),
+    "cast": Cast(),
+    "nf4": NormalFloat(),
+    "nf4_small": NormalFloat(16, 4),
 }
 """Codecs for any residue."""
 BOOKS = {f"{name}{b}": Codebook.of(name, b) for name in LEVELS for b in (1, 2, 3, 4)}

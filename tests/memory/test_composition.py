@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from lowtide import METHODS, Policy, apply, compress, decompress, narrow
+from lowtide import METHODS, Policy, apply, compress, decompress, set_frozen_dtype
 from lowtide.codecs.exact import Exact
-from lowtide.memory.frozen_dtype import narrow_weights
+from lowtide.memory.frozen_dtype import pack_frozen
 from lowtide.ops import NAMES
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
@@ -157,9 +157,10 @@ def test_checkpointing_of_the_whole_model(policy: Policy, reentrant: bool) -> No
     close(learn(model, call), expected)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "nf4"])
 @pytest.mark.parametrize("method", ["bias", "lora"])
-def test_everything_at_once_compiles_without_a_break(method: str) -> None:
-    tuned = narrow(apply(vit(), METHODS[method](), num_classes=4))
+def test_everything_at_once_compiles_without_a_break(method: str, dtype: str) -> None:
+    tuned = set_frozen_dtype(apply(vit(), METHODS[method](), num_classes=4), dtype)
     exact = learn(tuned)
     for policy in (EVERYTHING, TIGHT):
         # Under a compiler attention is not differentiated from the norm before it.
@@ -367,17 +368,18 @@ def test_threads_with_policies_of_their_own() -> None:
         close(found[i], row)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "nf4"])
 @pytest.mark.parametrize("verb", ["deepcopy", "pickle", "torch.save"])
-def test_copies_learn_alike(verb: str) -> None:
+def test_copies_learn_alike(verb: str, dtype: str) -> None:
     tuned = vit()
     if verb == "deepcopy":
-        tuned = narrow(apply(tuned, METHODS["lora"](), num_classes=4))
+        tuned = set_frozen_dtype(apply(tuned, METHODS["lora"](), num_classes=4), dtype)
     else:  # a tuned model holds functions of its family, which pickle refuses: save_pretrained
         with pytest.raises(pickle.PicklingError):
             pickle.dumps(apply(vit(), METHODS["lora"]()))
         for p in tuned.parameters():
             p.requires_grad_(p.ndim < 2)
-        narrow_weights(tuned)
+        pack_frozen(tuned, dtype)
     expected = learn(compress(tuned, TIGHT))
     if verb == "deepcopy":
         other = copy.deepcopy(tuned)

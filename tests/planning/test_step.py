@@ -54,7 +54,7 @@ def test_every_option_of_a_step_is_one_of_the_commands_and_files(capsys, tmp_pat
 
 
 def test_a_step_is_held_to_its_ranges():
-    for name, value in {"policy": "tihgt", "amp": "fp8", "frozen_dtype": "int4"}.items():
+    for name, value in {"policy": "tihgt", "amp": "fp8", "frozen_dtype": "int5"}.items():
         with pytest.raises(UnknownName, match=f"{value}"):
             StepConfig(**{name: value})
     for name, value in {"batch_size": 0, "chunk": -1, "accumulate": 33, "ema": 1}.items():
