@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..codecs.base import Residue
+from ..ops.again import Derived
 from ..ops.attention_recompute import recompute
-from ..ops.lineage import Derived, derived, remember
+from ..ops.lineage import derived, remember
 from ..ops.region import forgetting, region
 from ..ops.saved import keep
 from ..versions import classes

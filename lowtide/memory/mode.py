@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..ops import CALLS, NORMS
-from ..ops.lineage import FOLLOWED, RUN_AGAIN, derived, follow
+from ..ops import CALLS, FOLLOWED, FOLLOWED_TO_ATTENTION, NORMS, PRODUCTS
+from ..ops.lineage import derived, follow
 from ..ops.multihead import OPENED
 from ..ops.region import Region, region
 from ..ops.saved import Call, Codecs
@@ -51,7 +51,7 @@ class Answers(TorchFunctionMode):
         super().__init__()
         self.policy = policy
         self.region = here
-        self.followed = FOLLOWED
+        self.to_attention = False
         self.block: Block | None = None
         self.watched: list[Watched] = []
 
@@ -67,7 +67,7 @@ class Answers(TorchFunctionMode):
             return func(*args, **kwargs)
         if region() != self.region:  # no module of ours is there when this is run again
             return func(*args, **kwargs)
-        if self.followed is RUN_AGAIN and func is F.scaled_dot_product_attention:
+        if self.to_attention and func is F.scaled_dot_product_attention:
             if not all(derived(t) for t in args[:3]):
                 raise NotDerived
         if func in OPENED and not torch.compiler.is_compiling():
@@ -79,10 +79,13 @@ class Answers(TorchFunctionMode):
         if result is NotImplemented:
             result = func(*args, **kwargs)
         # A compiler shares what is kept by itself, and some know no sets of functions.
-        followed = not torch.compiler.is_compiling() and func in self.followed
+        followed = not torch.compiler.is_compiling() and func in self._followed()
         if followed and result is not (args[0] if args else None):
-            follow(func, args, kwargs, result)
+            follow(func, args, kwargs, result, costly=func in PRODUCTS)
         return result
+
+    def _followed(self) -> frozenset[Callable[..., Any]]:
+        return FOLLOWED_TO_ATTENTION if self.to_attention else FOLLOWED
 
     def codecs(self) -> Codecs:
         """Say by which codecs ops keep what they need, here.
@@ -118,7 +121,7 @@ class Answers(TorchFunctionMode):
         Yields:
             Nothing.
         """
-        with self._but(followed=RUN_AGAIN):
+        with self._but(to_attention=True):
             yield
 
     @contextmanager
