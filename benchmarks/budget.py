@@ -18,7 +18,7 @@ from lowtide import METHODS, StepConfig, apply, create
 from lowtide.errors import InputError
 from lowtide.families import image_shape
 from lowtide.planning.search import ALTERNATIVES, Choice, parse_bytes, search
-from lowtide.planning.simulate import arrange
+from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer, training_step
 
 LORA = METHODS["lora"]()
@@ -75,7 +75,7 @@ def images_per_s(model: str, step: StepConfig, images: int) -> float:
     """Time forward and backward of enough micro-batches, and one update, after a warm-up."""
     backbone = create(model, pretrained=False)
     tuned = apply(backbone, LORA, num_classes=100)
-    arrange(tuned, step).train()
+    set_up_step(tuned, step).train()
     optimizer, size = make_optimizer(tuned), step.micro_batch
     batches = [
         (torch.randn(size, *image_shape(backbone)), torch.zeros(size, dtype=torch.long))

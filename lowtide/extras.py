@@ -25,4 +25,6 @@ def extra(module: str, name: str) -> Any:
         return importlib.import_module(module)
     except ImportError as e:
         library = module.partition(".")[0]
-        raise InputError(f'this needs {library}: pip install "lowtide[{name}]"') from e
+        raise InputError(
+            f'this command or option needs {library}: pip install "lowtide[{name}]"'
+        ) from e

@@ -56,7 +56,7 @@ def _measure(text: str, path: str) -> None:
             known[anchor] = total - before
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_):
-                raise InputError(f"{path}: *{event.anchor} stands within what it names")
+                raise InputError(f"{path}: *{event.anchor} refers to a node that contains it")
             total += known.get(event.anchor, 0)
         elif isinstance(event, yaml.ScalarEvent):
             known[event.anchor] = 1

@@ -7,17 +7,50 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import InputError, UnknownName, shown
 from ..training.config import RunConfig, read_yaml
 from ..training.options import config_of
-from ..values import Seed, hints, read
+from ..training.records import Record
+from ..values import Seed, Within, hints, read
 
 SUITE = "suite.yaml"
 LONGEST = 100
 """Most bytes of a name, which becomes the name of a folder."""
-KEYS = ("defaults", "data", "methods", "lr", "seeds")
+SCHEMA = 1
+"""Version of the file; a file that says none is read as this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteFile(Record):
+    """What the YAML file of a suite says.
+
+    Attributes:
+        schema: Version of the file.
+        defaults: Options of `lowtide train` for every row.
+        data: Options by name of a data set; a text alone is its `data`.
+        methods: Options by name of a method; a text alone is its `method`.
+        lr: A learning rate, or a list to choose from, where neither of the three says another.
+        seeds: Each is a row of its own.
+    """
+
+    schema: Annotated[int, Within(1, SCHEMA)] = SCHEMA
+    defaults: Mapping[str, Any] | None = None
+    data: Mapping[str | int, Any]
+    methods: Mapping[str | int, Any]
+    lr: Any = None
+    seeds: tuple[Seed, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        for name in self.extra:
+            raise UnknownName("key of a suite", name, self.fields())
+        for key, options in (("data", self.data), ("methods", self.methods)):
+            _refuse_names(key, options)
+        if not self.seeds:
+            raise InputError("seeds must hold one whole number at least")
+        if twice := [s for s in self.seeds if self.seeds.count(s) > 1]:
+            raise InputError(f"seeds holds {twice[0]} twice: it would count as two runs")
 
 
 @dataclass(frozen=True)
@@ -91,21 +124,15 @@ class Suite:
             UnknownName: The file has a key that means nothing.
         """
         path = path / SUITE if path.is_dir() else path
-        content = read_yaml(path)
-        for key in content:
-            if key not in KEYS:
-                raise UnknownName("key of a suite", key, KEYS)
-        defaults = {k: content[k] for k in ("lr",) if k in content}
-        defaults |= (
-            _mapping(path, content, "defaults") if content.get("defaults") is not None else {}
-        )
-        seeds = _seeds(path, content.get("seeds", [0]))
+        content = read_suite_file(path)
+        defaults = {} if content.lr is None else {"lr": content.lr}
+        defaults |= content.defaults or {}
         cells = []
-        for data, about in _mapping(path, content, "data").items():
-            for label, method in _mapping(path, content, "methods").items():
+        for data, about in content.data.items():
+            for label, method in content.methods.items():
                 options = {**defaults, **_options(about, "data"), **_options(method, "method")}
                 try:
-                    cells.append(_cell(str(data), str(label), options, seeds))
+                    cells.append(_cell(str(data), str(label), options, content.seeds))
                 except InputError as e:
                     raise InputError(f"{path}: {label} on {data}: {e}") from e
         folders = [_folder(c.data, c.label) for c in cells]
@@ -126,25 +153,43 @@ class Suite:
                 yield from tests
 
 
-def _mapping(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = content.get(key)
-    if not isinstance(found, dict) or (not found and key != "defaults"):
-        raise InputError(f"{path}: {key} must map names to options of lowtide train")
-    for name in found:
+def read_suite_file(path: Path) -> SuiteFile:
+    """Read what a suite's file says, before any row is made of it.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        Its content, every field checked.
+
+    Raises:
+        InputError: There is no such file, a field of it is wrong, or it is of a newer version.
+        UnknownName: The file has a key that means nothing.
+    """
+    content = read_yaml(path)
+    schema = content.get("schema", SCHEMA)
+    if type(schema) is int and schema > SCHEMA:
+        raise InputError(
+            f"{path} is a suite of schema {schema}, and this lowtide reads those up to {SCHEMA}:"
+            " run it with the lowtide it was written for"
+        )
+    try:
+        return SuiteFile.from_dict(content)
+    except UnknownName:
+        raise
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from e
+
+
+def _refuse_names(key: str, options: Mapping[str | int, Any]) -> None:
+    """Refuse names that are no names of folders."""
+    if not options:
+        raise InputError(f"{key} must map names to options of lowtide train")
+    for name in options:
         if not isinstance(name, str | int) or isinstance(name, bool) or not str(name).strip():
-            raise InputError(f"{path}: {key} must have names of text, not {shown(name)}")
+            raise InputError(f"{key} must have names of text, not {shown(name)}")
         if len(os.fsencode(str(name))) > LONGEST:
-            raise InputError(f"{path}: {shown(name)} is longer than {LONGEST} bytes")
-    return found
-
-
-def _seeds(path: Path, given: Any) -> list[int]:
-    if not (isinstance(given, list) and given and all(type(s) is int for s in given)):
-        raise InputError(f"{path}: seeds must be a list of whole numbers, not {shown(given)}")
-    seeds = [read(f"{path}: seeds", Seed, s) for s in given]
-    if twice := [s for s in seeds if seeds.count(s) > 1]:
-        raise InputError(f"{path}: seeds holds {twice[0]} twice: it would count as two runs")
-    return seeds
+            raise InputError(f"{key}: {shown(name)} is longer than {LONGEST} bytes")
 
 
 def _options(value: Any, short: str) -> dict[str, Any]:

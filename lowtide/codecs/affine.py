@@ -79,12 +79,12 @@ class Affine:
             return affine_pack(source, mean, rstd, self.bits, size, dtype)
         whole = self._range(residue) if self.group == "tensor" else None
         lows, steps, codes = [], [], []
-        for piece in residue.slices(8 if whole else multiple_of_8(size)):
-            groups = piece.unsqueeze(0) if whole else in_groups(piece, size)
+        for chunk in residue.slices(8 if whole else multiple_of_8(size)):
+            groups = chunk.unsqueeze(0) if whole else in_groups(chunk, size)
             # aminmax along an axis does the same, ten times slower on a CPU.
             low, high = whole or (groups.amin(1, keepdim=True), groups.amax(1, keepdim=True))
             low, step = statistics(low, high, self.bits, dtype)
-            code = quantise(groups, len(piece), low, high, step, self.bits, self.rounding)
+            code = quantise(groups, len(chunk), low, high, step, self.bits, self.rounding)
             codes.append(pack_bits(code, self.bits))
             lows.append(low.flatten())
             steps.append(step.flatten())
@@ -159,7 +159,7 @@ class Affine:
         return self.stats or (torch.float64 if dtype == torch.float64 else torch.float32)
 
     def _range(self, residue: Residue) -> tuple[Tensor, Tensor] | None:
-        ranges = [piece.aminmax() for piece in residue.slices(8)]
+        ranges = [chunk.aminmax() for chunk in residue.slices(8)]
         if not ranges:
             return None
         low = torch.stack([r.min for r in ranges]).amin()

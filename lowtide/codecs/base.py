@@ -41,10 +41,10 @@ class Residue(NamedTuple):
         return self.of is _same
 
     def slices(self, unit: int) -> Iterator[Tensor]:
-        """Make the residue piece by piece, flattened.
+        """Make the residue chunk by chunk, flattened.
 
         Args:
-            unit: Every piece but the last holds a multiple of this many numbers.
+            unit: Every chunk but the last holds a multiple of this many numbers.
 
         Returns:
             Pieces (n,), together the flattened residue, in float32 or float64.

@@ -60,7 +60,7 @@ class Codebook:
             raise UnknownName("codebook", function, LEVELS)
         reach, tables = LEVELS[function]
         if bits not in tables:
-            raise InputError(f"codebook: bits must be one of {sorted(tables)}, not {bits}")
+            raise InputError(f"codebook codec: bits must be one of {sorted(tables)}, not {bits}")
         return cls(tables[bits], reach)
 
     @property

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.threshold_codes import staircase, staircase_pack, staircase_scale, staircase_unpack
+from ..kernels.threshold_codes import (
+    threshold_pack,
+    threshold_scale,
+    threshold_table,
+    threshold_unpack,
+)
 from .base import Residue
 from .bits import join, split
 
@@ -22,11 +27,11 @@ def pack(residue: Residue, cuts: tuple[float, ...]) -> tuple[Tensor, ...]:
     """
     bits = len(cuts).bit_length()
     if residue.pointwise:
-        edges, codes = staircase(residue.of, cuts)
-        return (staircase_pack(residue.source.detach(), list(edges), list(codes), bits),)
+        edges, codes = threshold_table(residue.of, cuts)
+        return (threshold_pack(residue.source.detach(), list(edges), list(codes), bits),)
     plain = list(cuts), list(range(len(cuts) + 1)), bits
-    pieces = [split(staircase_pack(p, *plain), bits, len(p)) for p in residue.slices(8)]
-    return (join(pieces, residue.source),)
+    chunks = [split(threshold_pack(p, *plain), bits, len(p)) for p in residue.slices(8)]
+    return (join(chunks, residue.source),)
 
 
 def unpack(
@@ -44,7 +49,7 @@ def unpack(
         levels[code].
     """
     bits = (len(levels) - 1).bit_length()
-    return staircase_unpack(packed[0], list(levels), list(shape), bits, dtype)
+    return threshold_unpack(packed[0], list(levels), list(shape), bits, dtype)
 
 
 def scale(packed: tuple[Tensor, ...], levels: tuple[float, ...], dy: Tensor) -> Tensor:
@@ -58,4 +63,4 @@ def scale(packed: tuple[Tensor, ...], levels: tuple[float, ...], dy: Tensor) -> 
     Returns:
         dy levels[code].
     """
-    return staircase_scale(dy, packed[0], list(levels), (len(levels) - 1).bit_length())
+    return threshold_scale(dy, packed[0], list(levels), (len(levels) - 1).bit_length())

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..bench import Suite, read_results, run_suite
 from ..errors import LowtideError
-from ..training.options import Parser
+from ..training.parser import Parser
 from ..values import Within
 from .console import OUT
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..data import check
-from ..training.options import Parser
+from ..training.parser import Parser
 from .console import OUT
 
 SUMMARY = "Say what a folder, list or table of images holds, and what is wrong with it."

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..training.environment import diagnosis
-from ..training.options import Parser
+from ..training.parser import Parser
 from .console import OUT
 
 SUMMARY = "Say what lowtide runs with here: versions, devices, kernels."

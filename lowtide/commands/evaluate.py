@@ -12,7 +12,7 @@ from rich.table import Table
 from ..data.corruptions import corruptions_in
 from ..inference.evaluate import score, score_corruptions
 from ..inference.loading import add_loading, open_given, read_samples
-from ..training.options import Parser
+from ..training.parser import Parser
 from ..training.progress import note
 from .console import OUT
 

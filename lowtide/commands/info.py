@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from ..families import family_of, measure, prepare
-from ..training.options import Parser
+from ..training.parser import Parser
 from ..tuning.backbone import create
 from ..versions import on_meta
 from .console import OUT

@@ -21,7 +21,7 @@ from ..inspect.features import block_features, final_features, untouched
 from ..inspect.overlay import draw_attention, read_images
 from ..inspect.parameters import run_changes
 from ..inspect.tsne import PERPLEXITY, draw_tsne, tsne
-from ..training.options import Parser
+from ..training.parser import Parser
 from ..training.progress import note
 from ..values import Count, Seed, Within
 from .console import OUT

@@ -9,10 +9,10 @@ from ..errors import InputError
 from ..inference.loading import add_loading, open_given
 from ..inference.merged import write_merged
 from ..paths import refuse_unwritable
-from ..training.options import Parser
+from ..training.parser import Parser
 from .console import OUT
 
-SUMMARY = "Fold a run into a plain checkpoint that timm loads."
+SUMMARY = "Fold a run into a file of weights that timm loads."
 
 
 def merge(args: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from ..methods import METHODS
-from ..training.options import Parser
+from ..training.parser import Parser
 from .console import OUT
 
 SUMMARY = "List the methods and their options."

@@ -34,7 +34,8 @@ class PlanOptions(StepConfig):
         num_classes: Classes of the classifier; by default the backbone's own.
         image_size: Side of the square input; by default the model's.
         budget: Most bytes of a step, such as 640MiB: print what fits, fastest first. Policy,
-            checkpointing, accumulate and frozen_dtype are searched, save those that are given.
+            checkpointing and of how many blocks, accumulate and frozen_dtype are searched, save
+            those that are given.
         methods: What to search within a budget where no --method is given, with commas between;
             by default lora,bias,s2a.
         machine: Whose speed orders what fits a budget: cpu, which is the default, or a100.
@@ -140,9 +141,13 @@ def _print_choices(options: PlanOptions, methods: list[Method]) -> None:
     table = Table(*columns, title=f"within {budget / 2**20:,.1f} MiB, fastest first")
     for c in choices:
         s, peak, time = c.step, c.plan.peak_bytes / 2**20, c.seconds / choices[0].seconds
-        again, cut = "yes" if s.checkpointing else "no", f"{s.accumulate} of {s.micro_batch}"
+        again = f"first {s.recomputed_blocks}" if s.recomputed_blocks else "all blocks"
+        again, cut = again if s.checkpointing else "no", f"{s.accumulate} of {s.micro_batch}"
         name = method_name(type(c.method))
         table.add_row(name, s.policy, again, s.frozen_dtype, cut, f"{peak:,.1f}", f"{time:.2f}")
     OUT.print(table)
+    if (lower := choices[0].lower) is not None:
+        peak, time = lower.plan.peak_bytes / 2**20, lower.seconds / choices[0].seconds
+        OUT.print(f"one step lower: {peak:,.1f} MiB, time {time:.2f}: {lower.describe()}")
     machine = options.machine or "cpu"
     OUT.print(f"time, relative: {MACHINES[machine]} ({machine})")

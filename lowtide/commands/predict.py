@@ -10,7 +10,7 @@ from ..data import UnreadableImage
 from ..inference.evaluate import predict as classify
 from ..inference.evaluate import too_deep
 from ..inference.loading import add_loading, open_given
-from ..training.options import Parser
+from ..training.parser import Parser
 from ..training.progress import note
 from ..values import Count
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ..presets import presets as every
 from ..presets import unknown
-from ..training.options import Parser
+from ..training.parser import Parser
 from .console import OUT
 
 SUMMARY = "List published recipes, all of them or those whose names hold a pattern."

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..report.page import Section
 from ..report.write import write_report
-from ..training.options import Parser
+from ..training.parser import Parser
 from .console import OUT
 
 SUMMARY = "Write what suites and runs reached: one HTML page, Markdown or CSV."

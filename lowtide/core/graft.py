@@ -29,7 +29,7 @@ class Graft(nn.Module, abc.ABC):
         base: The module it replaced, possibly another graft.
     """
 
-    unmergeable: ClassVar[str] = "it is no affine map of its input"
+    unmergeable: ClassVar[str] = "it is no linear map of its input"
     """Why no plain module equals this graft, where `merged` gives None."""
 
     positionwise: ClassVar[bool] = False

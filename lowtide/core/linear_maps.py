@@ -1,6 +1,6 @@
 """What Linear, Conv2d and the norms have in common, said once.
 
-The only place that asks what kind of affine map a module is. Look-ups are by exact type: a subclass
+The only place that asks what kind of linear map a module is. Look-ups are by exact type: a subclass
 may compute something else (weight standardisation, a fused activation), and folding into it would
 be wrong in silence.
 """
@@ -150,7 +150,7 @@ def fold(
     Of a norm with an activation, y is what the activation is given.
 
     Args:
-        module: A Linear, Conv2d or norm with affine parameters.
+        module: A Linear, Conv2d or norm with a scale and a shift.
         delta: Added to the weight of a map; same shape.
         scale: One factor per output channel.
         shift: One summand per output channel.

@@ -110,7 +110,7 @@ def absorbs_shift(site: Site) -> bool:
         site: Where.
 
     Returns:
-        Whether a merged checkpoint can hold it.
+        Whether a merged model can hold the shift.
     """
     return "bias" in site.params or not site.params
 

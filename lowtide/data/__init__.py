@@ -1,4 +1,4 @@
-"""Real images: read and check a source, pre-process as the checkpoint wants, load in batches.
+"""Real images: read and check a source, pre-process as the weights want, load in batches.
 
 Imports errors, paths, extras, values, core.
 """

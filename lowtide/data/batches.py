@@ -18,30 +18,30 @@ from .dataset import Sample
 from .preprocessing import Preprocessing, Transform
 
 
-class Moving(Protocol):
-    """What a loader does to each image anew, such as `Transform`."""
+class AfterCache(Protocol):
+    """What a loader does to each image after the cache, such as a `Transform`."""
 
     @property
     def random(self) -> bool:
         """Whether two calls on one image may differ."""
 
     @property
-    def moving(self) -> Callable[[Any], Tensor]:
-        """From what `Still` gives to the model's input."""
+    def after_cache(self) -> Callable[[Any], Tensor]:
+        """From what `ImageSource.load` gives to the model's input."""
 
 
-class Still(Protocol):
-    """Where a loader finds what is the same every time, such as `Cache`."""
+class ImageSource(Protocol):
+    """Where a loader finds what is the same for an image every time, such as a `Cache`."""
 
-    def still(self, path: Path, transform: Any) -> Any:
-        """Make or find it.
+    def load(self, path: Path, transform: Any) -> Any:
+        """Decode an image, or look up what was kept of it.
 
         Args:
             path: The image.
             transform: The loader's.
 
         Returns:
-            What `transform.moving` takes.
+            What `transform.after_cache` takes.
         """
 
 
@@ -61,21 +61,21 @@ class Cache:
         self.bytes = 0
         self._images: dict[tuple[Path, Preprocessing, bool], Tensor] = {}
 
-    def still(self, path: Path, transform: Transform) -> Any:
-        """Decode an image and apply the still part of a transform, or find the result.
+    def load(self, path: Path, transform: Transform) -> Any:
+        """Decode an image and apply what a transform does before the cache, or find the result.
 
         Args:
             path: The image.
-            transform: Its still part decides what is kept.
+            transform: What it does before the cache decides what is kept.
 
         Returns:
-            What `transform.moving` takes. Not to be written to.
+            What `transform.after_cache` takes. Not to be written to.
         """
         key = (path, transform.preprocessing, transform.augment == "crop")
         found = self._images.get(key)
         if found is not None and transform.cacheable:
             return found
-        made = transform.still(transform.preprocessing.decode(path))
+        made = transform.before_cache(transform.preprocessing.decode(path))
         if transform.cacheable and self.bytes + made.nbytes <= self.limit_bytes:
             self._images[key] = made
             self.bytes += made.nbytes
@@ -84,7 +84,7 @@ class Cache:
 
 class _Images(TorchDataset[tuple[Tensor, int]]):
     def __init__(
-        self, samples: Sequence[Sample], transform: Moving, key: str, cache: Still
+        self, samples: Sequence[Sample], transform: AfterCache, key: str, cache: ImageSource
     ) -> None:
         self.samples, self.transform, self.key, self.cache = samples, transform, key, cache
 
@@ -93,11 +93,11 @@ class _Images(TorchDataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        still = self.cache.still(path, self.transform)
+        cached = self.cache.load(path, self.transform)
         if not self.transform.random:
-            return self.transform.moving(still), label
+            return self.transform.after_cache(cached), label
         with _seeded(_seed(f"{self.key}/{index}")):
-            return self.transform.moving(still), label
+            return self.transform.after_cache(cached), label
 
 
 def share(images: int, rank: int, processes: int) -> int:
@@ -116,7 +116,7 @@ def share(images: int, rank: int, processes: int) -> int:
 
 def loader(
     samples: Sequence[Sample],
-    transform: Moving,
+    transform: AfterCache,
     batch_size: int,
     *,
     shuffle: bool,
@@ -124,7 +124,7 @@ def loader(
     epoch: int = 0,
     workers: int = 0,
     drop_last: bool = False,
-    cache: Still | None = None,
+    cache: ImageSource | None = None,
     rank: int = 0,
     processes: int = 1,
 ) -> DataLoader[tuple[Tensor, int]]:

@@ -1,4 +1,4 @@
-"""From pixels to a model's input: the checkpoint's own configuration, and little else."""
+"""From pixels to a model's input: the configuration of its weights, and little else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BOUNDS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How a checkpoint wants its images; goes into the run record.
+    """How pre-trained weights want their images; goes into the run record.
 
     The mean and standard deviation are of pixels in [0, 1], one per channel.
 
@@ -223,10 +223,10 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A PIL image to a normalised tensor: a still part that may be cached, then a moving part.
+    """A PIL image to a normalised tensor: what is the same every time and may be cached, the rest.
 
     Attributes:
-        preprocessing: What the checkpoint wants.
+        preprocessing: What the pre-trained weights want.
         train: Whether to augment.
         augment: How to augment.
     """
@@ -242,11 +242,11 @@ class Transform:
 
     @property
     def cacheable(self) -> bool:
-        """Whether the still part does all the resizing, so that its result is small and final."""
+        """Whether all resizing is done before the cache, so that what it holds is small."""
         return not (self.train and self.augment == "crop")
 
     @functools.cached_property
-    def still(self) -> Callable[[Image.Image], Any]:
+    def before_cache(self) -> Callable[[Image.Image], Any]:
         """The part that is the same every time: uint8 `(C, H, W)` if cacheable, else the image."""
         if not self.cacheable:
             return _same
@@ -262,7 +262,7 @@ class Transform:
         )
 
     @functools.cached_property
-    def moving(self) -> Callable[[Any], Tensor]:
+    def after_cache(self) -> Callable[[Any], Tensor]:
         """The rest: whatever is random, then normalisation to `(C, H, W)` float32."""
         made = self.preprocessing
         if not self.cacheable:
@@ -290,7 +290,7 @@ class Transform:
         Returns:
             The model's input, `(C, H, W)`.
         """
-        return self.moving(self.still(image))
+        return self.after_cache(self.before_cache(image))
 
 
 def _same(image: Image.Image) -> Image.Image:

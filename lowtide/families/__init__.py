@@ -21,7 +21,7 @@ from .classifier import new_classifier as new_classifier
 from .classifier import outputs as outputs
 from .classifier import reset as reset
 from .generic import GENERIC as GENERIC
-from .meta_model import hollow as hollow
+from .meta_model import meta_copy as meta_copy
 from .parts import recomputable as recomputable
 from .table import Context as Context
 from .table import Family as Family

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.graft import Graft
 from ..errors import InputError, UnknownName
 from ..versions import on_meta
-from .meta_model import hollow
+from .meta_model import meta_copy
 
 HeadInit = Literal["trunc_normal", "zero", "own"]
 """How a new classifier starts: weights truncated-normal with deviation 0.02 and biases at zero; the
@@ -94,9 +94,9 @@ def new_classifier(model: nn.Module, classes: int, init: HeadInit) -> dict[str, 
     """
     like = next(model.parameters())
     if hasattr(model, "reset_classifier"):
-        shadow = hollow(model)
-        _renew(shadow, classes)
-        made = {path: shadow.get_submodule(path) for path in classifiers(shadow)}
+        meta = meta_copy(model)
+        _renew(meta, classes)
+        made = {path: meta.get_submodule(path) for path in classifiers(meta)}
     else:
         made = {p: _widened(model.get_submodule(p), classes) for p in classifiers(model)}
     for module in made.values():
@@ -152,14 +152,14 @@ def _renew(model: Any, classes: int) -> None:
 
 def _renewed(model: Any) -> tuple[str, ...]:
     """Find what `reset_classifier` replaces, outermost paths only."""
-    shadow: Any = hollow(model)
-    before = dict(shadow.named_modules(remove_duplicate=False))
+    meta: Any = meta_copy(model)
+    before = dict(meta.named_modules(remove_duplicate=False))
     try:
         with on_meta():
-            _renew(shadow, (getattr(shadow, "num_classes", 0) or 0) + 1)
+            _renew(meta, (getattr(meta, "num_classes", 0) or 0) + 1)
     except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError):
         return ()
-    new = [p for p, m in shadow.named_modules() if before.get(p) is not m and _holds(model, p)]
+    new = [p for p, m in meta.named_modules() if before.get(p) is not m and _holds(model, p)]
     return tuple(p for p in new if not any(p.startswith(f"{other}.") for other in new))
 
 

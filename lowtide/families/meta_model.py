@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def hollow(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
     """Copy a model's structure to the meta device without copying a weight.
 
     Args:

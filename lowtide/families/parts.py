@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from ..memory.compress import decompress
-from .meta_model import hollow
+from .meta_model import meta_copy
 from .table import image_shape
 
 
@@ -72,9 +72,9 @@ def recomputable(model: nn.Module) -> tuple[str, ...]:
     Returns:
         Paths, in order; none where nothing is worth it.
     """
-    shadow = decompress(hollow(model)).train().requires_grad_(True)
-    watch = _Watch(shadow)
-    like = next((p for p in shadow.parameters() if p.is_floating_point()), torch.empty(0))
+    meta = decompress(meta_copy(model)).train().requires_grad_(True)
+    watch = _Watch(meta)
+    like = next((p for p in meta.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.empty(2, *image_shape(model), device="meta", dtype=like.dtype)
 
     def pack(t: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ def recomputable(model: nn.Module) -> tuple[str, ...]:
         return t
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        shadow(image)
-    own = {_storage(t) for t in (*shadow.parameters(), *shadow.buffers())}
+        meta(image)
+    own = {_storage(t) for t in (*meta.parameters(), *meta.buffers())}
     inside = {
         p: max(_bytes(watch.kept[part], own | set(map(_storage, given))) for given, part in s.calls)
         for p, s in watch.seen.items()

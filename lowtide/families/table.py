@@ -16,8 +16,8 @@ from ..core.site import Layout, Role, Site, Sites
 from ..errors import InputError
 from .classifier import classifiers
 from .kinds import channel_axis, is_map, is_norm, ungraftable
-from .meta_model import hollow
-from .spy import spy
+from .meta_model import meta_copy
+from .parameter_reads import watch_parameter_reads
 
 Roles = tuple[tuple[str, Role], ...]
 Extend = Callable[..., tuple[Tensor, Tensor]]
@@ -26,7 +26,16 @@ Context = Mapping[str, Mapping[str, Any]]
 ANYWHERE = {Role.LINEAR, Role.CONV, Role.NORM}
 """Roles that say what a module is and not where it stands: it has them only if it is called, read
 by its own forward alone and held in one place, so that a graft there is the only way to it."""
-AFFINE = {Role.STEM, Role.DOWN, Role.QKV, Role.PROJ, Role.FC1, Role.FC2, Role.LINEAR, Role.CONV}
+LINEAR_MAPS = {
+    Role.STEM,
+    Role.DOWN,
+    Role.QKV,
+    Role.PROJ,
+    Role.FC1,
+    Role.FC2,
+    Role.LINEAR,
+    Role.CONV,
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Family:
     """One table: path pattern to role, and the backbone as steps.
 
     The steps are `stem`, every module of `chain` one after another, `finish`, then timm's
-    `forward_head(pre_logits=True)` and the classifier. Composed they equal the model's own forward.
+    `forward_head(pre_logits=True)` and the classifier. Together they equal the model's own forward.
 
     Attributes:
         name: The family's name.
@@ -90,7 +99,7 @@ class Family:
     def _fits(self, role: Role, path: str, module: nn.Module) -> bool:
         if role is Role.NORM:
             return (is_norm(module) and bool(module._parameters)) or path == self.last
-        return role not in AFFINE or is_map(module)
+        return role not in LINEAR_MAPS or is_map(module)
 
 
 def staged(container: str) -> Callable[[Any], tuple[str, ...]]:
@@ -164,8 +173,8 @@ def measure(model: nn.Module, family: Family) -> Sites:
     found = [(p, m) for p, m in model.named_modules() if not p.startswith(inside)]
     roles = {p: r for p, m in found if (r := family.role(p, m)) is not None}
     roles |= dict.fromkeys(heads, Role.HEAD)
-    shadow = hollow(model).eval()
-    read = spy(shadow, [p for p, r in roles.items() if r in ANYWHERE])
+    meta = meta_copy(model).eval()
+    read = watch_parameter_reads(meta, [p for p, r in roles.items() if r in ANYWHERE])
     seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     for path in roles:
 
@@ -173,11 +182,11 @@ def measure(model: nn.Module, family: Family) -> Sites:
             if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
                 seen.setdefault(path, (tuple(args[0].shape), tuple(out.shape)))
 
-        shadow.get_submodule(path).register_forward_hook(note)
+        meta.get_submodule(path).register_forward_hook(note)
     image = image_shape(model)
     try:
         with torch.no_grad():
-            shadow(torch.empty(1, *image, device="meta", dtype=_dtype(model)))
+            meta(torch.empty(1, *image, device="meta", dtype=_dtype(model)))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(f"{type(model).__name__} does not run on a {image} image: {reason}") from e

@@ -15,7 +15,7 @@ from ..data import Augment, Preprocessing, Sample, Transform, UnreadableImage, l
 from ..data.corruptions import corruption_error, severities_in
 from ..data.images import look
 from ..errors import InputError, LowtideError, UnknownName
-from ..planning.simulate import shadow
+from ..planning.simulate import tune_on_meta
 from ..training.owner import refuse_unfinished
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
@@ -117,7 +117,7 @@ def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Pa
     """Hold the file's shapes against those of the model, before the model takes any memory."""
     shapes = read_shapes(folder / WEIGHTS)
     try:
-        tuned = shadow(
+        tuned = tune_on_meta(
             options["name"],
             *config.methods,
             num_classes=config.num_classes,

@@ -10,7 +10,7 @@ from ..errors import InputError, UnknownName
 from ..paths import located
 from ..training.config import RunConfig, read_yaml
 from ..training.loop import CONFIG, SUMMARY
-from ..training.options import Parser
+from ..training.parser import Parser
 from ..training.progress import note
 from ..training.split import SPLIT, SPLITS, Split, samples_of
 from ..training.summary import read_summary
@@ -54,7 +54,7 @@ def open_given(given: dict[str, Any]) -> Trained:
         return open_merged(Path(given["run"]), device=given["device"])
     trained = open_run(Path(given["run"]), checkpoint=checkpoint, device=given["device"])
     if CONTENT not in read_config(Path(given["run"])):
-        note(f"{given['run']} is of an earlier version, which kept no hash of what it saved")
+        note(f"{given['run']} is of an earlier version, which kept no hash of the weights it saved")
     return trained
 
 
@@ -102,7 +102,7 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
 def _read_for_merged(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample], list[str]]:
     """Read a split of other data for a merged file, which keeps no split of its own."""
     if given["data"] is None:
-        raise InputError(f"{given['run']} is a merged file, which names no data: give --data")
+        raise InputError(f"{given['run']} is a merged file and names no data: give --data")
     dataset = read(given["data"], classes=trained.classes)
     samples = samples_of(dataset, given["split"])
     return samples, too_deep(trained, [s.path for s in samples])
@@ -137,6 +137,6 @@ def _refuse_changed(folder: Path, dataset: Dataset, which: str) -> None:
     known = read_summary(folder / SUMMARY).data.fingerprint
     if known != dataset.fingerprint and which != "all":
         raise InputError(
-            f"the data of {folder} have changed since, and that run wrote down no {SPLIT}: which"
-            f" images are its {which} cannot be told; --split all scores all of them"
+            f"the data have changed since the run {folder}, which kept no {SPLIT}: nobody can"
+            f" tell which images were its {which} split; --split all scores all images"
         )

@@ -1,4 +1,4 @@
-"""A merged run: a plain checkpoint for timm, whose header says what its numbers mean."""
+"""A merged run: a file of weights for timm, whose header says what its numbers mean."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def open_merged(path: Path, *, device: str = "auto") -> Trained:
         raise UnknownName("model", name, timm.list_models())
     if options["num_classes"] != len(classes) or len(set(classes)) != len(classes):
         raise InputError(f"{path} is damaged: {len(classes)} classes for {options['num_classes']}")
-    if not _fits(_hollow(name, options), state):
+    if not _fits(_meta_model(name, options), state):
         raise InputError(f"{path} is damaged: its tensors are not those of {name}")
     model = timm.create_model(name, **options)
     model.load_state_dict(state)
@@ -116,10 +116,10 @@ def _size_option(
 ) -> dict[str, Any]:
     """Find out whether timm must be told the image size to make a model of these shapes."""
     told: dict[str, Any] = {"img_size": size[0] if size[0] == size[1] else size}
-    own = Preprocessing.of(_hollow(name, {})).size
+    own = Preprocessing.of(_meta_model(name, {})).size
     for option in ({}, told) if own == size else (told, {}):
         try:
-            model = _hollow(name, {"num_classes": classes, **option})
+            model = _meta_model(name, {"num_classes": classes, **option})
         except TypeError:  # it takes images of any size
             continue
         if _fits(model, state):
@@ -127,7 +127,7 @@ def _size_option(
     raise InputError(f"timm makes no {name} that takes {size[0]} x {size[1]} images: cannot merge")
 
 
-def _hollow(name: str, options: Mapping[str, Any]) -> nn.Module:
+def _meta_model(name: str, options: Mapping[str, Any]) -> nn.Module:
     with on_meta():
         return timm.create_model(name, **options)
 

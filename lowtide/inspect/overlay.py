@@ -34,9 +34,9 @@ def read_images(trained: Trained, paths: Sequence[Path]) -> tuple[Tensor, list[n
         Model inputs (n, C, H, W), and the same pixels as uint8 (H, W, C).
     """
     transform = trained.transform
-    still = [transform.still(trained.preprocessing.decode(p)) for p in paths]
-    inputs = torch.stack([transform.moving(x) for x in still])
-    return inputs, [np.asarray(x).transpose(1, 2, 0) for x in still]
+    images = [transform.before_cache(trained.preprocessing.decode(p)) for p in paths]
+    inputs = torch.stack([transform.after_cache(x) for x in images])
+    return inputs, [np.asarray(x).transpose(1, 2, 0) for x in images]
 
 
 def draw_attention(

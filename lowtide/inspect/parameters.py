@@ -96,7 +96,7 @@ class Changes:
         """
         kept = tuple(c for c in self.items if fnmatch(c.name, pattern))
         if not kept:
-            raise InputError(f"no parameter that changed is named {pattern!r}")
+            raise InputError(f"no changed parameter matches {pattern!r}")
         return replace(self, items=kept)
 
 

@@ -123,12 +123,12 @@ def affine_pack_plain(
         Minima (groups,), steps (groups,), codes (bytes,).
     """
     lows, steps, codes = [], [], []
-    for piece in _pieces(x, mean, rstd, group):
-        groups = in_groups(piece, group)
+    for chunk in _chunks(x, mean, rstd, group):
+        groups = in_groups(chunk, group)
         # aminmax along an axis does the same, ten times slower on a CPU.
         low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
         low, step = statistics(low, high, bits, stats)
-        code = quantise(groups, len(piece), low, high, step, bits, "nearest")
+        code = quantise(groups, len(chunk), low, high, step, bits, "nearest")
         codes.append(pack_bits(code, bits))
         lows.append(low.flatten())
         steps.append(step.flatten())
@@ -169,7 +169,7 @@ def affine_unpack_plain(
     return x.flatten()[:count].view(shape).to(dtype, copy=True)
 
 
-def _pieces(x: Tensor, mean: Tensor | None, rstd: Tensor | None, group: int) -> Iterator[Tensor]:
+def _chunks(x: Tensor, mean: Tensor | None, rstd: Tensor | None, group: int) -> Iterator[Tensor]:
     unit = multiple_of_8(group)
     if mean is None or rstd is None:
         return slices((x,), unit, wide)
@@ -191,15 +191,15 @@ def affine_pack(
     low, step, codes = _empty(x, mean, rstd, bits, group, stats)
     rows = [t for t in (mean, rstd) if t is not None]
     if x.is_contiguous() and all(t.is_contiguous() and t.dtype == torch.float32 for t in rows):
-        pieces, row = iter((x,)), x.shape[-1] if x.ndim else 1
+        chunks, row = iter((x,)), x.shape[-1] if x.ndim else 1
     else:
-        pieces, mean, rstd, row = _pieces(x, mean, rstd, group), None, None, 1
+        chunks, mean, rstd, row = _chunks(x, mean, rstd, group), None, None, 1
     start = 0
-    for piece in pieces:
-        kernel = f"affine_pack_{native.name(piece.dtype)}_{native.name(stats)}"
-        counts = (row, start, piece.numel(), x.numel(), group, bits)
-        native.call(kernel, piece, mean, rstd, *counts, low, step, codes)
-        start += piece.numel()
+    for chunk in chunks:
+        kernel = f"affine_pack_{native.name(chunk.dtype)}_{native.name(stats)}"
+        counts = (row, start, chunk.numel(), x.numel(), group, bits)
+        native.call(kernel, chunk, mean, rstd, *counts, low, step, codes)
+        start += chunk.numel()
     return low, step, codes
 
 

@@ -77,21 +77,21 @@ def unpack_bits(packed: tuple[Tensor, ...], bits: int, count: int) -> Tensor:
     return codes
 
 
-def join(pieces: list[tuple[Tensor, ...]], like: Tensor) -> Tensor:
-    """Put packed pieces together: every field's bytes in one stretch, the widest field first.
+def join(chunks: list[tuple[Tensor, ...]], like: Tensor) -> Tensor:
+    """Put packed chunks together: every field's bytes in one stretch, the widest field first.
 
     Args:
-        pieces: `pack_bits` of each piece, all but the last with a multiple of 8 codes.
+        chunks: `pack_bits` of each chunk, all but the last with a multiple of 8 codes.
         like: A tensor on their device, for when there are none.
 
     Returns:
         (bytes,) uint8.
     """
-    if len(pieces) == 1 and len(pieces[0]) == 1:
-        return pieces[0][0]
-    if not pieces:
+    if len(chunks) == 1 and len(chunks[0]) == 1:
+        return chunks[0][0]
+    if not chunks:
         return like.new_empty(0, dtype=torch.uint8)
-    return torch.cat([part for field in zip(*pieces, strict=True) for part in field])
+    return torch.cat([part for field in zip(*chunks, strict=True) for part in field])
 
 
 def split(codes: Tensor, bits: int, count: int) -> tuple[Tensor, ...]:

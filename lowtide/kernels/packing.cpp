@@ -1,5 +1,5 @@
 // Codes of a few bits, packed and unpacked in one pass over memory, on little-endian machines; bit for
-// bit what affine.py and staircase.py define in plain PyTorch. Compiled by native.py at first use,
+// bit what affine.py and threshold_codes.py define in plain PyTorch. Compiled by native.py at first use,
 // without contraction of products and sums, so every operation rounds as PyTorch's does.
 
 #include <algorithm>
@@ -366,7 +366,7 @@ struct Halved {
 #endif
 
 template <class T, class F>
-void staircase_pack(const T* x, int64_t start, int64_t n, const Fields& fields, uint8_t* out,
+void threshold_pack(const T* x, int64_t start, int64_t n, const Fields& fields, uint8_t* out,
                     int64_t threads, const F& code_of) {
   const int64_t blocks = (n + CHUNK - 1) / CHUNK;
 #pragma omp parallel for schedule(static) num_threads(n < SMALL ? 1 : threads)
@@ -384,7 +384,7 @@ void staircase_pack(const T* x, int64_t start, int64_t n, const Fields& fields, 
 }
 
 template <class T>
-void staircase_pack(const T* x, int64_t start, int64_t n, int64_t total, const double* edges,
+void threshold_pack(const T* x, int64_t start, int64_t n, int64_t total, const double* edges,
                     const int64_t* codes, int64_t count, int64_t bits, uint8_t* out,
                     int64_t threads) {
   const Fields fields(bits, total);
@@ -394,11 +394,11 @@ void staircase_pack(const T* x, int64_t start, int64_t n, int64_t total, const d
     if (near[j] > edges[j]) near[j] = std::nextafter(near[j], -INFINITY);
 #ifdef __AVX512F__
   if (count > 3 && count < 32) {
-    staircase_pack(x, start, n, fields, out, threads, Halved(near, codes));
+    threshold_pack(x, start, n, fields, out, threads, Halved(near, codes));
     return;
   }
 #endif
-  staircase_pack(x, start, n, fields, out, threads, Counted(near, codes));
+  threshold_pack(x, start, n, fields, out, threads, Counted(near, codes));
 }
 
 // The numbers of each byte at once, from a table of 256 rows.
@@ -410,7 +410,7 @@ void look_up(const float* of_byte, const uint8_t* from, int64_t bytes, float* ou
 
 // levels[code], times dy if there is one.
 template <class T>
-void staircase_unpack(const uint8_t* in, int64_t n, const double* levels, int64_t bits,
+void threshold_unpack(const uint8_t* in, int64_t n, const double* levels, int64_t bits,
                       const T* dy, T* out, int64_t threads) {
   const Fields fields(bits, n);
   const int64_t blocks = (n + CHUNK - 1) / CHUNK;
@@ -466,14 +466,14 @@ const char* instructions() {
 }
 
 #define FOR_TYPES(T, t)                                                                            \
-  void staircase_pack_##t(const T* x, int64_t start, int64_t n, int64_t total,                     \
+  void threshold_pack_##t(const T* x, int64_t start, int64_t n, int64_t total,                     \
                           const double* edges, const int64_t* codes, int64_t count, int64_t bits,  \
                           uint8_t* out, int64_t threads) {                                         \
-    staircase_pack(x, start, n, total, edges, codes, count, bits, out, threads);                   \
+    threshold_pack(x, start, n, total, edges, codes, count, bits, out, threads);                   \
   }                                                                                                \
-  void staircase_unpack_##t(const uint8_t* in, int64_t n, const double* levels, int64_t bits,      \
+  void threshold_unpack_##t(const uint8_t* in, int64_t n, const double* levels, int64_t bits,      \
                             const T* dy, T* out, int64_t threads) {                                \
-    staircase_unpack(in, n, levels, bits, dy, out, threads);                                       \
+    threshold_unpack(in, n, levels, bits, dy, out, threads);                                       \
   }
 
 #define FOR_PAIRS(T, t, S, s)                                                                      \

@@ -17,7 +17,7 @@ def slices(tensors: tuple[Tensor, ...], unit: int, of: Callable[..., Tensor]) ->
 
     Args:
         tensors: What it is a function of; the first (..., C), all with the same leading dimensions.
-        unit: Every piece but the last holds a multiple of this many numbers.
+        unit: Every chunk but the last holds a multiple of this many numbers.
         of: Maps the same rows of every tensor to such rows; the shape is that of the first.
 
     Yields:
@@ -35,8 +35,8 @@ def slices(tensors: tuple[Tensor, ...], unit: int, of: Callable[..., Tensor]) ->
     # A compiler fuses the chain by itself, and unrolled slices would only lengthen its graph.
     rows = count if torch.compiler.is_compiling() else step * max(1, SLICE // (row * step))
     for start in range(0, count, rows):
-        piece = of(*(t[start : start + rows] for t in tensors)).reshape(-1)
-        yield piece if piece.dtype == torch.float64 else piece.float()
+        chunk = of(*(t[start : start + rows] for t in tensors)).reshape(-1)
+        yield chunk if chunk.dtype == torch.float64 else chunk.float()
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Functions with few values, as small codes: the ops of the codebook and the sign codec."""
+"""Threshold codes: a step function of x, kept as the number of the step in a few bits.
+
+The kernels of the codebook and the sign codec. The step function stands for the derivative of an
+activation function, as in Few-Bit Backward (Novikov et al. 2022, arXiv:2202.00441).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ CELLS = 4096
 
 
 @torch.compiler.assume_constant_result
-def staircase(
+def threshold_table(
     function: Callable[[Tensor], Tensor], cuts: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Say for which x function(x) lies between which cuts.
@@ -37,11 +41,11 @@ def staircase(
     Returns:
         Edges, rising, and codes, one more: `codes[j]` is that of x if edges[j - 1] < x <= edges[j].
     """
-    return _staircase(function, cuts)
+    return _threshold_table(function, cuts)
 
 
 @functools.cache
-def _staircase(
+def _threshold_table(
     function: Callable[[Tensor], Tensor], cuts: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     with _disable_current_modes(), torch.no_grad():
@@ -85,10 +89,10 @@ def floats_below(edges: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(torch.where(near > exact, near.nextafter(near - torch.inf), near).tolist())
 
 
-def staircase_pack_plain(
+def threshold_pack_plain(
     x: Tensor, edges: Sequence[float], codes: Sequence[int], bits: int
 ) -> Tensor:
-    """Define `staircase_pack` in plain PyTorch.
+    """Define `threshold_pack` in plain PyTorch.
 
     Args:
         x: Numbers, any layout.
@@ -105,12 +109,12 @@ def staircase_pack_plain(
         at = torch.tensor(floats_below(tuple(edges)), device=x.device)
     table = torch.tensor(codes, dtype=torch.uint8, device=x.device)
     packed = []
-    for piece in slices((x,), 8, wide):
-        packed.append(pack_bits(table.index_select(0, _edges_below(piece, at)), bits))
+    for chunk in slices((x,), 8, wide):
+        packed.append(pack_bits(table.index_select(0, _count_edges_below(chunk, at)), bits))
     return join(packed, x)
 
 
-def _edges_below(x: Tensor, edges: Tensor) -> Tensor:
+def _count_edges_below(x: Tensor, edges: Tensor) -> Tensor:
     """Do what torch.bucketize(x, edges) does, on a CPU six times faster: a cell, then its edges."""
     if len(edges) < 4:
         return torch.stack([x > edge for edge in edges]).sum(0, dtype=torch.int32)
@@ -127,10 +131,10 @@ def _edges_below(x: Tensor, edges: Tensor) -> Tensor:
     return below
 
 
-def staircase_unpack_plain(
+def threshold_unpack_plain(
     codes: Tensor, levels: Sequence[float], shape: list[int], bits: int, dtype: torch.dtype
 ) -> Tensor:
-    """Define `staircase_unpack` in plain PyTorch.
+    """Define `threshold_unpack` in plain PyTorch.
 
     Args:
         codes: Codes (bytes,).
@@ -148,8 +152,8 @@ def staircase_unpack_plain(
     return table.index_select(0, code.int()).view(shape)
 
 
-def staircase_scale_plain(dy: Tensor, codes: Tensor, levels: Sequence[float], bits: int) -> Tensor:
-    """Define `staircase_scale` in plain PyTorch.
+def threshold_scale_plain(dy: Tensor, codes: Tensor, levels: Sequence[float], bits: int) -> Tensor:
+    """Define `threshold_scale` in plain PyTorch.
 
     Args:
         dy: Numbers in the shape of what was packed.
@@ -160,51 +164,51 @@ def staircase_scale_plain(dy: Tensor, codes: Tensor, levels: Sequence[float], bi
     Returns:
         dy levels[code], contiguous.
     """
-    slope = staircase_unpack_plain(codes, levels, list(dy.shape), bits, dy.dtype)
+    slope = threshold_unpack_plain(codes, levels, list(dy.shape), bits, dy.dtype)
     return slope.mul_(dy)
 
 
 @torch.library.custom_op(
-    "lowtide::staircase_pack",
+    "lowtide::threshold_pack",
     mutates_args=(),
     schema="(Tensor x, float[] edges, int[] codes, int bits) -> Tensor",
 )
-def staircase_pack(x: Tensor, edges: list[float], codes: list[int], bits: int) -> Tensor:
-    """Keep a staircase of x; `staircase_pack_plain` defines it."""
+def threshold_pack(x: Tensor, edges: list[float], codes: list[int], bits: int) -> Tensor:
+    """Keep the codes of a step function of x; `threshold_pack_plain` defines it."""
     if not (x.is_cpu and native.reads(x.dtype)):
-        return staircase_pack_plain(x, edges, codes, bits)
+        return threshold_pack_plain(x, edges, codes, bits)
     packed, start = _empty(x, edges, codes, bits), 0
     table = (tuple(edges), tuple(codes), len(edges), bits)
-    for piece in (x,) if x.is_contiguous() else slices((x,), 8, wide):
-        kernel, counts = f"staircase_pack_{native.name(piece.dtype)}", (piece.numel(), x.numel())
-        native.call(kernel, piece, start, *counts, *table, packed)
-        start += piece.numel()
+    for chunk in (x,) if x.is_contiguous() else slices((x,), 8, wide):
+        kernel, counts = f"threshold_pack_{native.name(chunk.dtype)}", (chunk.numel(), x.numel())
+        native.call(kernel, chunk, start, *counts, *table, packed)
+        start += chunk.numel()
     return packed
 
 
-@staircase_pack.register_fake
+@threshold_pack.register_fake
 def _empty(x: Tensor, edges: list[float], codes: list[int], bits: int) -> Tensor:
     return x.new_empty(packed_bytes(x.numel(), bits), dtype=torch.uint8)
 
 
 @torch.library.custom_op(
-    "lowtide::staircase_unpack",
+    "lowtide::threshold_unpack",
     mutates_args=(),
     schema="(Tensor codes, float[] levels, SymInt[] shape, int bits, ScalarType dtype) -> Tensor",
 )
-def staircase_unpack(
+def threshold_unpack(
     codes: Tensor, levels: list[float], shape: list[int], bits: int, dtype: torch.dtype
 ) -> Tensor:
-    """Give back the values; `staircase_unpack_plain` defines it."""
+    """Give back the values; `threshold_unpack_plain` defines it."""
     if not (codes.is_cpu and native.reads(dtype)):
-        return staircase_unpack_plain(codes, levels, shape, bits, dtype)
+        return threshold_unpack_plain(codes, levels, shape, bits, dtype)
     x = codes.new_empty(shape, dtype=dtype)
-    kernel = f"staircase_unpack_{native.name(dtype)}"
+    kernel = f"threshold_unpack_{native.name(dtype)}"
     native.call(kernel, codes, x.numel(), _every_code(levels, bits), bits, None, x)
     return x
 
 
-@staircase_unpack.register_fake
+@threshold_unpack.register_fake
 def _(
     codes: Tensor, levels: list[float], shape: list[int], bits: int, dtype: torch.dtype
 ) -> Tensor:
@@ -212,23 +216,23 @@ def _(
 
 
 @torch.library.custom_op(
-    "lowtide::staircase_scale",
+    "lowtide::threshold_scale",
     mutates_args=(),
     schema="(Tensor dy, Tensor codes, float[] levels, int bits) -> Tensor",
 )
-def staircase_scale(dy: Tensor, codes: Tensor, levels: list[float], bits: int) -> Tensor:
-    """Multiply with the values; `staircase_scale_plain` defines it."""
+def threshold_scale(dy: Tensor, codes: Tensor, levels: list[float], bits: int) -> Tensor:
+    """Multiply with the values; `threshold_scale_plain` defines it."""
     if not (dy.is_cpu and native.reads(dy.dtype)):
-        return staircase_scale_plain(dy, codes, levels, bits)
+        return threshold_scale_plain(dy, codes, levels, bits)
     dx = dy.new_empty(dy.shape)
     # In place where dy has another layout: a second copy would be memory no plan counts.
     dy = dy if dy.is_contiguous() else dx.copy_(dy)
-    kernel = f"staircase_unpack_{native.name(dy.dtype)}"
+    kernel = f"threshold_unpack_{native.name(dy.dtype)}"
     native.call(kernel, codes, dy.numel(), _every_code(levels, bits), bits, dy, dx)
     return dx
 
 
-@staircase_scale.register_fake
+@threshold_scale.register_fake
 def _(dy: Tensor, codes: Tensor, levels: list[float], bits: int) -> Tensor:
     return dy.new_empty(dy.shape)
 

@@ -1,4 +1,4 @@
-"""The GPU kernels, in Triton: bit for bit what affine.py and staircase.py define."""
+"""The GPU kernels, in Triton: bit for bit what affine.py and threshold_codes.py define."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .affine import affine_pack, affine_pack_plain, affine_unpack, affine_unpack
 from .bits import packed_bytes
 from .threshold_codes import (
     floats_below,
-    staircase_pack,
-    staircase_pack_plain,
-    staircase_scale,
-    staircase_scale_plain,
-    staircase_unpack,
-    staircase_unpack_plain,
+    threshold_pack,
+    threshold_pack_plain,
+    threshold_scale,
+    threshold_scale_plain,
+    threshold_unpack,
+    threshold_unpack_plain,
 )
 
 NUMBERS = 1024
@@ -141,7 +141,7 @@ def _affine_unpack(lows, steps, packed, out, group, n, BITS: tl.constexpr, SIZE:
 
 
 @triton.jit(do_not_specialize=["count", "n"])
-def _staircase_pack(x, edges, codes, out, count, n, BITS: tl.constexpr, SIZE: tl.constexpr):
+def _threshold_pack(x, edges, codes, out, count, n, BITS: tl.constexpr, SIZE: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * SIZE
     at = first + tl.arange(0, SIZE)
     v = tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)
@@ -153,7 +153,7 @@ def _staircase_pack(x, edges, codes, out, count, n, BITS: tl.constexpr, SIZE: tl
 
 
 @triton.jit(do_not_specialize=["n"])
-def _staircase_unpack(
+def _threshold_unpack(
     packed, levels, dy, out, n, SCALE: tl.constexpr, BITS: tl.constexpr, SIZE: tl.constexpr
 ):
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
@@ -210,35 +210,35 @@ def affine_unpack_triton(
     return x
 
 
-def staircase_pack_triton(
+def threshold_pack_triton(
     x: Tensor, edges: Sequence[float], codes: Sequence[int], bits: int
 ) -> Tensor:
-    """Run `staircase_pack` on a GPU."""
+    """Run `threshold_pack` on a GPU."""
     if x.dtype not in DTYPES:
-        return staircase_pack_plain(x, edges, codes, bits)
+        return threshold_pack_plain(x, edges, codes, bits)
     x, n = x.contiguous(), x.numel()
     out = x.new_empty(packed_bytes(n, bits), dtype=torch.uint8)
     if n:
         near = _table(floats_below(tuple(edges)), torch.float32, x.device)
         rising = _table(tuple(codes), torch.int32, x.device)
         grid = (triton.cdiv(n, NUMBERS),)
-        _staircase_pack[grid](x, near, rising, out, len(edges), n, BITS=bits, SIZE=NUMBERS)
+        _threshold_pack[grid](x, near, rising, out, len(edges), n, BITS=bits, SIZE=NUMBERS)
     return out
 
 
-def staircase_unpack_triton(
+def threshold_unpack_triton(
     codes: Tensor, levels: Sequence[float], shape: list[int], bits: int, dtype: torch.dtype
 ) -> Tensor:
-    """Run `staircase_unpack` on a GPU."""
+    """Run `threshold_unpack` on a GPU."""
     if dtype not in DTYPES:
-        return staircase_unpack_plain(codes, levels, shape, bits, dtype)
+        return threshold_unpack_plain(codes, levels, shape, bits, dtype)
     return _values(codes, levels, bits, None, codes.new_empty(shape, dtype=dtype))
 
 
-def staircase_scale_triton(dy: Tensor, codes: Tensor, levels: Sequence[float], bits: int) -> Tensor:
-    """Run `staircase_scale` on a GPU."""
+def threshold_scale_triton(dy: Tensor, codes: Tensor, levels: Sequence[float], bits: int) -> Tensor:
+    """Run `threshold_scale` on a GPU."""
     if dy.dtype not in DTYPES:
-        return staircase_scale_plain(dy, codes, levels, bits)
+        return threshold_scale_plain(dy, codes, levels, bits)
     dx = dy.new_empty(dy.shape)
     dy = dy if dy.is_contiguous() else dx.copy_(dy)
     return _values(codes, levels, bits, dy, dx)
@@ -252,12 +252,12 @@ def _values(
         table = _table(every, torch.float32, codes.device)
         fixed = {"SCALE": dy is not None, "BITS": bits, "SIZE": NUMBERS}
         grid = (triton.cdiv(n, NUMBERS),)
-        _staircase_unpack[grid](codes, table, out if dy is None else dy, out, n, **fixed)
+        _threshold_unpack[grid](codes, table, out if dy is None else dy, out, n, **fixed)
     return out
 
 
 affine_pack.register_kernel("cuda")(affine_pack_triton)
 affine_unpack.register_kernel("cuda")(affine_unpack_triton)
-staircase_pack.register_kernel("cuda")(staircase_pack_triton)
-staircase_unpack.register_kernel("cuda")(staircase_unpack_triton)
-staircase_scale.register_kernel("cuda")(staircase_scale_triton)
+threshold_pack.register_kernel("cuda")(threshold_pack_triton)
+threshold_unpack.register_kernel("cuda")(threshold_unpack_triton)
+threshold_scale.register_kernel("cuda")(threshold_scale_triton)

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..codecs.base import Residue
+from ..core.wrapped import plain_kind
 from ..ops.again import Derived
 from ..ops.attention_recompute import recompute
+from ..ops.attention_windows import recompute_windows, windows_at_once
 from ..ops.lineage import derived, remember
 from ..ops.region import forgetting, region
 from ..ops.saved import keep
 from ..versions import classes
+from .chunking import is_imagewise
 from .mode import Answers, NotDerived, silence
 from .state import state_of
 
@@ -118,8 +121,20 @@ def run_from_input(
             _note(module, False)
     # Where the first argument was, and not itself: what runs again must not hold it.
     x, places = args[0], tuple(_X if a is args[0] else a for a in args)
+    if (windows := _windows(module, args, kwargs)) is not None:
+        return recompute_windows(
+            lambda x, mask: _silently(forward, (_X,), {"mask": mask}, x),
+            *(codec, x, kwargs.get("mask"), windows, module.parameters()),
+        )
     run = partial(_silently, forward, places, kwargs)
     return recompute(run, codec, x, weights=module.parameters())
+
+
+def _windows(module: nn.Module, args: Args, kwargs: Kwargs) -> list[slice] | None:
+    """Say which windows of an attention to run at once, chunk by chunk; None for all of them."""
+    if len(args) != 1 or kwargs.keys() - {"mask"} or not all(map(is_imagewise, module.children())):
+        return None
+    return windows_at_once(module, plain_kind(module), args[0], kwargs.get("mask"))
 
 
 def _derived(mode: Answers, forward: Forward, args: Args, kwargs: Kwargs) -> Any:

@@ -31,8 +31,8 @@ def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: A
         run: Runs the block.
         block: The block.
         *args: What it is run on.
-        **kwargs: The same by name. A tensor that wants no gradient, such as a mask or rotary
-            positions, is shared by blocks and kept as it is, unless it is the first one.
+        **kwargs: The same by name. Parameters, and what wants no gradient and is not the first
+            tensor, such as a mask or rotary positions, are shared by blocks and kept as they are.
 
     Returns:
         What `run` gives.
@@ -42,8 +42,8 @@ def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: A
     """
     leaves, form = tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    trained = [p for p in block.parameters() if p.requires_grad]
-    if not trained and not any(leaves[i].requires_grad for i in places):  # nothing is kept anyway
+    reads = (*(leaves[i] for i in places), *block.parameters())
+    if not any(t.requires_grad for t in reads):  # nothing is kept anyway
         return run(*args, **kwargs)
     moving = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
     moving = [m for m in moving if m.track_running_stats]
@@ -52,7 +52,8 @@ def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: A
         if moving:
             hold["context_fn"] = lambda: (contextlib.nullcontext(), _still(moving))
         return checkpoint(run, *args, use_reentrant=False, **hold, **kwargs)
-    carried = places[:1] + [i for i in places[1:] if leaves[i].requires_grad]
+    carried = [i for i in places[:1] if not _is_weight(leaves[i])]
+    carried += [i for i in places[1:] if leaves[i].requires_grad and not _is_weight(leaves[i])]
     given = [leaves[i] for i in carried]
     for i in carried:
         leaves[i] = None
@@ -66,10 +67,15 @@ def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: A
 
     policy = state_of(block).policy
     codec = EXACT if policy is None or policy.block is None else policy.block
-    weights = (p for p in block.parameters() if p.requires_grad)
+    weights = block.parameters()
     return recompute_from(
         once_or_again, codec, *given, weights=weights, again=lambda: _still(moving)
     )
+
+
+def _is_weight(t: Tensor) -> bool:
+    """Whether it is a parameter, seen in one way or another."""
+    return isinstance(t._base if t._is_view() else t, nn.Parameter)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core.wrapped import plain_kind
+from ..ops.attention_decomposed import without_bias
 from ..ops.spare import spare
 from ..ops.unary import MODULES, activate
 from .attention import holds_attention, run_from_input, runs_again
@@ -34,6 +36,8 @@ def run_sparing(
     Returns:
         What it gives.
     """
+    if torch.compiler.is_compiling():  # nothing is watched
+        return _run(module, mode, forward, args, kwargs)
     since = len(mode.watched)
     result = _run(module, mode, forward, args, kwargs)
     spare(mode.watched, since, (args, kwargs, result))
@@ -57,6 +61,9 @@ def _run(
     if policy.recompute is not None and runs_again(module, args, kwargs):
         mode.attention()
         return run_from_input(module, mode, forward, args, kwargs)
+    if "attention" in mode.codecs():
+        if (own := without_bias(module, plain_kind(module), args)) is not None:
+            return own(*args, **kwargs)
     if (each := sizes(module, policy.chunk, args, kwargs)) is not None:
         return run_in_chunks(forward, args[0], each)
     return forward(*args, **kwargs)

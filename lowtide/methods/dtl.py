@@ -40,7 +40,7 @@ class DTL(Method):
     ViT-B/16 with a kernel of 3, 4, 5: 43,776, 49,152, 56,064. Swin-B at the paper's rank of 4:
     90,112, DTL+ 128,512, DTL+* 144,256.
 
-    Merge: none, theta is no affine map.
+    Merge: none, theta is no linear map.
 
     Saves:
         Per block that has a CSN its input, 1 u, and `rank` channels; from M on h as well, 1 u (DTL+
@@ -205,7 +205,7 @@ class Depthwise(nn.Conv2d):
 
 def _low_rank(site: Site, rank: int) -> nn.Module:
     """A from PyTorch's own Kaiming-uniform (a = sqrt(5)), B from zero."""
-    affine: Any = partial(nn.Conv2d, kernel_size=1) if site.layout is Layout.FIRST else nn.Linear
-    down, up = affine(site.dim, rank, bias=False), affine(rank, site.dim, bias=False)
+    kind: Any = partial(nn.Conv2d, kernel_size=1) if site.layout is Layout.FIRST else nn.Linear
+    down, up = kind(site.dim, rank, bias=False), kind(rank, site.dim, bias=False)
     nn.init.zeros_(up.weight)
     return nn.Sequential(down, up)

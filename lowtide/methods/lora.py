@@ -1,4 +1,4 @@
-"""LoRA: a low-rank update beside frozen affine maps. Hu et al. 2021, arXiv:2106.09685, eq. 3."""
+"""LoRA: a low-rank update beside frozen linear maps. Hu et al. 2021, arXiv:2106.09685, eq. 3."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LoRA(Method):
         y = W x + (alpha / r) B A x,    A ~ Kaiming-uniform(a = sqrt(5)),  B = 0
 
     The paper's vision baselines adapt the query and value projections; a fused qkv map gets its
-    own pair of factors for each part named in `parts`. Any affine map can be adapted by role. A
+    own pair of factors for each part named in `parts`. Any linear map can be adapted by role. A
     convolution is factored as one of the same kernel to `rank` channels and a 1x1 back.
 
     Parameters: `rank (in + out)` per pair of factors; ViT-B/16 q, v at rank 8: 294,912.

@@ -102,14 +102,15 @@ class SSF(Method):
             left_out = Sites((*left_out, *sites.before))
         followed = sites.where(lambda s: self._follows(s) and s not in left_out)
         return [
-            Swap(s, partial(graft, site=s))
-            for s in need(followed, "ssf", "an affine map or a norm")
+            Swap(s, partial(graft, site=s)) for s in need(followed, "ssf", "a linear map or a norm")
         ]
 
     def _follows(self, site: Site) -> bool:
-        affine = site.role in AFTER or (site.role in CONVOLVED and "bias" in site.params)
+        behind_map = site.role in AFTER or (site.role in CONVOLVED and "bias" in site.params)
         kept = site.depth < (self.layers or site.depth + 1)
         left_out = any(site.role in OPERATIONS[o] for o in self.without)
         if site.role is Role.NORM and site.depth < 0:
             left_out = False
-        return affine and kept and not left_out and (self.scale != "none" or absorbs_shift(site))
+        return (
+            behind_map and kept and not left_out and (self.scale != "none" or absorbs_shift(site))
+        )

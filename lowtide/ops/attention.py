@@ -13,7 +13,8 @@ from torch import Tensor
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
-from .attention_chunks import Chunk, add, aligned, attention_backward, axes, product_dtype
+from .attention_chunks import Chunk, add, aligned, attend, attention_backward, axes, product_dtype
+from .attention_decomposed import Decomposed, answer
 from .case import Case, Shape
 from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
 
@@ -57,25 +58,6 @@ def _repeated(t: Tensor, like: Tensor) -> Tensor:
     return t.repeat_interleave(like.shape[-3] // t.shape[-3], -3)
 
 
-def _attend(needs: Needs, *tensors: Tensor | None, causal: bool, **options: Any) -> Tensor:
-    """Call torch's function, which chooses its kernel by what wants a gradient too."""
-    if torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(*tensors, is_causal=causal, **options)  # type: ignore[misc, arg-type]
-    drop = torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing)
-    with torch.enable_grad(), drop:
-        # No leaves: autocast would remember what it casts those to.
-        given = (
-            t.detach().requires_grad_().view_as(t) if t is not None and need else t
-            for t, need in zip(tensors, needs, strict=True)
-        )
-        y = F.scaled_dot_product_attention(*given, is_causal=causal, **options)  # type: ignore[misc, arg-type]
-    return y.detach()
-
-
-def _nothing(saved: Any) -> Any:
-    """Keep nothing for a backward pass that never comes."""
-
-
 def _forward(
     needs: Needs,
     q: Tensor,
@@ -84,7 +66,7 @@ def _forward(
     mask: Tensor | None,
     **options: Any,
 ) -> Forward:
-    y = _attend(needs, q, k, v, mask, **options)
+    y = attend(needs, q, k, v, mask, **options)
     return Forward(y, (Residue(q), Residue(k), Residue(v)), (mask,))
 
 
@@ -162,7 +144,7 @@ def _forward_taken_apart(
     in_place_of_y: bool = False,
     **options: Any,
 ) -> Forward:
-    y = _attend(needs, q, k, v, mask, scale=scale, causal=causal, **options)
+    y = attend(needs, q, k, v, mask, scale=scale, causal=causal, **options)
     attention = weights(q, k, mask, scale, causal)
     residues = (Residue(q), Residue(k), Residue(v), Residue(attention))
     if not in_place_of_y:
@@ -209,6 +191,8 @@ Saves:
 def _answer(codecs: Codecs, call: Call) -> Any:
     q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
+    if isinstance(mask, Decomposed):
+        return answer(codecs, q, k, v, mask)
     wanted = any(t is not None and t.requires_grad for t in (q, k, v, mask))
     if not wanted or q.ndim < 2 or call.argument(4, "dropout_p", 0.0) > 0:
         return NotImplemented

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .saved import Needs, Tensors
@@ -113,6 +116,45 @@ def chunks(
 
 def _slices(size: int, step: int) -> list[slice]:
     return [slice(at, min(size, at + step)) for at in range(0, size, step)]
+
+
+def attend(needs: Needs, *tensors: Tensor | None, causal: bool = False, **options: Any) -> Tensor:
+    """Call torch's function, which chooses its kernel by what wants a gradient too.
+
+    Args:
+        needs: Which tensors want one.
+        *tensors: Queries, keys, values and perhaps a mask.
+        causal: Whether a query sees no key behind it.
+        **options: What else the function takes.
+
+    Returns:
+        Its result, without a history.
+    """
+    if torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(*tensors, is_causal=causal, **options)  # type: ignore[misc, arg-type]
+    with quietly():
+        # No leaves: autocast would remember what it casts those to.
+        given = (
+            t.detach().requires_grad_().view_as(t) if t is not None and need else t
+            for t, need in zip(tensors, needs, strict=True)
+        )
+        y = F.scaled_dot_product_attention(*given, is_causal=causal, **options)  # type: ignore[misc, arg-type]
+    return y.detach()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Record gradients, by which torch chooses its kernels, and keep nothing for them.
+
+    Yields:
+        Nothing.
+    """
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing):
+        yield
+
+
+def _nothing(saved: Any) -> Any:
+    """Keep nothing for a backward pass that never comes."""
 
 
 def attention_backward(

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..codecs.base import Codec, Residue
 from .again import Weights
+from .region import discarding
 from .saved import EXACT, keep
 from .spare import unpack
 
@@ -51,18 +52,25 @@ def recompute(
             # Aliases, which carry no note of what they follow from: the second run has none.
             once = [t.view_as(t) for t in given]
             given.clear()
-            return run(*once)
+            with discarding():
+                return run(*once)
         held.check()
         read, rest = [], iter(packed)
         for (reader, codes), (shape, dtype, wanted) in zip(counts, likes, strict=True):
             with torch.no_grad():
                 x = unpack(reader, tuple(itertools.islice(rest, codes)), shape, dtype)
-            read.append(x.requires_grad_(wanted))
+            # A view, as in the first run: a leaf would pass for a weight.
+            read.append(x.requires_grad_(wanted).view_as(x))
         return run(*read)
 
     counts = [(reader, len(packed)) for reader, packed in kept]
     packed = [t for _, several in kept for t in several]
     del kept
+    # The tensors that both runs save are as many, and differ: the first run's are empty.
     return checkpoint(
-        once_or_again, *packed, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+        once_or_again,
+        *packed,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), again()),
+        determinism_check="none",
     )

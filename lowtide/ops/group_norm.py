@@ -148,8 +148,8 @@ CALLS: dict[Callable[..., Any], Answer] = {
 }
 
 
-def _case(function: Function, groups: int, shape: Shape, affine: bool = True) -> Case:
-    channels = (shape[1],) if affine else None
+def _case(function: Function, groups: int, shape: Shape, scale_shift: bool = True) -> Case:
+    channels = (shape[1],) if scale_shift else None
     return Case(
         GROUP_NORM,
         (shape, channels, channels),
@@ -157,7 +157,7 @@ def _case(function: Function, groups: int, shape: Shape, affine: bool = True) ->
         lambda n: [(shape[0], groups, shape[1] // groups * 12)] if n[0] or n[1] else [],
         {"call": function, "groups": groups, "eps": 1e-3},
         lambda n: 4 * shape[0] * groups * n[0],
-        lambda n: [1] if n[0] and affine else [],
+        lambda n: [1] if n[0] and scale_shift else [],
         made=True,
     )
 
@@ -165,6 +165,6 @@ def _case(function: Function, groups: int, shape: Shape, affine: bool = True) ->
 CASES = {
     "group_norm": _case(partial(_group_norm, 3, 1e-3), 3, (2, 6, 4, 3)),
     "group_norm_one": _case(partial(_group_norm, 1, 1e-3), 1, (2, 5, 12)),
-    "group_norm_plain": _case(partial(_group_norm, 2, 1e-3), 2, (2, 4, 3, 2, 2), affine=False),
+    "group_norm_plain": _case(partial(_group_norm, 2, 1e-3), 2, (2, 4, 3, 2, 2), scale_shift=False),
     "instance_norm": _case(partial(_instance_norm, (None, None), 0.1, 1e-3), 3, (2, 3, 4, 3)),
 }

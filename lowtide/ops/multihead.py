@@ -9,21 +9,26 @@ from typing import Any
 import torch.nn.functional as F
 
 
-def _opened(function: Any) -> Callable[..., Any]:
-    """Give a function that asks no mode for itself, so that a mode sees what it calls.
+def opened(function: Any, **names: Any) -> Callable[..., Any]:
+    """Give a function in which some names mean something else.
 
     Args:
-        function: One of torch's, written in Python; it asks `has_torch_function` first.
+        function: Written in Python.
+        **names: What they mean.
 
     Returns:
         The same code.
     """
-    names = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    names = {**function.__globals__, **names}
     opened = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
     opened.__kwdefaults__ = function.__kwdefaults__
     return opened
 
 
 OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.multi_head_attention_forward: _opened(F.multi_head_attention_forward)
+    F.multi_head_attention_forward: opened(
+        # It asks no mode for itself, so that a mode sees what it calls.
+        F.multi_head_attention_forward,
+        has_torch_function=lambda tensors: False,
+    )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,30 @@ NOTES = ("_lowtide_kept", "_lowtide_derived")
 """What a tensor carries of itself: how it is kept, and what it follows from."""
 
 Region = weakref.ref[Any] | None
+_here = threading.local()
+
+
+@contextmanager
+def discarding() -> Iterator[None]:
+    """Run a part whose saved tensors are dropped at once, as they are saved again in backward.
+
+    Yields:
+        Nothing.
+    """
+    before, _here.discards = discards(), True
+    try:
+        yield
+    finally:
+        _here.discards = before
+
+
+def discards() -> bool:
+    """Say whether what autograd saves here is dropped, and needs no numbers.
+
+    Returns:
+        Whether this is the first of two runs, and nobody compares what they save.
+    """
+    return getattr(_here, "discards", False)
 
 
 def region() -> Region:

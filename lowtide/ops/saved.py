@@ -15,7 +15,7 @@ from ..codecs.base import Codec, Reader, Residue
 from ..codecs.exact import Exact
 from .again import Again, Derived, Weights
 from .lineage import derived, remember
-from .region import region
+from .region import discards, region
 from .spare import spared, unpack, watch
 
 SMALL = 16
@@ -140,7 +140,7 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     """
     source = residue.source
     if torch.compiler.is_compiling() or not residue.is_whole():
-        packed = codec.pack(residue)
+        packed = _pack(codec, residue)
         watch(packed, source, partial(_made, residue.of, residue.beside))
         return codec, packed
     if isinstance(source._base if source._is_view() else source, nn.Parameter):
@@ -154,11 +154,19 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     memory = source.__dict__.setdefault("_lowtide_kept", {})
     key = (codec, source._version, region())
     if key not in memory:
-        memory[key] = codec.pack(residue)
+        memory[key] = _pack(codec, residue)
         watch(memory[key], source, residue.of)
         if getattr(codec, "bits", 0) >= FINE:
             remember(source, Derived(codec, source.shape, source.dtype), memory[key])
     return codec, memory[key]
+
+
+def _pack(codec: Codec, residue: Residue) -> tuple[Tensor, ...]:
+    """Pack a residue; where it is dropped at once, none of its numbers: as many tensors, empty."""
+    draws = getattr(codec, "rounding", "nearest") == "stochastic"  # the same noise in both runs
+    if torch.compiler.is_compiling() or not discards() or draws:
+        return codec.pack(residue)
+    return codec.pack(Residue(residue.source.detach().new_empty(0)))
 
 
 def _made(of: Callable[..., Tensor], beside: tuple[Tensor, ...], source: Tensor) -> Tensor:

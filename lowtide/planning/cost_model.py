@@ -107,13 +107,13 @@ class WorkMeter(Meter):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if not _free(func):
+        if not _moves_no_bytes(func):
             self.work += _work(func, args, kwargs or {}, result)
         return result
 
 
 @cache
-def _free(func: Any) -> bool:
+def _moves_no_bytes(func: Any) -> bool:
     """Whether a call moves no bytes: a view, or memory that is only reserved."""
     return func.namespace == "prim" or func.is_view or "empty" in func._schema.name
 
@@ -180,12 +180,12 @@ def _guess(
     if len(three) < 3:
         return 0
     if not VECTOR.search(func._schema.name):
-        _say_guess(func)
+        _warn_of_guess(func)
     return 2 * (1 + backward) * float(prod(three)) ** 0.5
 
 
 @cache
-def _say_guess(func: Any) -> None:
+def _warn_of_guess(func: Any) -> None:
     warnings.warn(
         f"how much {func} computes is not known: its work is guessed from the sizes of its tensors,"
         " and so are the predicted seconds",

@@ -48,7 +48,7 @@ class _Live:
         return self.owner or ("saved" if self.savings else "temporaries")
 
 
-class _Kept:
+class _SavedTensor:
     """What autograd holds in place of a saved tensor; its death is the end of the saving."""
 
     def __init__(self, tensor: Tensor, meter: Meter) -> None:
@@ -68,7 +68,7 @@ class _Ledger:
     parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     peak: Footprint = field(default_factory=lambda: Footprint(0, dict.fromkeys(PARTS, 0)))
 
-    def see(self, tensor: Tensor) -> _Live:
+    def track(self, tensor: Tensor) -> _Live:
         storage = tensor.untyped_storage()
         key = id(storage)
         found = self.live.get(key)
@@ -133,7 +133,7 @@ class Meter(TorchDispatchMode):
         return Footprint(sum(parts.values()), parts)
 
     def __enter__(self) -> Meter:
-        self._own("weights", (*self._model.parameters(), *self._model.buffers()))
+        self._set_owner("weights", (*self._model.parameters(), *self._model.buffers()))
         for parameter in self._model.parameters():
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(self._accumulated)
@@ -173,34 +173,34 @@ class Meter(TorchDispatchMode):
             result = tuple(g if asked else None for g, asked in zip(result, args[-1], strict=True))
         for leaf in tree_leaves((args, kwargs, result)):
             if isinstance(leaf, Tensor):
-                self._ledger.see(leaf)
+                self._ledger.track(leaf)
         self._ledger.note_peak()
         return result
 
-    def _own(self, owner: str, tensors: Iterable[Tensor]) -> None:
+    def _set_owner(self, owner: str, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            entry = self._ledger.see(tensor)
+            entry = self._ledger.track(tensor)
             # A weight stays a weight, even if the optimiser or autograd holds it too.
             if entry.owner is None:
                 self._ledger.change(entry, owner, entry.savings)
 
     def _own_state(self, optimizer: Optimizer) -> None:
         leaves = tree_leaves(list(optimizer.state.values()))
-        self._own("optimiser", (leaf for leaf in leaves if isinstance(leaf, Tensor)))
+        self._set_owner("optimiser", (leaf for leaf in leaves if isinstance(leaf, Tensor)))
 
     def _accumulated(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._own("gradients", (parameter.grad,))
+            self._set_owner("gradients", (parameter.grad,))
 
-    def _pack(self, tensor: Tensor) -> _Kept:
-        return _Kept(tensor, self)
+    def _pack(self, tensor: Tensor) -> _SavedTensor:
+        return _SavedTensor(tensor, self)
 
     def _save(self, tensor: Tensor, change: int) -> None:
-        entry = self._ledger.see(tensor)
+        entry = self._ledger.track(tensor)
         self._ledger.change(entry, entry.owner, entry.savings + change)
 
 
-class AsReal(TorchDispatchMode):
+class RealLayouts(TorchDispatchMode):
     """Lay out what fake kernels give as the real ones do; enter it after `FakeTensorMode`.
 
     The gradient of a LayerNorm's input is contiguous. A fake one has the strides of the input, and

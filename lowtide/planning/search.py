@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -13,21 +14,23 @@ from torch import nn
 
 from ..core.graft import Method, method_name
 from ..errors import InputError, UnknownName, Unsupported
-from ..families import hollow
+from ..families import meta_copy
 from ..tuning.adapter_files import describe
 from ..tuning.tuned import Tuned
 from .cost_model import MACHINES
-from .simulate import Plan, arrange, rehearse, shadow
-from .step import StepConfig, couples
+from .simulate import Plan, set_up_step, simulate_step, tune_on_meta
+from .step import StepConfig, shares_statistics
 
 ALTERNATIVES: Mapping[str, tuple[Any, ...]] = {
-    "policy": ("exact", "tight"),
+    "policy": ("exact", "blocks", "tight"),
     "checkpointing": (False, True),
     "frozen_dtype": ("fp32", "bf16"),
 }
 """Options that do not change what trains: the default, then what saves memory by more work."""
-DECIDED = (*ALTERNATIVES, "accumulate")
+DECIDED = (*ALTERNATIVES, "recomputed_blocks", "accumulate")
 """Options of a step that a search decides where they are at their default."""
+LOWER = 0.95
+"""A peak is lower than another if it is this share of it at most."""
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -40,12 +43,15 @@ class Choice:
         step: The step, decided.
         plan: What the step needs.
         seconds: Predicted time of a step.
+        lower: Of the fastest choice: what costs least time of all that was planned with a lower
+            peak, if anything was.
     """
 
     method: Method
     step: StepConfig
     plan: Plan
     seconds: float
+    lower: Choice | None = None
 
     def describe(self) -> str:
         """Write the choice in words.
@@ -54,7 +60,9 @@ class Choice:
             A phrase.
         """
         words = [f"{method_name(type(self.method))}, policy {self.step.policy}"]
-        words += ["checkpointing"] if self.step.checkpointing else []
+        some = f" of the first {self.step.recomputed_blocks} blocks"
+        some = some if self.step.recomputed_blocks else ""
+        words += [f"checkpointing{some}"] if self.step.checkpointing else []
         words += [f"{self.step.frozen_dtype} frozen weights"]
         words += [f"micro-batches of {self.step.micro_batch}"]
         return ", ".join(words)
@@ -114,6 +122,7 @@ def search(
 
     A setting is left out where one that keeps more and computes less already fits with the whole
     batch, and where its arithmetic alone takes longer than the fastest choice of its method so far.
+    Where the search decides to recompute blocks, it recomputes as few as fit, from the first.
     Every choice is planned, not estimated.
 
     Args:
@@ -139,32 +148,33 @@ def search(
     if machine not in MACHINES:
         raise UnknownName("machine", machine, MACHINES)
     free = {name: values for name, values in vary.items() if getattr(step, name) == values[0]}
-    steps = [
-        replace(step, **dict(zip(free, values, strict=True)))
-        for values in itertools.product(*free.values())
-    ]
+    varied = itertools.product(*free.values())
+    steps = [replace(step, **dict(zip(free, values, strict=True))) for values in varied]
+    steps = list(dict.fromkeys(steps))  # a policy may take checkpointing
     choices: list[Choice] = []
     searches, refusals = [], []
     for method in methods:
         try:
-            tuned = shadow(model, method, num_classes=num_classes, image_size=image_size)
+            tuned = tune_on_meta(model, method, num_classes=num_classes, image_size=image_size)
         except Unsupported as refusal:
             refusals.append(refusal)
             continue
-        found = _Search(tuned, method, budget, machine)
+        found = _Search(tuned, method, budget, machine, "checkpointing" in free)
         choices += found.run(steps)
         searches.append(found)
     if refusals and not searches:
         raise refusals[0]
     if not choices:
         smallest = min((s.least for s in searches), key=lambda c: c.plan.peak_bytes)
-        kept = step.accumulate == 1 and any(found.coupled for found in searches)
+        kept = step.accumulate == 1 and any(found.shared for found in searches)
         whole = "; micro-batches would change what BatchNorm trains on" if kept else ""
         raise InputError(
             f"nothing fits in {_mib(budget)}: the smallest possible peak is"
             f" {_mib(smallest.plan.peak_bytes)}, with {smallest.describe()}{whole}"
         )
-    return sorted(choices, key=lambda c: (c.seconds, c.plan.peak_bytes))
+    first, *others = sorted(choices, key=lambda c: (c.seconds, c.plan.peak_bytes))
+    (found,) = (s for s in searches if s.method is first.method)
+    return [replace(first, lower=found.lower(first, free)), *others]
 
 
 @dataclass
@@ -175,10 +185,11 @@ class _Search:
     method: Method
     budget: int
     machine: str
+    counts: bool
 
     def __post_init__(self) -> None:
         self.tried: dict[StepConfig, Choice] = {}
-        self.coupled = couples(self.tuned.train())
+        self.shared = shares_statistics(self.tuned.train())
 
     @property
     def least(self) -> Choice:
@@ -196,46 +207,70 @@ class _Search:
                 continue
             choice = self._largest(step, min((c.seconds for c in choices), default=math.inf))
             if choice is not None:
-                choices.append(choice)
+                choices.append(self._fewest_blocks(choice))
                 if choice.step == step:
                     whole.append(step)
         return choices
 
     def _largest(self, step: StepConfig, rival: float) -> Choice | None:
-        """Bisect on the micro-batch; the peak grows with it, nearly in a line."""
-        given = self.coupled or step.accumulate > 1
+        """Find the largest micro-batch that fits."""
+        given = self.shared or step.accumulate > 1
         cuts = [step.accumulate] if given else _cuts(step.batch_size)
-        fits = self.at(step, cuts[0])
+        fits = self.at(replace(step, accumulate=cuts[0]))
         arithmetic = MACHINES[self.machine].arithmetic(fits.plan.work)
         if not self._fits(fits) or arithmetic > rival:
             return None
-        low, high, aim = 0, len(cuts), 1
+        steps = [replace(step, accumulate=cut) for cut in cuts]
+        return self._last(steps, [step.micro_batch for step in steps], 1)
+
+    def _fewest_blocks(self, choice: Choice) -> Choice:
+        """Find how few blocks need to be recomputed; the last one's is in vain, mostly."""
+        step, blocks = choice.step, self.tuned.recomputes
+        if not (self.counts and step.checkpointing) or step.recomputed_blocks is not None:
+            return choice
+        fewer = [replace(step, recomputed_blocks=blocks - kept) for kept in range(1, blocks)]
+        return self._last([step, *fewer], list(range(blocks)), blocks // 2)
+
+    def _last(self, steps: Sequence[StepConfig], sizes: Sequence[int], aim: int) -> Choice:
+        """Find the last step that fits, the first does; the peak grows, nearly in a line."""
+        low, high, fits = 0, len(steps), self.at(steps[0])
         while high - low > 1:
             middle = min(max(aim, low + 1), high - 1)
-            tried = self.at(step, cuts[middle])
-            aim = self._aim([-(-step.batch_size // cut) for cut in cuts], fits, tried)
+            tried, apart = self.at(steps[middle]), sizes[middle] - sizes[low]
+            slope = max(1, (tried.plan.peak_bytes - fits.plan.peak_bytes) / apart)
+            full = sizes[low] + (self.budget - fits.plan.peak_bytes) / slope
+            aim = sum(size <= full for size in sizes) - 1
             if self._fits(tried):
                 low, fits = middle, tried
             else:
                 high = middle
         return fits
 
-    def _aim(self, sizes: list[int], a: Choice, b: Choice) -> int:
-        """Lay a line through two plans and say which micro-batch would just fill the budget."""
-        m, n = a.step.micro_batch, b.step.micro_batch
-        slope = max(1, (b.plan.peak_bytes - a.plan.peak_bytes) / (n - m))
-        size = m + (self.budget - a.plan.peak_bytes) / slope
-        return sum(s <= size for s in sizes) - 1
+    def lower(self, choice: Choice, vary: Mapping[str, tuple[Any, ...]]) -> Choice | None:
+        """Find what costs least time of what has a lower peak: planned before, or one option on."""
+        step = choice.step
+        if step.recomputed_blocks is not None:
+            self.at(replace(step, recomputed_blocks=None))
+        for name, values in vary.items():
+            place = values.index(getattr(step, name))
+            if values[place + 1 :] and (name != "checkpointing" or self.tuned.recomputes):
+                self._try(replace(step, **{name: values[place + 1]}))
+        most = LOWER * choice.plan.peak_bytes
+        below = [c for c in self.tried.values() if c.plan.peak_bytes <= most]
+        return min(below, key=lambda c: (c.seconds, c.plan.peak_bytes), default=None)
+
+    def _try(self, step: StepConfig) -> None:
+        with contextlib.suppress(Unsupported):  # a policy may take blocks to recompute
+            self.at(step)
 
     def _fits(self, choice: Choice) -> bool:
         return choice.plan.peak_bytes <= self.budget
 
-    def at(self, step: StepConfig, accumulate: int) -> Choice:
+    def at(self, step: StepConfig) -> Choice:
         """Plan one choice, once."""
-        step = replace(step, accumulate=accumulate)
         if step not in self.tried:
-            tuned: Any = hollow(self.tuned)
-            planned = rehearse(arrange(tuned, step), step)
+            tuned: Any = meta_copy(self.tuned)
+            planned = simulate_step(set_up_step(tuned, step), step)
             seconds = MACHINES[self.machine].seconds(planned.work)
             self.tried[step] = Choice(self.method, step, planned, seconds)
         return self.tried[step]

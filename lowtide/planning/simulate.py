@@ -18,23 +18,23 @@ from torch.optim import Optimizer
 
 from ..core.graft import Method
 from ..errors import InputError
-from ..families import hollow, image_shape
+from ..families import image_shape, meta_copy
 from ..memory.compress import compress
 from ..memory.policy import POLICIES
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply, narrow
 from ..versions import on_meta
 from .cost_model import Work, WorkMeter
-from .meter import AsReal
-from .step import StepConfig, couples, make_optimizer, micro_batches, training_step
+from .meter import RealLayouts
+from .step import StepConfig, make_optimizer, micro_batches, shares_statistics, training_step
 
 MICRO_STATISTICS = (
     "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
     " does not train what the whole batch would"
 )
 
-Entrance = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
-"""Gives what a step runs of a tuned model, and the shape of what stands for one image there."""
+SelectPart = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
+"""From a tuned model to the part of it that a step runs, and the shape of one input of it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def plan(
     step: StepConfig = StepConfig(),
     num_classes: int | None = None,
     image_size: int | None = None,
-    entrance: Entrance | None = None,
+    part: SelectPart | None = None,
 ) -> Plan:
     """Measure a training step that never runs.
 
@@ -83,18 +83,18 @@ def plan(
         step: Batch, policy and everything else that decides a step's memory.
         num_classes: Classes of the classifier; by default the backbone's.
         image_size: Side of the square input, for a model given by name.
-        entrance: Where the step begins, by default with images.
+        part: Which part of the model the step runs, and on what; by default all of it on images.
 
     Returns:
         The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
         library, no rounding by the allocator. Under autocast a CPU's own low-precision kernels may
         keep a few percent more.
     """
-    tuned = shadow(model, *methods, num_classes=num_classes, image_size=image_size)
-    return rehearse(arrange(tuned, step), step, entrance)
+    tuned = tune_on_meta(model, *methods, num_classes=num_classes, image_size=image_size)
+    return simulate_step(set_up_step(tuned, step), step, part)
 
 
-def shadow(
+def tune_on_meta(
     model: str | nn.Module,
     *methods: Method,
     num_classes: int | None = None,
@@ -115,11 +115,11 @@ def shadow(
         if isinstance(model, str):
             backbone = create(model, pretrained=False, image_size=image_size)
         else:
-            backbone = hollow(model)
+            backbone = meta_copy(model)
         return apply(backbone, *methods, num_classes=num_classes)
 
 
-def arrange(tuned: Tuned, step: StepConfig) -> Tuned:
+def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
     """Put in place what decides the memory of a step; the plan and the run both do it here.
 
     Args:
@@ -139,16 +139,16 @@ def arrange(tuned: Tuned, step: StepConfig) -> Tuned:
     return tuned
 
 
-def rehearse(tuned: Tuned, step: StepConfig, entrance: Entrance | None = None) -> Plan:
+def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None) -> Plan:
     """Watch a training step on tensors without storage.
 
     The optimiser's state is born in an update before it. Of the micro-batches two run: the second
     finds the gradients of the first, and any other would find the same.
 
     Args:
-        tuned: A shadow, arranged; it is used up.
+        tuned: What `tune_on_meta` and `set_up_step` gave; it is used up.
         step: Its options; a running average is counted with the optimiser.
-        entrance: Where the step begins, by default with images.
+        part: Which part of the model the step runs, and on what; by default all of it on images.
 
     Returns:
         The plan.
@@ -157,36 +157,46 @@ def rehearse(tuned: Tuned, step: StepConfig, entrance: Entrance | None = None) -
         InputError: A micro-batch of one image has no statistics.
     """
     batch, accumulate = step.batch_size, step.accumulate
-    with FakeTensorMode(), AsReal():
+    with FakeTensorMode(), RealLayouts():
         _materialise(tuned)
         tuned.train()
-        model, shape = (entrance or _images)(tuned)
+        model, shape = (part or _whole)(tuned)
         if batch // accumulate == 1:
             _refuse_single(model, shape)
-        opt = make_optimizer(tuned, step.opt)
+        opt = make_optimizer(tuned, step.opt, in_backward=step.update_in_backward)
         meter, passes = WorkMeter(tuned, opt), []
         with meter:
-            _first_update(tuned, opt)
+            _first_update(tuned, opt, step.update_in_backward)
             if step.ema:
                 for p in tuned.parameters():
                     if p.requires_grad:
                         opt.state[p]["average"] = p.detach().clone()
-                _first_update(tuned, opt)  # after which the meter looks for state
+                _first_update(
+                    tuned, opt, step.update_in_backward
+                )  # after which the meter looks for state
             inputs = torch.empty(batch, *shape)
             labels = torch.zeros(batch, dtype=torch.long)
             batches = micro_batches(inputs, labels, accumulate)[:2]
             before = meter.work
             training_step(
-                model, opt, batches, amp=step.amp, before_update=lambda: passes.append(meter.work)
+                model,
+                opt,
+                batches,
+                amp=step.amp,
+                before_update=lambda: passes.append(meter.work),
+                in_backward=step.update_in_backward,
             )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
-    notes = (*tuned.notes, *([MICRO_STATISTICS] if accumulate > 1 and couples(model) else []))
+    notes = (
+        *tuned.notes,
+        *([MICRO_STATISTICS] if accumulate > 1 and shares_statistics(model) else []),
+    )
     peak = meter.peak
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
 
 
-def _images(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
+def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
     return tuned, image_shape(tuned.backbone)
 
 
@@ -213,12 +223,14 @@ def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
             hook.remove()
 
 
-def _first_update(model: nn.Module, optimizer: Optimizer) -> None:
-    for p in model.parameters():
-        if p.requires_grad:
+def _first_update(model: nn.Module, optimizer: Optimizer, in_backward: bool) -> None:
+    """Let the optimiser's state be born, of all parameters at once or of one after the other."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for some in [[p] for p in trained] if in_backward else [trained]:
+        for p in some:
             p.grad = torch.zeros_like(p)
-    optimizer.step()
-    optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def _materialise(model: nn.Module) -> None:

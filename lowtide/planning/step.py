@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
-from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from timm.optim import (
+    SGDW,
+    Adafactor,
+    AdafactorBigVision,
+    Lion,
+    NAdamW,
+    create_optimizer_v2,
+)
+from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -19,6 +26,13 @@ from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
 from ..memory.policy import POLICIES
 from ..values import Count, Share, Within, read_fields
+
+BY_PARAMETER: tuple[type[Optimizer], ...] = (
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam),
+    *(optim.Adagrad, optim.Adadelta, optim.RMSprop),
+    *(Adafactor, AdafactorBigVision, Lion, NAdamW, SGDW),
+)
+"""Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
 
 Amp = Literal["no", "bf16", "fp16"]
 
@@ -41,6 +55,8 @@ class StepConfig:
         amp: Mixed precision: no, bf16 or fp16.
         frozen_dtype: What frozen weights are kept in: fp32 or bf16; what trains is in fp32.
         opt: timm's name of the optimiser.
+        update_in_backward: Update each parameter as soon as its gradient is there, and drop the
+            gradient, so that no two are held; for optimisers that treat each parameter alone.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
     """
 
@@ -53,6 +69,7 @@ class StepConfig:
     amp: Amp = "no"
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
+    update_in_backward: bool = False
     ema: Share = 0.0
 
     def __post_init__(self) -> None:
@@ -70,6 +87,17 @@ class StepConfig:
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
             )
 
+        if self.update_in_backward:
+            self._check_early()
+
+    def _check_early(self) -> None:
+        """Refuse to update in backward where the update needs all gradients, or several of each."""
+        if self.accumulate > 1 or self.amp == "fp16":
+            other = "amp fp16" if self.accumulate == 1 else f"accumulate {self.accumulate}"
+            raise InputError(
+                f"update_in_backward drops each gradient at once, and {other} needs them together"
+            )
+
     @property
     def micro_batch(self) -> int:
         """Most images in one forward pass."""
@@ -77,7 +105,11 @@ class StepConfig:
 
 
 def make_optimizer(
-    model: nn.Module, name: str = "adamw", lr: float = 1e-3, weight_decay: float = 0.0
+    model: nn.Module,
+    name: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    in_backward: bool = False,
 ) -> Optimizer:
     """Make timm's optimiser over what trains; parameters of one dimension never decay.
 
@@ -91,15 +123,16 @@ def make_optimizer(
         name: Any optimiser timm knows.
         lr: Learning rate.
         weight_decay: Decay of matrices and kernels.
+        in_backward: Whether it will update each parameter by itself, in backward.
 
     Returns:
         The optimiser; AdamW in its fused form, which needs no temporaries of the size of the state.
 
     Raises:
-        InputError: timm has no such optimiser.
+        InputError: timm has no such optimiser, or it is not known to treat each parameter alone.
     """
     fused: Any = {"fused": True} if name in {"adam", "adamw", "sgd"} else {}
-    kernels = _kernels(model) if weight_decay else set()
+    kernels = _decayed(model) if weight_decay else set()
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if (p in kernels) is decays], "weight_decay": decay}
@@ -107,13 +140,19 @@ def make_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     try:
-        return create_optimizer_v2(groups, opt=name, lr=lr, **fused)
+        made = create_optimizer_v2(groups, opt=name, lr=lr, **fused)
     except (ValueError, AssertionError) as e:
         raise InputError(f"unknown optimiser {name!r}: {e}") from e
+    if in_backward and type(made) not in BY_PARAMETER:
+        raise InputError(
+            f"update_in_backward is for optimisers known to treat each parameter alone, such as"
+            f" adamw, sgd, lion and adafactor; {name} is not"
+        )
+    return made
 
 
-def _kernels(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters that decay: weights of affine maps, and what has two axes longer than one."""
+def _decayed(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that decay: weights of linear maps, and what has two axes longer than one."""
     maps = (nn.Linear, nn.modules.conv._ConvNd)
     return {
         p
@@ -138,7 +177,7 @@ def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def couples(model: nn.Module) -> bool:
+def shares_statistics(model: nn.Module) -> bool:
     """Say whether a training step makes one image's outputs depend on the others of its batch.
 
     Args:
@@ -178,6 +217,7 @@ def training_step(
     share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
+    in_backward: bool = False,
 ) -> Tensor:
     """Run forward and backward over the micro-batches of one batch, then update.
 
@@ -193,20 +233,41 @@ def training_step(
             times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
         before_update: Called between the last backward and the update, for clipping.
+        in_backward: Update each parameter as soon as its gradient is there.
 
     Returns:
         The mean loss times `share`, detached.
     """
     total = sum(len(labels) for _, labels in batch)
     mean = torch.zeros((), device=batch[0][1].device)
+    updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
     for images, labels in batch:
         with autocast(images.device, amp):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
         loss = loss * (share * len(labels) / total)
         mean += loss.detach()
-        backward(loss)
+        with updates:
+            backward(loss)
     before_update()
-    optimizer.step()
-    optimizer.zero_grad()
+    if not in_backward:
+        optimizer.step()
+        optimizer.zero_grad()
     return mean
+
+
+@contextlib.contextmanager
+def _updates_in_backward(optimizer: Optimizer) -> Iterator[None]:
+    """Update each parameter when all of its gradient is there; it is the only one that has one."""
+
+    def update(parameter: Tensor) -> None:
+        optimizer.step()
+        parameter.grad = None
+
+    trained = (p for group in optimizer.param_groups for p in group["params"])
+    hooks = [p.register_post_accumulate_grad_hook(update) for p in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

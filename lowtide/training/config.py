@@ -41,7 +41,7 @@ class RunConfig(StepConfig):
         method: What trains.
         checkpoint: Safetensors file with the backbone's weights, instead of timm's own.
         pretrained: Take timm's own weights where no file is given.
-        image_size: Side of the square input; by default the checkpoint's.
+        image_size: Side of the square input; by default that of the weights.
         epochs: Passes over the training images.
         memory_budget: Most bytes of a step, such as 640MiB; policy, checkpointing, accumulate and
             frozen_dtype are then chosen to be fast within it, save those that are given.
@@ -58,10 +58,10 @@ class RunConfig(StepConfig):
             class as likely), or own (as the backbone's library has it). With as many classes as the
             backbone was trained for, its own classifier stays.
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
-        normalize: Mean and deviation of pixels: the checkpoint's own, imagenet's, or inception's
-            (0.5 each).
+        normalize: Mean and deviation of pixels: that of the weights (checkpoint), imagenet's, or
+            inception's (0.5 each).
         cache_features: Run the part of the backbone that no training changes once per image, and
-            train from what it gave; for linear, mlp_head, partial, lst, unipt and dtl.
+            train from its features; for linear, mlp_head, partial, lst, unipt and dtl.
         seed: Decides splits, order, initialisation, augmentation and dropout.
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.
@@ -105,11 +105,18 @@ class RunConfig(StepConfig):
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, Method):
-            raise InputError(f"method must be one of lowtide's, not {shown(self.method)}")
+            raise InputError(
+                f"method must be a Method of lowtide, such as LoRA(), not {shown(self.method)}"
+            )
         super().__post_init__()
         if self.cache_features and self.augment != "none":
             raise InputError(
                 f"cache_features needs augment none, not {self.augment}: a feature is computed once"
+            )
+        if self.update_in_backward and self.clip_grad:
+            raise InputError(
+                "update_in_backward drops each gradient at once, and clip_grad needs the norm of"
+                " all of them"
             )
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class Average:
+class WeightAverage:
     """After every update, `a <- d a + (1 - d) w`, from `a = w` at the start.
 
     It keeps one more copy of what trains. Buffers, such as the statistics of a BatchNorm, are not
@@ -39,7 +39,7 @@ class Average:
             average.lerp_(weight, 1 - self.decay)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def average_parameters(self) -> Iterator[None]:
         """Put the averages where the weights are, for the length of a block."""
         own = [w.data for w in self.weights]
         for weight, average in zip(self.weights, self.averages, strict=True):

@@ -1,4 +1,4 @@
-"""Run what no training changes once per image, and train from what it gave."""
+"""Run the part of a model that training does not change once per image; train on its features."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ POOLING = (ClassifierHead, NormMlpClassifierHead)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
-def untouched(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
+def constant_outputs(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
     """Run the elements of the chain that give the same for an image whatever is learnt.
 
-    An element is untouched if nothing trained has a part in its output, no side network changes
-    what it is given or gives, and it draws no random numbers; found by running it, not declared.
+    An element is constant if nothing that trains takes part in its output, no side network changes
+    its input or output, and it draws no random numbers; found by running it, not declared.
 
     Args:
         tuned: The model.
         images: `(B, 3, H, W)`.
 
     Returns:
-        What `Composed.onward` needs to go on after the last of them: every output where side
-        networks read along, else the last alone, or the classifier's input where all are untouched.
-        Empty where the first block is touched already.
+        The inputs of `StagedModel.forward_from` after the last of them: every output where side
+        networks read along, else the last alone, or the classifier's input where all are constant.
+        Empty where already the first block is not.
     """
     model, family = tuned.backbone, tuned.family
     chain = family.chain(model)
     inside = (*chain, *classifiers(model))
     outside = [m for p, m in model.named_modules() if not _within(p, inside)]
-    random = _Seeded()
+    random = _RandomDraws()
     with random:
         x, context = family.stem(model, images), tuned.context()
-    if x.requires_grad or random.drawn or _draws(outside):
+    if x.requires_grad or random.drawn or _has_dropout(outside):
         return {}
     given = {STEM: x}
     states = dict.fromkeys(tuned.sides)
     for path in chain:
-        element = _Watched(tuned.run(path, context))
+        element = _RecordingElement(tuned.run(path, context))
         y: Tensor = tuned.beside(path, element, states)(x)
-        drops = _draws(model.get_submodule(path).modules())
+        drops = _has_dropout(model.get_submodule(path).modules())
         if drops or y.requires_grad or y is not element.output or x is not element.input:
             break
         given[path] = x = y
@@ -80,15 +80,15 @@ def _one_classifier(model: nn.Module) -> bool:
 
 
 def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Tensor]:
-    """Run the untouched elements of the chain.
+    """Run the constant elements of the chain.
 
     Args:
         tuned: The model.
-        names: Of `untouched`.
+        names: The keys of what `constant_outputs` returned.
         images: `(B, 3, H, W)`.
 
     Returns:
-        What `untouched` gives.
+        The outputs by path, as `constant_outputs` returns them.
     """
     x = tuned.family.stem(tuned.backbone, images)
     given, context = {STEM: x}, tuned.context()
@@ -101,14 +101,14 @@ def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Te
     return {name: given[name] for name in names}
 
 
-def entrance(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
-    """Find the latest place to begin a training step at.
+def trained_part(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
+    """Find the part of a model that a training step on kept features has to run.
 
     Args:
         tuned: The model.
 
     Returns:
-        What runs from there, and how many numbers stand for an image.
+        That part, and how many numbers stand for an image.
 
     Raises:
         InputError: The method changes the backbone from its first layer on.
@@ -116,7 +116,7 @@ def entrance(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
     images = torch.zeros(2, *image_shape(tuned.backbone), device=_device(tuned))
     training = tuned.training
     with torch.enable_grad():
-        given = untouched(tuned.train(), images)
+        given = constant_outputs(tuned.train(), images)
     tuned.train(training)
     if not given:
         names = ", ".join(method_name(type(m)) for m in tuned.methods)
@@ -131,7 +131,7 @@ def entrance(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
 class Features:
     """Features of images, computed once each and kept in a file.
 
-    One row of float32 numbers per image, the outputs of `untouched` one after another: for a
+    One row of float32 numbers per image, the outputs of `constant_outputs` one after another: for a
     classifier alone C numbers, for a side network `(depth + 1) N C`. It stands in for
     `lowtide.data.Cache`: what a loader decodes is looked up here.
     """
@@ -148,7 +148,7 @@ class Features:
         """
         self._path = path
         self._rows: dict[Path, int] = {}
-        self.model, (self.width,) = entrance(tuned)
+        self.model, (self.width,) = trained_part(tuned)
 
     def fill(self, samples: Sequence[Sample], batches: Iterable[Any]) -> None:
         """Compute the features of images that have none yet.
@@ -174,7 +174,7 @@ class Features:
         """Remove the file."""
         self._path.unlink(missing_ok=True)
 
-    def still(self, path: Path, transform: Any) -> Tensor:
+    def load(self, path: Path, transform: Any) -> Tensor:
         """Look the features of an image up.
 
         Args:
@@ -187,21 +187,21 @@ class Features:
         return torch.from_numpy(self._file[self._rows[path]].copy())
 
 
-class Kept:
+class FeatureTransform:
     """The transform of images whose features are looked up."""
 
     random = False
 
-    def moving(self, still: Any) -> Tensor:
+    def after_cache(self, features: Any) -> Tensor:
         """Change nothing.
 
         Args:
-            still: The features.
+            features: What `Features.load` gives.
 
         Returns:
             The same.
         """
-        return still
+        return features
 
 
 class FromFeatures(nn.Module):
@@ -220,7 +220,7 @@ class FromFeatures(nn.Module):
         Returns:
             Logits `(B, K)`.
         """
-        return self.tuned.onward(dict(self._unpacked(rows)))
+        return self.tuned.forward_from(dict(self._unpacked(rows)))
 
     def _unpacked(self, rows: Tensor) -> Iterator[tuple[str, Tensor]]:
         sizes = [math.prod(shape) for shape in self.shapes.values()]
@@ -228,8 +228,8 @@ class FromFeatures(nn.Module):
             yield name, part.unflatten(1, shape)
 
 
-class _Watched:
-    """An element of the chain that remembers what it was given and gave."""
+class _RecordingElement:
+    """An element of the chain that records its input and output."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -243,14 +243,14 @@ class _Watched:
         return self.output
 
 
-class _Seeded(TorchDispatchMode):
+class _RandomDraws(TorchDispatchMode):
     """Notes whether random numbers are drawn, on the meta device too."""
 
     drawn = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and not _still(
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(
             {a.name: a.default_value for a in func._schema.arguments}
             | dict(zip((a.name for a in func._schema.arguments), args, strict=False))
             | kwargs
@@ -258,7 +258,7 @@ class _Seeded(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _still(given: Mapping[str, Any]) -> bool:
+def _draws_nothing(given: Mapping[str, Any]) -> bool:
     """Whether a function that may draw draws nothing: not in training, or drops out with p = 0."""
     trains = given.get("train", given.get("training"))
     chance = given.get("dropout_p", given.get("p") if trains else None)
@@ -273,7 +273,7 @@ def _within(path: str, chain: tuple[str, ...]) -> bool:
     return any(path == c or path.startswith(f"{c}.") for c in chain)
 
 
-def _draws(modules: Iterable[nn.Module]) -> bool:
+def _has_dropout(modules: Iterable[nn.Module]) -> bool:
     """Whether any of these drops out, or drops a path, in training."""
     return any(
         (isinstance(m, DROPOUTS) and m.p > 0)

@@ -18,13 +18,13 @@ from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
 from ..errors import InputError
 from ..families import classifiers, outputs
 from ..planning.search import parse_bytes, search
-from ..planning.simulate import Plan, arrange, plan
-from ..planning.step import couples
+from ..planning.simulate import Plan, plan, set_up_step
+from ..planning.step import shares_statistics
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
 from .config import RunConfig
-from .ema import Average
-from .feature_cache import Features, Kept, entrance
+from .ema import WeightAverage
+from .feature_cache import Features, FeatureTransform, trained_part
 from .summary import Epoch
 
 FEATURES = "features.f32"
@@ -65,7 +65,7 @@ class Run:
     step_s: list[float] = field(default_factory=list)
     measured_bytes: int = 0
     cache: Cache = field(default_factory=Cache)
-    average: Average | None = None
+    average: WeightAverage | None = None
     features: Features | None = None
 
     @property
@@ -75,7 +75,7 @@ class Run:
 
     def averaged(self) -> AbstractContextManager[None]:
         """Enter the state that is scored and saved."""
-        return self.average.in_place() if self.average else nullcontext()
+        return self.average.average_parameters() if self.average else nullcontext()
 
     @property
     def processes(self) -> int:
@@ -111,7 +111,7 @@ class Run:
         if self.features:
             whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
             self.features.fill(samples, whole)
-            loaded = load(Kept(), shuffle=training, cache=self.features)
+            loaded = load(FeatureTransform(), shuffle=training, cache=self.features)
         else:
             loaded = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
         together = config.batch_size * processes
@@ -135,7 +135,7 @@ class Run:
                 f"{self.processes} processes, {self.config.batch_size * self.processes} images per"
                 " update"
             )
-            if couples(self.tuned):
+            if shares_statistics(self.tuned):
                 lines.append("BatchNorm trains on the statistics of each process's images")
         elif "ACCELERATE_USE_CPU" in os.environ:  # where accelerate launch came by
             lines.append(
@@ -153,7 +153,7 @@ class Run:
     def _drops(self, images: int) -> bool:
         """Whether the last batch is left out: one image has no statistics to be normalized by."""
         last = images % (self.config.batch_size * self.processes)
-        return 0 < last < min(2 * self.processes, images) and couples(self.tuned)
+        return 0 < last < min(2 * self.processes, images) and shares_statistics(self.tuned)
 
 
 def prepare(config: RunConfig, folder: Path) -> Run:
@@ -167,7 +167,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         The run, nothing learnt and nothing written yet.
 
     Raises:
-        InputError: Features are to be kept by several processes.
+        InputError: Several processes are to keep features, or to update in backward.
     """
     dataset = read(
         config.data,
@@ -180,6 +180,8 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         dataset = replace(dataset, train=dataset.train + dataset.val, val=())
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
+    if config.update_in_backward and accelerator.num_processes > 1:
+        raise InputError("update_in_backward works in one process: others average gradients first")
     torch.manual_seed(config.seed)
     backbone = create(
         config.model,
@@ -196,18 +198,20 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         config.method,
         step=config,
         num_classes=classes,
-        entrance=entrance if config.cache_features else None,
+        part=trained_part if config.cache_features else None,
     )
     preprocessing = replace(
         Preprocessing.of(backbone).normalized(config.normalize), bits=dataset.bits
     )
     probed = config.head_init == "probe" and classes != _own_classes(backbone)
     tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_made)
-    arrange(tuned, config).train()
+    set_up_step(tuned, config).train()
     run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned, probed)
     if config.cache_features:
         if accelerator.num_processes > 1:
-            raise InputError("cache_features works in one process")
+            raise InputError(
+                "cache_features works in one process only: start one, or leave cache_features out"
+            )
         run.features = Features(tuned, folder / FEATURES)
     return run
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,11 +14,48 @@ from torch.optim import Optimizer
 from ..errors import InputError, shown
 from ..tuning.adapter_files import read_metadata, read_tensors, refuse_infinite, write_tensors
 from ..tuning.tuned import Tuned
+from ..values import Count, Within
+from .records import Record
+from .summary import Accuracy, Epoch, Whole
 
-RECORD, PLAIN, SCALER, VERSION = "record", "plain", "scaler", "version"
-KINDS = {RECORD: (dict,), PLAIN: (dict,), SCALER: (dict, NoneType)}
-NOW = 1
+VERSION = 1
 """Version of this layout; files of lowtide 0.1 have none in their header, and are of version 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord(Record):
+    """What a training checkpoint says beside its tensors.
+
+    Attributes:
+        history: One record per finished epoch.
+        measured_bytes: Measured peak of a step; 0 until known.
+        data: Fingerprint of the data set.
+        processes: How many processes shared the run; None in files of an earlier version.
+        start_accuracy: Validation accuracy before the first update, where it was measured.
+    """
+
+    history: tuple[Epoch, ...]
+    measured_bytes: Whole
+    data: str
+    processes: Count | None = None
+    start_accuracy: Accuracy | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header(Record):
+    """The header of a training checkpoint; each field is one JSON text.
+
+    Attributes:
+        version: Version of the layout.
+        record: What is known of the run.
+        plain: The optimiser's state that is not tensors, by key.
+        scaler: State of the loss scaler of fp16; None without one.
+    """
+
+    version: Annotated[int, Within(VERSION, VERSION)] = VERSION
+    record: TrainingRecord
+    plain: Mapping[str, Any]
+    scaler: Mapping[str, Any] | None
 
 
 def write(
@@ -26,7 +63,7 @@ def write(
     tuned: Tuned,
     optimizer: Optimizer,
     scaler: Any,
-    record: dict[str, Any],
+    record: TrainingRecord,
     averages: Sequence[Tensor] = (),
 ) -> None:
     """Write a checkpoint; a crash leaves the old one or the new one.
@@ -36,7 +73,7 @@ def write(
         tuned: What trained of it is stored, and nothing that is frozen.
         optimizer: Its state is stored; its learning rate is the schedule's business.
         scaler: Loss scaler of fp16, or None.
-        record: What else to know; plain JSON.
+        record: What else to know of the run.
         averages: Running averages of what trains.
     """
     tensors = {f"model/{key}": value for key, value in tuned.adapter_state().items()}
@@ -47,59 +84,37 @@ def write(
             kept: dict[str, Any] = tensors if isinstance(value, Tensor) else plain
             kept[f"optimiser/{index}/{name}"] = value
     scaling = scaler.state_dict() if scaler is not None else None
-    header = {RECORD: record, PLAIN: plain, SCALER: scaling, VERSION: NOW}
+    header = Header(record=record, plain=plain, scaler=scaling).to_dict()
     write_tensors(path, tensors, {key: json.dumps(value) for key, value in header.items()})
 
 
-def record_of(path: Path, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """Read what a checkpoint says of itself.
+def read_header(path: Path) -> Header:
+    """Read the header of a checkpoint.
 
     Args:
         path: The file.
-        kinds: What the record holds, and of which types.
 
     Returns:
-        The record it was written with.
+        The header, every field checked.
 
     Raises:
-        InputError: The file is no checkpoint of this version.
+        InputError: The file is damaged, or is no checkpoint of this version.
     """
-    record = _header(path)[RECORD]
-    _refuse_mistyped(path, record, kinds)
-    return record
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """Read the header of a checkpoint; every value is of its kind."""
     texts = read_metadata(path)
+    names = [f.name for f in fields(Header)]
     try:
-        header = {k: json.loads(texts[k]) for k in (*KINDS, VERSION) if k in texts}
+        header = {name: json.loads(texts[name]) for name in names if name in texts}
     except (ValueError, RecursionError) as e:
         raise InputError(f"{path} is damaged: its header holds what is no JSON: {e}") from e
-    if header.get(VERSION, NOW) != NOW:
+    if header.get("version", VERSION) != VERSION:
         raise InputError(
-            f"{path} is a checkpoint of version {shown(header[VERSION])}, and this lowtide goes on"
-            f" from version {NOW}: resume with the lowtide that wrote it"
+            f"{path} is a checkpoint of version {shown(header['version'])}, and this lowtide goes"
+            f" on from version {VERSION}: resume with the lowtide that wrote it"
         )
-    _refuse_mistyped(path, header, KINDS)
-    return header
-
-
-def _refuse_mistyped(
-    path: Path, found: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]
-) -> None:
-    for name, types in kinds.items():
-        wanted = " or ".join("null" if t is NoneType else t.__name__ for t in types)
-        if name not in found:
-            raise InputError(
-                f"{path} is no checkpoint this version of lowtide can continue from: expected"
-                f" {name} ({wanted}) in its header, and found {', '.join(found) or 'nothing'}"
-            )
-        if type(found[name]) not in types:
-            raise InputError(
-                f"{path} is no checkpoint this version of lowtide can continue from: its {name} is"
-                f" {shown(found[name])}, and not {wanted}"
-            )
+    try:
+        return Header.from_dict(header)
+    except InputError as e:
+        raise InputError(f"training cannot continue from {path}: in its header {e}") from e
 
 
 def read(
@@ -121,13 +136,13 @@ def read(
     Raises:
         InputError: The file is damaged, or of other options.
     """
-    tensors, header = read_tensors(path), _header(path)
+    tensors, header = read_tensors(path), read_header(path)
     refuse_infinite(
         path, {k: v for k, v in tensors.items() if k.startswith(("model/", "average/"))}
     )
     state: dict[int, dict[str, Any]] = {}
     model, found = {}, {}
-    for key, value in (tensors | header[PLAIN]).items():
+    for key, value in {**tensors, **header.plain}.items():
         kind, _, rest = key.partition("/")
         index, _, name = rest.partition("/")
         if kind == "model":
@@ -137,14 +152,17 @@ def read(
         elif kind == "optimiser" and index.isdecimal() and name:
             state.setdefault(int(index), {})[name] = value
         else:
-            raise InputError(f"{path} is no checkpoint: it holds {shown(key)}")
-    _refuse_others(path, optimizer, scaler, averages, state, found, header[SCALER])
+            raise InputError(
+                f"{path} is no training checkpoint: {shown(key)} is neither model, average nor"
+                " optimiser state"
+            )
+    _refuse_others(path, optimizer, scaler, averages, state, found, header.scaler)
     tuned.load_adapter_state(model)
     for i, average in enumerate(averages):
         average.copy_(found[str(i)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     if scaler is not None:
-        scaler.load_state_dict(header[SCALER])
+        scaler.load_state_dict(header.scaler)
 
 
 def _refuse_others(
@@ -160,7 +178,8 @@ def _refuse_others(
     shapes = {str(i): a.shape for i, a in enumerate(averages)}
     if {k: a.shape for k, a in found.items()} != shapes:
         raise InputError(
-            f"{path} holds {len(found)} running averages, and this run has {len(shapes)}, or others"
+            f"{path} holds {len(found)} running averages, and this run has {len(shapes)}: their"
+            " number and shapes must agree"
         )
     count = sum(len(g["params"]) for g in optimizer.param_groups)
     if beyond := [i for i in state if i >= count]:

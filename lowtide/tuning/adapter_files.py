@@ -61,7 +61,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     content = content_hash(state)
     if config.get(CONTENT, content) != content:
         raise InputError(
-            f"{path} does not hold the numbers that {CONFIG} beside it speaks of: one of the two"
+            f"{path} does not have the hash that {CONFIG} in the same folder records: one of the"
+            " two files"
             " is damaged, or of another run"
         )
     return config, state
@@ -211,7 +212,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     header = read_metadata(path)
     written = header.pop(CONTENT, None)
     if written is not None and written != content_hash(tensors, header):
-        raise InputError(f"{path} is damaged: it does not hold what was written to it")
+        raise InputError(f"{path} is damaged: its tensors do not have the hash in its header")
     return tensors
 
 

@@ -35,7 +35,7 @@ def create(
         checkpoint: A safetensors file with timm's keys, instead of timm's own weights. They may all
             stand under one name, such as `model.`, and under those of wrappers.
         pretrained: Whether to take timm's own weights where no file is given.
-        image_size: Side of the square input, where it is not the checkpoint's own.
+        image_size: Side of the square input, where it is not that of the weights.
         drop_path: Stochastic depth rate of its blocks, trained or frozen; 0 switches it off, where
             timm's own default for some families (Swin) is 0.1.
 
@@ -127,7 +127,7 @@ def _resize(model: nn.Module, name: str, size: int) -> None:
         with torch.no_grad():
             measure(model, family_of(model))
         if image_shape(model)[1:] != (size, size):
-            raise ValueError("its stem holds on to the size it was built for")
+            raise ValueError("its stem accepts only the image size it was built for")
     except (AssertionError, RuntimeError, ValueError) as e:
         raise InputError(
             f"{name} takes {before[1]} x {before[2]} images and cannot be given {size}"

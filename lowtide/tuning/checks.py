@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LowtideError, Unsupported
-from ..families import hollow
+from ..families import meta_copy
 
 Image = tuple[int, int, int]
 Parts = list | tuple | ValuesView
 
 
 @contextlib.contextmanager
-def intact(model: nn.Module) -> Iterator[None]:
+def restored_on_error(model: nn.Module) -> Iterator[None]:
     """Put a backbone back as it was when anything goes wrong with it.
 
     Args:
@@ -30,27 +30,27 @@ def intact(model: nn.Module) -> Iterator[None]:
     Raises:
         BaseException: Whatever went wrong, once the backbone is back.
     """
-    before = [(m, _noted(m)) for m in model.modules()]
+    before = [(m, _snapshot(m)) for m in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
         yield
     except BaseException:
-        for module, noted in before:
+        for module, snapshot in before:
             module.__dict__.clear()
-            module.__dict__.update(noted)
+            module.__dict__.update(snapshot)
         for p, flag in flags:
             p.requires_grad_(flag)
         raise
 
 
-def _noted(module: nn.Module) -> dict[str, Any]:
+def _snapshot(module: nn.Module) -> dict[str, Any]:
     """Note a module's attributes, and what it holds as parameters, buffers and modules."""
     holds = {k: dict(module.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")}
     return {**module.__dict__, **holds}
 
 
 @contextlib.contextmanager
-def alive(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+def blame_methods(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Blame methods for what a backbone raises with them in place, and did not without.
 
     Args:
@@ -79,7 +79,7 @@ def alive(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """Gather what a model answers.
+    """Gather the tensors of a model's output.
 
     Args:
         output: A tensor, or a tuple, list or mapping of such, as deep as may be.
@@ -95,28 +95,28 @@ def tensors(output: Any) -> list[Tensor]:
     return [t for part in parts for t in tensors(part)] if isinstance(parts, Parts) else []
 
 
-def answer(model: nn.Module, image: Image) -> list[Tensor]:
-    """Ask a model about one fixed noise image, in eval mode.
+def outputs_on_noise(model: nn.Module, image: Image) -> list[Tensor]:
+    """Run a model on one fixed noise image, in eval mode.
 
     Args:
         model: The model.
         image: Channels, height, width of its input.
 
     Returns:
-        Its outputs; none on the meta device, where there are no weights to ask.
+        Its outputs; none on the meta device, where there are no weights.
     """
     noise = _noise(model, 1, image)
     if noise.is_meta:
         return []
     training = model.training
     with torch.no_grad():
-        said = tensors(model.eval()(noise))
+        outputs = tensors(model.eval()(noise))
     model.train(training)
-    return said
+    return outputs
 
 
-def refuse_dead(model: nn.Module, image: Image) -> None:
-    """Refuse a parameter that is said to train and that no gradient reaches.
+def refuse_unreached(model: nn.Module, image: Image) -> None:
+    """Refuse a parameter that should train and that no gradient reaches.
 
     Args:
         model: The model, methods in place.
@@ -125,25 +125,25 @@ def refuse_dead(model: nn.Module, image: Image) -> None:
     Raises:
         Unsupported: There is one.
     """
-    shadow = hollow(model)
+    meta = meta_copy(model)
     with torch.enable_grad():
-        said = [y.sum() for y in tensors(shadow(_noise(shadow, 2, image))) if y.requires_grad]
-        if said:
-            torch.stack(said).sum().backward()
-    dead = [n for n, p in shadow.named_parameters() if p.requires_grad and p.grad is None]
-    if dead:
+        outputs = [y.sum() for y in tensors(meta(_noise(meta, 2, image))) if y.requires_grad]
+        if outputs:
+            torch.stack(outputs).sum().backward()
+    unreached = [n for n, p in meta.named_parameters() if p.requires_grad and p.grad is None]
+    if unreached:
         raise Unsupported(
-            f"no gradient reaches {len(dead)} of the trained parameters, first {dead[0]}: the"
-            " backbone does not use the module it was put on"
+            f"no gradient reaches {len(unreached)} of the trained parameters, first {unreached[0]}:"
+            " the backbone does not use the module it was put on"
         )
 
 
-def refuse_moved(before: list[Tensor], after: list[Tensor]) -> None:
+def refuse_changed_outputs(before: list[Tensor], after: list[Tensor]) -> None:
     """Refuse methods that promise to start at the backbone and do not.
 
     Args:
-        before: What the backbone said; nothing where it cannot be asked.
-        after: What the tuned model says; a new classifier's answer has nothing to be held against.
+        before: The backbone's outputs; empty on the meta device.
+        after: The tuned model's; those of a new classifier have nothing to be compared with.
 
     Raises:
         LowtideError: The answers differ by more than rounding.

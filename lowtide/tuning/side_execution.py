@@ -17,10 +17,10 @@ from ..memory.gradient_checkpointing import recompute
 
 Between = Callable[[Tensor], Tensor]
 STEM, FEATURE = "", "pre_logits"
-"""Names, beside the paths of the chain, of what `Composed.onward` may be given."""
+"""Names, beside the paths of the chain, of what `StagedModel.forward_from` may be given."""
 
 
-class Composed(nn.Module):
+class StagedModel(nn.Module):
     """A backbone, element after element of its chain, with side networks around each.
 
     Attributes:
@@ -62,7 +62,7 @@ class Composed(nn.Module):
         for i, part in enumerate(self.parts if on or "parts" in self.__dict__ else ()):
             part.__dict__.pop("forward", None)
             if i < count:
-                part.forward = MethodType(_again, part)
+                part.forward = MethodType(_recomputed_forward, part)
 
     @property
     def recomputes(self) -> int:
@@ -80,7 +80,7 @@ class Composed(nn.Module):
         """Classify images.
 
         Args:
-            *inputs: `(B, 3, H, W)`, pre-processed as the checkpoint wants. Where nothing runs
+            *inputs: `(B, 3, H, W)`, pre-processed as the weights want. Where nothing runs
                 beside the backbone or is recomputed block by block: whatever the backbone takes.
             **options: The same by name.
 
@@ -91,9 +91,9 @@ class Composed(nn.Module):
             return self.backbone(*inputs, **options)
         (x,) = (*inputs, *options.values())
         context = self.context((x.shape[-2], x.shape[-1]))
-        return self._go_on(self.family.stem(self.backbone, x), STEM, {}, context)
+        return self._run_from(self.family.stem(self.backbone, x), STEM, {}, context)
 
-    def onward(self, given: Mapping[str, Tensor]) -> Tensor:
+    def forward_from(self, given: Mapping[str, Tensor]) -> Tensor:
         """Classify from what the first elements of the chain gave; they are not run.
 
         Args:
@@ -107,7 +107,7 @@ class Composed(nn.Module):
             (head,) = classifiers(self.backbone)
             return self.backbone.get_submodule(head)(given[FEATURE])
         first = next(p for p in (STEM, *self.family.chain(self.backbone)) if p in given)
-        return self._go_on(given[first], first, given, self.context())
+        return self._run_from(given[first], first, given, self.context())
 
     def context(self, size: tuple[int, int] | None = None) -> Context:
         """Compute what elements of the chain take beside the feature map.
@@ -120,7 +120,7 @@ class Composed(nn.Module):
         """
         return self.family.context(self.backbone, size or image_shape(self.backbone)[1:])
 
-    def _go_on(
+    def _run_from(
         self, x: Tensor, after: str, given: Mapping[str, Tensor], context: Context
     ) -> Tensor:
         """Run what comes after an element, x being its output; nothing holds x but its readers."""
@@ -129,7 +129,7 @@ class Composed(nn.Module):
         states: dict[str, Any] = {name: None for name in self.sides}
         chain = (STEM, *self.family.chain(model))
         for path in chain[chain.index(after) + 1 :]:
-            element = _gives(given[path]) if path in given else self.run(path, context)
+            element = _known(given[path]) if path in given else self.run(path, context)
             x = self.beside(path, element, states)(x)
         for name, side in self.sides.items():
             x = side.finish(x, states[name])
@@ -161,7 +161,7 @@ class Composed(nn.Module):
             Runs the element and the side networks.
         """
         for name, side in self.sides.items():
-            inner = _beside(side, name, path, inner, states)
+            inner = _with_side(side, name, path, inner, states)
         return inner
 
     def run(self, path: str, context: Context) -> Block:
@@ -197,7 +197,7 @@ class Composed(nn.Module):
         return run
 
 
-def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
+def _with_side(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
     """Run a side network around an element of the chain; extra tokens from outside pass through."""
 
     def run(x: Tensor, *tokens: Tensor, **outer_between: Between) -> Any:
@@ -218,7 +218,7 @@ def _beside(side: Any, name: str, path: str, inner: Block, states: dict[str, Any
     return run
 
 
-def _again(module: Any, *args: Any, **kwargs: Any) -> Any:
+def _recomputed_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand in for a part's forward; its class may change meanwhile."""
     run = partial(type(module).forward, module)
     if torch.is_grad_enabled():
@@ -226,6 +226,6 @@ def _again(module: Any, *args: Any, **kwargs: Any) -> Any:
     return run(*args, **kwargs)
 
 
-def _gives(y: Tensor) -> Block:
+def _known(y: Tensor) -> Block:
     """An element of the chain whose output is known."""
     return lambda x: y

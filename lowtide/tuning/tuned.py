@@ -34,12 +34,18 @@ from ..memory.frozen_dtype import is_narrow, narrow_weights, widen_weights
 from .adapter import Adapter, build, set_module
 from .adapter_config import AdapterConfig
 from .adapter_files import describe, read_adapter, write_adapter
-from .checks import alive, answer, intact, refuse_dead, refuse_moved
+from .checks import (
+    blame_methods,
+    outputs_on_noise,
+    refuse_changed_outputs,
+    refuse_unreached,
+    restored_on_error,
+)
 from .left_out import LeftOutWarning, left_out
-from .side_execution import Composed
+from .side_execution import StagedModel
 
 
-class Tuned(Composed):
+class Tuned(StagedModel):
     """A backbone with methods in place. Verbs and their meaning are PEFT's.
 
     Attributes:
@@ -126,7 +132,10 @@ class Tuned(Composed):
             raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
         edits = [(n, e) for n, m in zip(names, methods, strict=True) for e in m.edits(self.sites)]
         if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
-            raise Unsupported(f"{edits[0][0]} runs beside blocks, and this backbone has no table")
+            raise Unsupported(
+                f"{edits[0][0]} runs beside the blocks, and no family table says which modules"
+                " of this backbone are blocks"
+            )
         with self.disable_adapter():
             own = outputs(self.backbone, self.heads)
             classes = num_classes or own
@@ -165,8 +174,8 @@ class Tuned(Composed):
     def _may_leave(self) -> None:
         if self.active and (lost := [m for m in self.methods if m.overwrites]):
             raise InputError(
-                f"{method_name(type(lost[0]))} trains the backbone's own weights in place; there is"
-                " no backbone to return to"
+                f"{method_name(type(lost[0]))} trains the backbone's own weights in place; no"
+                " copy of the backbone is left to return to"
             )
 
     def _take_out(self) -> None:
@@ -216,7 +225,8 @@ class Tuned(Composed):
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise InputError(
-                f"the file does not fit this adapter: {len(missing)} keys missing {missing[:2]},"
+                f"the adapter file does not match this adapter: {len(missing)} keys missing"
+                f" {missing[:2]},"
                 f" {len(extra)} unexpected {extra[:2]}"
             )
         state = self.adapters[self.active].fitted(state)
@@ -332,7 +342,7 @@ def apply(
         num_classes: Classes of the new classifier; by default the backbone's own classifier stays.
         head_init: How a new classifier starts: `trunc_normal` with weights of deviation 0.02 and
             biases at zero, as DTL and SSF have it; `zero`, as RLRR and ARC have it, so that the
-            first answer is the same for all classes; `own`, as the backbone's library has it.
+            first output is the same for all classes; `own`, as the backbone's library has it.
 
     Returns:
         The tuned model.
@@ -344,7 +354,7 @@ def apply(
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes is at least 1, not {num_classes}")
-    with intact(model):
+    with restored_on_error(model):
         model = unwrapped(model)
         classes = getattr(model, "num_classes", num_classes)
         if num_classes not in (None, classes) and hasattr(model, "reset_classifier"):
@@ -354,13 +364,13 @@ def apply(
             raise InputError("the backbone has no classifier; give num_classes")
         tuned.add_adapter(name, *methods, num_classes=num_classes, head_init=head_init)
         image = image_shape(model)
-        before = answer(tuned, image)
-        with alive(model, [method_name(type(m)) for m in methods]):
+        before = outputs_on_noise(tuned, image)
+        with blame_methods(model, [method_name(type(m)) for m in methods]):
             tuned.set_adapter(name)
-            refuse_dead(tuned, image)
-            after = answer(tuned, image)
+            refuse_unreached(tuned, image)
+            after = outputs_on_noise(tuned, image)
         if all(m.identity for m in methods):
-            refuse_moved(before, after)
+            refuse_changed_outputs(before, after)
     return tuned
 
 
@@ -381,7 +391,7 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
     """
     content, state = read_adapter(Path(folder))
     config = AdapterConfig.of(content, folder)
-    with intact(model):
+    with restored_on_error(model):
         model = unwrapped(model)
         _same_base(fingerprint(model), model, config, folder)
         tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
@@ -463,7 +473,7 @@ def _same_base(have: str, model: nn.Module, config: AdapterConfig, folder: Path 
         raise InputError(f"{folder} was trained on {on}, and this backbone is {here}")
     raise InputError(
         f"{folder} was trained on {on} with weights {want[:12]}, and this backbone's weights are"
-        f" {have[:12]}: load the same pre-trained checkpoint first"
+        f" {have[:12]}: load the same pre-trained weights first"
     )
 
 

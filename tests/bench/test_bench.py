@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from tinted import write_tinted
 
 from lowtide import InputError
 from lowtide.bench import Suite, read_results, run_suite
+from lowtide.bench.suite import SuiteFile, read_suite_file
 from lowtide.cli import main
-from lowtide.training.config import RunConfig
+from lowtide.training.config import RunConfig, read_yaml
+
+OLD = Path(__file__).parents[2] / "results"
 
 SUITE = {
     "defaults": {
@@ -229,10 +233,18 @@ def test_a_preset_may_name_the_data(write):
     "changes, complaint",
     [
         ({"method": {}}, "unknown key of a suite 'method': did you mean methods"),
-        ({"methods": []}, "methods must map names to options"),
+        ({"methods": []}, "methods is [], not a mapping"),
+        ({"methods": {}}, "methods must map names to options"),
+        ({"data": {True: "x"}}, "data must have names of text, not True"),
+        ({"data": {"x" * 101: "x"}}, "is longer than 100 bytes"),
         ({"methods": {"x": "lorra"}}, "x on tints: unknown method 'lorra': did you mean lora"),
         ({"methods": {"x": {"rank": 2}}}, "x on tints: unknown option 'rank'"),
-        ({"seeds": 3}, "seeds must be a list of whole numbers, not 3"),
+        ({"seeds": 3}, "seeds is 3, not a list"),
+        ({"seeds": []}, "seeds must hold one whole number at least"),
+        ({"seeds": [1, 1]}, "seeds holds 1 twice"),
+        ({"seeds": ["a"]}, "seeds.0 is 'a', not a whole number"),
+        ({"schema": 2}, "is a suite of schema 2, and this lowtide reads those up to 1"),
+        ({"schema": "x"}, "schema is 'x', not a whole number"),
         ({"lr": "fast"}, "lr must be a number above 0"),
         ({"methods": {"a b": "linear", "a, b": "bias"}}, "a b and a, b share a folder name"),
         (
@@ -247,6 +259,16 @@ def test_a_suite_that_cannot_work_is_refused_before_anything_runs(
     assert main(["bench", str(write(**changes)), "--output", str(tmp_path / "out")]) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", sorted(OLD.glob("*/suite.yaml")), ids=lambda p: p.parent.name)
+def test_a_suite_of_an_earlier_version_opens(folder):
+    """Those of the committed results were written before files said their schema."""
+    content = read_yaml(folder)
+    assert "schema" not in content
+    suite = read_suite_file(folder)
+    assert suite.schema == 1 and suite.to_dict() == content
+    assert SuiteFile.from_dict(suite.to_dict()) == suite
 
 
 def test_an_unknown_launcher_is_named(write, tmp_path):

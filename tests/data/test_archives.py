@@ -249,7 +249,10 @@ def test_the_hub_without_its_extra_is_refused_in_one_line(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    assert refusal("hf:org/name") == 'this needs datasets: pip install "lowtide[hub]"'
+    assert (
+        refusal("hf:org/name")
+        == 'this command or option needs datasets: pip install "lowtide[hub]"'
+    )
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):

@@ -19,7 +19,7 @@ from lowtide.kernels.affine import (
     affine_unpack,
     affine_unpack_plain,
 )
-from lowtide.kernels.threshold_codes import staircase_pack, staircase_pack_plain
+from lowtide.kernels.threshold_codes import threshold_pack, threshold_pack_plain
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
 
@@ -222,4 +222,4 @@ def test_processors_with_less_pack_the_same(
         for count in (1, 3, 7, 15):
             edges = [i / 4 - 1 for i in range(count)]
             given = (x, edges, [3 * i % 16 for i in range(count + 1)], 4)
-            assert torch.equal(staircase_pack(*given), staircase_pack_plain(*given))
+            assert torch.equal(threshold_pack(*given), threshold_pack_plain(*given))

@@ -24,14 +24,14 @@ from lowtide.kernels.affine import (
 )
 from lowtide.kernels.bits import packed_bytes, split, unpack_bits
 from lowtide.kernels.threshold_codes import (
-    _staircase,
-    staircase,
-    staircase_pack,
-    staircase_pack_plain,
-    staircase_scale,
-    staircase_scale_plain,
-    staircase_unpack,
-    staircase_unpack_plain,
+    _threshold_table,
+    threshold_pack,
+    threshold_pack_plain,
+    threshold_scale,
+    threshold_scale_plain,
+    threshold_table,
+    threshold_unpack,
+    threshold_unpack_plain,
 )
 from lowtide.ops import activation_derivatives as slopes
 from lowtide.ops.saved import saved
@@ -123,8 +123,8 @@ def test_what_is_read_in_pieces_is_packed_as_one(
     x = torch.randn(9, 200).mT
     given = (None, None, bits, 64, torch.bfloat16)
     equal(affine_pack(x, *given), affine_pack(x.contiguous(), *given))
-    stairs = ([-1.0, 0.0, 0.5], [1, 0, 1, 0], bits)
-    equal((staircase_pack(x, *stairs),), (staircase_pack(x.contiguous(), *stairs),))
+    table = ([-1.0, 0.0, 0.5], [1, 0, 1, 0], bits)
+    equal((threshold_pack(x, *table),), (threshold_pack(x.contiguous(), *table),))
 
 
 def cuts(levels: tuple[float, ...]) -> tuple[float, ...]:
@@ -134,13 +134,13 @@ def cuts(levels: tuple[float, ...]) -> tuple[float, ...]:
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", LEVELS)
 def test_a_slope_is_coded_as_its_nearest_level(name: str, bits: int) -> None:
-    """The law of the staircase: edges on x give the code of the slope, computed in float64."""
+    """The law of threshold codes: edges on x give the code of the slope, computed in float64."""
     levels, slope = LEVELS[name][1][bits], getattr(slopes, name)
-    edges, codes = staircase(slope, cuts(levels))
+    edges, codes = threshold_table(slope, cuts(levels))
     at = torch.tensor(edges).float()
     around = (at.nextafter(at + 1), at.nextafter(at - 1), at)
     x = torch.cat((torch.randn(5000) * 2, torch.linspace(-90, 90, 999), *around))
-    packed = staircase_pack(x, list(edges), list(codes), bits)
+    packed = threshold_pack(x, list(edges), list(codes), bits)
     code = unpack_bits(split(packed, bits, len(x)), bits, len(x))
     distance = (slope(x.double())[:, None] - torch.tensor(levels, dtype=torch.float64)).abs()
     assert torch.equal(code.long(), distance.argmin(1))
@@ -149,40 +149,40 @@ def test_a_slope_is_coded_as_its_nearest_level(name: str, bits: int) -> None:
 def test_relu_and_relu6_are_exact_at_their_corners() -> None:
     x = torch.tensor([-1.0, -0.0, 0.0, 1e-45, 5.9999995, 6.0, 6.0000005, 1e30, -1e30])
     for slope in (slopes.relu, slopes.relu6):
-        edges, codes = staircase(slope, (0.0,))
-        packed = staircase_pack(x, list(edges), list(codes), 1)
-        assert torch.equal(staircase_unpack(packed, [0.0, 1.0], [9], 1, x.dtype), slope(x))
+        edges, codes = threshold_table(slope, (0.0,))
+        packed = threshold_pack(x, list(edges), list(codes), 1)
+        assert torch.equal(threshold_unpack(packed, [0.0, 1.0], [9], 1, x.dtype), slope(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("given", SHAPES)
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
-def test_staircase(bits: int, given: str, dtype: torch.dtype) -> None:
+def test_threshold_table(bits: int, given: str, dtype: torch.dtype) -> None:
     x, levels = SHAPES[given]().to(dtype), list(LEVELS["gelu"][1][bits])
-    edges, codes = map(list, staircase(slopes.gelu, cuts(tuple(levels))))
-    packed = staircase_pack(x, edges, codes, bits)
-    equal((packed,), (staircase_pack_plain(x, edges, codes, bits),))
+    edges, codes = map(list, threshold_table(slopes.gelu, cuts(tuple(levels))))
+    packed = threshold_pack(x, edges, codes, bits)
+    equal((packed,), (threshold_pack_plain(x, edges, codes, bits),))
     assert packed.numel() == packed_bytes(x.numel(), bits)
     back = (packed, levels, list(x.shape), bits, dtype)
-    equal((staircase_unpack(*back),), (staircase_unpack_plain(*back),))
+    equal((threshold_unpack(*back),), (threshold_unpack_plain(*back),))
     dy = torch.randn_like(x)
-    equal((staircase_scale(dy, packed, levels, bits),), (dy * staircase_unpack_plain(*back),))
-    scaled = staircase_scale_plain(dy, packed, levels, bits)
-    assert torch.equal(staircase_scale(dy, packed, levels, bits), scaled)
+    equal((threshold_scale(dy, packed, levels, bits),), (dy * threshold_unpack_plain(*back),))
+    scaled = threshold_scale_plain(dy, packed, levels, bits)
+    assert torch.equal(threshold_scale(dy, packed, levels, bits), scaled)
 
 
-def test_the_staircase_table_is_the_search() -> None:
+def test_the_cells_of_edges_are_the_search() -> None:
     """What the plain definition looks up is what torch.bucketize searches."""
     on_an_edge = torch.tensor([0.5, -1.0, 0.0, 2.0, -2.0, 7.0])
     bad = torch.tensor([math.inf, -math.inf, math.nan])
     x = torch.cat((torch.randn(3000) * 3, on_an_edge, bad))
     for edges in ([0.5], [-1.0, 0.0, 2.0], [-2.0, -1.9999, 0.3, 0.30001, 7.0]):
         codes = [0, 3, 1, 2, 7, 5][: len(edges) + 1]
-        packed = staircase_pack_plain(x, edges, codes, 4)
+        packed = threshold_pack_plain(x, edges, codes, 4)
         below = torch.bucketize(x.nan_to_num(-math.inf), torch.tensor(edges))
         code = unpack_bits(split(packed, 4, len(x)), 4, len(x))
         assert torch.equal(code.long(), torch.tensor(codes)[below])
-        equal((staircase_pack(x, edges, codes, 4),), (packed,))
+        equal((threshold_pack(x, edges, codes, 4),), (packed,))
 
 
 def test_torch_takes_them_as_ops_of_its_own() -> None:
@@ -191,10 +191,10 @@ def test_torch_takes_them_as_ops_of_its_own() -> None:
         packed = affine_pack(x, shift, shift, bits, 64, torch.bfloat16)
         torch.library.opcheck(affine_pack, (x, shift, shift, bits, 64, torch.bfloat16))
         torch.library.opcheck(affine_unpack, (*packed, [4, 50], bits, 64, torch.float32))
-    codes = staircase_pack(x, [0.0, 1.0], [0, 1, 2], 2)
-    torch.library.opcheck(staircase_pack, (x, [0.0, 1.0], [0, 1, 2], 2))
-    torch.library.opcheck(staircase_unpack, (codes, [0.0, 1.0, 2.0], [4, 50], 2, torch.float32))
-    torch.library.opcheck(staircase_scale, (x, codes, [0.0, 1.0, 2.0], 2))
+    codes = threshold_pack(x, [0.0, 1.0], [0, 1, 2], 2)
+    torch.library.opcheck(threshold_pack, (x, [0.0, 1.0], [0, 1, 2], 2))
+    torch.library.opcheck(threshold_unpack, (codes, [0.0, 1.0, 2.0], [4, 50], 2, torch.float32))
+    torch.library.opcheck(threshold_scale, (x, codes, [0.0, 1.0, 2.0], 2))
 
 
 @pytest.mark.parametrize("codec", [Codebook.of("gelu"), Sign()])
@@ -211,7 +211,7 @@ def test_compiled_without_a_break(codec: Codebook | Sign) -> None:
 
 
 def test_the_first_use_may_be_on_fake_tensors() -> None:
-    _staircase.cache_clear()
+    _threshold_table.cache_clear()
     with FakeTensorMode():
         (packed,) = Codebook.of("gelu").pack(
             Residue(torch.randn(3, 64), slopes.gelu, pointwise=True)

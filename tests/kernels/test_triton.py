@@ -55,12 +55,12 @@ def test_compiled_for_a_gpu(number: str, bits: int) -> None:
             | {"group": "i32", "n": "i32"},
             {"BITS": bits, "SIZE": 1024},
         ),
-        gpu._staircase_pack: (
+        gpu._threshold_pack: (
             {"x": number, "edges": "*fp32", "codes": "*i32", "out": "*u8"}
             | {"count": "i32", "n": "i64"},
             {"BITS": bits, "SIZE": 1024},
         ),
-        gpu._staircase_unpack: (
+        gpu._threshold_unpack: (
             {"packed": "*u8", "levels": "*fp32", "dy": number, "out": number, "n": "i32"},
             {"SCALE": True, "BITS": bits, "SIZE": 1024},
         ),

@@ -12,10 +12,10 @@ from lowtide.kernels import triton_layer_norm as norm
 from lowtide.kernels.affine import affine_pack, affine_pack_plain, affine_unpack_plain
 from lowtide.kernels.layer_norm import layer_norm_backward, layer_norm_backward_plain
 from lowtide.kernels.threshold_codes import (
-    staircase,
-    staircase_pack_plain,
-    staircase_scale_plain,
-    staircase_unpack_plain,
+    threshold_pack_plain,
+    threshold_scale_plain,
+    threshold_table,
+    threshold_unpack_plain,
 )
 from lowtide.ops import activation_derivatives as slopes
 
@@ -23,7 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(3, 50, 64), (3, 7, 13), (1,), (), (0, 5)]
 DTYPES = [torch.float32, torch.bfloat16]
 LEVELS = [i / 10 for i in range(11)]
-EDGES, CODES = map(list, staircase(slopes.gelu, tuple((i + 0.5) / 10 for i in range(10))))
+EDGES, CODES = map(list, threshold_table(slopes.gelu, tuple((i + 0.5) / 10 for i in range(10))))
 
 
 @pytest.fixture(autouse=True)
@@ -78,27 +78,27 @@ def test_ties_go_to_the_even_code() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 1500)])
-def test_staircase(shape, dtype) -> None:
+def test_threshold_table(shape, dtype) -> None:
     x, dy = 2 * randn(shape, dtype), randn(shape, dtype)
-    packed = gpu.staircase_pack_triton(x, EDGES, CODES, 4)
-    equal([packed], [staircase_pack_plain(x, EDGES, CODES, 4)])
+    packed = gpu.threshold_pack_triton(x, EDGES, CODES, 4)
+    equal([packed], [threshold_pack_plain(x, EDGES, CODES, 4)])
     back = (packed, LEVELS, list(shape), 4, dtype)
-    equal([gpu.staircase_unpack_triton(*back)], [staircase_unpack_plain(*back)])
+    equal([gpu.threshold_unpack_triton(*back)], [threshold_unpack_plain(*back)])
     given = (dy, packed, LEVELS, 4)
-    equal([gpu.staircase_scale_triton(*given)], [staircase_scale_plain(*given)])
+    equal([gpu.threshold_scale_triton(*given)], [threshold_scale_plain(*given)])
 
 
 def test_signs_and_transposed_gradients() -> None:
     x, dy = randn((33, 9)), randn((9, 33)).mT
-    packed = gpu.staircase_pack_triton(x, [0.0], [0, 1], 1)
-    dx = gpu.staircase_scale_triton(dy, packed, [0.0, 1.0], 1)
+    packed = gpu.threshold_pack_triton(x, [0.0], [0, 1], 1)
+    dx = gpu.threshold_scale_triton(dy, packed, [0.0, 1.0], 1)
     assert torch.equal(dx, dy * (x > 0)) and dx.is_contiguous()
 
 
 def test_a_number_on_an_edge_lies_below_it() -> None:
     edges, codes = [-1.0, 0.0, 2.0], [3, 1, 0, 2]
     x = torch.tensor([-1.0, -0.5, 0.0, 1.0, 2.0, 2.5, -0.0, -2.0], device=DEVICE)
-    packed = gpu.staircase_pack_triton(x, edges, codes, 2)
+    packed = gpu.threshold_pack_triton(x, edges, codes, 2)
     assert packed.tolist() == [0b00_01_01_11, 0b11_01_10_00]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from lowtide import METHODS, InputError, StepConfig, apply, plan
 from lowtide.cli import main
 from lowtide.planning.search import search
-from lowtide.planning.step import couples, make_optimizer, micro_batches, training_step
+from lowtide.planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
 from lowtide.training.prepare import prepare
@@ -25,8 +25,8 @@ def tuned(method):
     return apply(timm.create_model(NET, num_classes=3), METHODS[method]()).train()
 
 
-@pytest.mark.parametrize(("method", "coupled"), [("full", True), ("lora", False), ("bias", True)])
-def test_it_is_known_where_images_share_their_statistics(method, coupled):
+@pytest.mark.parametrize(("method", "shared"), [("full", True), ("lora", False), ("bias", True)])
+def test_it_is_known_where_images_share_their_statistics(method, shared):
     """By its meaning: whether an image's output moves with another image of its batch."""
     model = tuned(method)
     for m in model.modules():
@@ -35,15 +35,15 @@ def test_it_is_known_where_images_share_their_statistics(method, coupled):
     x = torch.randn(2, 3, 64, 64)
     other = torch.stack([x[0], x[1] + 3])
     moved = not torch.allclose(model(x)[0], model(other)[0], atol=1e-5)
-    assert couples(model) == moved
+    assert shares_statistics(model) == moved
     if method != "bias":
-        assert moved == coupled
+        assert moved == shared
 
 
 def test_norms_without_statistics_of_their_own_always_share():
-    assert couples(nn.BatchNorm2d(3, track_running_stats=False).eval())
-    assert not couples(nn.BatchNorm2d(3).eval())
-    assert not couples(nn.InstanceNorm2d(3, track_running_stats=True).train())
+    assert shares_statistics(nn.BatchNorm2d(3, track_running_stats=False).eval())
+    assert not shares_statistics(nn.BatchNorm2d(3).eval())
+    assert not shares_statistics(nn.InstanceNorm2d(3, track_running_stats=True).train())
 
 
 def test_parts_of_a_batch_differ_by_one_image_and_give_its_gradient():
@@ -84,7 +84,7 @@ def test_the_search_never_cuts_where_that_changes_what_trains():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("coupled")
+    root = tmp_path_factory.mktemp("shared")
     return write_tinted(root, {"train": 3, "val": 1, "test": 1})
 
 

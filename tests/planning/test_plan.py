@@ -13,9 +13,9 @@ from steps import real_step
 
 from lowtide import METHODS, InputError, StepConfig, apply, footprint, plan
 from lowtide.families import FAMILIES, image_shape
-from lowtide.planning.simulate import arrange
+from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer, training_step
-from lowtide.training.ema import Average
+from lowtide.training.ema import WeightAverage
 
 MIB = 2**20
 VIT_B = {
@@ -96,6 +96,20 @@ def test_plan_follows_micro_batches_and_checkpointing(accumulate, checkpointing)
     assert planned.parts["saved"] < 0.7 * whole.parts["saved"]
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    ("name", "policy", "count"),
+    [("lora", "blocks", None), ("full", "tight", None), ("lora", "tight", 2), ("s2a", "blocks", 1)],
+)
+def test_plan_equals_the_real_step_that_recomputes_blocks(family, name, policy, count):
+    model, method = tiny(family).float(), METHODS[name]()
+    step = StepConfig(batch_size=3, policy=policy, checkpointing=True, recomputed_blocks=count)
+    _, real = real_step(model, method, step)
+    planned = plan(model, method, step=step)
+    assert planned.peak_bytes == real.peak_bytes
+    assert planned.parts == real.parts
+
+
 @pytest.mark.parametrize(("name", "checkpointing"), sorted(VIT_B))
 def test_published_table(name, checkpointing):
     planned = vit_b(name, checkpointing=checkpointing)
@@ -106,6 +120,12 @@ def test_published_table(name, checkpointing):
 def test_tight_stays_below_its_promise(name, limit):
     planned = vit_b(name, policy="tight")
     assert planned.peak_bytes / MIB <= limit
+
+
+@pytest.mark.parametrize(("policy", "limit"), [("tight", 500), ("blocks", 520)])
+def test_blocks_that_are_recomputed_from_8_bits_stay_below_their_promise(policy, limit):
+    planned = vit_b("lora", policy=policy, checkpointing=True)
+    assert 0.9 * limit < planned.peak_bytes / MIB <= limit
 
 
 def test_frozen_prefix_keeps_nothing():
@@ -134,8 +154,8 @@ def test_work_is_that_of_the_formulas():
 def test_plan_counts_the_running_average(name, optimizer):
     """As train does it: made before the first step, moved after each update."""
     model, method = tiny("vit").float(), METHODS[name]()
-    tuned = arrange(apply(copy.deepcopy(model), method), StepConfig()).train()
-    opt, average = make_optimizer(tuned, optimizer), Average(tuned, 0.9)
+    tuned = set_up_step(apply(copy.deepcopy(model), method), StepConfig()).train()
+    opt, average = make_optimizer(tuned, optimizer), WeightAverage(tuned, 0.9)
     batch = [(torch.randn(3, *image_shape(model)), torch.zeros(3, dtype=torch.long))]
 
     def step():

@@ -15,7 +15,7 @@ from torch import nn
 from lowtide import METHODS, InputError, StepConfig, UnknownName, plan
 from lowtide.bench.suite import Suite
 from lowtide.cli import main
-from lowtide.planning.simulate import arrange
+from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer
 from lowtide.training.config import RunConfig
 from lowtide.tuning.tuned import apply
@@ -26,13 +26,14 @@ OTHER = {
     "chunk": 4096,
     "checkpointing": True,
     "recomputed_blocks": 2,
-    "accumulate": 3,
+    "accumulate": 1,
     "amp": "bf16",
     "frozen_dtype": "bf16",
     "opt": "sgd",
+    "update_in_backward": True,
     "ema": 0.5,
 }
-"""For each option of a step a value that is not its default."""
+"""For each option of a step another value than its default, where the others allow one."""
 
 
 def test_every_option_of_a_step_is_one_of_the_commands_and_files(capsys, tmp_path):
@@ -69,7 +70,9 @@ def test_a_chunk_is_what_runs_at_once():
     ]
     assert peaks[0] > peaks[1] > peaks[2]
     whole, cut = (
-        arrange(apply(copy.deepcopy(model), method), dataclasses.replace(step, chunk=chunk)).eval()
+        set_up_step(
+            apply(copy.deepcopy(model), method), dataclasses.replace(step, chunk=chunk)
+        ).eval()
         for chunk in (0, 4096)
     )
     x = torch.randn(8, 3, *model.patch_embed.img_size)

@@ -37,7 +37,7 @@ def made(tmp_path_factory):
     config = RunConfig("vit_micro_patch4_32", str(root / "data"), METHODS["bias"](), **options)
     train(config, root / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowtide.training.loop, "_finish", lambda *_: {})
+        patch.setattr(lowtide.training.loop, "finish", lambda *_: {})
         train(config, root / "stopped")
     return root
 
@@ -129,19 +129,19 @@ HEADER = ("record", "plain", "scaler", "version")
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        (lambda h: h.pop("record"), "expected record"),
-        (lambda h: h.pop("plain"), "expected plain"),
-        (lambda h: h.pop("scaler"), "expected scaler"),
-        (lambda h: h.update(record=[1]), r"its record is \[1\], and not dict"),
-        (lambda h: h.update(plain=3), "its plain is 3, and not dict"),
-        (lambda h: h.update(scaler="x"), "its scaler is 'x', and not dict or null"),
+        (lambda h: h.pop("record"), "record is missing"),
+        (lambda h: h.pop("plain"), "plain is missing"),
+        (lambda h: h.pop("scaler"), "scaler is missing"),
+        (lambda h: h.update(record=[1]), r"record is \[1\], not a mapping"),
+        (lambda h: h.update(plain=3), "plain is 3, not a mapping"),
+        (lambda h: h.update(scaler="x"), "scaler is 'x', not a mapping"),
         (lambda h: h.update(version=2), "version 2, and this lowtide goes on from version 1"),
-        (lambda h: h["record"].pop("history"), "expected history"),
-        (lambda h: h["record"].update(history={}), "its history is {}, and not list"),
-        (lambda h: h["record"].update(data=1), "its data is 1, and not str"),
-        (lambda h: h["record"].update(measured_bytes="1"), "its measured_bytes is '1'"),
-        (lambda h: h["plain"].update({"optimiser/x/step": 1}), "holds 'optimiser/x/step'"),
-        (lambda h: h["plain"].update({"nobody/0": 1}), "holds 'nobody/0'"),
+        (lambda h: h["record"].pop("history"), "record.history is missing"),
+        (lambda h: h["record"].update(history={}), "record.history is {}, not a list"),
+        (lambda h: h["record"].update(data=1), "record.data is 1, not"),
+        (lambda h: h["record"].update(measured_bytes="1"), "record.measured_bytes is '1', not"),
+        (lambda h: h["plain"].update({"optimiser/x/step": 1}), "'optimiser/x/step' is neither"),
+        (lambda h: h["plain"].update({"nobody/0": 1}), "'nobody/0' is neither"),
         (lambda h: h["plain"].update({"optimiser/999/step": 1}), "of parameter 999"),
     ],
 )

@@ -14,14 +14,14 @@ from torch import nn
 import lowtide.training.loop
 from lowtide import METHODS, InputError
 from lowtide.training.config import RunConfig
-from lowtide.training.ema import Average
+from lowtide.training.ema import WeightAverage
 from lowtide.training.loop import train
 
 
 def test_the_recursion_written_out():
     model = nn.Linear(3, 2).double()
     model.bias.requires_grad_(False)
-    average, seen = Average(model, 0.9), [model.weight.detach().clone()]
+    average, seen = WeightAverage(model, 0.9), [model.weight.detach().clone()]
     for _ in range(5):
         model.weight.data = torch.randn(2, 3, dtype=torch.float64)
         average.update()
@@ -33,10 +33,10 @@ def test_the_recursion_written_out():
 
 def test_it_stands_in_for_the_weights_and_gives_way():
     model = nn.Linear(3, 2)
-    average = Average(model, 0.5)
+    average = WeightAverage(model, 0.5)
     own = model.weight.detach().clone()
     average.averages[0].zero_()
-    with pytest.raises(RuntimeError), average.in_place():
+    with pytest.raises(RuntimeError), average.average_parameters():
         assert not model.weight.any()
         raise RuntimeError
     assert model.weight.equal(own)
@@ -71,12 +71,12 @@ def weights(folder):
 def test_a_run_saves_the_average_of_what_it_trained(config, tmp_path, monkeypatch):
     kept = []
 
-    class Spy(Average):
+    class Spy(WeightAverage):
         def __init__(self, *args):
             super().__init__(*args)
             kept.append(self)
 
-    monkeypatch.setattr(lowtide.training.loop, "Average", Spy)
+    monkeypatch.setattr(lowtide.training.loop, "WeightAverage", Spy)
     train(config, tmp_path / "a")
     train(replace(config, ema=0.0), tmp_path / "b")
     assert len(kept) == 1
@@ -89,13 +89,13 @@ def test_a_run_saves_the_average_of_what_it_trained(config, tmp_path, monkeypatc
 
 def test_a_killed_run_resumes_with_its_average(config, tmp_path, monkeypatch):
     train(config, tmp_path / "whole")
-    save = lowtide.training.loop._save
+    save = lowtide.training.loop.save
 
     def stop(run, optimizer):
         save(run, optimizer)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lowtide.training.loop, "_save", stop)
+    monkeypatch.setattr(lowtide.training.loop, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "killed")
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lowtide import METHODS, InputError
 from lowtide.errors import Unsupported
 from lowtide.training.config import RunConfig
-from lowtide.training.feature_cache import features, untouched
+from lowtide.training.feature_cache import constant_outputs, features
 from lowtide.training.loop import train
 from lowtide.tuning.side_execution import FEATURE, STEM
 from lowtide.tuning.tuned import apply
@@ -45,7 +45,7 @@ def tuned(name, family, **options):
 def test_going_on_from_features_is_the_same_as_from_images(name, family):
     model = tuned(name, family)
     x = images(model.backbone)
-    given = untouched(model, x)
+    given = constant_outputs(model, x)
     if not given:
         assert name in {"dtl", "partial"}  # a chain too short to leave a block alone
         return
@@ -56,7 +56,7 @@ def test_going_on_from_features_is_the_same_as_from_images(name, family):
     with torch.no_grad():
         kept = features(model, given, x)
     assert kept.keys() == given.keys()
-    again = model.onward(kept)
+    again = model.forward_from(kept)
     again.backward(cotangent(whole, 1))
     near(again, whole)
     for p, grad in zip(model.parameters(), grads, strict=True):
@@ -70,7 +70,7 @@ def test_only_what_nothing_changes_is_kept(name):
     """Stirring what trains moves no kept feature, and moves the first output that is not kept."""
     model = tuned(name, "vit")
     x = images(model.backbone)
-    given = untouched(model, x)
+    given = constant_outputs(model, x)
     names = list(given)
     expected = {
         "linear": [FEATURE],
@@ -89,9 +89,9 @@ def test_only_what_nothing_changes_is_kept(name):
 def test_random_blocks_are_not_kept():
     model = tuned("linear", "vit").train()
     x = images(model.backbone)
-    assert list(untouched(model, x)) == [FEATURE]
+    assert list(constant_outputs(model, x)) == [FEATURE]
     model.backbone.blocks[1].attn.proj_drop = torch.nn.Dropout(0.1)
-    assert list(untouched(model, x)) == ["blocks.0"]
+    assert list(constant_outputs(model, x)) == ["blocks.0"]
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +132,8 @@ def test_a_run_from_features_is_the_same_run(config, name, tmp_path):
 def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
     config = replace(config, method=METHODS["linear"](), cache_features=True)
     whole = train(config, tmp_path / "whole")
-    monkeypatch.setattr("lowtide.training.loop._finish", lambda *_: {})
-    monkeypatch.setattr("lowtide.training.loop._save", _stop_after(1))
+    monkeypatch.setattr("lowtide.training.loop.finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.training.loop.save", _stop_after(1))
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut")
     monkeypatch.undo()
@@ -143,14 +143,14 @@ def test_a_killed_run_from_features_continues(config, tmp_path, monkeypatch):
 
 
 def _stop_after(epochs):
-    from lowtide.training.loop import _save
+    from lowtide.training.loop import save
 
-    def save(run, optimizer):
-        _save(run, optimizer)
+    def stop(run, optimizer):
+        save(run, optimizer)
         if len(run.history) == epochs:
             raise KeyboardInterrupt
 
-    return save
+    return stop
 
 
 def test_what_cannot_be_kept_is_refused_at_the_door(config, tmp_path):
@@ -169,9 +169,9 @@ def test_a_classifier_of_several_parts_is_not_begun_at() -> None:
     tuned = apply(model, METHODS["linear"]()).eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        names = untouched(tuned, x)
+        names = constant_outputs(tuned, x)
         assert FEATURE not in names
-        near(tuned.onward(features(tuned, names, x)), tuned(x), 1e-6)
+        near(tuned.forward_from(features(tuned, names, x)), tuned(x), 1e-6)
 
 
 class Stem(torch.nn.Module):
@@ -213,4 +213,4 @@ def test_what_may_draw_and_does_not_is_kept(function, random):
     model.pretrained_cfg = {"input_size": (3, 8, 8)}
     model = apply(model, METHODS["linear"]())
     model.backbone.function = function
-    assert bool(untouched(model.train(), torch.randn(2, 3, 8, 8))) is not random
+    assert bool(constant_outputs(model.train(), torch.randn(2, 3, 8, 8))) is not random

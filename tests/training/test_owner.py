@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file
 from tinted import write_tinted
 
 import lowtide.training.loop
@@ -18,7 +20,8 @@ from lowtide.cli import main
 from lowtide.training.config import RunConfig, read_yaml
 from lowtide.training.loop import train
 from lowtide.training.owner import Busy, owned
-from lowtide.training.resume import record_of
+from lowtide.training.resume import read_header
+from lowtide.tuning.adapter_files import write_tensors
 
 HOLD = """
 import sys, time
@@ -51,14 +54,14 @@ def made(tmp_path_factory):
 
 def interrupt(config, folder, **options):
     """Stop a run at the end of its first epoch."""
-    save = lowtide.training.loop._save
+    save = lowtide.training.loop.save
 
     def stop(*args):
         save(*args)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowtide.training.loop, "_save", stop)
+        patch.setattr(lowtide.training.loop, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             train(config, folder, **options)
 
@@ -199,23 +202,25 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(made,
         assert "/no/such" not in refused(capsys, *args, place)
 
 
-def test_a_damaged_line_of_a_checkpoint_is_named_with_its_file(stopped, capsys, monkeypatch):
+def rewritten(folder, **fields):
+    """Write a checkpoint's record anew with other fields; its hash is right."""
+    path = folder / "checkpoint.safetensors"
+    header = read_header(path).to_dict()
+    header["record"] |= fields
+    write_tensors(path, load_file(path), {k: json.dumps(v) for k, v in header.items()})
+
+
+def test_a_damaged_line_of_a_checkpoint_is_named_with_its_file(stopped, capsys):
     path = stopped / "checkpoint.safetensors"
-    record = record_of(path, {})
-    line = {**record["history"][0], "seconds": "soon"}
-    monkeypatch.setattr(
-        lowtide.training.loop.resume, "record_of", lambda *_: {**record, "history": [line]}
-    )
+    line = read_header(path).record.history[0].to_dict()
+    rewritten(stopped, history=[{**line, "seconds": "soon"}])
     said = refused_after_notes(capsys, "train", "--resume", stopped)
-    assert f"{path} is damaged: history.0.seconds is 'soon', not a number" in said
+    assert f"from {path}: in its header record.history.0.seconds is 'soon', not a number" in said
 
 
-def test_another_number_of_processes_does_not_continue_a_run(stopped, capsys, monkeypatch):
-    record = record_of(stopped / "checkpoint.safetensors", {})
-    assert record["processes"] == 1
-    monkeypatch.setattr(
-        lowtide.training.loop.resume, "record_of", lambda *_: {**record, "processes": 2}
-    )
+def test_another_number_of_processes_does_not_continue_a_run(stopped, capsys):
+    assert read_header(stopped / "checkpoint.safetensors").record.processes == 1
+    rewritten(stopped, processes=2)
     said = refused_after_notes(capsys, "train", "--resume", stopped)
     assert "begun by 2 processes" in said and "torchrun --nproc_per_node=2" in said
 

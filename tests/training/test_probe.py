@@ -126,7 +126,7 @@ def test_a_resumed_run_keeps_what_it_said_of_the_start(tmp_path, monkeypatch):
         "vit_micro_patch4_32", str(data), METHODS["linear"](), epochs=3, device="cpu", lr=0.1
     )
     whole = train(config, tmp_path / "whole")
-    kept, saves = loop._save, []
+    kept, saves = loop.save, []
 
     def interrupted(*args):
         kept(*args)
@@ -134,7 +134,7 @@ def test_a_resumed_run_keeps_what_it_said_of_the_start(tmp_path, monkeypatch):
         if len(saves) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_save", interrupted)
+    monkeypatch.setattr(loop, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
     monkeypatch.undo()

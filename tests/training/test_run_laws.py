@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.data import create_transform
 from tinted import write_tinted
 
@@ -25,6 +26,7 @@ from lowtide.training import resume
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
 from lowtide.training.prepare import prepare
+from lowtide.training.summary import Epoch
 from lowtide.tuning.tuned import apply
 
 MODEL = "vit_micro_patch4_32"
@@ -45,6 +47,7 @@ def config(images):
         batch_size=6,
         weight_decay=0.0,
         warmup_epochs=0.0,
+        head_init="trunc_normal",
         device="cpu",
     )
 
@@ -53,7 +56,7 @@ def trained_by(config, folder, monkeypatch):
     """What trained, before and after a run."""
     before = {k: v.clone() for k, v in prepare(config, folder).tuned.adapter_state().items()}
     kept = []
-    monkeypatch.setattr(lowtide.training.loop, "_finish", lambda run, _: kept.append(run) or {})
+    monkeypatch.setattr(lowtide.training.loop, "finish", lambda run, _: kept.append(run) or {})
     train(config, folder)
     return before, kept[0].tuned.adapter_state()
 
@@ -163,12 +166,42 @@ def test_the_mean_over_classes_is_of_classes(config, images, tmp_path, monkeypat
     assert (scored["accuracy"], scored["mean_class_accuracy"]) == (0.75, 0.5)
 
 
+EMPTY = resume.TrainingRecord(history=(), measured_bytes=0, data="")
+OLD = Path(__file__).parent / "old/checkpoint.safetensors"
+"""A training checkpoint of lowtide 0.1: no version, no `processes`, one epoch of `linear`."""
+
+
+def test_a_checkpoint_of_an_earlier_version_opens() -> None:
+    header = resume.read_header(OLD)
+    assert header.version == 1
+    assert header.record == resume.TrainingRecord(
+        history=(Epoch(epoch=1, train_loss=1.25, val_accuracy=0.5, seconds=2.5),),
+        measured_bytes=1234567,
+        data="ab" * 32,
+    )
+    tuned = apply(timm.create_model(MODEL, num_classes=3), METHODS["linear"](), num_classes=3)
+    optimizer, trained = make_optimizer(tuned), [p for p in tuned.parameters() if p.requires_grad]
+    averages = [torch.zeros_like(p) for p in trained]
+    resume.read(OLD, tuned, optimizer, None, averages)
+    stored = load_file(OLD)
+    for key, value in tuned.adapter_state().items():
+        assert torch.equal(value, stored[f"model/{key}"])
+    assert all(bool((a == 0.5).all()) for a in averages)
+    assert all(int(optimizer.state[p]["step"]) == 1 for p in trained)
+
+
+def test_a_checkpoints_header_is_plain_data_and_back() -> None:
+    header = resume.Header(record=EMPTY, plain={"optimiser/0/x": 1}, scaler=None)
+    assert resume.Header.from_dict(header.to_dict()) == header
+    assert header.to_dict()["version"] == resume.VERSION
+
+
 def test_a_checkpoint_puts_the_loss_scaler_back(tmp_path):
     tuned = apply(timm.create_model(MODEL, num_classes=3), METHODS["linear"]())
     optimizer = make_optimizer(tuned)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     path = tmp_path / "c.safetensors"
-    resume.write(path, tuned, optimizer, scaler, {})
+    resume.write(path, tuned, optimizer, scaler, EMPTY)
     fresh = torch.amp.GradScaler("cpu", init_scale=2.0)
     resume.read(path, tuned, optimizer, fresh)
     assert fresh.state_dict() == scaler.state_dict()

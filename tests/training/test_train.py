@@ -160,7 +160,7 @@ def test_two_processes_train_what_one_would(config, tmp_path):
 
 
 def test_only_trained_state_is_stored(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowtide.training.loop._finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.training.loop.finish", lambda *_: {})
     train(replace(config, epochs=1), tmp_path / "run")
     state = load_file(tmp_path / "run/checkpoint.safetensors")
     trained = sum(v.numel() for k, v in state.items() if k.startswith("model/"))
@@ -247,7 +247,7 @@ def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
 
 
 def test_resume_refuses_changed_data(config, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowtide.training.loop._finish", lambda *_: {})
+    monkeypatch.setattr("lowtide.training.loop.finish", lambda *_: {})
     train(replace(config, epochs=1), tmp_path / "run")
     image = folder / "train/red/0.png"
     kept = image.read_bytes()

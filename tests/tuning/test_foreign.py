@@ -17,7 +17,7 @@ from lowtide import METHODS, POLICIES, apply, compress, decompress, load, plan
 from lowtide.errors import InputError, Unsupported
 from lowtide.planning.meter import footprint
 from lowtide.planning.step import StepConfig, make_optimizer, training_step
-from lowtide.training.feature_cache import entrance
+from lowtide.training.feature_cache import trained_part
 
 CONFIG = SimpleNamespace(hidden=16, heads=2, layers=3, patch=4, side=16, labels=10)
 
@@ -181,7 +181,7 @@ class Logits(nn.Module):
 def test_features_of_a_model_without_steps_are_refused_in_one_line():
     tuned = apply(made(), METHODS["linear"]())
     with pytest.raises(InputError, match="ForeignViT") as error:
-        entrance(tuned)
+        trained_part(tuned)
     assert "\n" not in str(error.value)
 
 

@@ -36,7 +36,7 @@ def made(tmp_path_factory):
     )
     train(config, root / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowtide.training.loop, "_finish", lambda *_: {})
+        patch.setattr(lowtide.training.loop, "finish", lambda *_: {})
         train(config, root / "stopped")
     return root
 

@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 
-def spy(model: nn.Module, paths: Iterable[str]) -> set[str]:
+def watch_parameter_reads(model: nn.Module, paths: Iterable[str]) -> set[str]:
     """Watch modules whose parameters should be read by their own forward alone.
 
     Nothing may be grafted on a module that is read from outside, if only for its device: the
     reader would miss what it looks for, or train an adapter it never calls.
 
     Args:
-        model: Changed in place, for good: a shadow.
+        model: Changed in place, for good: a meta.
         paths: The modules.
 
     Returns:
