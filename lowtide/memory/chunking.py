@@ -8,15 +8,17 @@ statistics of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
 import timm.layers as layers
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_map
 
 from ..core.wrapped import plain_kind
 
@@ -105,6 +107,57 @@ def is_imagewise(module: nn.Module) -> bool:
     if not all(_is_read(kind, files) for kind in kinds):
         return False
     return not any(_is_changed(m) or _mixes(m) for m in inside)
+
+
+def sizes(
+    module: nn.Module, chunk: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[int] | None:
+    """Cut the input of a module into chunks of images, or of tokens.
+
+    Args:
+        module: Any module.
+        chunk: Most numbers of a chunk; an MLP, wider inside, takes half. None cuts nothing.
+        args: What it is called on.
+        kwargs: The same by name.
+
+    Returns:
+        How many images, or tokens, to run at once, chunk by chunk; None for all.
+    """
+    kind = plain_kind(module)
+    if chunk is None or torch.compiler.is_compiling() or len(args) != 1 or kwargs:
+        return None
+    (x,) = args
+    if kind in MLPS:
+        chunk = max(1, chunk // 2)
+    elif not is_model(kind):
+        return None
+    if not isinstance(x, Tensor) or x.numel() <= chunk or not has_images(module, x):
+        return None
+    rows = -(-len(x) // min(len(x), -(-x.numel() // chunk)))
+    if not is_imagewise(module):
+        return None
+    if (tokens := by_tokens(module, x, chunk)) is not None:
+        return tokens
+    count = -(-len(x) // rows)
+    return [min(rows, len(x) - i * rows) for i in range(count)] if count > 1 else None
+
+
+def run_in_chunks(forward: Callable[..., Any], x: Tensor, sizes: list[int]) -> Any:
+    """Run a module chunk by chunk; the backward pass is through with one before the next.
+
+    Args:
+        forward: The module's own forward.
+        x: Its one argument (N, ...), or (..., C) if tokens are cut.
+        sizes: How many images, or tokens, each chunk has.
+
+    Returns:
+        What it gives, put together.
+    """
+    if sum(sizes) == len(x):
+        results = [forward(part) for part in x.split(sizes)]
+        return tree_map(lambda *parts: torch.cat(parts), *results)
+    results = [forward(part) for part in x.flatten(0, -2).split(sizes)]
+    return torch.cat(results).unflatten(0, x.shape[:-1])
 
 
 def by_tokens(module: nn.Module, x: Tensor, most: int) -> list[int] | None:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops.attention_recompute import recompute as recompute_from
 from ..ops.saved import EXACT
+from .state import state_of
 
 
 def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -64,8 +65,8 @@ def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: A
         args, kwargs = tree_unflatten(full, form)
         return run(*args, **kwargs)
 
-    policy = getattr(block, "_lowtide_policy", None)
-    codec = getattr(policy, "block", None) or EXACT
+    policy = state_of(block).policy
+    codec = EXACT if policy is None or policy.block is None else policy.block
     weights = block.parameters()
     return recompute_from(
         once_or_again, codec, *given, weights=weights, again=lambda: _still(moving)

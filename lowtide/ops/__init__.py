@@ -29,6 +29,10 @@ S2A: dict[str, Callable[[Rounding], Codec]] = {}
 NORMS: list[str] = []
 """Ops whose x^ is kept more finely in front of what runs again; from each `NORMS`."""
 
+_followed: dict[str, set[Callable[..., Any]]] = {
+    name: set() for name in ("FOLLOWED", "PRODUCTS", "FOLLOWED_TO_ATTENTION")
+}
+
 CASES: dict[str, Case] = {}
 """Examples that the laws are proved on; from each `CASES`."""
 
@@ -42,12 +46,24 @@ def _gather(module: Any) -> None:
         if twice := given.keys() & table.keys():
             raise ImportError(f"{module.__name__}: {name} says {twice} a second time")
         table |= given
+    for name, functions in _followed.items():
+        functions.update(getattr(module, name, ()))
     NORMS.extend(getattr(module, "NORMS", ()))
     OPS.update((name, value) for name, value in vars(module).items() if isinstance(value, Op))
 
 
 for _found in pkgutil.iter_modules(__path__):
     _gather(importlib.import_module(f"{__name__}.{_found.name}"))
+
+FOLLOWED = frozenset(_followed["FOLLOWED"])
+"""Functions that cost next to nothing to call again; from each `FOLLOWED`."""
+
+PRODUCTS = frozenset(_followed["PRODUCTS"])
+"""Functions that cost a matrix product to call again; from each `PRODUCTS`."""
+
+FOLLOWED_TO_ATTENTION = FOLLOWED | PRODUCTS | _followed["FOLLOWED_TO_ATTENTION"]
+"""Functions that make queries, keys and values, called again in an attention's backward; the two
+above, and each `FOLLOWED_TO_ATTENTION`."""
 
 NAMES: list[str] = list(TIGHT)
 """Names a policy may give a codec to."""

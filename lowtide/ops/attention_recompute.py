@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..codecs.base import Codec, Residue
-from .lineage import Weights
+from .again import Weights
 from .region import discarding
 from .saved import EXACT, keep
 from .spare import unpack

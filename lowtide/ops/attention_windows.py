@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Residue
 from . import attention_chunks
+from .again import Weights
 from .attention_chunks import quietly
-from .lineage import Weights
 from .saved import keep
 from .spare import unpack
 

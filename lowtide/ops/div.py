@@ -71,6 +71,7 @@ def _case(a: Shape, b: Shape) -> Case:
 
 
 TIGHT: dict[str, Codec] = {"div": Affine(8, 64, stats=torch.bfloat16)}
+FOLLOWED = (torch.div, Tensor.div, Tensor.__truediv__)
 CALLS: dict[Callable[..., Any], Answer] = {
     **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__), written(_answer)),
     **dict.fromkeys((Tensor.div_, Tensor.__itruediv__), written(_in_place)),

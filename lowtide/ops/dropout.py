@@ -47,6 +47,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT = {"dropout": Sign()}
+FOLLOWED_TO_ATTENTION = (F.dropout,)
 CALLS: dict[Callable[..., Any], Answer] = {F.dropout: _answer, torch.dropout: _answer}
 CASES = {
     "dropout": Case(

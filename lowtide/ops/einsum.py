@@ -99,6 +99,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT = {"einsum": Affine(8, 64, stats=torch.bfloat16)}
+PRODUCTS = (torch.einsum,)
 CALLS: dict[Callable[..., Any], Answer] = {torch.einsum: _answer}
 
 

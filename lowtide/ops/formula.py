@@ -245,11 +245,15 @@ def _times(codec: Codec, factor: float) -> Codec | None:
     return dataclasses.replace(codec, levels=levels, reach=(low * factor, high * factor))
 
 
-_FOLLOWED = (
+_SUMS = (
     *(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__),
     *(torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.rsub),
     *(Tensor.sub_, Tensor.__isub__),
     *(torch.neg, Tensor.neg, Tensor.__neg__, torch.erf, Tensor.erf),
     *(torch.reciprocal, Tensor.reciprocal),
 )
-CALLS: dict[Callable[..., Any], Answer] = dict.fromkeys(_FOLLOWED, written())
+FOLLOWED = (
+    *(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub, Tensor.sub),
+    *(Tensor.__sub__, torch.neg, Tensor.neg, Tensor.__neg__),
+)
+CALLS: dict[Callable[..., Any], Answer] = dict.fromkeys(_SUMS, written())

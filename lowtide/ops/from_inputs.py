@@ -199,6 +199,10 @@ _POW = written(smooth("pow", holds=_is_whole))
 _ADDCMUL = smooth("addcmul", ((0, "input"), (1, "tensor1"), (2, "tensor2")), _factors)
 _EIGHT = Affine(8, 64, stats=torch.bfloat16)
 TIGHT: dict[str, Codec] = dict.fromkeys(("norm", "pow", "addcmul", "glu", "var", "cosine"), _EIGHT)
+FOLLOWED = (
+    *(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square),
+    *(torch.addcmul, Tensor.addcmul),
+)
 CALLS: dict[Callable[..., Any], Answer] = {
     **dict.fromkeys((torch.linalg.vector_norm, torch.norm, Tensor.norm), _NORM),
     **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _POW),

@@ -14,7 +14,6 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ..codecs.base import SLICE, Codec, Residue
 from .conv import Window
-from .lineage import MAPS, RUN_AGAIN
 from .linear import autocast
 from .saved import Forward, Needs, Op, Tensors, saved
 
@@ -271,5 +270,4 @@ def frozen_conv(
     return saved(FROZEN_CONV, (), x, packed, bias, slabs=slabs, window=window, shape=x.shape)
 
 
-for _functions in (MAPS, RUN_AGAIN):
-    _functions.add(frozen_linear)
+PRODUCTS = (frozen_linear,)

@@ -2,240 +2,88 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..codecs.base import Reader
-from .region import region
-from .spare import unpack
-
-Function = Callable[..., Any]
-
-FOLLOWED: set[Function] = {
-    *(torch.add, Tensor.add, Tensor.__add__, torch.mul, Tensor.mul, Tensor.__mul__),
-    *(torch.sub, Tensor.sub, Tensor.__sub__, torch.div, Tensor.div, Tensor.__truediv__),
-    *(torch.addcmul, Tensor.addcmul, torch.pow, Tensor.pow, Tensor.__pow__, torch.square),
-    *(Tensor.square, torch.neg, Tensor.neg, Tensor.__neg__, Tensor.__radd__, Tensor.__rmul__),
-    *(F.relu, torch.relu, Tensor.relu, Tensor.contiguous, Tensor.float),
-    *(torch.flatten, Tensor.flatten, torch.unflatten, Tensor.unflatten, Tensor.__getitem__),
-    *(Tensor.view, Tensor.reshape, torch.reshape, torch.permute, Tensor.permute),
-    *(Tensor.view_as, Tensor.reshape_as),
-    *(torch.transpose, Tensor.transpose, torch.roll, Tensor.roll, F.pad),
-    Tensor.mT.__get__,  # type: ignore[attr-defined]
-}
-"""Functions that cost next to nothing to compute again: views, and one pass over the numbers."""
-
-MAPS: set[Function] = {F.linear, torch.einsum, torch.matmul, Tensor.matmul, Tensor.__matmul__}
-"""Functions that cost a matrix product to compute again."""
-
-RUN_AGAIN: set[Function] = {
-    *FOLLOWED,
-    *MAPS,
-    *(torch.cat, torch.stack),
-    *(torch.unbind, Tensor.unbind, torch.chunk, Tensor.chunk, torch.split, Tensor.split),
-    *(torch.movedim, Tensor.movedim, F.dropout),
-    Tensor.T.__get__,  # type: ignore[attr-defined]
-}
-"""Functions that an attention module makes its queries, keys and values with."""
-
-
-class Weights:
-    """Weights that the backward pass reads again, as they were."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        """Note their versions.
-
-        Args:
-            tensors: The weights.
-        """
-        self._noted = [(t, t._version) for t in tensors]
-
-    def check(self) -> None:
-        """Refuse to go on from others.
-
-        Raises:
-            RuntimeError: One was written to since, which torch refuses of what it saved.
-        """
-        if any(t._version != version for t, version in self._noted):
-            raise RuntimeError(
-                "a weight was modified by an in-place operation between forward and backward, which"
-                " computes with it again; run backward before the optimiser's step"
-            )
-
+from .again import Again, Derived, Function, Weights, each
+from .region import Region, region
 
 TINY = 64
 """What is so many times smaller than what it is combined with (a factor per row or channel) is held
 as it is."""
+_NAME = "_lowtide_derived"
 
 
-@dataclass(eq=False)
-class Again:
-    """A call to be made again; among its arguments calls stand for what they gave.
+@dataclass(frozen=True, eq=False)
+class Lineage:
+    """What a tensor follows from: the calls that made it, and the kept codes they began with.
 
-    Attributes:
-        function: What was called; None stands for what is kept.
-        args: Its arguments by place.
-        kwargs: Its arguments by name.
-        weights: Weights that it reads.
-        autocast: The device and dtype that its arguments were cast for, if they were.
-        uses: How many calls read its result.
-    """
+    What is followed: a tensor that an op can make of its one residue, such as a norm's output of
+    x^ (`Forward.again`), or whose codes are fine enough; then every result of a function of
+    `ops.FOLLOWED`, and of `ops.FOLLOWED_TO_ATTENTION` inside an attention, if each of its tensors
+    is followed too and from the same codes, is a weight, or is tiny (`TINY`) and held itself.
+    A dropout that draws ends it.
 
-    function: Function | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    weights: Weights | None = None
-    autocast: tuple[str, torch.dtype] | None = None
-    uses: int = 0
+    When it ends: it stands in the tensor object and goes with it. It holds no tensor but codes,
+    weights and tiny ones. A write to the tensor ends it (the version changes); a write to a weight
+    is an error in backward.
 
-    def value(
-        self, kept: Callable[[], Tensor], memo: dict[Again, Any], waiting: Container[Again]
-    ) -> Any:
-        """Compute the result.
+    Regions: it is read in the region it was noted in and nowhere else. A region is a part of the
+    forward whose saved tensors a hook takes, as each run of a part under gradient checkpointing is
+    (`region.py`): both runs must save the same.
 
-        Args:
-            kept: Gives what is kept.
-            memo: Results of matrix products and what several calls read, so that none is computed
-                twice; more are added.
-            waiting: Calls whose results are wanted later.
-
-        Returns:
-            What the function gave.
-
-        Raises:
-            RuntimeError: A weight was written to since.
-        """
-        if self.weights is not None:
-            self.weights.check()
-        if self in memo:
-            return memo[self]
-        if self.function is None:
-            result = kept()
-        else:
-            args, kwargs = _each(
-                lambda a: a.value(kept, memo, waiting) if isinstance(a, Again) else a,
-                self.args,
-                self.kwargs,
-            )
-            with torch.autocast(*self.autocast) if self.autocast else nullcontext():
-                result = self.function(*args, **kwargs)
-        if self.function in MAPS or self.uses > 1 or self in waiting:
-            memo[self] = result
-        return result
-
-
-@dataclass(eq=False)
-class Shared:
-    """What readers of one kept tensor share, from the first one's turn to the last one's.
+    Shared results: several readers of the same codes share what they compute (`Derived.shared`).
+    `keep` counts in `Shared.waiting` how often each call's result is to be read; a reader's turn
+    takes one off, and what nobody waits for any more is freed. Within one reading, products and
+    what several calls read (`Again.uses`) are computed once.
 
     Attributes:
-        waiting: How often each call's result is still to be read.
-        memo: Results of those of them that are computed already.
-    """
-
-    waiting: Counter[Again] = field(default_factory=Counter)
-    memo: dict[Again, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Derived:
-    """Reads a tensor off what is kept of another one, by the calls that made it.
-
-    A layer norm keeps x^; what reads its output y = w x^ + b (a trained linear map, SSF's scale,
-    an attention's queries, keys and values) gets y from there.
-
-    Attributes:
-        codec: How the other one is kept.
-        shape: Its shape.
-        dtype: Its dtype.
         call: The last of the calls.
-        shared: With the other readers.
-
-    Saves:
-        Nothing.
+        reader: Reads what they began with; None if that was weights alone.
+        packed: The codes it reads.
+        version: Of the tensor.
+        region: Where it is valid.
     """
 
-    codec: Reader
-    shape: torch.Size
-    dtype: torch.dtype
-    call: Again = field(default_factory=Again)
-    shared: Shared = field(default_factory=Shared)
+    call: Again
+    reader: Derived | None
+    packed: tuple[Tensor, ...]
+    version: int
+    region: Region
 
-    def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Unpack the other tensor and make the calls.
+    @staticmethod
+    def of(tensor: Tensor) -> Lineage | None:
+        """Look up what a tensor follows from.
 
         Args:
-            packed: What is kept of it.
-            shape: Shape of the derived tensor.
-            dtype: Its dtype.
+            tensor: Any tensor.
 
         Returns:
-            The derived tensor.
+            What is noted and still valid here, or None.
         """
-        return self.read(packed, {}).to(dtype)
+        found: Lineage | None = tensor.__dict__.get(_NAME)
+        if found is None or (found.version, found.region) != (tensor._version, region()):
+            return None
+        return found
 
-    def read(self, packed: tuple[Tensor, ...], memo: dict[Again, Any]) -> Tensor:
-        """Do the same, for several tensors at once.
+    @staticmethod
+    def note(
+        tensor: Tensor, call: Again, reader: Derived | None, packed: tuple[Tensor, ...]
+    ) -> None:
+        """Note what a tensor follows from.
 
         Args:
-            packed: What is kept of the other tensor.
-            memo: What they share; empty at first.
-
-        Returns:
-            The derived tensor; in bfloat16 if it is the result of a matrix product, see `coarse`.
+            tensor: Any tensor, as it is now.
+            call: The call that made it.
+            reader: Reads what the calls began with; None if that was weights alone.
+            packed: The codes it reads.
         """
-        waiting = self.shared.waiting
-        if waiting[self.call] > 1:
-            waiting[self.call] -= 1
-        else:
-            del waiting[self.call]
-        memo |= self.shared.memo
-        with coarse(packed[0].device, self.dtype):
-            result: Tensor = self.call.value(
-                lambda: unpack(self.codec, packed, self.shape, self.dtype), memo, waiting
-            )
-        self.shared.memo = {call: memo[call] for call in waiting if call in memo}
-        return result
-
-
-def coarse(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Multiply matrices in bfloat16 where the processor can: what is known in codes is no finer.
-
-    Args:
-        device: Where.
-        dtype: Of what is multiplied; only float32 is made coarser.
-
-    Returns:
-        A context.
-    """
-    kind = "cpu" if device.type == "meta" else device.type
-    wanted = dtype == torch.float32 and multiplies_bfloat16(kind)
-    return torch.autocast(kind, torch.bfloat16, enabled=wanted, cache_enabled=False)
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Say whether a processor has instructions for products of bfloat16.
-
-    Args:
-        device: `cpu` or `cuda`.
-
-    Returns:
-        Whether they are faster than those of float32.
-    """
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-Note = tuple[Again, Derived | None, tuple[Tensor, ...]]
-"""The calls that made a tensor, and what they began with; nothing if that was weights alone."""
+        tensor.__dict__[_NAME] = Lineage(call, reader, packed, tensor._version, region())
 
 
 def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> None:
@@ -246,7 +94,7 @@ def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> Non
         reader: Gives it.
         packed: From this.
     """
-    _note(tensor, (reader.call, reader, packed))
+    Lineage.note(tensor, reader.call, reader, packed)
 
 
 def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
@@ -258,22 +106,17 @@ def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
     Returns:
         Its reader and what is kept, or None.
     """
-    if (note := _noted(tensor)) is None or note[1] is None:
+    if (found := Lineage.of(tensor)) is None or found.reader is None:
         return None
-    return replace(note[1], call=note[0]), note[2]
-
-
-def _note(tensor: Tensor, note: Note) -> None:
-    tensor.__dict__["_lowtide_derived"] = (note, tensor._version, region())
-
-
-def _noted(tensor: Tensor) -> Note | None:
-    note, *when = tensor.__dict__.get("_lowtide_derived", (None,))
-    return note if when == [tensor._version, region()] else None
+    return replace(found.reader, call=found.call), found.packed
 
 
 def follow(
-    function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    result: Any,
+    costly: bool = False,
 ) -> None:
     """Carry the note from arguments to results.
 
@@ -282,6 +125,7 @@ def follow(
         args: Its arguments by place; tensors among them all follow from the same, or from weights.
         kwargs: Its arguments by name.
         result: What it gave, a tensor or several.
+        costly: Whether it is a matrix product.
     """
     if function is F.dropout and _draws(*args, **kwargs):
         return
@@ -296,22 +140,23 @@ def follow(
             began.append((None, ()))
             weights.append(a)
             return a
-        note = _noted(a)
-        if a.is_floating_point() and a.numel() * TINY <= most and (note is None or note[1]):
+        found = Lineage.of(a)
+        if a.is_floating_point() and a.numel() * TINY <= most and (found is None or found.reader):
             return a.detach().clone()  # another may write to it
-        if note is None:
+        if found is None:
             raise LookupError
-        began.append(note[1:])
-        note[0].uses += 1
-        return note[0]
+        began.append((found.reader, found.packed))
+        found.call.uses += 1
+        return found.call
 
     try:
         # Bound here: the call must not hold a tensor.
         call = Again(
             function,
-            *_each(known, args, kwargs),
+            *each(known, args, kwargs),
             Weights(weights) if weights else None,
             _casts(result),
+            costly,
         )
     except LookupError:
         return
@@ -322,9 +167,9 @@ def follow(
     if isinstance(result, (tuple, list)):
         call.uses += len(result)
         for i, one in enumerate(result):
-            _note(one, (Again(_one, (call, i)), reader, packed))
+            Lineage.note(one, Again(_one, (call, i)), reader, packed)
     elif isinstance(result, Tensor) and not isinstance(result, nn.Parameter):
-        _note(result, (call, reader, packed))
+        Lineage.note(result, call, reader, packed)
 
 
 def pass_on(source: Tensor, target: Tensor) -> None:
@@ -334,8 +179,8 @@ def pass_on(source: Tensor, target: Tensor) -> None:
         source: The other one.
         target: What was written to.
     """
-    if not torch.compiler.is_compiling() and (note := _noted(source)) is not None:
-        _note(target, note)
+    if not torch.compiler.is_compiling() and (found := Lineage.of(source)) is not None:
+        Lineage.note(target, found.call, found.reader, found.packed)
 
 
 def _casts(result: Any) -> tuple[str, torch.dtype] | None:
@@ -344,17 +189,6 @@ def _casts(result: Any) -> tuple[str, torch.dtype] | None:
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
     return kind, torch.get_autocast_dtype(kind)
-
-
-def _each(
-    change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Change every argument of a call; torch's functions take tensors alone or in one sequence."""
-
-    def inside(a: Any) -> Any:
-        return tuple(map(change, a)) if isinstance(a, (tuple, list)) else change(a)
-
-    return tuple(inside(a) for a in args), {name: inside(a) for name, a in kwargs.items()}
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -90,6 +90,7 @@ def but_frozen(cast: tuple[Tensor | None, ...], weight: Tensor) -> tuple[Tensor 
 
 
 TIGHT = {"linear": Affine(8, 64, stats=torch.bfloat16)}
+PRODUCTS = (F.linear,)
 CALLS: dict[Callable[..., Any], Answer] = {F.linear: _answer}
 CASES = {
     name: Case(

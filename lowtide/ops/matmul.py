@@ -175,6 +175,7 @@ _PLAIN = (torch.matmul, torch.bmm, torch.mm)
 _METHODS = (Tensor.matmul, Tensor.bmm, Tensor.mm, Tensor.__matmul__)
 _ADDED = (torch.baddbmm, torch.addmm, Tensor.baddbmm, Tensor.addmm)
 TIGHT = {"matmul": Affine(8, 64, stats=torch.bfloat16)}
+PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 CALLS: dict[Callable[..., Any], Answer] = {
     **dict.fromkeys((*_PLAIN, *_METHODS), _answer),
     **dict.fromkeys(_ADDED, _answer_added),

@@ -77,6 +77,7 @@ def _in_place(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT = {"mul": Affine(8, 64, stats=torch.bfloat16)}
+FOLLOWED = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 CALLS: dict[Callable[..., Any], Answer] = {
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), written(_answer)),
     **dict.fromkeys((Tensor.mul_, Tensor.__imul__), written(_in_place)),

@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
 from ..codecs.exact import Exact
-from .lineage import Again, Derived, Weights, derived, remember
+from .again import Again, Derived, Weights
+from .lineage import derived, remember
 from .region import discards, region
 from .spare import spared, unpack, watch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import pickle
 import threading
@@ -25,6 +24,7 @@ from lowtide.codecs.exact import Exact
 from lowtide.codecs.sign import Sign
 from lowtide.errors import InputError
 from lowtide.memory.compress import compress, decompress
+from lowtide.memory.mode import Answers
 from lowtide.memory.policy import POLICIES, Policy
 from lowtide.ops import NAMES
 from lowtide.planning.meter import footprint
@@ -322,7 +322,7 @@ def test_modules_keys_and_copies_stay(policy: str) -> None:
         assert not {id(p) for p in other.parameters()} & {id(p) for p in model.parameters()}
     decompress(model)
     assert [type(m) for m in model.modules()] == classes
-    assert not any("_lowtide_policy" in vars(m) for m in model.modules())
+    assert not any("_lowtide_state" in vars(m) for m in model.modules())
 
 
 @pytest.mark.parametrize("policy", ["s2a", "tight"])
@@ -436,9 +436,7 @@ def test_the_mode_leaves_with_an_error() -> None:
 def test_no_gradient_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     model = compress(awake("vit", torch.float32), Policy.tight())
     x = torch.randn(2, 3, 32, 32)
-    # By name of the module, not of the function the package exports under the same name.
-    mode = importlib.import_module("lowtide.memory.compress")._Answers
-    monkeypatch.setattr(mode, "__enter__", lambda self: 1 / 0)
+    monkeypatch.setattr(Answers, "__enter__", lambda self: 1 / 0)
     with torch.no_grad():
         model(x)
     with torch.inference_mode():

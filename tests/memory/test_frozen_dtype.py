@@ -287,7 +287,7 @@ def test_an_adapter_goes_back_onto_a_backbone_in_few_bits(dtype: str, tmp_path) 
     assert any(dtype in note for note in load(other, tmp_path).notes)
     with torch.no_grad():
         model.blocks[0].mlp.fc1.weight.mul_(1.01)
-    with pytest.raises(InputError, match="same pre-trained checkpoint"):
+    with pytest.raises(InputError, match="same pre-trained weights"):
         load(set_frozen_dtype(model, dtype), tmp_path)
 
 

@@ -22,8 +22,9 @@ from lowtide.codecs.exact import Exact
 from lowtide.core.graft import METHODS
 from lowtide.memory.compress import compress
 from lowtide.memory.policy import Policy
+from lowtide.ops.again import Again
 from lowtide.ops.attention_recompute import recompute
-from lowtide.ops.lineage import Again, derived
+from lowtide.ops.lineage import derived
 
 SIX, EIGHT = Affine(6, 64), Affine(8, 64)
 ROWS, WIDTH = (4, 9), 64
