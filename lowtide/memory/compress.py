@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..errors import Unsupported
 from ..ops.unary import MODULES
 from .attention import RECURRENT
 from .policy import Policy
@@ -25,7 +26,18 @@ def compress(model: nn.Module, policy: Policy) -> nn.Module:
 
     Returns:
         The same object.
+
+    Raises:
+        Unsupported: The policy keeps nothing but the inputs of blocks, and the model is not one of
+            `lowtide.apply`, which knows its blocks.
     """
+    if policy.checkpointing and not hasattr(model, "checkpointing"):
+        raise Unsupported(
+            f"the policy recomputes blocks, and {type(model).__name__} does not say which: expected"
+            " a model of lowtide.apply; policy tight compresses any model"
+        )
+    if policy.checkpointing and not model.checkpointing:
+        model.checkpointing = True  # type: ignore[assignment]
     decompress(model)
     if policy == Policy.exact():
         return model

@@ -242,3 +242,16 @@ def test_compiles_without_a_break(policy: str) -> None:
     near(backward(compiled, x), backward(eager, x))
     a, b = (torch.cat([g.flatten() for g in gradients(m).values()]) for m in (twin, eager))
     assert F.cosine_similarity(a, b, dim=0) > 0.99
+
+
+def test_a_policy_of_blocks_recomputes_them_or_refuses() -> None:
+    tuned = apply(tiny("vit").float(), METHODS["bias"]()).train()
+    x = images(tuned.backbone)
+    exact = kept_bytes(tuned, x)
+    compress(tuned, Policy.blocks())
+    assert tuned.checkpointing == len(tuned.backbone.blocks)
+    assert kept_bytes(tuned, x) < exact / 4
+    plain = tiny("vit").float()
+    with pytest.raises(Unsupported, match="does not say which: expected a model of lowtide.apply"):
+        compress(plain, Policy.blocks())
+    assert type(plain).__module__.startswith("timm.") and not hasattr(plain, "_lowtide_plain")
