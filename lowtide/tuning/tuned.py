@@ -428,7 +428,8 @@ def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
     backbone, it merges into the original weights.
 
     Args:
-        model: A tuned model, its adapters in place, or a backbone; changed in place.
+        model: A tuned model, its adapters in place; or a backbone, all of which is frozen with it.
+            Changed in place.
         dtype: `bf16`, `int8`, `nf4` or `int4`; `fp32` makes the weights wide again, rounded as they
             are.
 
