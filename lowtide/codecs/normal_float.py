@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -170,7 +169,6 @@ class NormalFloat:
         return per_number[: residue.numel()].view(residue.shape)
 
 
-@functools.cache
 def dynamic_tree() -> tuple[float, ...]:
     """List the 8-bit numbers of dynamic tree quantisation.
 
@@ -186,5 +184,9 @@ def dynamic_tree() -> tuple[float, ...]:
     return tuple(sorted(found))
 
 
+TREE = dynamic_tree()
+"""The levels of a scale."""
+
+
 def _eight_bits(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(dynamic_tree(), device=device, dtype=dtype)
+    return torch.tensor(TREE, device=device, dtype=dtype)

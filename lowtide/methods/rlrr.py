@@ -221,7 +221,7 @@ def _forward(
     weight: Tensor,
     right: Tensor | None,
     *left: Tensor,
-    slabs: Slabs | None,
+    slabs: Slabs | None = None,
 ) -> Forward:
     y = _product(x, slabs.whole(weight, x.dtype) if slabs else weight.to(x.dtype), left)
     y = y if right is None else y * right
@@ -229,7 +229,12 @@ def _forward(
 
 
 def _backward(
-    needs: Needs, residues: tuple[Tensor, ...], extras: Any, dy: Tensor, *, slabs: Slabs | None
+    needs: Needs,
+    residues: tuple[Tensor, ...],
+    extras: Any,
+    dy: Tensor,
+    *,
+    slabs: Slabs | None = None,
 ) -> Tensors:
     weight, right, left = extras[0], extras[1], extras[2:]
     weight = slabs.whole(weight, dy.dtype) if slabs else weight.to(dy.dtype)

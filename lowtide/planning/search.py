@@ -197,13 +197,19 @@ class _Search:
         """The smallest peak that was planned."""
         return min(self.tried.values(), key=lambda c: c.plan.peak_bytes)
 
+    @property
+    def idle(self) -> set[str]:
+        """Options that change nothing here: no weight is frozen, or no block can be recomputed."""
+        rounds, recomputes = any(packable(self.tuned.backbone, "bf16")), self.tuned.recomputes
+        return {n for n, on in (("frozen_dtype", rounds), ("checkpointing", recomputes)) if not on}
+
     def run(self, steps: Sequence[StepConfig]) -> list[Choice]:
         """Give the largest micro-batch of each step that fits, where the step can gain."""
         choices: list[Choice] = []
         whole: list[StepConfig] = []
-        if not any(packable(self.tuned.backbone, "bf16")):  # all of it trains
+        if "frozen_dtype" in self.idle:
             steps = [s for s in steps if s.frozen_dtype == "fp32"] or steps
-        if not self.tuned.recomputes:  # then checkpointing changes nothing
+        if "checkpointing" in self.idle:
             steps = [s for s in steps if not s.checkpointing] or steps
         for step in steps:
             if any(_keeps_no_more(step, other) for other in whole):
@@ -256,7 +262,7 @@ class _Search:
             self.at(replace(step, recomputed_blocks=None))
         for name, values in vary.items():
             place = values.index(getattr(step, name))
-            if values[place + 1 :] and (name != "checkpointing" or self.tuned.recomputes):
+            if values[place + 1 :] and name not in self.idle:
                 self._try(replace(step, **{name: values[place + 1]}))
         most = LOWER * choice.plan.peak_bytes
         below = [c for c in self.tried.values() if c.plan.peak_bytes <= most]
