@@ -109,7 +109,7 @@ def chunks(
     rows = max(1, least, most // max(1, m))
     rows -= rows % ALIGNED if ALIGNED < rows < n else 0
     starts = [at for at in range(0, n, rows) if at == 0 or n - at >= least]
-    queries = [slice(*ends) for ends in zip(starts, (*starts[1:], n), strict=True)]
+    queries = [slice(*ends) for ends in itertools.pairwise((*starts, n))]
     for where in itertools.product(*map(_slices, lead, steps)):
         yield [Chunk(where, lead[-1], some) for some in queries]
 

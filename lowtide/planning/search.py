@@ -100,10 +100,9 @@ def parse_bytes(text: str) -> int:
         InputError: It is no size.
     """
     found = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([KMGT]?)(i?)(B?)", text.strip(), re.IGNORECASE)
-    try:
+    number = 0.0
+    with contextlib.suppress(ValueError):
         number = float(found[1]) if found else 0.0
-    except ValueError:
-        number = 0.0
     if found is None or not 0 < number < 2**60 or (found[3] and not found[2]):
         raise InputError(f"{text!r} is no size in bytes: write 640MiB, 1GiB, 1.5GB or 2e9")
     return int(number * (1024 if found[3] else 1000) ** UNITS[found[2].upper()])
@@ -200,17 +199,16 @@ class _Search:
     @property
     def idle(self) -> set[str]:
         """Options that change nothing here: no weight is frozen, or no block can be recomputed."""
-        rounds, recomputes = any(packable(self.tuned.backbone, "bf16")), self.tuned.recomputes
-        return {n for n, on in (("frozen_dtype", rounds), ("checkpointing", recomputes)) if not on}
+        some_frozen, some_blocks = packable(self.tuned.backbone, "bf16"), self.tuned.recomputes
+        works = {"frozen_dtype": any(some_frozen), "checkpointing": some_blocks}
+        return {name for name, does in works.items() if not does}
 
     def run(self, steps: Sequence[StepConfig]) -> list[Choice]:
         """Give the largest micro-batch of each step that fits, where the step can gain."""
         choices: list[Choice] = []
         whole: list[StepConfig] = []
-        if "frozen_dtype" in self.idle:
-            steps = [s for s in steps if s.frozen_dtype == "fp32"] or steps
-        if "checkpointing" in self.idle:
-            steps = [s for s in steps if not s.checkpointing] or steps
+        for name in self.idle:
+            steps = [s for s in steps if getattr(s, name) == ALTERNATIVES[name][0]] or steps
         for step in steps:
             if any(_keeps_no_more(step, other) for other in whole):
                 continue
