@@ -58,9 +58,11 @@ class Frozen(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **others: Any
     ) -> None:
-        wide = state_dict.pop(f"{prefix}weight", None)
+        wide = state_dict.get(f"{prefix}weight")
         if wide is not None and wide.shape == self.slabs.shape:
-            slabs, state_dict[prefix + PACKED] = Slabs.pack(self.slabs.codec, wide)
+            packed = Slabs.pack(self.slabs.codec, wide.to(self.slabs.dtype))[1]
+            del state_dict[f"{prefix}weight"]
+            state_dict[prefix + PACKED] = packed
         super()._load_from_state_dict(state_dict, prefix, *rest, **others)
 
     def extra_repr(self) -> str:
@@ -246,13 +248,9 @@ def hidden_numbers(model: nn.Module) -> int:
 
 def _rename(module: nn.Module, name: str, to: str, value: nn.Parameter) -> None:
     """Put a parameter in the place of another, in the order of before."""
-    own = {to if k == name else k: value if k == name else p for k, p in _own(module)}
+    before = dict(module._parameters)
     module._parameters.clear()
-    module._parameters.update(own)
-
-
-def _own(module: nn.Module) -> list[tuple[str, Any]]:
-    return list(module._parameters.items())
+    module._parameters.update((to, value) if key == name else (key, p) for key, p in before.items())
 
 
 def _packs(module: nn.Module, dtype: FrozenDtype) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from torch import Tensor, nn
 
 from ..families import logit_maps
@@ -52,11 +52,9 @@ def images_for_probe(tuned: Tuned, images: int) -> int:
     Returns:
         As many as time and memory allow; 0 where the classifier reads no vector per image.
     """
-    maps = logit_maps(tuned.backbone, tuned.heads)
-    widths = [m.in_features for m in maps if isinstance(m, nn.Linear)]
-    if not maps or len(widths) < len(maps):
+    width = sum(m.in_features for m in _probed(tuned))
+    if not width:
         return 0
-    width = sum(widths)
     return min(images, MEMORY // (4 * width), WORK // (width * tuned.num_classes))
 
 
@@ -78,7 +76,7 @@ def start_at_probe(
     Returns:
         Whether there was anything to fit: features of one vector per image, and two classes.
     """
-    maps = [m for m in logit_maps(tuned.backbone, tuned.heads) if isinstance(m, nn.Linear)]
+    maps = _probed(tuned)
     given: list[list[Tensor]] = [[] for _ in maps]
     hooks = [
         m.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].float().cpu()))
@@ -107,6 +105,13 @@ def start_at_probe(
     return True
 
 
+def _probed(tuned: Tuned) -> list[nn.Linear]:
+    """Find the linear maps that give the logits; none where something else gives some of them."""
+    maps = logit_maps(tuned.backbone, tuned.heads)
+    linear = [m for m in maps if isinstance(m, nn.Linear)]
+    return linear if len(linear) == len(maps) else []
+
+
 def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> Probe:
     """Fit multinomial logistic regression, its penalty chosen by cross-validation.
 
@@ -129,7 +134,9 @@ def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> Probe:
     spread = float(np.std(x - mean)) or 1.0
     z = (x - mean) / spread
     strength = _strength(z, y, seed)
-    model = _fitted(strength, z, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = _regression(strength).fit(z, y)
     some_w, some_b = model.coef_, model.intercept_
     if len(some_b) == 1:  # of two classes scikit-learn fits the difference
         some_w, some_b = (
@@ -147,25 +154,16 @@ def _strength(z: np.ndarray, y: np.ndarray, seed: int) -> float:
     """Choose the penalty on some of the images."""
     some = np.random.default_rng(seed).permutation(len(z))[:TRIED]
     z, y = z[some], y[some]
-    if np.bincount(y).max() < FOLDS:
+    *_, second, first = sorted(np.bincount(y, minlength=2))
+    if first < FOLDS or second < 2:  # some fold would leave one class to learn from, or none
         return 1.0
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    scores = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
-        for strength in STRENGTHS:
-            scores.append(_score(strength, z, y, folds))
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        scores = [cross_val_score(_regression(c), z, y, cv=folds).mean() for c in STRENGTHS]
     return STRENGTHS[int(np.argmax(scores))]
 
 
-def _score(strength: float, z: np.ndarray, y: np.ndarray, folds: StratifiedKFold) -> float:
-    found = []
-    for train, held in folds.split(z, y):
-        found.append(_fitted(strength, z[train], y[train]).score(z[held], y[held]))
-    return float(np.mean(found))
-
-
-def _fitted(strength: float, z: np.ndarray, y: np.ndarray) -> LogisticRegression:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=300).fit(z, y)
+def _regression(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=300)

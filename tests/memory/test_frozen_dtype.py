@@ -416,6 +416,25 @@ def test_states_are_those_of_the_bytes_and_wide_ones_are_rounded(dtype: str) -> 
         near(other(x), y)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_state_of_another_precision_is_rounded_as_one_of_the_models_own(dtype: str) -> None:
+    wide = tiny("vit").float().state_dict()
+    frozen = set_frozen_dtype(tiny("vit").float().double(), dtype)
+    own = frozen.state_dict()
+    for p in frozen.parameters():
+        p.detach().zero_()
+    frozen.load_state_dict(wide)
+    for name, value in frozen.state_dict().items():
+        assert torch.equal(value, own[name]), name
+
+
+def test_a_wide_weight_of_another_shape_is_named() -> None:
+    frozen = set_frozen_dtype(tiny("vit"), "nf4")
+    wide = {**tiny("vit").state_dict(), "blocks.0.mlp.fc1.weight": torch.zeros(3, 4)}
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.mlp\.fc1\.weight"):
+        frozen.load_state_dict(wide)
+
+
 def test_no_cast_changes_the_bytes() -> None:
     model = set_frozen_dtype(tiny("vit"), "nf4")
     before = [m.packed.clone() for m in model.modules() if isinstance(m, Frozen)]

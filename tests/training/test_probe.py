@@ -61,6 +61,11 @@ def test_a_class_that_no_image_has_gets_no_weight():
 def test_few_images_of_a_class_or_equal_features_are_no_trouble():
     x, y = clouds(3, each=1)
     assert (fit(x, y, 3, seed=0).weight @ x.T).shape == (3, 3)
+    lonely = np.arange(len(x)) == 0
+    x = np.concatenate([x, x + 0.1, x - 0.1, x + 0.2])
+    y = np.concatenate([lonely, np.zeros(9, bool)]).astype(int)
+    for seed in range(5):
+        assert np.isfinite(fit(x, y, 2, seed).weight).all()
     alike = fit(np.ones((8, 4), np.float32), np.arange(8) % 2, 2, seed=0)
     assert np.isfinite(alike.weight).all() and np.isfinite(alike.bias).all()
 
