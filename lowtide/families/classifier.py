@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from ..core.graft import Graft
+from ..core.graft import root
 from ..core.wrapped import numbers_of
 from ..errors import InputError, UnknownName
 from ..versions import on_meta
@@ -71,12 +71,7 @@ def logit_maps(model: nn.Module, heads: Iterable[str]) -> list[nn.Linear | nn.Co
     Returns:
         The last linear map or convolution of each of them that has one.
     """
-    found = []
-    for path in heads:
-        module = model.get_submodule(path)
-        root = module.root if isinstance(module, Graft) else module
-        found += _maps(root)[-1:]
-    return found
+    return [m for path in heads for m in _maps(root(model.get_submodule(path)))[-1:]]
 
 
 def new_classifier(model: nn.Module, classes: int, init: HeadInit) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ def watch_parameter_reads(model: nn.Module, paths: Iterable[str]) -> set[str]:
     reader would miss what it looks for, or train an adapter it never calls.
 
     Args:
-        model: Changed in place, for good: a meta.
+        model: Changed in place, for good: a copy on the meta device.
         paths: The modules.
 
     Returns:

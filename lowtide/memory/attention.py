@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models import beit, eva, swin_transformer, swin_transformer_v2, vision_transformer
+from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -21,7 +21,7 @@ from ..codecs.base import Residue
 from ..core.wrapped import plain_kind
 from ..ops.again import Derived
 from ..ops.attention_recompute import recompute
-from ..ops.attention_windows import recompute_windows, windows_at_once
+from ..ops.attention_windows import WINDOWED, recompute_windows, windows_at_once
 from ..ops.lineage import derived, remember
 from ..ops.region import forgetting, region
 from ..ops.saved import keep
@@ -35,8 +35,7 @@ ATTENTIONS: tuple[type[nn.Module], ...] = (
     *classes("timm.layers", "AttentionRope"),
     beit.Attention,
     eva.EvaAttention,
-    swin_transformer.WindowAttention,
-    swin_transformer_v2.WindowAttention,
+    *WINDOWED,
     *classes("timm.models.gemma4_vit", "Gemma4Attention"),
     nn.MultiheadAttention,
 )

@@ -21,18 +21,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
 from ..core.wrapped import plain_kind
-
-MLPS: tuple[type[nn.Module], ...] = (
-    layers.Mlp,
-    layers.GluMlp,
-    layers.SwiGLU,
-    layers.ConvMlp,
-    layers.GlobalResponseNormMlp,
-)
-"""Modules that treat every image by itself and are widest inside."""
+from ..ops.attention_chunks import ALIGNED
 
 TOKEN_MLPS: tuple[type[nn.Module], ...] = (layers.Mlp, layers.GluMlp, layers.SwiGLU)
-"""Those of them that treat every token by itself, if all they hold does."""
+"""Modules that treat every token by itself, if all they hold does, and are widest inside."""
+
+MLPS = (*TOKEN_MLPS, layers.ConvMlp, layers.GlobalResponseNormMlp)
+"""These, and others as wide that treat every image by itself."""
 
 POSITIONWISE: tuple[type[nn.Module], ...] = (
     *(nn.Linear, nn.Identity, nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.ParameterDict),
@@ -44,8 +39,6 @@ POSITIONWISE: tuple[type[nn.Module], ...] = (
 """Modules that map the last axis, whatever stands in front of it; a norm if it is over that axis.
 """
 
-ALIGNED = 64
-"""Tokens of a chunk are a multiple of it, for a product to add up in the same order as whole."""
 LEAST = 16
 """Fewer tokens than these stay with the chunk before: processors multiply a row or two otherwise.
 """

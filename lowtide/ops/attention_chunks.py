@@ -19,7 +19,7 @@ from .softmax import softmax_backward
 CHUNK = 1 << 21
 """Numbers of the attention matrix that are made at a time, or one row of it if that is more."""
 ALIGNED = 64
-"""Query rows of a chunk are a multiple of it if there are as many: processors multiply so."""
+"""Rows of a chunk are a multiple of it if there are as many: products add up as those of all."""
 
 
 @dataclass(frozen=True)

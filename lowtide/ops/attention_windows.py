@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -55,7 +56,7 @@ def windows_at_once(
     step = whole if most >= image else most
     starts = [at for first in range(0, len(x), whole) for at in range(first, first + whole, step)]
     starts = [at for at in starts if at < len(x)]
-    return [slice(*ends) for ends in zip(starts, (*starts[1:], len(x)), strict=True)]
+    return [slice(*ends) for ends in itertools.pairwise((*starts, len(x)))]
 
 
 def recompute_windows(

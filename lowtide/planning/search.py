@@ -190,18 +190,14 @@ class _Search:
     def __post_init__(self) -> None:
         self.tried: dict[StepConfig, Choice] = {}
         self.shared = shares_statistics(self.tuned.train())
+        some_frozen, some_blocks = packable(self.tuned.backbone, "bf16"), self.tuned.recomputes
+        works = {"frozen_dtype": any(some_frozen), "checkpointing": some_blocks}
+        self.idle = {name for name, does in works.items() if not does}  # they change nothing here
 
     @property
     def least(self) -> Choice:
         """The smallest peak that was planned."""
         return min(self.tried.values(), key=lambda c: c.plan.peak_bytes)
-
-    @property
-    def idle(self) -> set[str]:
-        """Options that change nothing here: no weight is frozen, or no block can be recomputed."""
-        some_frozen, some_blocks = packable(self.tuned.backbone, "bf16"), self.tuned.recomputes
-        works = {"frozen_dtype": any(some_frozen), "checkpointing": some_blocks}
-        return {name for name, does in works.items() if not does}
 
     def run(self, steps: Sequence[StepConfig]) -> list[Choice]:
         """Give the largest micro-batch of each step that fits, where the step can gain."""
