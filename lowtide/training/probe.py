@@ -139,10 +139,8 @@ def fit(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> Probe:
         model = _regression(strength).fit(z, y)
     some_w, some_b = model.coef_, model.intercept_
     if len(some_b) == 1:  # of two classes scikit-learn fits the difference
-        some_w, some_b = (
-            np.concatenate([-some_w, some_w]) / 2,
-            np.concatenate([-some_b, some_b]) / 2,
-        )
+        half = np.array([-0.5, 0.5])
+        some_w, some_b = half[:, None] * some_w, half * some_b
     weight = np.zeros((classes, x.shape[1]), np.float32)
     bias = np.full(classes, some_b.min(), np.float32)
     weight[model.classes_] = some_w / spread
