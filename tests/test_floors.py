@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("memory",),
     ("methods", "families"),
     ("tuning",),
+    ("multi_adapter",),
     ("planning",),
     ("data", "presets"),
     ("training",),
