@@ -37,15 +37,24 @@ class MultiAdapter(nn.Module):
 
     Attributes:
         configs: What is known of each adapter: methods, classes, pre-processing.
+        rows_at_once: Most feature maps, of all adapters, that a block is run on at once; more are
+            run in parts, which bounds memory and keeps a processor's caches warm.
     """
 
-    def __init__(self, backbone: Any, adapters: Mapping[str, Path | str] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        adapters: Mapping[str, Path | str] | None = None,
+        *,
+        rows_at_once: int = 32,
+    ) -> None:
         """Put adapters on a backbone.
 
         Args:
             backbone: The backbone they were trained on, with the same pre-trained weights; frozen,
                 and plain between calls.
             adapters: Folders by name, as `Tuned.save_pretrained` and `lowtide train` write them.
+            rows_at_once: See the attributes; more is faster on a GPU.
 
         Raises:
             InputError: A folder holds no adapter, or one for another backbone.
@@ -53,7 +62,9 @@ class MultiAdapter(nn.Module):
                 what cannot be shared.
         """
         super().__init__()
-        adapters = dict(adapters or {})
+        if rows_at_once < 1:
+            raise InputError(f"rows_at_once is at least 1, not {rows_at_once}")
+        adapters, self.rows_at_once = dict(adapters or {}), rows_at_once
         for folder in adapters.values():
             _refuse_overwriting(_config(folder), folder)
         backbone = unwrapped(backbone)
@@ -230,7 +241,7 @@ class MultiAdapter(nn.Module):
         return Stream(x, riders, (x.shape[-2], x.shape[-1]))
 
     def _run(self, streams: list[Stream]) -> dict[str, Tensor]:
-        return Streams(self._tuned, self._regions, streams).run()
+        return Streams(self._tuned, self._regions, streams, self.rows_at_once).run()
 
     def train(self, mode: bool = True) -> MultiAdapter:
         """Stay in eval mode; adapters are trained one by one.

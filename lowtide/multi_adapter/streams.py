@@ -126,15 +126,19 @@ class _Run:
 class Streams:
     """One forward of many adapters."""
 
-    def __init__(self, tuned: StagedModel, regions: Regions, streams: list[Stream]) -> None:
+    def __init__(
+        self, tuned: StagedModel, regions: Regions, streams: list[Stream], rows_at_once: int
+    ) -> None:
         """Begin with the images.
 
         Args:
             tuned: The backbone, plain.
             regions: Where its places are reached.
             streams: Images, each with the adapters that are to see it.
+            rows_at_once: Most rows that an element is run on at once, of several adapters.
         """
         self._tuned, self._chain = tuned, regions.chain
+        self._rows_at_once = rows_at_once
         self._streams = streams
         riders = {r.name: r for s in streams for r in s.riders}
         self._states: dict[str, dict[str, Any]] = {
@@ -172,7 +176,8 @@ class Streams:
         for run in runs:
             groups.setdefault(run.key(element), []).append(run)
         for group in groups.values():
-            self._compute(element, call(group[0].size), group)
+            for part in _parts(group, self._rows_at_once):
+                self._compute(element, call(part[0].size), part)
         self._streams = [
             s
             for stream, answers in zip(self._streams, asked, strict=True)
@@ -290,6 +295,17 @@ def _parted(stream: Stream, element: str) -> Iterable[Stream]:
     stay = tuple(r for r in stream.riders if element not in r.edits)
     leave = [Stream(stream.x, (r,), stream.size) for r in stream.riders if element in r.edits]
     return (*leave, Stream(stream.x, stay, stream.size)) if stay else leave
+
+
+def _parts(group: Sequence[_Run], most: int) -> Iterator[list[_Run]]:
+    """Cut runs into parts of at most so many rows, a single run never."""
+    part: list[_Run] = []
+    for run in group:
+        if part and sum(len(r.x) for r in (*part, run)) > most:
+            yield part
+            part = []
+        part.append(run)
+    yield part
 
 
 def _by_rows(functions: Sequence[Between], rows: list[int]) -> Between:
