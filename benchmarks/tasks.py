@@ -2,8 +2,8 @@
 
     python benchmarks/tasks.py [--model NAME] [--rows FILE] [--threads T] [--rounds R]
 
-What is compared takes turns, so that whatever else the machine does falls on all of it; a number is
-the median over the rounds of the ratio within a round. In brackets the ratio of processor time. Each
+What is compared takes turns, so that whatever else the machine does falls on all of it; a number
+is the median over the rounds of the ratio within a round, in brackets that of processor time. Each
 row is kept in the file when it is finished, and not measured again. Weights are random.
 """
 
@@ -175,7 +175,8 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
         gc.collect()
     print(
-        "| adapters | together, s | to one alone | to one after another | to peft |\n|---|---|---|---|---|"
+        "| adapters | together, s | to one alone | to one after another | to peft |\n"
+        "|---|---|---|---|---|"
     )
     for (model, name, threads), row in found.items():
         if (model, threads) == (args.model, args.threads):
