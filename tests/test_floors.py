@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "presets"),
     ("training",),
     ("inference",),
+    ("serving",),
     ("bench", "inspect", "report"),
     ("commands",),
     ("cli",),

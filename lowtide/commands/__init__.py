@@ -1,7 +1,7 @@
 """One command, one file: `SUMMARY` is its line in the help, the function of its name runs it.
 
-Imports errors, versions, paths, values, core, methods, families, tuning, planning, data, presets,
-training, inference, bench, inspect, report.
+Imports errors, versions, paths, extras, values, core, methods, families, tuning, planning, data,
+presets, training, inference, serving, bench, inspect, report.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from . import (
     predict,
     presets,
     report,
+    serve,
     train,
 )
 
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "bench": (bench.bench, bench.SUMMARY),
     "eval": (evaluate.evaluate, evaluate.SUMMARY),
     "predict": (predict.predict, predict.SUMMARY),
+    "serve": (serve.serve, serve.SUMMARY),
     "merge": (merge.merge, merge.SUMMARY),
     "report": (report.report, report.SUMMARY),
     "inspect": (inspect.inspect, inspect.SUMMARY),
