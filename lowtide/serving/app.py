@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,6 +34,43 @@ OWN = {"/", PATH}
 """Addresses of LitServe's that are not served: its greeting, and its way to a worker."""
 
 
+class Listening(socket.socket):
+    """A socket that listens no more once one process closes it, whoever else holds it.
+
+    LitServe's other processes hold it too, and the kernel would go on taking connections for them.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self._same = socket.socket(
+            fileno=os.dup(fileno)
+        )  # an event loop may have closed the other by itself
+
+    def close(self) -> None:
+        """Have the kernel take no more connections."""
+        with contextlib.suppress(OSError):
+            self._same.shutdown(socket.SHUT_RDWR)
+        super().close()
+
+
+class Server(LitServer):
+    """LitServe's, which takes no connections that nobody will answer."""
+
+    def _start_server(
+        self, port: Any, count: int, level: Any, sockets: Any, *rest: Any, **more: Any
+    ) -> Any:
+        listening = [Listening(s.detach()) for s in sockets]
+        return super()._start_server(port, count, level, listening, *rest, **more)
+
+    def drain(self) -> None:
+        """Take no more requests, and answer those that were taken."""
+        serving = [p for p in multiprocessing.active_children() if p.name.startswith("LitServer-")]
+        for child in serving:
+            child.terminate()
+        for child in serving:
+            child.join(DRAIN)
+
+
 class Front:
     """Checks requests, hands their images to LitServe one by one, and puts answers together."""
 
@@ -47,7 +86,7 @@ class Front:
         self._tasks, self._limits = tasks, limits
         self._metrics, self._waiting = Metrics(), 0
         self._changing = asyncio.Lock()
-        self.server = LitServer(worker, timeout=False, disable_openapi_url=True, **options)
+        self.server = Server(worker, timeout=False, disable_openapi_url=True, **options)
         self._handler = RegularRequestHandler(worker, self.server)
         app, allowed = self.server.app, [Depends(self.server.setup_auth())]
         app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") not in OWN]
@@ -187,10 +226,7 @@ def serve(front: Front, host: str, port: int) -> None:
     def drain(*_: object) -> None:
         if os.getpid() != main:
             raise SystemExit(0)
-        for child in multiprocessing.active_children():
-            if child.name.startswith("LitServer-"):
-                child.terminate()  # uvicorn then takes no more requests, and answers those it has
-                child.join(DRAIN)
+        front.server.drain()
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, drain)
