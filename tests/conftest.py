@@ -69,6 +69,7 @@ COMPILES = {  # the same laws hold on a ViT in the short suite
     "test_everything_at_once_compiles_without_a_break[lora]",
 }
 STARTS_PROCESSES = {
+    "test_a_server_from_start_to_end",
     "test_each_row_may_use_several_processes",
     "test_equal_to_the_definitions",
     "test_two_processes",

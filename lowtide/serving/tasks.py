@@ -215,7 +215,7 @@ class Tasks:
             here, there = getattr(task.config, what), getattr(first.config, what)
             if (here or "fp32") != (there or "fp32"):
                 raise InputError(
-                    f"{task.folder} and {first.folder} have backbones of different"
+                    f"tasks {task.name} and {first.name} have backbones of different"
                     f" {'weights' if what == 'base_model_sha256' else 'frozen dtypes'}; start a"
                     " server for each"
                 )
