@@ -36,30 +36,7 @@ def serve(args: Sequence[str]) -> None:
     Raises:
         InputError: A run cannot be served, or `--adapters` is no folder.
     """
-    parser = Parser("serve", SUMMARY)
-    parser.add_argument("runs", type=str, nargs="+", help="Run folders, RUN or NAME=RUN.")
-    parser.add_argument("--host", type=Host, default="127.0.0.1", help="Address to listen on.")
-    parser.add_argument("--port", type=Port, default=8000, help="Port to listen on.")
-    parser.add_argument("--workers", type=Count, default=1, help="Processes with a backbone each.")
-    parser.add_argument("--batch-size", type=Batch, default=32, help="Most images of a batch.")
-    parser.add_argument(
-        "--batch-wait", type=Ratio, default=0.005, help="Seconds to wait for a batch to fill."
-    )
-    parser.add_argument("--top", type=Count, default=5, help="How many classes to answer.")
-    parser.add_argument(
-        "--adapters", type=str, help="Folder whose runs may be added while it serves."
-    )
-    parser.add_argument(
-        "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
-    )
-    parser.add_argument(
-        "--device", type=Literal["auto", "cpu"], default="auto", help="auto or cpu."
-    )
-    for field in fields(Limits):
-        name = f"--{field.name.replace('_', '-')}"
-        kind = hints(Limits)[field.name]
-        parser.add_argument(name, type=kind, default=field.default, help=HELP[field.name])
-    given = parser.read(args)
+    given = _parser().read(args)
     extra("litserve", "serve")
     app = extra("lowtide.serving.app", "serve")
     root = Path(given["adapters"]) if given["adapters"] else None
@@ -83,3 +60,30 @@ def serve(args: Sequence[str]) -> None:
     )
     print(f"serving {', '.join(runs)} on http://{given['host']}:{given['port']}", flush=True)
     app.serve(front, given["host"], given["port"])
+
+
+def _parser() -> Parser:
+    parser = Parser("serve", SUMMARY)
+    parser.add_argument("runs", type=str, nargs="+", help="Run folders, RUN or NAME=RUN.")
+    parser.add_argument("--host", type=Host, default="127.0.0.1", help="Address to listen on.")
+    parser.add_argument("--port", type=Port, default=8000, help="Port to listen on.")
+    parser.add_argument("--workers", type=Count, default=1, help="Processes with a backbone each.")
+    parser.add_argument("--batch-size", type=Batch, default=32, help="Most images of a batch.")
+    parser.add_argument(
+        "--batch-wait", type=Ratio, default=0.005, help="Seconds to wait for a batch to fill."
+    )
+    parser.add_argument("--top", type=Count, default=5, help="How many classes to answer.")
+    parser.add_argument(
+        "--adapters", type=str, help="Folder whose runs may be added while it serves."
+    )
+    parser.add_argument(
+        "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
+    )
+    parser.add_argument(
+        "--device", type=Literal["auto", "cpu"], default="auto", help="auto or cpu."
+    )
+    for field in fields(Limits):
+        name = f"--{field.name.replace('_', '-')}"
+        kind = hints(Limits)[field.name]
+        parser.add_argument(name, type=kind, default=field.default, help=HELP[field.name])
+    return parser

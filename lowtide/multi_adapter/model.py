@@ -18,7 +18,8 @@ from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import read_config
 from ..tuning.tuned import Tuned
 from .regions import Regions
-from .streams import Rider, Stream, Streams
+from .rider import Rider, nbytes
+from .streams import Stream, Streams
 
 Images = Tensor | Mapping[str, Tensor]
 
@@ -74,7 +75,9 @@ class MultiAdapter(nn.Module):
         self._tuned = Tuned(backbone).eval()
         if not self._tuned.heads:
             raise InputError("the backbone has no classifier, and no adapter tells its classes")
-        self._refuse_no_head(backbone)
+        if not hasattr(backbone, "forward_head"):
+            kind = type(backbone).__name__
+            raise Unsupported(f"{kind} has no forward_features and forward_head, as timm's have")
         self._regions = Regions(
             self._tuned, self._tuned.sites, self._tuned.heads, image_shape(backbone)
         )
@@ -83,13 +86,6 @@ class MultiAdapter(nn.Module):
         self._lock = threading.RLock()  # edits stand in the one backbone while it runs
         for name, folder in adapters.items():
             self.load_adapter(folder, name)
-
-    def _refuse_no_head(self, backbone: Any) -> None:
-        if not hasattr(backbone, "forward_head"):
-            raise Unsupported(
-                f"nothing tells where {type(backbone).__name__} has its features and its"
-                " classifier: it has no forward_features and forward_head, as timm's models have"
-            )
 
     @property
     def backbone(self) -> nn.Module:
@@ -129,10 +125,6 @@ class MultiAdapter(nn.Module):
             except Unsupported:
                 del tuned.adapters[name]
                 raise
-            for _, side in adapter.sides:
-                side.eval()
-            for _, _, graft in adapter.grafts:
-                graft.eval()
             self._riders[name], self.configs[name] = rider, config
 
     def delete_adapter(self, name: str) -> None:
@@ -264,12 +256,7 @@ class MultiAdapter(nn.Module):
         """Take the adapters along, to another device or dtype."""
         super()._apply(fn, recurse)
         for rider in self._riders.values():
-            for _, side in rider.sides:
-                side._apply(fn)
-            for edits in rider.every():
-                for tensor in (*edits.tensors.values(), *edits.thawed.values()):
-                    tensor.data = fn(tensor.data)
-                edits.__dict__.pop("kind", None)
+            rider.convert(fn)
         return self
 
     def backbone_nbytes(self) -> int:
@@ -278,7 +265,7 @@ class MultiAdapter(nn.Module):
         Returns:
             Of its parameters and buffers, its own classifier included.
         """
-        return _nbytes([*self.backbone.parameters(), *self.backbone.buffers()])
+        return nbytes([*self.backbone.parameters(), *self.backbone.buffers()])
 
     def adapter_nbytes(self, name: str) -> int:
         """Count the bytes that one adapter adds.
@@ -289,10 +276,7 @@ class MultiAdapter(nn.Module):
         Returns:
             Of what trained, its classifier and its own copies of the backbone's weights included.
         """
-        rider = self._rider(name)
-        own = [t for e in rider.every() for t in (*e.tensors.values(), *e.thawed.values())]
-        sides = [t for _, side in rider.sides for t in (*side.parameters(), *side.buffers())]
-        return _nbytes([*own, *sides])
+        return self._rider(name).nbytes
 
     @property
     def nbytes(self) -> int:
@@ -310,12 +294,6 @@ def _refuse_overwriting(config: AdapterConfig, folder: Path | str) -> None:
             f"{folder}: {whole[0]} changes every weight of the backbone, and nothing is left to"
             " share; load it alone with lowtide.load"
         )
-
-
-def _nbytes(tensors: Iterable[Tensor]) -> int:
-    """Count bytes; tensors that several places share are counted once."""
-    storages = {t.untyped_storage()._cdata: t.nbytes for t in tensors}
-    return sum(storages.values())
 
 
 def _what(x: Any) -> str:

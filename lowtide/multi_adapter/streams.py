@@ -9,62 +9,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.graft import Block, Side, find
+from ..core.graft import Block, find
 from ..families import Context
-from ..tuning.adapter import Adapter
 from ..tuning.side_execution import STEM, Between, StagedModel, along
-from .edits import Edits, edits_of, in_place, replaced
+from .edits import in_place, replaced
 from .regions import FINISH, HEAD, Regions
+from .rider import Rider
 from .together import Together, joined
-
-
-@dataclass
-class Rider:
-    """An adapter, as the engine sees it.
-
-    Attributes:
-        name: Its name.
-        sides: Its side networks, with their names.
-        edits: Its edits by element of the forward, and there by path.
-        alone: Elements that must run for it alone.
-    """
-
-    name: str
-    sides: list[tuple[str, Side]]
-    edits: dict[str, dict[str, Edits]] = field(default_factory=dict)
-    alone: set[str] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, name: str, adapter: Adapter, backbone: nn.Module, regions: Regions) -> Rider:
-        """Sort an adapter's edits.
-
-        Args:
-            name: Its name.
-            adapter: The adapter, not in place.
-            backbone: The backbone, plain.
-            regions: Where its places are reached.
-
-        Returns:
-            The rider.
-        """
-        rider = cls(name, adapter.sides)
-        for path, edits in edits_of(adapter).items():
-            region = regions.of(path)
-            rider.edits.setdefault(region, {})[path] = edits
-            if not (regions.aligned(path) and edits.share(backbone.get_submodule(path))):
-                rider.alone.add(region)
-        return rider
-
-    def every(self) -> Iterator[Edits]:
-        """List its edits.
-
-        Yields:
-            Those of each place.
-        """
-        for by_path in self.edits.values():
-            yield from by_path.values()
 
 
 @dataclass
