@@ -88,6 +88,7 @@ THINNED = {
     ("methods", "test_methods.py"): 5,
     ("memory", "test_gradient_checkpointing.py"): 5,
     ("planning", "test_plan.py"): 3,
+    ("multi_adapter", "test_multi_adapter.py"): 5,
 }
 RANKS = {name: i for names in (sorted(METHODS), sorted(TABLES)) for i, name in enumerate(names)}
 

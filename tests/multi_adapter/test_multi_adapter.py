@@ -27,6 +27,12 @@ def made(name: str, **options: object) -> Method:
     return METHODS[name](**OPTIONS.get(name, {}), **options)
 
 
+@cache
+def tuned_alone(family: str) -> Tuned:
+    """A backbone that has one adapter in place at a time."""
+    return Tuned(tiny(family)).eval()
+
+
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Adapters on disk, stirred, each made once."""
@@ -34,11 +40,12 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     @cache
     def saved(family: str, *methods: Method, classes: int = 3, seed: int = 0) -> Path:
         torch.manual_seed(seed)
-        tuned = Tuned(tiny(family))
-        tuned.add_adapter("a", *methods, num_classes=classes)
-        tuned.set_adapter("a")
-        stir(tuned)
         folder = tmp_path_factory.mktemp("adapter")
+        overwrites = any(m.overwrites for m in methods)
+        tuned = Tuned(tiny(family)) if overwrites else tuned_alone(family)
+        tuned.add_adapter(str(folder), *methods, num_classes=classes)
+        tuned.set_adapter(str(folder))
+        stir(tuned)
         tuned.save_pretrained(folder)
         return folder
 
@@ -46,10 +53,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def alone(family: str, folder: Path, x: Tensor) -> Tensor:
-    tuned = Tuned(tiny(family))
-    tuned.load_adapter(folder, "a")
+    """What an adapter answers that is loaded from its files, alone."""
+    tuned, name = tuned_alone(family), f"loaded {folder}"
+    if name not in tuned.adapters:
+        tuned.load_adapter(folder, name)
+    tuned.set_adapter(name)
     with torch.no_grad():
-        return tuned.eval()(x)
+        return tuned(x)
 
 
 def rows_through(model: nn.Module, run: Callable[[], object]) -> list[int]:
