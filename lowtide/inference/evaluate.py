@@ -21,6 +21,7 @@ from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, load, set_frozen_dtype
+from ..tuning.weights import leaves_frozen
 from ..values import read as read_value
 
 OVER = ("all", "present")
@@ -76,10 +77,13 @@ def open_run(
         train=False, augment=read_value("augment", Augment, config.augment)
     )
     seed, options = _origin(config, folder, checkpoint)
-    _refuse_misfit(config, options, folder)
+    shape = _refuse_misfit(config, options, folder)
+    dtype = "fp32" if original or config.frozen_dtype is None else config.frozen_dtype
+    if options["checkpoint"] and shape is not None and leaves_frozen(shape):
+        options["frozen_dtype"] = dtype
     tuned = load(_make(seed, options), folder)
-    if config.frozen_dtype not in (None, "fp32") and not original:
-        set_frozen_dtype(tuned, config.frozen_dtype)
+    if dtype != "fp32":
+        set_frozen_dtype(tuned, dtype)
     fits = Preprocessing.of(tuned.backbone)
     if (preprocessing.size, preprocessing.channels) != (fits.size, fits.channels):
         raise InputError(
@@ -123,8 +127,8 @@ def _origin(
     return base.seed, {**options, "checkpoint": weights}
 
 
-def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Path) -> None:
-    """Hold the file's shapes against those of the model, before the model takes any memory."""
+def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Path) -> Tuned | None:
+    """Hold the file's shapes against a model without numbers, and give that if it can be made."""
     shapes = read_shapes(folder / WEIGHTS)
     try:
         tuned = tune_on_meta(
@@ -134,12 +138,13 @@ def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Pa
             image_size=options["image_size"],
         )
     except (NotImplementedError, RuntimeError):  # it cannot be made without weights
-        return
+        return None
     own = tuned.adapter_state()
     like = {k: own[k].dtype if k in own else torch.float32 for k in shapes}
     tuned.load_adapter_state({
         k: torch.empty(v, device="meta", dtype=like[k]) for k, v in shapes.items()
     })
+    return tuned
 
 
 def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:

@@ -18,10 +18,11 @@ from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
 from ..errors import InputError
 from ..families import classifiers, outputs
 from ..planning.search import parse_bytes, search
-from ..planning.simulate import Plan, plan, set_up_step
+from ..planning.simulate import Plan, plan, set_up_step, tune_on_meta
 from ..planning.step import shares_statistics
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
+from ..tuning.weights import Unfilled, leaves_frozen
 from .config import RunConfig
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
@@ -182,17 +183,8 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
     if config.update_in_backward and accelerator.num_processes > 1:
         raise InputError("update_in_backward works in one process: others average gradients first")
-    torch.manual_seed(config.seed)
-    backbone = create(
-        config.model,
-        checkpoint=Path(config.checkpoint) if config.checkpoint else None,
-        pretrained=config.pretrained,
-        image_size=config.image_size,
-        drop_path=config.drop_path,
-    )
-    _refuse_infinite(backbone, config)
     classes = len(dataset.classes)
-    config = _within_budget(config, backbone, classes)
+    config, backbone = _backbone(config, classes)
     planned = plan(
         backbone,
         config.method,
@@ -222,15 +214,21 @@ def _own_classes(backbone: nn.Module) -> int | None:
     return outputs(backbone, heads) if heads else None
 
 
-def _refuse_infinite(backbone: nn.Module, config: RunConfig) -> None:
-    """Refuse weights that no learning rate would save."""
-    state = backbone.state_dict()
-    wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
-    if wrong:
-        raise InputError(
-            f"{config.checkpoint or config.model}: {len(wrong)} of {len(state)} pre-trained weights"
-            f" hold NaN or infinity, first {wrong[0]}"
-        )
+def _backbone(config: RunConfig, classes: int) -> tuple[RunConfig, nn.Module]:
+    """Make the backbone for a step within the memory budget, packed as its file is read."""
+    make = partial(create, config.model, image_size=config.image_size, drop_path=config.drop_path)
+    torch.manual_seed(config.seed)
+    file = config.checkpoint
+    if not file:
+        backbone = make(pretrained=config.pretrained)
+        return _within_budget(config, backbone, classes), backbone
+    with Unfilled():
+        shape = make(pretrained=False)
+    config = _within_budget(config, shape, classes)
+    tuned = tune_on_meta(shape, config.method, num_classes=classes)
+    dtype = config.frozen_dtype if leaves_frozen(tuned) else "fp32"
+    torch.manual_seed(config.seed)
+    return config, make(checkpoint=Path(file), frozen_dtype=dtype)
 
 
 def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:
