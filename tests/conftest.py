@@ -78,6 +78,7 @@ COMPILES = {  # the same laws hold on a ViT in the short suite
 STARTS_PROCESSES = {
     "test_each_row_may_use_several_processes",
     "test_equal_to_the_definitions",
+    "test_the_process_never_holds_the_wide_model",
     "test_two_processes",
     "test_two_processes_train_what_one_would",
 }

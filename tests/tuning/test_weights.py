@@ -117,7 +117,7 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_process_never_holds_the_wide_model(tmp_path) -> None:
     """The peak of the whole process, as the system counts it: pages of the file included."""
-    name, path = "vit_small_patch16_224", tmp_path / "weights.safetensors"
+    name, path = "vit_base_patch16_224", tmp_path / "weights.safetensors"
     state = {k: v.normal_() for k, v in timm.create_model(name).state_dict().items()}
     save_file(state, path)
     wide, largest = path.stat().st_size, max(v.nbytes for v in state.values())
@@ -127,4 +127,4 @@ def test_the_process_never_holds_the_wide_model(tmp_path) -> None:
         for dtype in ("fp32", "nf4")
     }
     assert grown["fp32"] > wide
-    assert grown["nf4"] < 0.15 * wide + 4 * largest + 2**24 < 0.6 * wide
+    assert grown["nf4"] < 0.15 * wide + 4 * largest + 2**25 < 0.6 * wide
