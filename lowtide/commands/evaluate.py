@@ -16,6 +16,18 @@ from ..training.parser import Parser
 from ..training.progress import note
 from .console import OUT
 
+SAID = {
+    "mean_class_accuracy": "mean over classes",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "auroc": "AUROC",
+    "ece": "ECE",
+    "map": "mAP",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+}
+"""Scores as people read them, where that is another word than their name."""
 SUMMARY = "Score a finished run on a split of its data, or of other data."
 
 
@@ -46,14 +58,14 @@ def evaluate(args: Sequence[str]) -> None:
     if given["json"]:
         print(json.dumps(result))
         return
-    table = Table("class", "accuracy")
-    for name, accuracy in result["class_accuracy"].items():
-        table.add_row(name, f"{accuracy:.3f}")
-    OUT.print(table)
-    OUT.print(
-        f"{result['images']} images: accuracy {result['accuracy']:.4f},"
-        f" mean over classes {result['mean_class_accuracy']:.4f}"
-    )
+    if "class_accuracy" in result:
+        table = Table("class", "accuracy")
+        for name, accuracy in result.pop("class_accuracy").items():
+            table.add_row(name, f"{accuracy:.3f}")
+        OUT.print(table)
+    images = result.pop("images")
+    said = ", ".join(f"{SAID.get(name, name)} {value:.4f}" for name, value in result.items())
+    OUT.print(f"{images} images: {said}")
 
 
 def _print_corruptions(result: dict[str, Any]) -> None:
