@@ -110,6 +110,8 @@ def _lines(entry: Entry) -> list[dict[str, object]]:
             "policy": run.config.policy,
             "test_accuracy": run.test_accuracy,
             "val_accuracy": run.val_accuracy,
+            **{f"test_{n}": v for n, v in (run.test_scores or {}).items() if n != "accuracy"},
+            "temperature": run.temperature,
             "test_images": run.data.test,
             "trained_parameters": run.trainable_parameters,
             "planned_peak_bytes": run.planned.peak_bytes,

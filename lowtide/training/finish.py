@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ from ..paths import write_text
 from ..targets import describe
 from ..targets.calibration import fit_temperature
 from .environment import environment
+from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
 from .prepare import Run
 from .scoring import confusion_of, outputs_of
@@ -38,6 +39,7 @@ def finish(run: Run, model: Any) -> RunSummary:
     summary = summarise(run, validated, tested)
     if run.main:
         save_adapter(run)
+        write_mistakes(tested.mistakes, run.folder)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
     if run.features:
@@ -53,11 +55,13 @@ class Scored:
         scores: Scores by name; none without images.
         temperature: What fits its probabilities to these images; None where it has none.
         confusion: Images by true and predicted class, zeros left out; None where there are none.
+        mistakes: The most confident errors.
     """
 
     scores: Mapping[str, float]
     temperature: float | None = None
     confusion: tuple[Confused, ...] | None = None
+    mistakes: Sequence[Mistake] = ()
 
     @classmethod
     def of(cls, run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
@@ -70,7 +74,8 @@ class Scored:
         counts = confusion_of(outputs, targets)
         rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
         temperature = fit_temperature(outputs, targets) if len(targets) else None
-        return cls(scores, temperature, tuple(rows))
+        wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
+        return cls(scores, temperature, tuple(rows), wrong)
 
 
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:

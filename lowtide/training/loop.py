@@ -18,12 +18,14 @@ from ..errors import LowtideError
 from ..paths import write_text
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
+from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
 from .config import RunConfig, write_yaml
 from .continuing import continued, refuse_taken, restore, save
 from .ema import WeightAverage
 from .finish import finish
+from .mistakes import MISTAKES
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
@@ -93,7 +95,7 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
         restore(run, optimizer)
     elif run.main:
         # What says that there is a model goes first: the old one never answers for the new.
-        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT):
+        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
             (folder / stale).unlink(missing_ok=True)
     if run.main and not run.history:
         Split.of(run.dataset).write(folder)
@@ -116,7 +118,7 @@ def _probe(run: Run, model: Any) -> None:
     run.start_score = score_of(run, model, run.dataset.val)
     if run.main:
         score = run.start_score
-        val = "" if score is None else f", val {run.targets.metric} {score:.3f}"
+        val = "" if score is None else f", val {word(run.targets.metric)} {score:.3f}"
         note(f"the classifier starts at a linear probe of {len(some)} images{val}")
 
 

@@ -126,6 +126,7 @@ class Environment(Record):
         threads: Threads of torch.
         processes: Processes that shared the run.
         finished: When it ended, in UTC.
+        folder: Where the command was given, which relative paths start from.
     """
 
     python: str | None = None
@@ -139,6 +140,7 @@ class Environment(Record):
     threads: Whole | None = None
     processes: Count = 1
     finished: str | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
