@@ -71,6 +71,13 @@ def _print_run(folder: Path, summary: RunSummary) -> None:
     for split, accuracy in (("val", summary.val_accuracy), ("test", summary.test_accuracy)):
         if accuracy is not None:
             OUT.print(f"{split} accuracy {accuracy:.4f}")
+    if summary.start_accuracy is not None:
+        OUT.print(f"start val accuracy {summary.start_accuracy:.4f}")
+    if summary.kept_epoch is not None:
+        which = (
+            f"epoch {summary.kept_epoch}" if summary.kept_epoch else "the start, which none beat"
+        )
+        OUT.print(f"kept {which} of {len(summary.history)}")
     planned, measured = summary.planned.peak_bytes, summary.measured_peak_bytes
     OUT.print(
         f"trained {summary.trainable_parameters:,} of {summary.total_parameters:,}"

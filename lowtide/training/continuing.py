@@ -15,9 +15,14 @@ from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
 from . import resume
 from .config import RunConfig, read_yaml
+from .decided import OPEN
+from .kept import drop_others
 from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
 from .prepare import Run
 from .split import Split
+
+BEFORE: dict[str, object] = {"head_lr_scale": 1.0, "keep": "last"}
+"""What a run did whose config is older than these options."""
 
 MOVABLE = frozenset({"data", "checkpoint", "device", "workers"})
 """Options that a run may continue with otherwise: no result depends on them."""
@@ -37,7 +42,10 @@ def refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
 
 def continued(config: RunConfig, folder: Path) -> RunConfig:
     """Refuse to continue a run with options that are not its own."""
-    kept = RunConfig.from_dict(read_yaml(folder / CONFIG))
+    kept = RunConfig.from_dict({**BEFORE, **read_yaml(folder / CONFIG)})
+    config = dataclasses.replace(
+        config, **{name: getattr(kept, name) for name in OPEN if getattr(config, name) is None}
+    )
     if config.memory_budget is not None:  # what it decided once stays so
         decided = {name: getattr(kept, name) for name in (*DECIDED, "memory_budget")}
         config = dataclasses.replace(config, **decided)
@@ -62,12 +70,14 @@ def save(run: Run, optimizer: Optimizer) -> None:
         data=run.dataset.fingerprint,
         processes=run.processes,
         start_accuracy=run.start_accuracy,
+        kept_epoch=run.kept_epoch,
     )
     averages = run.average.averages if run.average else ()
     scaler = run.accelerator.scaler
     resume.write(run.folder / CHECKPOINT, run.tuned, optimizer, scaler, record, averages)
     lines = (json.dumps(epoch.to_dict()) + "\n" for epoch in run.history)
     write_text(run.folder / LOG, "".join(lines))
+    drop_others(run)
 
 
 def restore(run: Run, optimizer: Optimizer) -> None:
@@ -90,6 +100,8 @@ def restore(run: Run, optimizer: Optimizer) -> None:
     run.history = list(record.history)
     run.measured_bytes = record.measured_bytes
     run.start_accuracy = record.start_accuracy
+    run.kept_epoch = record.kept_epoch
+    drop_others(run)
 
 
 def _refuse_changed(run: Run, fingerprint: str) -> None:

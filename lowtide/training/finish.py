@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..paths import write_text
 from .environment import environment
+from .kept import accuracy_at, drop_kept
 from .owner import CHECKPOINT, SUMMARY
 from .prepare import Run
 from .scoring import accuracy_of, confusion_of
@@ -25,7 +26,7 @@ from .summary import (
 
 
 def finish(run: Run, model: Any) -> RunSummary:
-    """Test the last epoch's model, save adapter and summary, drop the training checkpoint."""
+    """Test the kept epoch's model, save adapter and summary, drop the training checkpoint."""
     confusion = confusion_of(run, model, () if run.config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
@@ -34,6 +35,7 @@ def finish(run: Run, model: Any) -> RunSummary:
         save_adapter(run)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
+        drop_kept(run.folder)
     if run.features:
         run.features.drop()
     return summary
@@ -42,6 +44,7 @@ def finish(run: Run, model: Any) -> RunSummary:
 def summarise(run: Run, confusion: Tensor) -> RunSummary:
     """Gather what is reported of a finished run; `confusion` counts its test images `(K, K)`."""
     trained, total = run.tuned.trainable_counts()
+    kept = len(run.history) if run.kept_epoch is None else run.kept_epoch
     return RunSummary(
         schema=SCHEMA,
         config=RunOptions.from_dict(run.config.to_dict()),
@@ -54,7 +57,8 @@ def summarise(run: Run, confusion: Tensor) -> RunSummary:
         step_seconds=median(run.step_s) if run.step_s else None,
         start_accuracy=run.start_accuracy,
         history=tuple(run.history),
-        val_accuracy=run.history[-1].val_accuracy,
+        kept_epoch=kept,
+        val_accuracy=accuracy_at(run, kept) if run.dataset.val else None,
         test_accuracy=accuracy_of(confusion),
         test_confusion=tuple(
             Confused(true, predicted, int(confusion[true, predicted]))

@@ -32,6 +32,7 @@ class TrainingRecord(Record):
         data: Fingerprint of the data set.
         processes: How many processes shared the run; None in files of an earlier version.
         start_accuracy: Validation accuracy before the first update, where it was measured.
+        kept_epoch: The best epoch so far, 0 for the start; None where the last one is kept.
     """
 
     history: tuple[Epoch, ...]
@@ -39,6 +40,7 @@ class TrainingRecord(Record):
     data: str
     processes: Count | None = None
     start_accuracy: Accuracy | None = None
+    kept_epoch: Whole | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,8 @@ class RunOptions(Record):
         if self.method.name in METHODS:
             own = describe(METHODS[self.method.name]())
             given["method"] = {**given["method"], **_beside(own, given["method"])}
-        usual = RunConfig(model="any", data="any", head_init="trunc_normal").to_dict()
+        then = RunConfig(model="any", data="any", head_init="trunc_normal", keep="last")
+        usual = {**then.to_dict(), "head_lr_scale": 1.0}
         return {**given, **_beside(usual, given)}
 
     @property
@@ -209,9 +210,11 @@ class RunSummary(Record):
         measured_peak_bytes: The run's own peak; None where it was not measured.
         step_seconds: Median time of an update; None where none was timed.
         start_accuracy: Accuracy on the validation images before the first update, where the
-            classifier started at a probe.
+            classifier started at a probe or the start could be kept.
         history: One record per epoch.
-        val_accuracy: That of the last epoch; None without validation images.
+        kept_epoch: The epoch whose model was tested and saved, 0 for the start; None in files that
+            are older than that, which kept the last.
+        val_accuracy: That of the epoch that was kept; None without validation images.
         test_accuracy: Accuracy on the test images; None where they were left alone.
         test_confusion: How many test images of which class were taken for which, zeros left out;
             None in files that are older than that.
@@ -229,6 +232,7 @@ class RunSummary(Record):
     step_seconds: Number | None = None
     start_accuracy: Accuracy | None = None
     history: tuple[Epoch, ...]
+    kept_epoch: Whole | None = None
     val_accuracy: Accuracy | None
     test_accuracy: Accuracy | None
     test_confusion: tuple[Confused, ...] | None = None
