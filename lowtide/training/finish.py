@@ -15,7 +15,7 @@ from ..paths import write_text
 from ..targets import describe
 from ..targets.calibration import fit_temperature
 from .environment import environment
-from .kept import drop_kept
+from .kept import drop_kept, score_at
 from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
 from .prepare import Run
@@ -97,7 +97,7 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
         **scored("start", run.targets, run.start_score),
         history=tuple(run.history),
         kept_epoch=kept,
-        **scored("val", run.targets, validated.scores.get(run.targets.metric)),
+        **scored("val", run.targets, score_at(run, kept)),
         test_accuracy=tested.scores.get("accuracy"),
         metric=run.targets.metric,
         val_scores=validated.scores,

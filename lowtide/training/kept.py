@@ -28,7 +28,7 @@ def keep_if_best(run: Run) -> None:
         return
     epoch = len(run.history)
     if run.kept_epoch is not None:
-        best, now = score_at(run, run.kept_epoch), score_at(run, epoch)
+        best, now = _rank(run, run.kept_epoch), _rank(run, epoch)
         if now < best or (now == best and run.kept_epoch == 0):
             return
     run.kept_epoch = epoch
@@ -36,7 +36,7 @@ def keep_if_best(run: Run) -> None:
         write_tensors(run.folder / BEST.format(epoch), run.tuned.adapter_state(), {})
 
 
-def score_at(run: Run, epoch: int) -> float:
+def score_at(run: Run, epoch: int) -> float | None:
     """Look the score on the validation images after an epoch up; higher is better.
 
     Args:
@@ -44,10 +44,14 @@ def score_at(run: Run, epoch: int) -> float:
         epoch: Which; 0 is the start.
 
     Returns:
-        The score of the run's task.
+        The score of the run's task; None where it is not defined on these images.
     """
-    found = run.history[epoch - 1].validated if epoch else run.start_score
-    return -math.inf if found is None else found
+    return run.history[epoch - 1].validated if epoch else run.start_score
+
+
+def _rank(run: Run, epoch: int) -> float:
+    score = score_at(run, epoch)
+    return -math.inf if score is None else score
 
 
 def waited_enough(run: Run) -> bool:
@@ -61,7 +65,7 @@ def waited_enough(run: Run) -> bool:
     """
     if run.config.patience is None:
         return False
-    scores = [score_at(run, epoch) for epoch in range(len(run.history) + 1)]
+    scores = [_rank(run, epoch) for epoch in range(len(run.history) + 1)]
     return len(scores) - 1 - scores.index(max(scores)) >= run.config.patience
 
 
