@@ -32,6 +32,9 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument(
         "--over", type=str, default="all", help="Classes to answer from: all, or those present."
     )
+    parser.add_argument(
+        "--flip", action="store_true", help="Average each image's answer and its mirror image's."
+    )
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
@@ -42,7 +45,7 @@ def evaluate(args: Sequence[str]) -> None:
     samples, notes = read_samples(trained, given)
     for line in notes:
         note(line)
-    result = score(trained, samples, given["batch_size"], given["over"])
+    result = score(trained, samples, given["batch_size"], given["over"], given["flip"])
     if given["json"]:
         print(json.dumps(result))
         return

@@ -148,7 +148,11 @@ def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:
 
 
 def score(
-    trained: Trained, samples: Sequence[Sample], batch_size: int = 32, over: str = "all"
+    trained: Trained,
+    samples: Sequence[Sample],
+    batch_size: int = 32,
+    over: str = "all",
+    flip: bool = False,
 ) -> dict[str, Any]:
     """Measure how often a model is right.
 
@@ -159,6 +163,7 @@ def score(
         over: Which classes may be answered: `all` of the model, or those `present` among the
             samples. ImageNet-A and -R hold 200 of 1000: NOAH and DTL score over all, SSF over
             those present.
+        flip: Average the probabilities of each image and of its mirror image.
 
     Returns:
         Number of images, top-1 accuracy, mean accuracy over classes, accuracy by class name.
@@ -175,8 +180,8 @@ def score(
     present = sorted(set(truth))
     answers = torch.tensor(present if over == "present" else range(len(trained.classes)))
     batches = loader(samples, trained.transform, batch_size, shuffle=False)
-    logits = (_logits(trained, images)[:, answers] for images, _ in batches)
-    predicted = [p for part in logits for p in answers[part.argmax(-1)].tolist()]
+    shares = (_shares(trained, images, flip)[:, answers] for images, _ in batches)
+    predicted = [p for part in shares for p in answers[part.argmax(-1)].tolist()]
     recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0)
     return {
         "images": len(samples),
@@ -278,6 +283,12 @@ def too_deep(trained: Trained, paths: Sequence[Path]) -> list[str]:
         f" trained on, first {str(p)!r}: what is brighter is read as white"
         for p in deep[:1]
     ]
+
+
+def _shares(trained: Trained, images: Tensor, flip: bool) -> Tensor:
+    """Probabilities of the classes `(B, K)`."""
+    seen = [images, images.flip(-1)] if flip else [images]
+    return torch.stack([_logits(trained, x).softmax(-1) for x in seen]).mean(0)
 
 
 @torch.no_grad()

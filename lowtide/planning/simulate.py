@@ -174,8 +174,7 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
                 _first_update(
                     tuned, opt, step.update_in_backward
                 )  # after which the meter looks for state
-            inputs = torch.empty(batch, *shape)
-            labels = torch.zeros(batch, dtype=torch.long)
+            inputs, labels = torch.empty(batch, *shape), _labels(step, tuned.num_classes)
             batches = micro_batches(inputs, labels, accumulate)[:2]
             before = meter.work
             training_step(
@@ -194,6 +193,13 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
     )
     peak = meter.peak
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
+
+
+def _labels(step: StepConfig, classes: int) -> Tensor:
+    """Labels `(B,)`, or shares of the classes where images are mixed."""
+    if step.mixes:
+        return torch.empty(step.batch_size, classes)
+    return torch.zeros(step.batch_size, dtype=torch.long)
 
 
 def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:

@@ -58,6 +58,9 @@ class StepConfig:
         opt: timm's name of the optimiser.
         update_in_backward: Update each parameter as soon as its gradient is there, and drop the
             gradient, so that no two are held; for optimisers that treat each parameter alone.
+        mixup: The a of the Beta(a, a) that mixup's shares are drawn from; 0 mixes no images.
+        cutmix: The same for CutMix, which puts a rectangle of one image into another; with both on,
+            each batch gets one of the two.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
     """
 
@@ -71,6 +74,8 @@ class StepConfig:
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
     update_in_backward: bool = False
+    mixup: Annotated[float, Within(0, 100)] = 0.0
+    cutmix: Annotated[float, Within(0, 100)] = 0.0
     ema: Share = 0.0
 
     def __post_init__(self) -> None:
@@ -98,6 +103,11 @@ class StepConfig:
             raise InputError(
                 f"update_in_backward drops each gradient at once, and {other} needs them together"
             )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that targets are shares of classes."""
+        return bool(self.mixup or self.cutmix)
 
     @property
     def micro_batch(self) -> int:
@@ -204,7 +214,7 @@ def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tens
 
     Args:
         images: `(B, 3, H, W)`.
-        labels: `(B,)`.
+        labels: `(B,)`, or shares of the classes `(B, K)`.
         parts: How many, B at most.
 
     Returns:
@@ -232,7 +242,7 @@ def training_step(
     Args:
         model: Images to logits.
         optimizer: Updates it.
-        batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch.
+        batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch, or shares `(B, K)`.
         amp: Mixed precision of the forward pass.
         smoothing: Label smoothing.
         share: What the mean loss counts: among processes whose gradients are averaged, their number

@@ -26,6 +26,7 @@ from .decided import Decided, decide
 from .ema import WeightAverage
 from .finish import finish
 from .kept import drop_kept, keep_if_best, put_back, waited_enough
+from .mixing import mix
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
@@ -164,6 +165,8 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
             for step, batch in enumerate(run.batches(run.dataset.train, epoch, True)):
                 schedule.step_update(epoch * steps + step)
                 metered = epoch == 0 and step < METERED_STEPS
+                seed = _seed(config.seed, epoch * steps + step, run.accelerator.process_index)
+                batch = mix(config, *batch[:2], run.tuned.num_classes, seed) + batch[2:]
                 losses.append(_update(run, model, wrapped, batch, meter if metered else None))
                 if run.average:
                     run.average.update()
@@ -223,7 +226,7 @@ def _update(
             model,
             wrapped,
             micro_batches(images, labels, parts),
-            smoothing=config.smoothing,
+            smoothing=0.0 if config.mixes else config.smoothing,  # which is in the targets
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

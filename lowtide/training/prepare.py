@@ -109,8 +109,11 @@ class Run:
         load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
         load = partial(load, rank=rank, processes=processes)
         if training:
-            load = partial(load, drop_last=self._drops(len(samples)))
-        transform = self.preprocessing.transform(train=training, augment=config.augment)
+            drops = self._drops(len(samples))
+            load = partial(load, drop_last=drops, repeats=config.repeats)
+        transform = self.preprocessing.transform(
+            train=training, augment=config.augment, distortion=config.distortion
+        )
         if self.features:
             whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
             self.features.fill(samples, whole)

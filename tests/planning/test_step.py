@@ -31,6 +31,8 @@ OTHER = {
     "frozen_dtype": "bf16",
     "opt": "sgd",
     "update_in_backward": True,
+    "mixup": 0.8,
+    "cutmix": 1.0,
     "ema": 0.5,
 }
 """For each option of a step another value than its default, where the others allow one."""
