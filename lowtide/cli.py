@@ -22,6 +22,7 @@ from .tuning.left_out import LeftOutWarning
 CONTINUES = {
     "train": "; lowtide train --resume RUN continues",
     "bench": "; the same command continues",
+    "tune": "; the same command continues",
 }
 EXHAUSTED = {
     errno.ENOSPC,

@@ -47,7 +47,7 @@ def train(args: Sequence[str]) -> None:
     summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
     state = PartialState()
     if state.is_main_process:
-        _print_run(folder, summary)
+        print_run(folder, summary)
     state.destroy_process_group()  # or a process that is done early may abort at its exit
 
 
@@ -67,7 +67,13 @@ def _free(data: str, method: object) -> Path:
     return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
 
 
-def _print_run(folder: Path, summary: RunSummary) -> None:
+def print_run(folder: Path, summary: RunSummary) -> None:
+    """Print what a finished run came to.
+
+    Args:
+        folder: The run folder.
+        summary: What it says of itself.
+    """
     for split, accuracy in (("val", summary.val_accuracy), ("test", summary.test_accuracy)):
         if accuracy is not None:
             OUT.print(f"{split} accuracy {accuracy:.4f}")

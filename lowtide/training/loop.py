@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
-from .probe import images_for_probe, probed_maps, start_at_probe
+from .probe import images_for_probe, probed_maps, start_at_probe, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import accuracy_of, confusion_of
@@ -46,7 +47,12 @@ METERED_STEPS = 2
 
 
 def train(
-    config: RunConfig, folder: Path, *, continues: bool = False, overwrite: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    continues: bool = False,
+    overwrite: bool = False,
+    watch: Callable[[Epoch], object] = lambda epoch: None,
 ) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
@@ -59,6 +65,7 @@ def train(
         continues: Continue the run in `folder` from its last finished epoch; a finished run is left
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
+        watch: Told of each epoch once it is saved; what it raises ends the run.
 
     Returns:
         The summary.
@@ -74,10 +81,12 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues)
+        return _run(config, folder, continues, watch)
 
 
-def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
+def _run(
+    config: RunConfig, folder: Path, continues: bool, watch: Callable[[Epoch], object]
+) -> RunSummary:
     run = prepare(config, folder)
     for line in run.notes if run.main else ():
         note(line)
@@ -86,7 +95,10 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
     fresh = not (continues and (folder / CHECKPOINT).exists())
     run.probed = run.probed and fresh and _probe(run, model)
     config = run.config = decide(  # with what a memory budget decided as well
-        run.config, updates=run.updates, validated=bool(run.dataset.val), probed=run.probed
+        run.config,
+        updates=run.updates,
+        validated=bool(run.dataset.val),
+        probed=run.probed and trains_beside(run.tuned),
     )
     if run.main:
         note(str(Decided.of(config)))
@@ -107,7 +119,7 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     if fresh:
         _start(run, model)
-    _fit(run, model, wrapped, optimizer)
+    _fit(run, model, wrapped, optimizer, watch)
     with run.averaged():
         put_back(run)
         return finish(run, model)
@@ -146,7 +158,13 @@ def _start(run: Run, model: Any) -> None:
         note(f"val accuracy at the start {run.start_accuracy:.3f}")
 
 
-def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
+def _fit(
+    run: Run,
+    model: Any,
+    wrapped: Any,
+    optimizer: Optimizer,
+    watch: Callable[[Epoch], object],
+) -> None:
     config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
@@ -176,6 +194,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
             progress.epoch(run.history[-1])
             if run.main:
                 save(run, optimizer)
+            watch(run.history[-1])
 
 
 def _refuse_infinite(loss: float, where: str, lr: float) -> None:
