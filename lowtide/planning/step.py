@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
-from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from timm.optim import (
     SGDW,
     Adafactor,
@@ -18,7 +17,6 @@ from timm.optim import (
     create_optimizer_v2,
 )
 from torch import Tensor, nn, optim
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ..errors import InputError, UnknownName
@@ -27,6 +25,7 @@ from ..memory.policy import POLICIES
 from ..targets import Balance, Targets, blank, refuse_unknown
 from ..targets.classify import Classify
 from ..values import Count, Share, Within, read_fields
+from .statistics import shares_statistics as shares_statistics
 
 BY_PARAMETER: tuple[type[Optimizer], ...] = (
     *(optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam),
@@ -62,6 +61,9 @@ class StepConfig:
         opt: timm's name of the optimiser.
         update_in_backward: Update each parameter as soon as its gradient is there, and drop the
             gradient, so that no two are held; for optimisers that treat each parameter alone.
+        mixup: The a of the Beta(a, a) that mixup's shares are drawn from; 0 mixes no images.
+        cutmix: The same for CutMix, which puts a rectangle of one image into another; with both on,
+            each batch gets one of the two.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
         task: What is learnt of an image: classify (one class), multilabel (any number of labels) or
             regress (a number).
@@ -81,6 +83,8 @@ class StepConfig:
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
     update_in_backward: bool = False
+    mixup: Annotated[float, Within(0, 100)] = 0.0
+    cutmix: Annotated[float, Within(0, 100)] = 0.0
     ema: Share = 0.0
     task: str = "classify"
     loss: str | None = None
@@ -93,6 +97,8 @@ class StepConfig:
         if self.policy not in POLICIES:
             raise UnknownName("policy", self.policy, POLICIES)
         refuse_unknown(self.task, self.loss, self.balance)
+        if self.mixes and self.task != "classify":
+            raise InputError(f"mixup and cutmix mix classes, and task {self.task} has none")
         if POLICIES[self.policy]().checkpointing:
             object.__setattr__(self, "checkpointing", True)
         if self.recomputed_blocks is not None and not self.checkpointing:
@@ -123,6 +129,11 @@ class StepConfig:
             Targets of no images.
         """
         return blank(self.task, outputs, loss=self.loss, balance=self.balance)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that targets are shares of classes."""
+        return bool(self.mixup or self.cutmix)
 
     @property
     def micro_batch(self) -> int:
@@ -208,28 +219,12 @@ def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def shares_statistics(model: nn.Module) -> bool:
-    """Say whether a training step makes one image's outputs depend on the others of its batch.
-
-    Args:
-        model: The model, in training mode.
-
-    Returns:
-        Whether a BatchNorm, or timm's EvoNorm of a batch, takes its statistics from the batch.
-    """
-    return any(
-        isinstance(m, EvoNorm2dB0 | EvoNorm2dB1 | EvoNorm2dB2)
-        or (isinstance(m, _BatchNorm) and (m.training or m.running_var is None))
-        for m in model.modules()
-    )
-
-
 def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
     """Cut a batch into parts that differ by one image at most, the larger ones first.
 
     Args:
         images: `(B, 3, H, W)`.
-        labels: `(B,)`.
+        labels: `(B,)`, or shares of the classes `(B, K)`.
         parts: How many, B at most.
 
     Returns:
@@ -257,7 +252,8 @@ def training_step(
     Args:
         model: Images to outputs.
         optimizer: Updates it.
-        batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)`, of each micro-batch.
+        batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)` or shares `(B, K)`, of each
+            micro-batch.
         amp: Mixed precision of the forward pass.
         loss: From outputs and targets of a micro-batch to their mean loss over images.
         share: What the mean loss counts: among processes whose gradients are averaged, their number

@@ -30,11 +30,12 @@ from .ema import WeightAverage
 from .finish import finish
 from .kept import drop_kept, keep_if_best, put_back, waited_enough
 from .mistakes import MISTAKES
+from .mixing import mix
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
-from .probe import images_for_probe, probed_maps, start_at_probe
+from .probe import images_for_probe, probed_maps, start_at_probe, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import score_of
@@ -99,7 +100,10 @@ def _run(
     fresh = not (continues and (folder / CHECKPOINT).exists())
     run.probed = run.probed and fresh and _probe(run, model)
     config = run.config = decide(  # with what a memory budget decided as well
-        run.config, updates=run.updates, validated=bool(run.dataset.val), probed=run.probed
+        run.config,
+        updates=run.updates,
+        validated=bool(run.dataset.val),
+        probed=run.probed and trains_beside(run.tuned),
     )
     if run.main:
         note(str(Decided.of(config)))
@@ -181,6 +185,8 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
             for step, batch in enumerate(run.batches(run.dataset.train, epoch, True)):
                 schedule.step_update(epoch * steps + step)
                 metered = epoch == 0 and step < METERED_STEPS
+                seed = _seed(config.seed, epoch * steps + step, run.accelerator.process_index)
+                batch = mix(config, *batch[:2], run.tuned.num_classes, seed) + batch[2:]
                 losses.append(_update(run, model, wrapped, batch, meter if metered else None))
                 if run.average:
                     run.average.update()

@@ -116,10 +116,11 @@ class Run:
         load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
         load = partial(load, rank=rank, processes=processes)
         if training:
-            load = partial(
-                load, drop_last=self._drops(len(samples)), weights=self._weights(samples)
-            )
-        transform = self.preprocessing.transform(train=training, augment=config.augment)
+            drops, weights = self._drops(len(samples)), self._weights(samples)
+            load = partial(load, drop_last=drops, weights=weights, repeats=config.repeats)
+        transform = self.preprocessing.transform(
+            train=training, augment=config.augment, distortion=config.distortion
+        )
         if self.features:
             whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
             self.features.fill(samples, whole)
@@ -193,7 +194,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         [s.label for s in dataset.train],
         loss=config.loss,
         balance=config.balance,
-        smoothing=config.smoothing,
+        smoothing=0.0 if config.mixes else config.smoothing,  # which is in the mixed targets
     )
     refuse_blind(config, validated=bool(dataset.val))
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
