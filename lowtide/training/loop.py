@@ -114,10 +114,7 @@ def _run(
     if continues:
         restore(run, optimizer)
     elif run.main:
-        # What says that there is a model goes first: the old one never answers for the new.
-        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
-            (folder / stale).unlink(missing_ok=True)
-        drop_kept(folder)
+        _clear(folder)
     if run.main and not run.history:
         Split.of(run.dataset).write(folder)
     if run.main:
@@ -131,6 +128,13 @@ def _run(
     for callback in run.callbacks:
         callback.on_end(summary)
     return summary
+
+
+def _clear(folder: Path) -> None:
+    """Remove an old run; what says that there is a model goes first, never to answer for the new."""
+    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
+        (folder / stale).unlink(missing_ok=True)
+    drop_kept(folder)
 
 
 def _optimizer(run: Run) -> Optimizer:
