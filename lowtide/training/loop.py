@@ -131,7 +131,7 @@ def _run(
 
 
 def _clear(folder: Path) -> None:
-    """Remove an old run; what says that there is a model goes first, never to answer for the new."""
+    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
     for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
         (folder / stale).unlink(missing_ok=True)
     drop_kept(folder)
