@@ -55,9 +55,8 @@ def create(
     options: Any = {"drop_path_rate": drop_path} if drop_path else {}
     own = pretrained and checkpoint is None
     packs = frozen_dtype != "fp32"
-    on_the_way = packs and checkpoint is not None
     try:
-        with Unfilled() if on_the_way else nullcontext():
+        with Unfilled() if packs and checkpoint else nullcontext():
             model: Any = timm.create_model(name, pretrained=own, **options)
     except TypeError as e:
         raise InputError(f"{name} has no option drop_path: {e}") from e
@@ -71,20 +70,25 @@ def create(
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
     weights = None if checkpoint is None else Weights(located(checkpoint), name, model)
-    if on_the_way and weights is not None:
-        if not weights.classifies:
-            reset(model, model.num_classes, "own")
-        forget_numbers(model)
-        pack_backbone(model, frozen_dtype)
     if weights is not None:
+        if packs:
+            _pack_unfilled(model, weights, frozen_dtype)
         load_weights(model, weights)
     if image_size is not None and image_shape(model)[1:] != (image_size, image_size):
         _resize(model, name, image_size)
-    if on_the_way and weights is not None:
-        model.__dict__[ORIGINAL] = fingerprint(model, weights.read)
-    elif packs:
+    if packs and weights is None:
         pack_backbone(model, frozen_dtype)
+    elif packs and weights is not None:
+        model.__dict__[ORIGINAL] = fingerprint(model, weights.read)
     return model
+
+
+def _pack_unfilled(model: Any, weights: Weights, dtype: FrozenDtype) -> None:
+    """Make place for the bytes of weights that are still to be read."""
+    if not weights.classifies:
+        reset(model, model.num_classes, "own")
+    forget_numbers(model)
+    pack_backbone(model, dtype)
 
 
 def _resize(model: nn.Module, name: str, size: int) -> None:

@@ -126,5 +126,4 @@ def test_the_process_never_holds_the_wide_model(tmp_path) -> None:
         dtype: int(subprocess.check_output([sys.executable, "-c", PEAK, name, str(path), dtype]))
         for dtype in ("fp32", "nf4")
     }
-    assert grown["fp32"] > wide
-    assert grown["nf4"] < 0.15 * wide + 4 * largest + 2**25 < 0.6 * wide
+    assert grown["nf4"] < 0.15 * wide + 4 * largest + 2**25 < 0.7 * grown["fp32"]
