@@ -1,6 +1,7 @@
 """The defaults of `lowtide train`: what they were chosen by, and what they are worth.
 
     python -m benchmarks.defaults sweep --data FOLDER --tasks TASK ...
+    python -m benchmarks.defaults show
     python -m benchmarks.defaults compare --data FOLDER --tasks TASK ...
         [--model vit_micro_patch4_32] [--checkpoint FILE] [--image-size SIDE]
 
@@ -9,7 +10,7 @@ lists. A row is written to results/defaults/sweep.csv or compare.csv as it ends,
 file is not run again.
 
 `sweep`: every row is one run, validated after each epoch and tested with the weights of the last
-epoch and with those of the best.
+epoch and with those of the best. `show` prints what there is of it.
 
 `compare`: a run with nothing but defaults; logistic regression on the backbone's features, its
 penalty by cross-validation; and peft's LoRA (rank 8 on qkv, a new classifier) for as many updates,
@@ -269,7 +270,7 @@ def regression(backbone: torch.nn.Module, transform: Any, dataset: Dataset) -> f
 
     backbone.eval()
     x, y = features(dataset.train)
-    model = make_pipeline(StandardScaler(), LogisticRegressionCV(10, cv=3, max_iter=500))
+    model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=10, cv=3, max_iter=500))
     return float(model.fit(x, y).score(*features(dataset.test)))
 
 
@@ -305,6 +306,23 @@ def _accuracy(model: Any, transform: Any, samples: tuple[Sample, ...]) -> float:
     return right / len(samples)
 
 
+def table_of(rows: list[Row]) -> None:
+    """Print the sweep: test accuracy of the last epoch, and of the best where it is another."""
+    tasks = list(dict.fromkeys(r.task for r in rows))
+    print("| set-up | rate | classifier's | " + " | ".join(tasks) + " |")
+    print("|" + "---|" * (3 + len(tasks)))
+    cells: dict[tuple[str, float, float], dict[str, str]] = {}
+    for r in rows:
+        other = f" ({100 * r.test_best:.1f})" if r.test_best != r.test_last else ""
+        row = cells.setdefault((r.set_up, r.lr, r.lr * r.head_lr_scale), {})
+        row[r.task] = f"{100 * r.test_last:.1f}{other}"
+    for (name, lr, head), row in sorted(cells.items()):
+        print(f"| {name} | {lr:g} | {head:g} | " + " | ".join(row.get(t, "") for t in tasks) + " |")
+    gain = sum(r.test_last - r.test_best for r in rows) / len(rows)
+    same = sum(r.test_last == r.test_best for r in rows)
+    print(f"last over best: {100 * gain:+.1f} points over {len(rows)} rows; equal in {same}")
+
+
 def report(rows: list[Compared]) -> None:
     """Print each task, and the means over tasks."""
     print("| task | updates | defaults | logistic regression | peft LoRA |")
@@ -324,8 +342,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["sweep", "compare"])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("what", choices=["sweep", "show", "compare"])
+    parser.add_argument("--data", type=Path, default=Path())
     parser.add_argument("--tasks", nargs="+", help="By default every folder in FOLDER.")
     parser.add_argument("--model", default="vit_micro_patch4_32")
     parser.add_argument("--checkpoint")
@@ -333,6 +351,8 @@ def main() -> None:
     parser.add_argument("--set-ups", nargs="+", default=list(SET_UPS))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.what == "show":
+        return table_of([r for r in Table(TABLE, Row).rows() if r.model == args.model])
     tasks = args.tasks or sorted(p.name for p in args.data.iterdir() if p.is_dir())
     with tempfile.TemporaryDirectory() as kept:
         folder = Path(kept) / "run"

@@ -48,6 +48,7 @@ def config(images):
         weight_decay=0.0,
         warmup_epochs=0.0,
         head_init="trunc_normal",
+        keep="last",
         device="cpu",
     )
 
