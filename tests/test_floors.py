@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("methods", "families"),
     ("tuning",),
     ("multi_adapter",),
+    ("targets",),
     ("planning",),
     ("data", "presets"),
     ("training",),

@@ -10,6 +10,8 @@ from typing import Any
 
 from ..data.preprocessing import Augment, Preprocessing, Transform
 from ..errors import InputError, UnknownName, shown
+from ..targets import construct
+from ..targets.kind import Targets
 from ..training.owner import refuse_unfinished
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, CONTENT, read_config
@@ -29,6 +31,7 @@ class Task:
         content: Hash of its tensors, which tells it from another under the same name.
         config: What its files say.
         transform: The evaluation transform.
+        targets: What was learnt: how outputs become an answer.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Task:
     content: str
     config: AdapterConfig
     transform: Transform
+    targets: Targets
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -80,7 +84,8 @@ def task_of(name: str, folder: Path) -> Task:
     transform = Preprocessing.from_dict(config.preprocessing).transform(
         train=False, augment=read_value("augment", Augment, config.augment)
     )
-    return Task(name, folder, str(content.get(CONTENT, "")), config, transform)
+    targets = construct(config.classes, config.targets)
+    return Task(name, folder, str(content.get(CONTENT, "")), config, transform, targets)
 
 
 def named_runs(given: Iterable[str]) -> dict[str, Path]:

@@ -159,10 +159,8 @@ class AdapterWorker(LitAPI):
             del self.tasks[name]
 
 
-def _answer(logits: torch.Tensor, task: Task, top: int) -> dict[str, Any]:
-    best = logits.float().softmax(-1).cpu().topk(min(top, len(task.classes)))
-    if not best.values.isfinite().all():
+def _answer(output: torch.Tensor, task: Task, top: int) -> dict[str, Any]:
+    output = output.float().cpu()
+    if not output.isfinite().all():
         return {"error": f"the answer of task {task.name} is no number"}
-    names = [task.classes[i] for i in best.indices.tolist()]
-    probabilities = dict(zip(names, best.values.tolist(), strict=True))
-    return {"class": names[0], "probabilities": probabilities}
+    return task.targets.answer(output, top)
