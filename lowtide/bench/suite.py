@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import InputError, UnknownName, shown
-from ..training.config import RunConfig, read_yaml
+from ..training.config import LearningRate, RunConfig, read_yaml
 from ..training.options import config_of
 from ..training.records import Record
 from ..values import Seed, Within, read
