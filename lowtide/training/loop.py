@@ -105,7 +105,7 @@ def _run(
         validated=bool(run.dataset.val),
         probed=run.probed and trains_beside(run.tuned),
     )
-    if run.main:
+    if run.main and fresh:
         note(str(Decided.of(config)))
     optimizer = _optimizer(run)
     wrapped = run.accelerator.prepare(optimizer)

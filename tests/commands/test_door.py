@@ -269,7 +269,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("epochs: {}", "epochs must be a whole number"),
         ("epochs: [1]", "epochs must be a whole number"),
         ("epochs: true", "epochs must be a whole number"),
-        ("epochs: ", "epochs must be a whole number"),
+        ("batch_size: ", "batch_size must be a whole number"),
         ("epochs: 1.5", "epochs must be a whole number"),
         ("lr: .nan", "lr must be a number"),
         ("lr: .inf", "lr must be a number"),
@@ -650,7 +650,8 @@ def test_whatever_stops_a_command_is_one_line(raised, code, said, monkeypatch, c
         assert main([command]) == code
         err = capsys.readouterr().err
         assert err.startswith(f"lowtide: {said}") and err.count("\n") == 1
-        assert ("--resume" in err) is (code == 130 and command == "train")
+        again = code == 130 and command in {"bench", "tune"}
+        assert ("the same command continues" in err) is again
 
 
 def test_ctrl_c_while_the_libraries_load_is_one_line():

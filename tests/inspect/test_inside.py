@@ -26,6 +26,7 @@ from lowtide.inspect import (
     tsne,
 )
 from lowtide.inspect.parameters import changes
+from lowtide.targets.classify import Classify
 
 CHANNELS_LAST = {"sam", "swin", "swin_v2"}
 """Families whose maps are (B, H, W, C); of the others they are (B, C, H, W) or tokens."""
@@ -47,7 +48,8 @@ def trained(family, *methods, dtype=torch.float32):
     size = image_shape(model)[1:]
     made = Preprocessing(size, (0.5,) * 3, (0.25,) * 3, "bilinear", 1.0, "squash")
     names = tuple("abcd")
-    return Trained(tuned, made, made.transform(train=False), names, type(model).__name__)
+    transform, name = made.transform(train=False), type(model).__name__
+    return Trained(tuned, made, transform, names, name, Classify(names))
 
 
 @pytest.fixture(scope="module")

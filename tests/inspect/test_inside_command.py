@@ -44,6 +44,7 @@ def runs(tmp_path_factory):
         batch_size=4,
         lr=1e-2,
         warmup_epochs=0.0,
+        keep="last",
         device="cpu",
     )
     train(config, root / "lora")

@@ -550,5 +550,5 @@ def test_other_tasks_are_compared_by_their_metric(tmp_path):
         write_row(tmp_path / "runs" / name, content)
     text = report(tmp_path / "runs", "report.md")
     (table,) = (rows for rows in markdown_tables(text).values() if "test R²" in rows[0][1])
-    assert [row[1] for row in table] == ["test R², %", "80.0", "70.0 ≈"]
+    assert [row[1] for row in table[:3]] == ["test R², %", "80.0", "70.0 ≈"]
     assert "MAE" in report(tmp_path / "runs", "report.html")

@@ -178,3 +178,20 @@ def test_a_run_that_draws_is_resumed_as_it_would_have_gone_on(rare, tmp_path, mo
     assert resumed.test_scores == whole.test_scores
     scored = score(open_run(tmp_path / "run", device="cpu"), read(rare).test)
     assert scored["macro_f1"] == pytest.approx(whole.test_scores["macro_f1"])
+
+
+def test_an_interrupted_run_is_told_the_command_that_continues_it(
+    rare, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    options = f"--model {MODEL} --data {rare} --method linear --epochs 1 --device cpu".split()
+    folder = tmp_path / "my run"
+    monkeypatch.setattr(loop, "save", interrupted)
+    assert main(["train", *options, "--output", str(folder)]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"lowtide: interrupted; lowtide train --resume '{folder}' continues"
+    monkeypatch.setattr(loop, "prepare", interrupted)
+    assert main(["train", *options, "--output", str(tmp_path / "unbegun")]) == 130
+    assert capsys.readouterr().err == "lowtide: interrupted\n"
