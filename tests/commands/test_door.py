@@ -269,7 +269,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("epochs: {}", "epochs must be a whole number"),
         ("epochs: [1]", "epochs must be a whole number"),
         ("epochs: true", "epochs must be a whole number"),
-        ("epochs: ", "epochs must be a whole number"),
+        ("batch_size: ", "batch_size must be a whole number"),
         ("epochs: 1.5", "epochs must be a whole number"),
         ("lr: .nan", "lr must be a number"),
         ("lr: .inf", "lr must be a number"),
