@@ -20,6 +20,7 @@ from .kept import drop_others
 from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
 from .prepare import Run
 from .split import Split
+from .summary import scored
 
 BEFORE: dict[str, object] = {"head_lr_scale": 1.0, "keep": "last"}
 """What a run did whose config is older than these options."""
@@ -34,7 +35,8 @@ def refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
         return
     if (folder / CONFIG).exists():
         raise InputError(
-            f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
+            f"{folder} already holds a run: lowtide train --resume {folder} continues it,"
+            " --overwrite replaces it"
         )
     if taken := [name for name in (ADAPTER, WEIGHTS) if (folder / name).exists()]:
         raise InputError(f"{folder} already holds {taken[0]}; --overwrite replaces it")
@@ -69,7 +71,7 @@ def save(run: Run, optimizer: Optimizer) -> None:
         measured_bytes=run.measured_bytes,
         data=run.dataset.fingerprint,
         processes=run.processes,
-        start_accuracy=run.start_accuracy,
+        **scored("start", run.targets, run.start_score),
         kept_epoch=run.kept_epoch,
     )
     averages = run.average.averages if run.average else ()
@@ -99,7 +101,8 @@ def restore(run: Run, optimizer: Optimizer) -> None:
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
     run.history = list(record.history)
     run.measured_bytes = record.measured_bytes
-    run.start_accuracy = record.start_accuracy
+    known = record.start_accuracy if record.start_score is None else record.start_score
+    run.start_score = known
     run.kept_epoch = record.kept_epoch
     drop_others(run)
 

@@ -6,6 +6,7 @@ crash leaves the file that the checkpoint speaks of.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ..tuning.adapter_files import read_tensors, write_tensors
@@ -17,7 +18,7 @@ BEST = "best-{}.safetensors"
 def keep_if_best(run: Run) -> None:
     """Keep the model as it stands, if it is the best on the validation images so far.
 
-    Of epochs of equal accuracy the last is kept; the start gives way to a better one only. Called
+    Of epochs of equal score the last is kept; the start gives way to a better one only. Called
     in the state that is scored and saved, an average where there is one.
 
     Args:
@@ -27,7 +28,7 @@ def keep_if_best(run: Run) -> None:
         return
     epoch = len(run.history)
     if run.kept_epoch is not None:
-        best, now = accuracy_at(run, run.kept_epoch), accuracy_at(run, epoch)
+        best, now = _rank(run, run.kept_epoch), _rank(run, epoch)
         if now < best or (now == best and run.kept_epoch == 0):
             return
     run.kept_epoch = epoch
@@ -35,18 +36,22 @@ def keep_if_best(run: Run) -> None:
         write_tensors(run.folder / BEST.format(epoch), run.tuned.adapter_state(), {})
 
 
-def accuracy_at(run: Run, epoch: int) -> float:
-    """Look the validation accuracy after an epoch up.
+def score_at(run: Run, epoch: int) -> float | None:
+    """Look the score on the validation images after an epoch up; higher is better.
 
     Args:
         run: The run; it validates.
         epoch: Which; 0 is the start.
 
     Returns:
-        The accuracy.
+        The score of the run's task; None where it is not defined on these images.
     """
-    found = run.history[epoch - 1].val_accuracy if epoch else run.start_accuracy
-    return -1.0 if found is None else found
+    return run.history[epoch - 1].validated if epoch else run.start_score
+
+
+def _rank(run: Run, epoch: int) -> float:
+    score = score_at(run, epoch)
+    return -math.inf if score is None else score
 
 
 def waited_enough(run: Run) -> bool:
@@ -60,7 +65,7 @@ def waited_enough(run: Run) -> bool:
     """
     if run.config.patience is None:
         return False
-    scores = [accuracy_at(run, epoch) for epoch in range(len(run.history) + 1)]
+    scores = [_rank(run, epoch) for epoch in range(len(run.history) + 1)]
     return len(scores) - 1 - scores.index(max(scores)) >= run.config.patience
 
 

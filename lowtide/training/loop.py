@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ from ..errors import LowtideError
 from ..paths import write_text
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
+from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
+from .callbacks import Callback, Step
 from .config import RunConfig, write_yaml
 from .continuing import continued, refuse_taken, restore, save
 from .decided import Decided, decide
 from .ema import WeightAverage
 from .finish import finish
 from .kept import drop_kept, keep_if_best, put_back, waited_enough
+from .mistakes import MISTAKES
 from .mixing import mix
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
@@ -35,12 +38,13 @@ from .prepare import Run, prepare
 from .probe import images_for_probe, probed_maps, start_at_probe, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
-from .scoring import accuracy_of, confusion_of
+from .scoring import score_of
 from .split import Split
 from .summary import (
     Epoch,
     RunSummary,
     read_summary,
+    scored,
 )
 
 METERED_STEPS = 2
@@ -52,7 +56,7 @@ def train(
     *,
     continues: bool = False,
     overwrite: bool = False,
-    watch: Callable[[Epoch], object] = lambda epoch: None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
@@ -65,7 +69,7 @@ def train(
         continues: Continue the run in `folder` from its last finished epoch; a finished run is left
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
-        watch: Told of each epoch once it is saved; what it raises ends the run.
+        callbacks: Told of every update, every epoch and the end.
 
     Returns:
         The summary.
@@ -81,13 +85,14 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues, watch)
+        return _run(config, folder, continues, callbacks)
 
 
 def _run(
-    config: RunConfig, folder: Path, continues: bool, watch: Callable[[Epoch], object]
+    config: RunConfig, folder: Path, continues: bool, callbacks: Sequence[Callback]
 ) -> RunSummary:
     run = prepare(config, folder)
+    run.callbacks = callbacks if run.main else ()
     for line in run.notes if run.main else ():
         note(line)
     whole = run.features.model if run.features else run.tuned
@@ -109,20 +114,27 @@ def _run(
     if continues:
         restore(run, optimizer)
     elif run.main:
-        # What says that there is a model goes first: the old one never answers for the new.
-        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT):
-            (folder / stale).unlink(missing_ok=True)
-        drop_kept(folder)
+        _clear(folder)
     if run.main and not run.history:
         Split.of(run.dataset).write(folder)
     if run.main:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     if fresh:
         _start(run, model)
-    _fit(run, model, wrapped, optimizer, watch)
+    _fit(run, model, wrapped, optimizer)
     with run.averaged():
         put_back(run)
-        return finish(run, model)
+        summary = finish(run, model)
+    for callback in run.callbacks:
+        callback.on_end(summary)
+    return summary
+
+
+def _clear(folder: Path) -> None:
+    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
+    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
+        (folder / stale).unlink(missing_ok=True)
+    drop_kept(folder)
 
 
 def _optimizer(run: Run) -> Optimizer:
@@ -139,7 +151,7 @@ def _probe(run: Run, model: Any) -> bool:
     order = np.random.default_rng(run.config.seed).permutation(len(run.dataset.train))
     some = [run.dataset.train[i] for i in order[: images_for_probe(run.tuned, len(order))]]
     batches = (batch[:2] for batch in run.batches(tuple(some), shared=False))
-    if not some or not start_at_probe(run.tuned, model, batches, run.config.seed):
+    if not some or not start_at_probe(run.tuned, model, batches, run.targets, run.config.seed):
         if run.main:
             note("the classifier reads no vector per image, or there is one class: no probe")
         return False
@@ -152,26 +164,20 @@ def _start(run: Run, model: Any) -> None:
     """Say what the start is worth, where it is a probe or may be what is kept."""
     if not run.dataset.val or not (run.probed or run.config.keep == "best"):
         return
-    run.start_accuracy = accuracy_of(confusion_of(run, model, run.dataset.val))
+    run.start_score = score_of(run, model, run.dataset.val)
     keep_if_best(run)
-    if run.main:
-        note(f"val accuracy at the start {run.start_accuracy:.3f}")
+    if run.main and run.start_score is not None:
+        note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
 
 
-def _fit(
-    run: Run,
-    model: Any,
-    wrapped: Any,
-    optimizer: Optimizer,
-    watch: Callable[[Epoch], object],
-) -> None:
+def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
     config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
     meter = Meter(run.tuned, optimizer)
     if run.accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # an earlier run of this process has its own
-    with Progress(made.epochs, steps, shown=run.main) as progress:
+    with Progress(made.epochs, steps, run.main, run.targets.metric) as progress:
         for epoch in range(len(run.history), made.epochs):
             if waited_enough(run):
                 break
@@ -190,11 +196,14 @@ def _fit(
                     run.average.update()
                 _refuse_infinite(losses[-1], f"epoch {epoch + 1}, step {step + 1}", made.lr)
                 progress.step(losses[-1])
+                for callback in run.callbacks:
+                    callback.on_step(Step(epoch + 1, step + 1, steps, losses[-1]))
             _validate(run, model, sum(losses) / len(losses), started)
             progress.epoch(run.history[-1])
             if run.main:
                 save(run, optimizer)
-            watch(run.history[-1])
+            for callback in run.callbacks:
+                callback.on_epoch(run.history[-1])
 
 
 def _refuse_infinite(loss: float, where: str, lr: float) -> None:
@@ -208,12 +217,12 @@ def _refuse_infinite(loss: float, where: str, lr: float) -> None:
 def _validate(run: Run, model: Any, loss: float, started: float) -> None:
     """Score an epoch, record it, and keep it if it is the best."""
     with run.averaged():
-        validated = accuracy_of(confusion_of(run, model, run.dataset.val))
+        validated = score_of(run, model, run.dataset.val)
         run.history.append(
             Epoch(
                 epoch=len(run.history) + 1,
                 train_loss=_over_processes(run, loss, "mean"),
-                val_accuracy=validated,
+                **scored("val", run.targets, validated),
                 seconds=round(time.perf_counter() - started, 2),
             )
         )
@@ -229,8 +238,9 @@ def _update(
 ) -> float:
     """Run one update, timed or metered; give this process's share of the loss."""
     config, accelerator = run.config, run.accelerator
-    images, labels, own, count = batch
-    images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+    images, targets, own, count = batch
+    images = images.to(accelerator.device)
+    targets = run.targets.encode(targets).to(accelerator.device)
     # Every process goes forward and back equally often, or they would wait for each other.
     fewest = (
         count
@@ -244,8 +254,8 @@ def _update(
         loss = training_step(
             model,
             wrapped,
-            micro_batches(images, labels, parts),
-            smoothing=0.0 if config.mixes else config.smoothing,  # which is in the targets
+            micro_batches(images, targets, parts),
+            loss=run.targets.loss,
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

@@ -14,6 +14,7 @@ from ..errors import InputError, LowtideError, shown
 from ..extras import extra
 from ..paths import refuse_unwritable
 from ..values import Count, Width, Within, hints, read_fields
+from .callbacks import Callback
 from .config import RunConfig
 from .loop import train
 from .owner import owned
@@ -86,7 +87,8 @@ def tune(config: RunConfig, folder: Path, search: Search = Search()) -> RunConfi
     if not done:
         raise LowtideError(f"no trial ended within {search.minutes:g} minutes: give more --minutes")
     best = max(done, key=lambda t: t.value)
-    note(f"best of {len(study.trials)} trials: val accuracy {best.value:.4f}, {_said(best.params)}")
+    reached = f"{best.value:.4f} on the validation images"
+    note(f"best of {len(study.trials)} trials: {reached}, {_said(best.params)}")
     return _with(config, best.params)
 
 
@@ -132,19 +134,21 @@ def _run_trials(optuna: Any, study: Any, config: RunConfig, folder: Path, search
         started = time.monotonic()
         tried = replace(_with(config, _suggested(trial, config, search)), skip_test=True)
 
-        def watch(epoch: Epoch) -> None:
-            if epoch.val_accuracy is None:
-                raise InputError("tune compares on validation images, and there are none")
-            trial.report(epoch.val_accuracy, epoch.epoch)
-            if trial.should_prune() or time.monotonic() > ends:
-                raise optuna.TrialPruned
+        class Pruned(Callback):
+            def on_epoch(self, epoch: Epoch) -> None:
+                if epoch.validated is None:
+                    raise InputError("tune compares on validation images, and there are none")
+                trial.report(epoch.validated, epoch.epoch)
+                if trial.should_prune() or time.monotonic() > ends:
+                    raise optuna.TrialPruned
 
         try:
-            summary = train(tried, folder / TRIAL, overwrite=True, watch=watch)
+            summary = train(tried, folder / TRIAL, overwrite=True, callbacks=[Pruned()])
         finally:
             trial.set_user_attr(SECONDS, time.monotonic() - started)
-        note(f"trial {trial.number}: {summary.val_accuracy:.4f}, {_said(trial.params)}")
-        return float(summary.val_accuracy or 0.0)
+        reached = float(summary.validated or 0.0)
+        note(f"trial {trial.number}: {reached:.4f}, {_said(trial.params)}")
+        return reached
 
     while ended < search.trials and time.monotonic() < ends:
         # What fails in the first trial is the config's fault, and later that of what was chosen.

@@ -34,6 +34,9 @@ OTHER = {
     "mixup": 0.8,
     "cutmix": 1.0,
     "ema": 0.5,
+    "task": "classify",
+    "loss": "cross_entropy",
+    "balance": "weights",
 }
 """For each option of a step another value than its default, where the others allow one."""
 

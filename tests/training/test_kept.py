@@ -46,11 +46,11 @@ def scores(monkeypatch):
     def say(*values):
         said, seen = iter(values), []
 
-        def accuracy(_):
+        def score(*_):
             seen.append(None)
             return next(said)
 
-        monkeypatch.setattr(loop, "accuracy_of", accuracy)
+        monkeypatch.setattr(loop, "score_of", score)
         return seen
 
     return say
