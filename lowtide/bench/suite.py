@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import InputError, UnknownName, shown
-from ..training.config import RunConfig, read_yaml
+from ..training.config import LearningRate, RunConfig, read_yaml
 from ..training.options import config_of
 from ..training.records import Record
-from ..values import Seed, Within, hints, read
+from ..values import Seed, Within, read
 
 SUITE = "suite.yaml"
 LONGEST = 100
@@ -226,7 +226,7 @@ def _rates(given: Any) -> list[float]:
     rates = given if isinstance(given, list) else [given]
     if not rates:
         raise InputError("lr must not be an empty list")
-    numbers = [read("lr", hints(RunConfig)["lr"], rate) for rate in rates]
+    numbers = [read("lr", LearningRate, rate) for rate in rates]
     names = [f"{rate:g}" for rate in numbers]  # which is how folders tell them apart
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"lr holds {twice[0]} twice, to six digits")

@@ -125,7 +125,7 @@ def test_the_runs_own_data_by_another_name_are_its_own(run, capsys, monkeypatch)
 
 def test_images_learnt_from_are_no_validation(finished, tmp_path, capsys):
     config = RunConfig.from_dict(json.loads((finished / "run/summary.json").read_text())["config"])
-    train(replace(config, train_on_val=True), tmp_path / "run")
+    train(replace(config, train_on_val=True, keep=None), tmp_path / "run")
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "run"), "--split", "val", "--device", "cpu"]) == 2
     assert "has learnt from its validation images" in capsys.readouterr().err
