@@ -42,7 +42,7 @@ from lowtide.data import Cache, Dataset, Preprocessing, Sample, loader, read
 from lowtide.training import loop
 from lowtide.training.config import RunConfig
 from lowtide.training.kept import put_back
-from lowtide.training.scoring import accuracy_of, confusion_of
+from lowtide.training.scoring import score_of
 from lowtide.tuning.backbone import create
 
 TABLE = Path(__file__).parents[1] / "results" / "defaults" / "sweep.csv"
@@ -171,7 +171,7 @@ def _test_last(run: Any, tested: dict[str, float]) -> None:
     """Test the last epoch before the best one takes its place."""
     if run.kept_epoch != len(run.history):
         model = run.features.model if run.features else run.tuned
-        tested["last"] = accuracy_of(confusion_of(run, model, run.dataset.test))
+        tested["last"] = score_of(run, model, run.dataset.test)
     put_back(run)
 
 

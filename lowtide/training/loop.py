@@ -105,8 +105,6 @@ def _run(
         validated=bool(run.dataset.val),
         probed=run.probed and trains_beside(run.tuned),
     )
-    if run.main and fresh:
-        note(str(Decided.of(config)))
     optimizer = _optimizer(run)
     wrapped = run.accelerator.prepare(optimizer)
     if config.ema:
@@ -119,6 +117,7 @@ def _run(
         Split.of(run.dataset).write(folder)
     if run.main:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
+        note(str(Decided.of(config)))
     if fresh:
         _start(run, model)
     _fit(run, model, wrapped, optimizer)
