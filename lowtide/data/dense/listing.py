@@ -26,6 +26,7 @@ GIVES: dict[Kind, tuple[Kind, ...]] = {
 FAULTS: dict[str, str] = {
     "missing images": "refused",
     "missing masks": "refused",
+    "missing label files": "refused",
     "unreadable images": "refused",
     "unreadable masks": "refused",
     "images of another size than declared": "refused",
@@ -51,6 +52,38 @@ class Fault(NamedTuple):
 
     kind: str
     where: str
+
+
+class Faulty(ValueError):
+    """An object that cannot be used.
+
+    Attributes:
+        kind: One of `FAULTS`.
+    """
+
+    def __init__(self, said: str, kind: str = "objects that are not understood") -> None:
+        """Say why.
+
+        Args:
+            said: The reason.
+            kind: One of `FAULTS`.
+        """
+        super().__init__(said)
+        self.kind = kind
+
+
+def finite(values: object, said: str) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        values: Numbers.
+        said: What they are, for the message.
+
+    Raises:
+        Faulty: One is not finite.
+    """
+    if not np.isfinite(np.asarray(values, dtype=np.float64)).all():
+        raise Faulty(said, "boxes that are not finite")
 
 
 @dataclasses.dataclass(frozen=True)

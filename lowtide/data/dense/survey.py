@@ -158,6 +158,7 @@ def _classes(
         notes = ("masks hold 0 and 255 only: 255 is the second class, nothing is ignored",)
     if classes is None:
         classes = tuple(map(str, range(max((v for v in present if v < IGNORE), default=0) + 1)))
+        notes = ("no classes.txt: classes are called by their values in the masks",)
     if values is None:
         values = np.arange(len(classes))
     known = set(range(len(values))) | {IGNORE}
