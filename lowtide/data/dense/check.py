@@ -13,8 +13,9 @@ from ...errors import InputError
 from ..check import Copies, first_of, range_of
 from ..dataset import relative
 from ..listing import SPLITS
+from .faults import FAULTS
 from .formats import find
-from .listing import FAULTS, Kind
+from .listing import Kind
 from .objects import AnnotatedImage
 from .reading import divide
 from .survey import Survey, survey

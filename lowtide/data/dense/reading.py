@@ -11,9 +11,10 @@ from ...errors import InputError, UnknownName
 from ..dataset import relative
 from ..listing import SPLITS, Entry
 from ..reading import draw, refuse_shares
+from .faults import FAULTS, Fault
 from .folder import DenseFolder, DenseSplit
 from .formats import find
-from .listing import FAULTS, KINDS, DenseListing, Fault, Kind
+from .listing import KINDS, DenseListing, Kind
 from .objects import AnnotatedImage
 from .survey import Survey, survey
 

@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..images import MAX_PIXELS
-from .listing import Faulty
-from .objects import Runs
+from .faults import Faulty
 from .text import numbers
+
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels: corners, so that the area is (x2 - x1) * (y2 - y1)."""
+
+
+class Runs(NamedTuple):
+    """COCO's run lengths: pixels outside, inside, outside ..., down the columns.
+
+    Attributes:
+        counts: The lengths, whose sum is `height * width`.
+        height: Of the mask.
+        width: Of the mask.
+    """
+
+    counts: np.ndarray[Any, Any]
+    height: int
+    width: int
+
+    def paint(self, height: int, width: int) -> np.ndarray[Any, Any]:
+        """Lay the runs out.
+
+        Args:
+            height: Of the image, which is that of the mask.
+            width: Of the image.
+
+        Returns:
+            1 inside, 0 outside, uint8 `(H, W)`.
+        """
+        inside = np.arange(len(self.counts), dtype=np.uint8) % 2
+        return np.repeat(inside, self.counts).reshape(width, height).T
+
+    def box(self) -> Box:
+        """Enclose the pixels.
+
+        Returns:
+            The smallest box around them; an empty one where there are none.
+        """
+        rows, columns = np.nonzero(self.paint(self.height, self.width))
+        if not len(rows):
+            return 0.0, 0.0, 0.0, 0.0
+        return float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0
 
 
 def read_runs(segmentation: dict[str, Any]) -> Runs:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..images import UnreadableImage, bits_of, look
-from .listing import DenseListing, Fault
+from .faults import Fault
+from .listing import DenseListing
 from .masks import IGNORE, read_mask
-from .objects import AnnotatedImage, Annotation, Box, Polygons, Region, Runs
+from .objects import AnnotatedImage, Annotation, Polygons, Region
+from .runs import Box, Runs
 from .sizes import measure
 
 Counts = np.ndarray[Any, Any]

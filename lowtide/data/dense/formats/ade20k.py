@@ -9,7 +9,8 @@ import numpy as np
 from ....errors import InputError
 from ...listing import role
 from ...tree import children
-from ..listing import DenseFormat, DenseListing, Fault, Kind
+from ..faults import Fault
+from ..listing import DenseFormat, DenseListing, Kind
 from ..masks import IGNORE
 from ..text import bounded, read_names
 from .mask_pairs import has_masks, pair

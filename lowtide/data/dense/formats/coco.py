@@ -13,9 +13,10 @@ import numpy as np
 from ....errors import InputError, shown
 from ...listing import role
 from ...tree import children
-from ..listing import DenseFormat, DenseListing, Fault, Faulty, Kind, finite
-from ..objects import AnnotatedImage, Annotation, Polygons, Runs
-from ..runs import read_runs
+from ..faults import Fault, Faulty, finite
+from ..listing import DenseFormat, DenseListing, Kind
+from ..objects import AnnotatedImage, Annotation, Polygons
+from ..runs import Runs, read_runs
 from ..text import CORNERS, OBJECTS, inside, numbers, parse_json, sniff
 
 _KEYS = ("images", "annotations", "categories")

@@ -12,7 +12,8 @@ import numpy as np
 from ....errors import InputError, shown
 from ...listing import role
 from ...tree import children, is_image
-from ..listing import DenseFormat, DenseListing, Fault, Faulty, Kind, finite
+from ..faults import Fault, Faulty, finite
+from ..listing import DenseFormat, DenseListing, Kind
 from ..objects import AnnotatedImage, Annotation, Polygons
 from ..text import CORNERS, OBJECTS, bounded, inside, numbers, parse_json, read_names, sniff
 

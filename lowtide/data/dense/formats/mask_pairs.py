@@ -9,7 +9,8 @@ from typing import NamedTuple
 from ....errors import InputError
 from ...listing import role
 from ...tree import children, files_below, is_image, names
-from ..listing import DenseFormat, DenseListing, Fault, Kind
+from ..faults import Fault
+from ..listing import DenseFormat, DenseListing, Kind
 from ..masks import LOSSY
 from ..objects import AnnotatedImage
 from ..text import read_names

@@ -14,9 +14,11 @@ from ....errors import InputError, shown
 from ...images import UnreadableImage
 from ...listing import role
 from ...tree import children, is_image, names
-from ..listing import DenseFormat, DenseListing, Fault, Faulty, Kind, finite
+from ..faults import Fault, Faulty, finite
+from ..listing import DenseFormat, DenseListing, Kind
 from ..masks import IGNORE, read_mask
-from ..objects import AnnotatedImage, Annotation, Box, Region
+from ..objects import AnnotatedImage, Annotation, Region
+from ..runs import Box
 from ..text import OBJECTS, bounded, parse_xml, read_names
 
 CLASSES = (
@@ -117,7 +119,7 @@ def _read_boxes(root: Path) -> DenseListing:
             notes.append(f"{len(bare)} images have no XML and were passed over")
     found = {o.label for images in splits.values() for image in images for o in image.objects}
     splits, more = _from_zero(splits)
-    classes = _names(root, found)
+    classes = _names(root) or tuple(sorted(found))
     faults += [
         Fault("classes beyond the names", f"{o.where}: {shown(o.label)} is not among the names")
         for images in splits.values()
@@ -146,18 +148,28 @@ def _sets(root: Path, name: str) -> dict[str, list[str]]:
     return found
 
 
-def _names(root: Path, found: set[str]) -> tuple[str, ...]:
+def _names(root: Path) -> tuple[str, ...] | None:
     given = read_names(root)
     if given is None and (root / "class_names.txt").is_file():
         lines = [line.strip() for line in bounded(root / "class_names.txt").splitlines()]
         given = tuple(line for line in lines if line and line != "__ignore__")
-    if given is not None:
-        return tuple(name for name in given if not _is_background(name))
-    return CLASSES if found and found <= set(CLASSES) else tuple(sorted(found))
+    if given is None:
+        return None
+    return tuple(name for name in given if name.strip("_").lower() != "background")
 
 
-def _is_background(name: str) -> bool:
-    return name.strip("_").lower() == "background"
+def _names_of_masks(root: Path, kind: Kind) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Name the values of masks from 1: by `classes.txt`, or as VOC's own where objects are its."""
+    if given := _names(root):
+        return given, ()
+    xml = _folder(root, _XML)
+    files = [path for path in children(xml) if path.suffix == ".xml"] if xml else []
+    found = {e.findtext("name") or "" for path in files for e in parse_xml(path).iter("object")}
+    if found and found <= set(CLASSES):
+        return CLASSES, ("no classes.txt: values 1 to 20 of masks are taken as VOC's own classes",)
+    if kind == "instances":
+        raise InputError(f"{root}: expected classes.txt, which names the values of masks from 1")
+    return None, ()
 
 
 def _image(
@@ -230,10 +242,7 @@ def _read_masks(root: Path, kind: Kind) -> DenseListing:
     """Read `SegmentationClass`, for instances with `SegmentationObject`."""
     images, masks = _by_stem(_folder(root, _IMAGES) or root), _by_stem(root / "SegmentationClass")
     regions = _by_stem(root / "SegmentationObject") if kind == "instances" else {}
-    xml = _folder(root, _XML)
-    files = [path for path in children(xml) if path.suffix == ".xml"] if xml else []
-    found = {e.findtext("name") or "" for path in files for e in parse_xml(path).iter("object")}
-    classes = _names(root, found)
+    classes, notes = _names_of_masks(root, kind)
     faults: list[Fault] = []
     splits = {}
     for which, stems in (_sets(root, "Segmentation") or {"all": sorted(masks)}).items():
@@ -246,12 +255,12 @@ def _read_masks(root: Path, kind: Kind) -> DenseListing:
         faults += [Fault("missing masks", f"SegmentationClass or -Object: {stem}") for stem in bare]
     if kind == "semantic":
         named = ("background", *classes) if classes else None
-        return DenseListing("Pascal VOC", root, splits, named, kind, None, tuple(faults))
+        return DenseListing("Pascal VOC", root, splits, named, kind, None, tuple(faults), notes)
     outlined = {
-        which: [_outlined(i, regions[i.where], classes, faults) for i in part]
+        which: [_outlined(i, regions[i.where], classes or (), faults) for i in part]
         for which, part in splits.items()
     }
-    return DenseListing("Pascal VOC", root, outlined, classes, kind, None, tuple(faults))
+    return DenseListing("Pascal VOC", root, outlined, classes, kind, None, tuple(faults), notes)
 
 
 def _outlined(

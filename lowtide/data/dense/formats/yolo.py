@@ -13,7 +13,8 @@ from ....errors import InputError, shown
 from ....yaml_text import parse_yaml
 from ...listing import SPLITS, role
 from ...tree import children, files_below, hint, is_image, names
-from ..listing import DenseFormat, DenseListing, Fault, Faulty, Kind, finite
+from ..faults import Fault, Faulty, finite
+from ..listing import DenseFormat, DenseListing, Kind
 from ..objects import AnnotatedImage, Annotation, Polygons
 from ..sizes import measure
 from ..text import CORNERS, OBJECTS, bounded, inside, named, read_names
