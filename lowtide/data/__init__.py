@@ -1,6 +1,6 @@
 """Real images: read and check a source, pre-process as the weights want, load in batches.
 
-Imports errors, paths, extras, values, core.
+Imports errors, paths, extras, values, yaml_text, core.
 """
 
 from __future__ import annotations

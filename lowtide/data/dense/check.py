@@ -117,6 +117,7 @@ def check(source: Path | str, kind: Kind | None = None) -> DenseFindings:
         faults[fault.kind].append(fault.where)
     copies = _copies(listing.root, splits)
     objects = [o for part in splits.values() for image in part for o in image.objects]
+    sized = Counter(_size(o.box) for o in objects)
     heights, widths = zip(*seen.sizes.values(), strict=True)
     return DenseFindings(
         format=listing.format,
@@ -127,7 +128,7 @@ def check(source: Path | str, kind: Kind | None = None) -> DenseFindings:
         classes=classes,
         absent=tuple(name for name, parts in classes.items() if not any(parts.values())),
         empty={which: sum(not i.objects for i in part) for which, part in splits.items()},
-        sizes=dict(Counter(dict.fromkeys(SIZES, 0)) | Counter(_size(o.box) for o in objects)),
+        sizes={name: sized[name] for name in SIZES},
         widths=(min(widths), max(widths)),
         heights=(min(heights), max(heights)),
         across=tuple(c for c in copies if len(c.splits) > 1),

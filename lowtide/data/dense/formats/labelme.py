@@ -28,18 +28,24 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     """Find LabelMe's files: in the folder, or in one for each split."""
     if not folder.is_dir():
         return {}
-    if here := _labelled(folder):
+    if _labelled(here := _jsons(folder)):
         return {"all": here}
-    parts = {
-        child: which for child in children(folder) if child.is_dir() and (which := role(child.name))
-    }
-    found = {which: _labelled(child) for child, which in parts.items()}
-    return {which: files for which, files in found.items() if files}
+    below = {w: _jsons(child) for child in children(folder) if (w := role(child.name))}
+    # One part that is LabelMe's makes all of them so: a broken one is refused, not passed over.
+    return (
+        {w: part for w, part in below.items() if part}
+        if any(map(_labelled, below.values()))
+        else {}
+    )
 
 
-def _labelled(folder: Path) -> list[Path]:
-    files = [child for child in children(folder) if child.suffix.lower() == ".json"]
-    return files if any(sniff(file, ("shapes",)) for file in files[:20]) else []
+def _jsons(folder: Path) -> list[Path]:
+    there = children(folder) if folder.is_dir() else []
+    return [f for f in there if f.suffix.lower() == ".json" and f.name != "classes.json"]
+
+
+def _labelled(files: list[Path]) -> bool:
+    return any(sniff(file, ("shapes",)) for file in files[:20])
 
 
 def read_labelme(root: Path, kind: Kind | None = None) -> DenseListing:
