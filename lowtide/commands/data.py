@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from ..data import check
+from ..data import check, dense
 from ..targets import refuse_unknown
 from ..training.parser import Parser
 from .console import OUT
@@ -29,7 +29,11 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
     refuse_unknown(given["task"], None, "none")
-    found = check(given["source"], task=given["task"], target=given["target"])
+    source, classes = given["source"], given["task"] == "classify" and given["target"] is None
+    if classes and dense.recognised(source):
+        found = dense.check(source)
+    else:
+        found = check(source, task=given["task"], target=given["target"])
     if given["json"]:
         print(json.dumps(dataclasses.asdict(found)))
         return
