@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ..data import check, dense
 from ..targets import refuse_unknown
@@ -31,7 +31,7 @@ def data(args: Sequence[str]) -> None:
     refuse_unknown(given["task"], None, "none")
     source, classes = given["source"], given["task"] == "classify" and given["target"] is None
     if classes and dense.recognised(source):
-        found = dense.check(source)
+        found: Any = dense.check(source)
     else:
         found = check(source, task=given["task"], target=given["target"])
     if given["json"]:
