@@ -152,18 +152,19 @@ def test_the_hash_is_of_names_kinds_shapes_and_bytes(tmp_path):
 
 def test_one_bad_file_does_not_silence_the_others(made, run, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    good = made / "data/test/red/0.png"
-    paths = [good, tmp_path / "bad.png", tmp_path / "gone.png", good]
+    good, other = made / "data/test/red/0.png", tmp_path / "other.png"
+    other.write_bytes(good.read_bytes())
+    paths = [good, tmp_path / "bad.png", tmp_path / "gone.png", other]
     assert main(["predict", str(run), *map(str, paths), "--batch-size", "1"]) == 2
     out, err = capsys.readouterr()
     answers = [json.loads(line) for line in out.splitlines()]
-    assert [a["path"] for a in answers] == [str(good)] * 2
+    assert [a["path"] for a in answers] == [str(good), str(other)]
     assert "bad.png" in err and "gone.png" in err and err.count("\n") == 2
 
 
 def test_an_answer_that_is_no_number_is_never_printed(made, run, capsys, monkeypatch):
     monkeypatch.setattr(
-        "lowtide.inference.evaluate._logits", lambda t, x: torch.full((len(x), 3), torch.nan)
+        "lowtide.inference.evaluate._outputs", lambda t, x: torch.full((len(x), 3), torch.nan)
     )
     assert main(["predict", str(run), str(made / "data/test/red/0.png")]) == 1
     out, err = capsys.readouterr()
