@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tuning",),
     ("planning",),
     ("data", "presets"),
+    ("dense",),
     ("training",),
     ("inference",),
     ("bench", "inspect", "report"),
