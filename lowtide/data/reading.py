@@ -51,7 +51,7 @@ def read(
     Raises:
         InputError: The source cannot work; the message names the first offender.
     """
-    _refuse_shares(val_fraction, test_fraction)
+    refuse_shares(val_fraction, test_fraction)
     listing = find(source)
     if classes is None:
         classes = _classes(listing)
@@ -82,7 +82,16 @@ def read(
     )
 
 
-def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
+def refuse_shares(val_fraction: float, test_fraction: float) -> None:
+    """Refuse shares that leave nothing to train on.
+
+    Args:
+        val_fraction: Share of the images for val.
+        test_fraction: Share of the images for test.
+
+    Raises:
+        InputError: One is negative, or both take all.
+    """
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise InputError(
             f"val_fraction {val_fraction} and test_fraction {test_fraction}: "
@@ -221,7 +230,7 @@ def _split(
         shares["val"] = val_fraction
     if "all" in splits:
         splits = {"train": splits["all"]}
-    drawn = _draw(splits.get("train", []), shares, seed, listing.root)
+    drawn = draw(splits.get("train", []), shares, seed, listing.root)
     notes = [
         f"{which}: {len(drawn[which])} images split off, {share:.0%} of each class, seed {seed}"
         for which, share in shares.items()
@@ -231,9 +240,21 @@ def _split(
     return splits, notes
 
 
-def _draw(
+def draw(
     entries: list[Entry], shares: Mapping[str, float], seed: int, root: Path
 ) -> dict[str, list[Entry]]:
+    """Split images by their relative paths and a seed.
+
+    Args:
+        entries: The images.
+        shares: Of each class, the share of each split but train.
+        seed: Decides with the path alone which split an image goes to.
+        root: The folder that paths are relative to.
+
+    Returns:
+        The entries of train and of each of the splits.
+    """
+
     def turn(entry: Entry) -> bytes:
         # By name, not by position: a copy of the folder splits alike on every system.
         return hashlib.sha256(os.fsencode(f"{seed}/{relative(entry.path, root)}")).digest()

@@ -1,0 +1,285 @@
+"""COCO's JSON: `instances_train2017.json`, `annotations/train.json`, `_annotations.coco.json`."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ....errors import InputError, shown
+from ...listing import role
+from ...tree import children
+from ..listing import DenseFormat, DenseListing, Fault, Kind
+from ..objects import AnnotatedImage, Annotation, Polygons, Runs
+from ..runs import read_runs
+from ..text import CORNERS, OBJECTS, inside, numbers, parse_json, sniff
+
+_KEYS = ("images", "annotations", "categories")
+_MARKS = (*_KEYS, "licenses", "info")
+_OTHERS = ("person_keypoints", "captions", "stuff", "panoptic", "image_info")
+"""What COCO's other files begin with."""
+_USUAL = re.compile(r"(instances_)?(train|val|valid|validation|test)\d*\.json", re.IGNORECASE)
+
+
+class _File(NamedTuple):
+    path: Path
+    split: str
+    content: dict[str, Any]
+
+
+def _files(source: Path) -> list[Path]:
+    """Find COCO's files: beside the images' folders, in `annotations/`, or in a split's folder."""
+    if source.is_file():
+        return [source] if sniff(source, _MARKS) else []
+    folders = [source, *(child for child in children(source) if child.is_dir())]
+    found = []
+    for folder in folders:
+        annotations = folder.name.lower() in {"annotations", "annotation"}
+        if folder == source or annotations or role(folder.name):
+            found += [
+                child
+                for child in children(folder)
+                if child.suffix.lower() == ".json"
+                and (annotations and _USUAL.fullmatch(child.name) or sniff(child, _MARKS))
+            ]
+    main = [path for path in found if not path.name.startswith(_OTHERS)]
+    return main or found
+
+
+def _split(path: Path, source: Path) -> str:
+    """Tell a file's role from its name, or else from its folder's."""
+    words = re.findall(r"[a-z]+", path.stem.lower())
+    roles = [found for word in words if (found := role(word))]
+    if len(set(roles)) > 1 or "trainval" in words:
+        return "train"
+    if roles:
+        return roles[0]
+    return (path.parent != source and role(path.parent.name)) or "all"
+
+
+def read_coco(source: Path, kind: Kind | None = None) -> DenseListing:
+    """Read COCO's JSON.
+
+    `bbox` is x, y, width, height from the image's upper left corner. Ids of categories may have
+    gaps: classes are in the order of ids. Categories that are nothing but the super-category of the
+    others (Roboflow's number 0) are left out.
+
+    Args:
+        source: A folder, or one file.
+        kind: Of no effect: the file says what it holds.
+
+    Returns:
+        Instances where every object has a mask, else boxes.
+
+    Raises:
+        InputError: A file is no JSON or not COCO, two files are for one split, or a path leads out
+            of the folder.
+    """
+    del kind
+    root = source if source.is_dir() else source.parent
+    if source.is_file() and root.name.lower() == "annotations":
+        root = root.parent
+    files: dict[str, _File] = {}
+    for path in _files(source):
+        which = "all" if source.is_file() else _split(path, source)
+        if which in files:
+            raise InputError(f"{source}: both {files[which].path.name} and {path.name} are {which}")
+        files[which] = _File(path, which, _content(path))
+    odd = files.pop("all").path if "all" in files and len(files) > 1 else None
+    names, notes = _classes(list(files.values()))
+    notes += [f"{odd.name} is for no split, and was passed over"] if odd else []
+    faults: list[Fault] = []
+    splits = {
+        which: _images(file, root, names, faults)
+        for which, file in sorted(files.items(), key=lambda item: item[0] != "train")
+    }
+    found, more = _kind(splits)
+    used = tuple(dict.fromkeys(names.values()))
+    return DenseListing(
+        "COCO", root, splits, used, found, faults=tuple(faults), notes=(*notes, *more)
+    )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content = parse_json(path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in _KEYS):
+        raise InputError(
+            f"{path} is not COCO: expected an object with lists of {', '.join(_KEYS[:2])} and "
+            f"{_KEYS[2]}"
+        )
+    for key in _KEYS:
+        if not all(isinstance(entry, dict) for entry in content[key]):
+            raise InputError(f"{path} is not COCO: {key} holds something else than objects")
+    if not content["images"]:
+        raise InputError(f"{path} lists no images")
+    return content
+
+
+def _classes(files: Sequence[_File]) -> tuple[dict[tuple[str, int], str], list[str]]:
+    """Name the category of each id of each split; the values are in the order of classes."""
+    categories = [
+        (file, _identity(c.get("id"), f"{file.path.name} category"), c)
+        for file in files
+        for c in file.content["categories"]
+    ]
+    used = {
+        (file.split, number)
+        for file in files
+        for annotation in file.content["annotations"]
+        if isinstance(number := annotation.get("category_id"), int | str)
+    }
+    over = {str(c.get("supercategory")) for _, _, c in categories}
+    names: dict[tuple[str, int], str] = {}
+    idle: dict[str, None] = {}
+    for file, number, category in sorted(categories, key=lambda c: (c[0].split != "train", c[1])):
+        name = category.get("name")
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{file.path}: category {number} has no name but {shown(name)}")
+        super_only = category.get("supercategory") in {None, "none"} and name in over
+        if super_only and not any((f.split, number) in used for f in files):
+            idle[name] = None
+            continue
+        if (file.split, number) in names or name in _of(names, file.split):
+            raise InputError(f"{file.path}: category {number} ({shown(name)}) is there twice")
+        names[file.split, number] = name
+    if not names:
+        raise InputError(f"{files[0].path} names no categories")
+    return names, [f"category {name!r} is only over the others, and left out" for name in idle]
+
+
+def _of(names: Mapping[tuple[str, int], str], split: str) -> list[str]:
+    return [name for (which, _), name in names.items() if which == split]
+
+
+def _identity(value: object, where: str) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{where}: expected a whole number as id, got {shown(value)}")
+    return value
+
+
+def _images(
+    file: _File, root: Path, names: Mapping[tuple[str, int], str], faults: list[Fault]
+) -> list[AnnotatedImage]:
+    """Read the images of one file, each with its objects."""
+    where, content = file.path.name, file.content
+    images = [
+        (_identity(entry.get("id"), f"{where} image"), entry.get("file_name"), _size(entry))
+        for entry in content["images"]
+    ]
+    known = {number for number, _, _ in images}
+    if len(known) < len(images):
+        raise InputError(f"{file.path}: two images have one id")
+    objects = defaultdict(list)
+    for position, entry in enumerate(content["annotations"], start=1):
+        place = f"{where} annotation {entry.get('id', position)}"
+        try:
+            number = _identity(entry.get("image_id"), place)
+            if number not in known:
+                raise ValueError(f"its image {number} is not among the images")
+            objects[number].append(_object(entry, file.split, names, place))
+        except _NotFinite as error:
+            faults.append(Fault("boxes that are not finite", f"{place}: {error}"))
+        except ValueError as error:
+            said = str(error).removeprefix(f"{place}: ")
+            faults.append(Fault("objects that are not understood", f"{place}: {said}"))
+    folder = _folder(file, root, images[0][1])
+    return [
+        AnnotatedImage(
+            path=inside(root, folder, name, f"{where} image {number}"),
+            where=f"{where} image {number}",
+            number=number,
+            size=size,
+            objects=_bounded(objects[number], f"{where} image {number}"),
+        )
+        for number, name, size in images
+    ]
+
+
+def _bounded(objects: list[Annotation], where: str) -> tuple[Annotation, ...]:
+    if len(objects) > OBJECTS:
+        raise InputError(f"{where} has {len(objects)} objects: expected at most {OBJECTS}")
+    return tuple(objects)
+
+
+def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    height, width = entry.get("height"), entry.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _folder(file: _File, root: Path, name: object) -> Path:
+    """Find the folder that holds the first image: the file's own, or one of the split's name."""
+    below = [child for child in children(root) if child.is_dir()]
+    below += [deeper for child in below for deeper in children(child) if deeper.is_dir()]
+    if file.split == "all":
+        wanted = below
+    else:
+        mine = [folder for folder in below if role(folder.name.rstrip("0123456789")) == file.split]
+        wanted = mine + [f for f in below if not role(f.name.rstrip("0123456789"))]
+    candidates = [file.path.parent, root, *wanted]
+    for folder in candidates:
+        if inside(root, folder, name, f"{file.path.name} images").is_file():
+            return folder
+    return next((f for f in wanted if role(f.name.rstrip("0123456789"))), root)
+
+
+class _NotFinite(ValueError):
+    """Coordinates with NaN or infinity."""
+
+
+def _object(
+    entry: Mapping[str, Any], split: str, names: Mapping[tuple[str, int], str], place: str
+) -> Annotation:
+    number = _identity(entry.get("category_id"), place)
+    if (split, number) not in names:
+        raise ValueError(f"its category {number} is not among the categories")
+    shape, given = _shape(entry.get("segmentation")), entry.get("bbox")
+    if given is None and shape is not None:
+        box = shape.box()
+    elif (listed := numbers(given, 4)) is None:
+        raise ValueError(f"expected bbox as four numbers, got {shown(given)}")
+    else:
+        left, top, width, height = listed
+        box = (left, top, left + width, top + height)
+    if not np.isfinite(box).all():
+        raise _NotFinite(f"bbox {shown(given)}")
+    return Annotation(names[split, number], box, shape, bool(entry.get("iscrowd")), place)
+
+
+def _shape(given: object) -> Polygons | Runs | None:
+    """Read `segmentation`: polygons, run lengths, or nothing."""
+    if not given:
+        return None
+    if isinstance(given, dict):
+        return read_runs(given)
+    rings = [numbers(ring) for ring in given] if isinstance(given, list) else []
+    if not rings or not all(ring and len(ring) % 2 == 0 for ring in rings):
+        raise ValueError("expected segmentation as polygons x1, y1, x2, y2, ... or run lengths")
+    kept = tuple(np.asarray(ring) for ring in rings if ring and len(ring) >= 6)
+    if sum(map(len, kept)) > 2 * CORNERS:
+        raise ValueError(f"segmentation of more than {CORNERS} corners")
+    if not all(np.isfinite(ring).all() for ring in kept):
+        raise _NotFinite("segmentation")
+    return Polygons(kept) if kept else None
+
+
+def _kind(splits: Mapping[str, Sequence[AnnotatedImage]]) -> tuple[Kind, list[str]]:
+    """Tell whether every object has a mask."""
+    objects = [o for images in splits.values() for image in images for o in image.objects]
+    bare = [o for o in objects if o.shape is None]
+    if objects and not bare:
+        return "instances", []
+    if len(bare) == len(objects):
+        return "boxes", []
+    return "boxes", [
+        f"{len(bare)} of {len(objects)} objects have no mask (first {bare[0].where}): "
+        "read as boxes only"
+    ]
+
+
+FORMAT = DenseFormat(_files, read_coco, rank=30, about="COCO JSON")
