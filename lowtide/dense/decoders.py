@@ -67,12 +67,13 @@ def default_decoder(body: nn.Module) -> Decoder:
         body: A timm backbone.
 
     Returns:
-        dpt for a plain one (ViT), unet for one with a map of stride 2 (most convolutional
-        networks), upernet for the others (Swin, ConvNeXt).
+        dpt for a plain one (ViT) of four blocks or more, unet for one with a map of stride 2 (most
+        convolutional networks), upernet for the others (Swin, ConvNeXt).
     """
-    if is_plain(body):
+    strides = strides_of(body)
+    if is_plain(body) and len(strides) >= DPT_MAPS:
         return "dpt"
-    return "unet" if 2 in strides_of(body) else "upernet"
+    return "unet" if 2 in strides else "upernet"
 
 
 def segmenter(
@@ -126,7 +127,7 @@ def _unet(widths: list[int], channels: int) -> tuple[nn.Module, int, int]:
 
 def _fpn(widths: list[int], channels: int) -> tuple[nn.Module, int, int]:
     if channels % 64:
-        raise InputError(f"--decoder-channels must be a multiple of 64 for fpn, not {channels}")
+        raise InputError(f"decoder_channels must be a multiple of 64 for fpn, not {channels}")
     module = extra(f"{SMP}.decoders.fpn.decoder", "dense")
     made = module.FPNDecoder(
         widths, pyramid_channels=channels, segmentation_channels=channels // 2
@@ -144,14 +145,14 @@ MAKERS = {"unet": _unet, "fpn": _fpn, "upernet": _upernet}
 
 def _dpt(body: nn.Module, classes: int, channels: int) -> Segmenter:
     """Ranftl et al. 2021, arXiv:2103.13413: four maps of a plain backbone, the class token read."""
-    if not is_plain(body):
-        raise InputError(
-            f"decoder dpt reads maps of one stride, as a ViT's, and those of {type(body).__name__}"
-            f" have several: expected --decoder {' or '.join(sorted(MAKERS))}"
-        )
     count = len(strides_of(body))
+    if not is_plain(body) or count < DPT_MAPS:
+        raise InputError(
+            f"decoder dpt reads {DPT_MAPS} maps of one stride, as a ViT's, and"
+            f" {type(body).__name__} has no such: expected --decoder {' or '.join(sorted(MAKERS))}"
+        )
     indices = [(i + 1) * count // DPT_MAPS - 1 for i in range(DPT_MAPS)]
-    maps = FeatureMaps(body, [max(i, 0) for i in indices], prefixed=True)
+    maps = FeatureMaps(body, indices, prefixed=True)
     module = extra(f"{SMP}.decoders.dpt.decoder", "dense")
     strides = [2 ** max(0, (s - 1).bit_length()) for s in maps.strides]
     decoder = module.DPTDecoder(

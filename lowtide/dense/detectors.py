@@ -18,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
+from ..errors import InputError
 from .pyramid import FeatureMaps, SimplePyramid, pyramid
 
 Detector = Literal["fasterrcnn", "maskrcnn", "retinanet", "fcos"]
@@ -134,6 +135,8 @@ def _one_stage(
     """Lin et al. 2017, arXiv:1708.02002 and Tian et al. 2019, arXiv:1904.01355."""
     levels = Levels(pyramid(body, channels, 8), channels, LastLevelP6P7(channels, channels))
     if make is FCOS:
+        if channels % 32:
+            raise InputError(f"decoder_channels must be a multiple of 32 for fcos, not {channels}")
         sizes: Any = ((8,), (16,), (32,), (64,), (128,))
         given = {**given, "anchor_generator": AnchorGenerator(sizes, ((1.0,),) * 5)}
     return make(levels, classes, detections_per_img=DETECTIONS, score_thresh=0.05, **given)

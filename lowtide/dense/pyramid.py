@@ -206,17 +206,16 @@ def _pruned(body: nn.Module, indices: Sequence[int], norm: bool) -> nn.Module:
     return body
 
 
-def body_path(model: nn.Module) -> str:
-    """Find where the timm backbone stands in a dense model.
+def backbone_path(model: nn.Module) -> str:
+    """Find the part of a dense model that methods change.
 
     Args:
         model: A segmenter or a detector.
 
     Returns:
-        Its dotted path.
+        Dotted path of its `FeatureMaps`.
     """
-    found = (path for path, m in model.named_modules() if isinstance(m, FeatureMaps))
-    return f"{next(found)}.{BODY}"
+    return next(path for path, m in model.named_modules() if isinstance(m, FeatureMaps))
 
 
 def _level(width: int, channels: int, doublings: int) -> nn.Module:
