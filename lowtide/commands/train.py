@@ -68,9 +68,9 @@ def _free(data: str, method: object) -> Path:
 
 
 def _print_run(folder: Path, summary: RunSummary) -> None:
-    for split, accuracy in (("val", summary.val_accuracy), ("test", summary.test_accuracy)):
-        if accuracy is not None:
-            OUT.print(f"{split} accuracy {accuracy:.4f}")
+    for split, score in (("val", summary.validated), ("test", summary.tested)):
+        if score is not None:
+            OUT.print(f"{split} {summary.metric} {score:.4f}")
     planned, measured = summary.planned.peak_bytes, summary.measured_peak_bytes
     OUT.print(
         f"trained {summary.trainable_parameters:,} of {summary.total_parameters:,}"

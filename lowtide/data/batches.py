@@ -82,7 +82,7 @@ class Cache:
         return made
 
 
-class _Images(TorchDataset[tuple[Tensor, int]]):
+class _Images(TorchDataset[tuple[Tensor, int | Tensor]]):
     def __init__(
         self, samples: Sequence[Sample], transform: AfterCache, key: str, cache: ImageSource
     ) -> None:
@@ -91,8 +91,10 @@ class _Images(TorchDataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        path, given = self.samples[index]
+        # One number an output is collated into (B, K), the index of a class into (B,).
+        label = given if isinstance(given, int) else torch.tensor(given, dtype=torch.float64)
         cached = self.cache.load(path, self.transform)
         if not self.transform.random:
             return self.transform.after_cache(cached), label
@@ -127,8 +129,10 @@ def loader(
     cache: ImageSource | None = None,
     rank: int = 0,
     processes: int = 1,
-) -> DataLoader[tuple[Tensor, int]]:
+) -> DataLoader[tuple[Tensor, int | Tensor]]:
     """Load one epoch of batches: images `(B, C, H, W)` float32, labels `(B,)` int64.
+
+    Labels that are numbers for each output are `(B, K)` float64.
 
     The permutation is drawn from (seed, epoch), each image's augmentation from (seed, epoch,
     index). No worker, no earlier epoch and no global generator has a say or is changed, so a run

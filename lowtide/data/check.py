@@ -135,7 +135,7 @@ def check(source: Path | str) -> Findings:
         looks = dict(zip(paths, pool.map(_look, paths, repeat(data.bits)), strict=True))
     copies = _copies(data, looks)
     counted = data.train or (*data.val, *data.test)
-    counts = Counter(data.classes[sample.label] for sample in counted)
+    counts = Counter(data.text(sample.label) for sample in counted)
     widths, heights = zip(*(look.size for look in looks.values()), strict=True)
     return Findings(
         format=data.format,
@@ -176,7 +176,7 @@ def _copies(data: Dataset, looks: Mapping[Path, _Look]) -> list[Copies]:
     groups = defaultdict(list)
     for which in SPLITS:
         for path, label in getattr(data, which):
-            groups[looks[path].pixels].append((path, which, data.classes[label]))
+            groups[looks[path].pixels].append((path, which, data.text(label)))
     return [
         Copies(
             same="bytes" if len({looks[path].file for path, _, _ in group}) == 1 else "pixels",

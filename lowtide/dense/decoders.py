@@ -31,7 +31,11 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, decoder: nn.Module, head: nn.Module, decode: Callable[..., Tensor]
+        self,
+        backbone: nn.Module,
+        decoder: nn.Module,
+        head: nn.Module,
+        decode: Callable[..., Tensor],
     ) -> None:
         """Join the parts.
 
@@ -129,9 +133,7 @@ def _fpn(widths: list[int], channels: int) -> tuple[nn.Module, int, int]:
     if channels % 64:
         raise InputError(f"decoder_channels must be a multiple of 64 for fpn, not {channels}")
     module = extra(f"{SMP}.decoders.fpn.decoder", "dense")
-    made = module.FPNDecoder(
-        widths, pyramid_channels=channels, segmentation_channels=channels // 2
-    )
+    made = module.FPNDecoder(widths, pyramid_channels=channels, segmentation_channels=channels // 2)
     return made, made.out_channels, 4
 
 

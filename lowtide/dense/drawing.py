@@ -29,9 +29,7 @@ def palette(count: int) -> list[Colour]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in wheel]
 
 
-def draw(
-    image: Tensor, predicted: Any, names: Sequence[str], threshold: float = 0.5
-) -> Tensor:
+def draw(image: Tensor, predicted: Any, names: Sequence[str], threshold: float = 0.5) -> Tensor:
     """Draw what was predicted for an image over it.
 
     Args:

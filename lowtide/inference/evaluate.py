@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor, nn
 
 from ..data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader, read
@@ -16,6 +15,8 @@ from ..data.formats.corruptions import corruption_error, severities_in
 from ..data.images import look
 from ..errors import InputError, LowtideError, UnknownName
 from ..planning.simulate import tune_on_meta
+from ..targets import Targets, construct
+from ..targets.classify import Classify
 from ..training.owner import refuse_unfinished
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
@@ -36,6 +37,7 @@ class Trained:
         transform: The evaluation transform.
         classes: Class names, in the order of the logits.
         name: timm's name of the backbone.
+        targets: What it has learnt.
     """
 
     tuned: Tuned
@@ -43,6 +45,7 @@ class Trained:
     transform: Transform
     classes: tuple[str, ...]
     name: str
+    targets: Targets
 
 
 def open_run(
@@ -75,6 +78,10 @@ def open_run(
     transform = preprocessing.transform(
         train=False, augment=read_value("augment", Augment, config.augment)
     )
+    try:
+        targets = construct(config.classes, config.targets)
+    except InputError as e:
+        raise InputError(f"{folder / CONFIG} is damaged: {e}") from e
     seed, options = _origin(config, folder, checkpoint)
     _refuse_misfit(config, options, folder)
     tuned = load(_make(seed, options), folder)
@@ -88,7 +95,9 @@ def open_run(
             f" {fits.channels}"
         )
     wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-    return Trained(tuned.to(wanted), preprocessing, transform, config.classes, options["name"])
+    return Trained(
+        tuned.to(wanted), preprocessing, transform, config.classes, options["name"], targets
+    )
 
 
 def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
@@ -150,7 +159,7 @@ def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:
 def score(
     trained: Trained, samples: Sequence[Sample], batch_size: int = 32, over: str = "all"
 ) -> dict[str, Any]:
-    """Measure how often a model is right.
+    """Measure how good a model is.
 
     Args:
         trained: The model.
@@ -161,31 +170,31 @@ def score(
             those present.
 
     Returns:
-        Number of images, top-1 accuracy, mean accuracy over classes, accuracy by class name.
+        Number of images, the scores of the run's task by name, and of classes the accuracy of each.
 
     Raises:
-        InputError: There are no samples.
+        InputError: There are no samples, or classes are to be chosen where there are none.
         UnknownName: `over` is neither.
     """
     if not samples:
         raise InputError("there are no images in this split")
     if over not in OVER:
         raise UnknownName("value of over", over, OVER)
-    truth = [s.label for s in samples]
-    present = sorted(set(truth))
-    answers = torch.tensor(present if over == "present" else range(len(trained.classes)))
+    kind = trained.targets
+    if over == "present" and kind.task != "classify":
+        raise InputError(f"over is of classes: task {kind.task} has none")
     batches = loader(samples, trained.transform, batch_size, shuffle=False)
-    logits = (_logits(trained, images)[:, answers] for images, _ in batches)
-    predicted = [p for part in logits for p in answers[part.argmax(-1)].tolist()]
-    recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0)
-    return {
-        "images": len(samples),
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "mean_class_accuracy": float(sum(recalls) / len(recalls)),
-        "class_accuracy": {
-            trained.classes[i]: float(r) for i, r in zip(present, recalls, strict=True)
-        },
-    }
+    parts = [(_outputs(trained, images), targets) for images, targets in batches]
+    outputs, truth = (torch.cat(part) for part in zip(*parts, strict=True))
+    if kind.task != "classify":
+        return {"images": len(samples), **kind.scores(outputs, truth)}
+    present = truth.unique()
+    if over == "present":
+        kind = Classify(tuple(trained.classes[i] for i in present.tolist()))
+        outputs, truth = outputs[:, present], torch.searchsorted(present, truth)
+    right = outputs.argmax(-1) == truth
+    each = {kind.names[k]: float(right[truth == k].float().mean()) for k in truth.unique().tolist()}
+    return {"images": len(samples), **kind.scores(outputs, truth), "class_accuracy": each}
 
 
 def score_corruptions(trained: Trained, folder: Path, batch_size: int = 32) -> dict[str, Any]:
@@ -224,13 +233,14 @@ def predict(
     Args:
         trained: The model.
         paths: Image files.
-        top: How many classes to give, best first.
+        top: How many names to give, best first.
         batch_size: Images per forward pass.
         unreadable: Told of a file that is missing or no image; by default the error is raised.
             Where it returns, the other images are answered.
 
     Yields:
-        Path, class, and the best classes with their probabilities.
+        Path, and what `Targets.answer` says: the class and the best classes with their
+        probabilities, the labels with theirs, or the value.
 
     Raises:
         LowtideError: The model's answer is no number.
@@ -246,18 +256,10 @@ def predict(
                 readable.append(path)
         if not images:
             continue
-        best = (
-            _logits(trained, torch.stack(images)).softmax(-1).topk(min(top, len(trained.classes)))
-        )
-        for path, values, labels in zip(readable, best.values, best.indices, strict=True):
-            if not values.isfinite().all():
+        for path, output in zip(readable, _outputs(trained, torch.stack(images)), strict=True):
+            if not output.isfinite().all():
                 raise LowtideError(f"the model's answer to {path} is no number")
-            names = [trained.classes[i] for i in labels.tolist()]
-            yield {
-                "path": str(path),
-                "class": names[0],
-                "probabilities": dict(zip(names, values.tolist(), strict=True)),
-            }
+            yield {"path": str(path), **trained.targets.answer(output, top)}
 
 
 def too_deep(trained: Trained, paths: Sequence[Path]) -> list[str]:
@@ -281,6 +283,6 @@ def too_deep(trained: Trained, paths: Sequence[Path]) -> list[str]:
 
 
 @torch.no_grad()
-def _logits(trained: Trained, images: Tensor) -> Tensor:
+def _outputs(trained: Trained, images: Tensor) -> Tensor:
     device = next(trained.tuned.parameters()).device
     return trained.tuned(images.to(device)).float().cpu()

@@ -96,6 +96,8 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
         test_fraction=config.test_fraction,
         skip_bad_images=config.skip_bad_images,
         classes=trained.classes,
+        task=config.task,
+        target=config.target if own else None,
     )
     samples, notes = _selected(folder, dataset, which, own)
     return samples, notes + too_deep(trained, [s.path for s in samples])
@@ -105,7 +107,7 @@ def _read_for_merged(trained: Trained, given: dict[str, Any]) -> tuple[list[Samp
     """Read a split of other data for a merged file, which keeps no split of its own."""
     if given["data"] is None:
         raise InputError(f"{given['run']} is a merged file and names no data: give --data")
-    dataset = read(given["data"], classes=trained.classes)
+    dataset = read(given["data"], classes=trained.classes, task=trained.targets.task)
     samples = samples_of(dataset, given["split"])
     return samples, too_deep(trained, [s.path for s in samples])
 

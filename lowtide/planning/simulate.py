@@ -175,14 +175,15 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
                     tuned, opt, step.update_in_backward
                 )  # after which the meter looks for state
             inputs = torch.empty(batch, *shape)
-            labels = torch.zeros(batch, dtype=torch.long)
-            batches = micro_batches(inputs, labels, accumulate)[:2]
+            targets = step.blank_targets(tuned.num_classes)
+            batches = micro_batches(inputs, targets.batch(batch), accumulate)[:2]
             before = meter.work
             training_step(
                 model,
                 opt,
                 batches,
                 amp=step.amp,
+                loss=targets.loss,
                 before_update=lambda: passes.append(meter.work),
                 in_backward=step.update_in_backward,
             )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from timm.optim import (
     SGDW,
@@ -25,6 +24,8 @@ from torch.optim import Optimizer
 from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
 from ..memory.policy import POLICIES
+from ..targets import Balance, Targets, blank, refuse_unknown
+from ..targets.classify import Classify
 from ..values import Count, Share, Within, read_fields
 
 BY_PARAMETER: tuple[type[Optimizer], ...] = (
@@ -33,6 +34,9 @@ BY_PARAMETER: tuple[type[Optimizer], ...] = (
     *(Adafactor, AdafactorBigVision, Lion, NAdamW, SGDW),
 )
 """Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
+
+CROSS_ENTROPY = Classify(()).loss
+"""The loss of one class per image, none of them weighed."""
 
 Amp = Literal["no", "bf16", "fp16"]
 
@@ -59,6 +63,12 @@ class StepConfig:
         update_in_backward: Update each parameter as soon as its gradient is there, and drop the
             gradient, so that no two are held; for optimisers that treat each parameter alone.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
+        task: What is learnt of an image: classify (one class), multilabel (any number of labels) or
+            regress (a number).
+        loss: What is minimised: cross_entropy for classify, bce for multilabel, mse or smooth_l1
+            for regress; by default the first of the task.
+        balance: What is done for rare classes: none, weights (in the loss, by inverse frequency) or
+            sampler (images are drawn so that every class comes equally often).
     """
 
     batch_size: Count = 32
@@ -72,6 +82,9 @@ class StepConfig:
     opt: str = "adamw"
     update_in_backward: bool = False
     ema: Share = 0.0
+    task: str = "classify"
+    loss: str | None = None
+    balance: Balance = "none"
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -79,6 +92,7 @@ class StepConfig:
             object.__setattr__(self, name, value)
         if self.policy not in POLICIES:
             raise UnknownName("policy", self.policy, POLICIES)
+        refuse_unknown(self.task, self.loss, self.balance)
         if POLICIES[self.policy]().checkpointing:
             object.__setattr__(self, "checkpointing", True)
         if self.recomputed_blocks is not None and not self.checkpointing:
@@ -98,6 +112,17 @@ class StepConfig:
             raise InputError(
                 f"update_in_backward drops each gradient at once, and {other} needs them together"
             )
+
+    def blank_targets(self, outputs: int) -> Targets:
+        """Make targets that a step of these options may have.
+
+        Args:
+            outputs: What the model gives for an image, in numbers.
+
+        Returns:
+            Targets of no images.
+        """
+        return blank(self.task, outputs, loss=self.loss, balance=self.balance)
 
     @property
     def micro_batch(self) -> int:
@@ -214,7 +239,7 @@ def training_step(
     batch: Sequence[tuple[Tensor, Tensor]],
     *,
     amp: Amp = "no",
-    smoothing: float = 0.0,
+    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
     share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
@@ -225,11 +250,11 @@ def training_step(
     The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
 
     Args:
-        model: Images to logits.
+        model: Images to outputs.
         optimizer: Updates it.
-        batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch.
+        batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)`, of each micro-batch.
         amp: Mixed precision of the forward pass.
-        smoothing: Label smoothing.
+        loss: From outputs and targets of a micro-batch to their mean loss over images.
         share: What the mean loss counts: among processes whose gradients are averaged, their number
             times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
@@ -239,17 +264,16 @@ def training_step(
     Returns:
         The mean loss times `share`, detached.
     """
-    total = sum(len(labels) for _, labels in batch)
+    total = sum(len(targets) for _, targets in batch)
     mean = torch.zeros((), device=batch[0][1].device)
     updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
-    for images, labels in batch:
+    for images, targets in batch:
         with autocast(images.device, amp):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-        loss = loss * (share * len(labels) / total)
-        mean += loss.detach()
+            outputs = model(images)
+        part = loss(outputs, targets) * (share * len(targets) / total)
+        mean += part.detach()
         with updates:
-            backward(loss)
+            backward(part)
     before_update()
     if not in_backward:
         optimizer.step()

@@ -51,6 +51,8 @@ class RunConfig(StepConfig):
         warmup_epochs: Epochs of linear warm-up before the cosine; part of `epochs`.
         cooldown_epochs: Epochs at `min_lr` after the cosine; part of `epochs`.
         smoothing: Label smoothing.
+        target: Columns of a table that hold what is learnt, with commas between, for tasks
+            multilabel and regress; by default label or a like name, or all that are left.
         clip_grad: Largest gradient norm; 0 does not clip.
         drop_path: Stochastic depth rate of the backbone.
         head_init: How a new classifier starts: probe (logistic regression on the features of the
@@ -87,6 +89,7 @@ class RunConfig(StepConfig):
     warmup_epochs: Annotated[float, Within(0, 1e6)] = 1.0
     cooldown_epochs: Annotated[int, Within(0, 1_000_000)] = 0
     smoothing: Share = 0.0
+    target: str | None = None
     clip_grad: Annotated[float, Within(1e-6, 1e6, zero=True)] = 0.0
     drop_path: Share = 0.0
     head_init: HeadStart = "probe"
@@ -118,6 +121,8 @@ class RunConfig(StepConfig):
                 "update_in_backward drops each gradient at once, and clip_grad needs the norm of"
                 " all of them"
             )
+        if self.target is not None and self.task == "classify":
+            raise InputError("target names columns for multilabel and regress, not for classify")
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
         self._check_schedule()

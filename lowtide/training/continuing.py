@@ -18,6 +18,7 @@ from .config import RunConfig, read_yaml
 from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
 from .prepare import Run
 from .split import Split
+from .summary import scored
 
 MOVABLE = frozenset({"data", "checkpoint", "device", "workers"})
 """Options that a run may continue with otherwise: no result depends on them."""
@@ -61,7 +62,7 @@ def save(run: Run, optimizer: Optimizer) -> None:
         measured_bytes=run.measured_bytes,
         data=run.dataset.fingerprint,
         processes=run.processes,
-        start_accuracy=run.start_accuracy,
+        **scored("start", run.targets, run.start_score),
     )
     averages = run.average.averages if run.average else ()
     scaler = run.accelerator.scaler
@@ -89,7 +90,8 @@ def restore(run: Run, optimizer: Optimizer) -> None:
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
     run.history = list(record.history)
     run.measured_bytes = record.measured_bytes
-    run.start_accuracy = record.start_accuracy
+    known = record.start_accuracy if record.start_score is None else record.start_score
+    run.start_score = known
 
 
 def _refuse_changed(run: Run, fingerprint: str) -> None:

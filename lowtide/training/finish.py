@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..data import Sample
 from ..paths import write_text
+from ..targets import describe
+from ..targets.calibration import fit_temperature
 from .environment import environment
 from .owner import CHECKPOINT, SUMMARY
 from .prepare import Run
-from .scoring import accuracy_of, confusion_of
+from .scoring import confusion_of, outputs_of
 from .summary import (
     SCHEMA,
     Confused,
@@ -21,15 +25,17 @@ from .summary import (
     Planned,
     RunOptions,
     RunSummary,
+    scored,
 )
 
 
 def finish(run: Run, model: Any) -> RunSummary:
     """Test the last epoch's model, save adapter and summary, drop the training checkpoint."""
-    confusion = confusion_of(run, model, () if run.config.skip_test else run.dataset.test)
+    validated = Scored.of(run, model, run.dataset.val)
+    tested = Scored.of(run, model, () if run.config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
-    summary = summarise(run, confusion)
+    summary = summarise(run, validated, tested)
     if run.main:
         save_adapter(run)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
@@ -39,8 +45,36 @@ def finish(run: Run, model: Any) -> RunSummary:
     return summary
 
 
-def summarise(run: Run, confusion: Tensor) -> RunSummary:
-    """Gather what is reported of a finished run; `confusion` counts its test images `(K, K)`."""
+@dataclass(frozen=True)
+class Scored:
+    """What the final model gave for some images.
+
+    Attributes:
+        scores: Scores by name; none without images.
+        temperature: What fits its probabilities to these images; None where it has none.
+        confusion: Images by true and predicted class, zeros left out; None where there are none.
+    """
+
+    scores: Mapping[str, float]
+    temperature: float | None = None
+    confusion: tuple[Confused, ...] | None = None
+
+    @classmethod
+    def of(cls, run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
+        """Score a model on images of its run."""
+        outputs, targets = outputs_of(run, model, samples)
+        classify = run.targets.task == "classify"
+        scores = run.targets.scores(outputs, targets) if len(targets) else {}
+        if not classify:
+            return cls(scores)
+        counts = confusion_of(outputs, targets)
+        rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
+        temperature = fit_temperature(outputs, targets) if len(targets) else None
+        return cls(scores, temperature, tuple(rows))
+
+
+def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
+    """Gather what is reported of a finished run."""
     trained, total = run.tuned.trainable_counts()
     return RunSummary(
         schema=SCHEMA,
@@ -52,14 +86,16 @@ def summarise(run: Run, confusion: Tensor) -> RunSummary:
         planned=Planned.from_dict(run.planned.to_dict()),
         measured_peak_bytes=run.measured_bytes or None,
         step_seconds=median(run.step_s) if run.step_s else None,
-        start_accuracy=run.start_accuracy,
+        **scored("start", run.targets, run.start_score),
         history=tuple(run.history),
-        val_accuracy=run.history[-1].val_accuracy,
-        test_accuracy=accuracy_of(confusion),
-        test_confusion=tuple(
-            Confused(true, predicted, int(confusion[true, predicted]))
-            for true, predicted in confusion.nonzero().tolist()
-        ),
+        **scored("val", run.targets, run.history[-1].validated),
+        test_accuracy=tested.scores.get("accuracy"),
+        metric=run.targets.metric,
+        val_scores=validated.scores,
+        test_scores=tested.scores,
+        temperature=validated.temperature,
+        targets=run.targets.to_dict(),
+        test_confusion=tested.confusion,
         environment=environment(run.accelerator.device, run.accelerator.num_processes),
     )
 
@@ -80,4 +116,5 @@ def save_adapter(run: Run) -> None:
         preprocessing=run.preprocessing.to_dict(),
         augment=config.augment,
         classes=list(run.dataset.classes),
+        targets=describe(run.targets),
     )

@@ -31,12 +31,13 @@ from .prepare import Run, prepare
 from .probe import images_for_probe, start_at_probe
 from .progress import Progress, note
 from .schedule import make_schedule
-from .scoring import accuracy_of, confusion_of
+from .scoring import score_of
 from .split import Split
 from .summary import (
     Epoch,
     RunSummary,
     read_summary,
+    scored,
 )
 
 METERED_STEPS = 2
@@ -108,13 +109,14 @@ def _probe(run: Run, model: Any) -> None:
     order = np.random.default_rng(run.config.seed).permutation(len(run.dataset.train))
     some = [run.dataset.train[i] for i in order[: images_for_probe(run.tuned, len(order))]]
     batches = (batch[:2] for batch in run.batches(tuple(some), shared=False))
-    if not some or not start_at_probe(run.tuned, model, batches, run.config.seed):
+    if not some or not start_at_probe(run.tuned, model, batches, run.targets, run.config.seed):
         if run.main:
             note("the classifier reads no vector per image, or there is one class: no probe")
         return
-    run.start_accuracy = accuracy_of(confusion_of(run, model, run.dataset.val))
+    run.start_score = score_of(run, model, run.dataset.val)
     if run.main:
-        val = "" if run.start_accuracy is None else f", val accuracy {run.start_accuracy:.3f}"
+        score = run.start_score
+        val = "" if score is None else f", val {run.targets.metric} {score:.3f}"
         note(f"the classifier starts at a linear probe of {len(some)} images{val}")
 
 
@@ -125,7 +127,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
     meter = Meter(run.tuned, optimizer)
     if run.accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # an earlier run of this process has its own
-    with Progress(config.epochs, steps, shown=run.main) as progress:
+    with Progress(config.epochs, steps, run.main, run.targets.metric) as progress:
         for epoch in range(len(run.history), config.epochs):
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
@@ -145,12 +147,12 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                     )
                 progress.step(losses[-1])
             with run.averaged():
-                validated = accuracy_of(confusion_of(run, model, run.dataset.val))
+                validated = score_of(run, model, run.dataset.val)
             run.history.append(
                 Epoch(
                     epoch=epoch + 1,
                     train_loss=_over_processes(run, sum(losses) / len(losses), "mean"),
-                    val_accuracy=validated,
+                    **scored("val", run.targets, validated),
                     seconds=round(time.perf_counter() - started, 2),
                 )
             )
@@ -168,8 +170,9 @@ def _update(
 ) -> float:
     """Run one update, timed or metered; give this process's share of the loss."""
     config, accelerator = run.config, run.accelerator
-    images, labels, own, count = batch
-    images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+    images, targets, own, count = batch
+    images = images.to(accelerator.device)
+    targets = run.targets.encode(targets).to(accelerator.device)
     # Every process goes forward and back equally often, or they would wait for each other.
     fewest = (
         count
@@ -183,8 +186,8 @@ def _update(
         loss = training_step(
             model,
             wrapped,
-            micro_batches(images, labels, parts),
-            smoothing=config.smoothing,
+            micro_batches(images, targets, parts),
+            loss=run.targets.loss,
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

@@ -20,6 +20,7 @@ from ..families import classifiers, outputs
 from ..planning.search import parse_bytes, search
 from ..planning.simulate import Plan, plan, set_up_step
 from ..planning.step import shares_statistics
+from ..targets import KINDS, Targets
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
 from .config import RunConfig
@@ -39,11 +40,12 @@ class Run:
         folder: Where it leaves its files.
         dataset: What it learns from.
         preprocessing: How images become inputs.
+        targets: What is learnt of an image.
         tuned: The model.
         accelerator: Devices, mixed precision, processes.
         planned: The plan of a step.
         probed: Whether the classifier is new and starts at a probe.
-        start_accuracy: That of a probe on the validation images; None without either.
+        start_score: That of a probe on the validation images; None without either.
         history: One record per finished epoch.
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
@@ -56,11 +58,12 @@ class Run:
     folder: Path
     dataset: Dataset
     preprocessing: Preprocessing
+    targets: Targets
     tuned: Tuned
     accelerator: Accelerator
     planned: Plan
     probed: bool
-    start_accuracy: float | None = None
+    start_score: float | None = None
     history: list[Epoch] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     measured_bytes: int = 0
@@ -169,15 +172,14 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     Raises:
         InputError: Several processes are to keep features, or to update in backward.
     """
-    dataset = read(
-        config.data,
-        seed=config.seed,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        skip_bad_images=config.skip_bad_images,
+    dataset = _read(config)
+    targets = KINDS[config.task].of(
+        dataset.classes,
+        [s.label for s in dataset.train],
+        loss=config.loss,
+        balance=config.balance,
+        smoothing=config.smoothing,
     )
-    if config.train_on_val:
-        dataset = replace(dataset, train=dataset.train + dataset.val, val=())
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
     if config.update_in_backward and accelerator.num_processes > 1:
@@ -206,7 +208,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     probed = config.head_init == "probe" and classes != _own_classes(backbone)
     tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_made)
     set_up_step(tuned, config).train()
-    run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned, probed)
+    run = Run(config, folder, dataset, preprocessing, targets, tuned, accelerator, planned, probed)
     if config.cache_features:
         if accelerator.num_processes > 1:
             raise InputError(
@@ -214,6 +216,22 @@ def prepare(config: RunConfig, folder: Path) -> Run:
             )
         run.features = Features(tuned, folder / FEATURES)
     return run
+
+
+def _read(config: RunConfig) -> Dataset:
+    """Read what a run learns from."""
+    dataset = read(
+        config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        skip_bad_images=config.skip_bad_images,
+        task=config.task,
+        target=config.target,
+    )
+    if config.train_on_val:
+        dataset = replace(dataset, train=dataset.train + dataset.val, val=())
+    return dataset
 
 
 def _own_classes(backbone: nn.Module) -> int | None:

@@ -16,7 +16,7 @@ from ..tuning.adapter_files import read_metadata, read_tensors, refuse_infinite,
 from ..tuning.tuned import Tuned
 from ..values import Count, Within
 from .records import Record
-from .summary import Accuracy, Epoch, Whole
+from .summary import Accuracy, Epoch, Score, Whole
 
 VERSION = 1
 """Version of this layout; files of lowtide 0.1 have none in their header, and are of version 1."""
@@ -32,6 +32,7 @@ class TrainingRecord(Record):
         data: Fingerprint of the data set.
         processes: How many processes shared the run; None in files of an earlier version.
         start_accuracy: Validation accuracy before the first update, where it was measured.
+        start_score: The same of another task than classify.
     """
 
     history: tuple[Epoch, ...]
@@ -39,6 +40,7 @@ class TrainingRecord(Record):
     data: str
     processes: Count | None = None
     start_accuracy: Accuracy | None = None
+    start_score: Score | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class Split:
         splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
         return cls({
             which: {
-                relative(s.path, dataset.root): (dataset.classes[s.label], content)
+                relative(s.path, dataset.root): (dataset.text(s.label), content)
                 for s, content in zip(samples, _contents(s.path for s in samples), strict=True)
             }
             for which, samples in splits.items()
@@ -131,7 +131,7 @@ class Split:
         there = [path for path in wanted if path in now]
         contents = _contents(now[path].path for path in there)
         found = {
-            path: (dataset.classes[now[path].label], content)
+            path: (dataset.text(now[path].label), content)
             for path, content in zip(there, contents, strict=True)
         }
         known = self._by_path()

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from ..errors import InputError, shown
 from ..methods import METHODS
 from ..paths import read_json
+from ..targets import Targets
 from ..tuning.adapter_files import describe
 from ..values import Count, Seed, Within
 from .config import LearningRate, RunConfig
@@ -28,6 +29,8 @@ Number = Annotated[float, Within(0, 1e18)]
 Loss = Annotated[float, Within(0, 1e39)]
 """A float32 may hold any of them."""
 Accuracy = Annotated[float, Within(0, 1)]
+Score = Annotated[float, Within(-1e39, 1e39)]
+"""What a task is scored by: a share of 1, or an error in the units of a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +148,21 @@ class Epoch(Record):
     Attributes:
         epoch: Its number, from 1.
         train_loss: Mean loss of its updates.
-        val_accuracy: Accuracy on the validation images; None without any.
+        val_accuracy: Accuracy on the validation images; None without any, and of other tasks.
+        val_score: Score of another task than classify on them, which is the summary's `metric`.
         seconds: How long it took.
     """
 
     epoch: Count
     train_loss: Loss | None
     val_accuracy: Accuracy | None
+    val_score: Score | None = None
     seconds: Number
+
+    @property
+    def validated(self) -> float | None:
+        """The score on the validation images, whatever the task; higher is better."""
+        return self.val_accuracy if self.val_score is None else self.val_score
 
 
 class Confused(NamedTuple):
@@ -211,8 +221,18 @@ class RunSummary(Record):
         start_accuracy: Accuracy on the validation images before the first update, where the
             classifier started at a probe.
         history: One record per epoch.
-        val_accuracy: That of the last epoch; None without validation images.
-        test_accuracy: Accuracy on the test images; None where they were left alone.
+        start_score: The same of another task than classify.
+        val_accuracy: That of the last epoch; None without validation images, and of other tasks.
+        val_score: That of the last epoch of another task than classify.
+        test_accuracy: Accuracy on the test images; None where they were left alone, and of other
+            tasks.
+        metric: The score that is followed and chosen by.
+        val_scores: Every score of the final model on the validation images, by name; None in files
+            that are older than that.
+        test_scores: The same on the test images.
+        temperature: What logits are divided by for calibrated probabilities, fitted on the
+            validation images; None without any, and of other tasks than classify.
+        targets: What else must be known of what was learnt, such as mean and deviation of numbers.
         test_confusion: How many test images of which class were taken for which, zeros left out;
             None in files that are older than that.
         environment: Where and with what it was made.
@@ -228,9 +248,16 @@ class RunSummary(Record):
     measured_peak_bytes: Whole | None = None
     step_seconds: Number | None = None
     start_accuracy: Accuracy | None = None
+    start_score: Score | None = None
     history: tuple[Epoch, ...]
     val_accuracy: Accuracy | None
+    val_score: Score | None = None
     test_accuracy: Accuracy | None
+    metric: str = "accuracy"
+    val_scores: Mapping[str, Score] | None = None
+    test_scores: Mapping[str, Score] | None = None
+    temperature: Number | None = None
+    targets: Mapping[str, Any] | None = None
     test_confusion: tuple[Confused, ...] | None = None
     environment: Environment
 
@@ -239,6 +266,34 @@ class RunSummary(Record):
         for i, row in enumerate(self.test_confusion or ()):
             if max(row.true, row.predicted) >= classes:
                 raise Misfit(f"test_confusion.{i}", f"of {classes} classes", list(row))
+
+    @property
+    def validated(self) -> float | None:
+        """`metric` on the validation images after the last epoch; higher is better."""
+        return self.val_accuracy if self.val_score is None else self.val_score
+
+    @property
+    def tested(self) -> float | None:
+        """`metric` on the test images; None where they were left alone."""
+        return (self.test_scores or {}).get(self.metric, self.test_accuracy)
+
+
+def scored(which: str, targets: Targets, score: float | None) -> dict[str, Any]:
+    """Name a score: accuracy has a field of its own, that of every earlier version.
+
+    Args:
+        which: `start`, `val`, the first word of the fields.
+        targets: Their metric.
+        score: Its value.
+
+    Returns:
+        The values of both fields.
+    """
+    accuracy = targets.metric == "accuracy"
+    return {
+        f"{which}_accuracy": score if accuracy else None,
+        f"{which}_score": None if accuracy else score,
+    }
 
 
 def read_summary(path: Path) -> RunSummary:

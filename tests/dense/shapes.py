@@ -55,9 +55,12 @@ def write_shapes(folder: Path, train: int = 8, val: int = 2, test: int = 3) -> P
             pixels = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
             image = Image.fromarray(pixels)
             name = f"{number}.png"
-            content["images"].append(
-                {"id": number, "file_name": name, "width": width, "height": height}
-            )
+            content["images"].append({
+                "id": number,
+                "file_name": name,
+                "width": width,
+                "height": height,
+            })
             for kind in range(2):
                 _add(content, image, random, number, kind)
             image.save(folder / split / name)
@@ -76,9 +79,7 @@ def _add(content: Any, image: Image.Image, random: Any, number: int, kind: int) 
         turns = [2 * math.pi * i / 24 for i in range(24)]
         half = side / 2
         ring = [
-            v
-            for t in turns
-            for v in (x + half + half * math.cos(t), y + half + half * math.sin(t))
+            v for t in turns for v in (x + half + half * math.cos(t), y + half + half * math.sin(t))
         ]
         colour = (40, 230, 40)
     ImageDraw.Draw(image).polygon(ring, fill=colour)

@@ -83,8 +83,10 @@ def test_the_loss_is_a_mean_over_images_so_that_micro_batches_add_up() -> None:
     torch.testing.assert_close(whole, torch.stack(by_hand).sum() / 3)
     for dice in (0.0, 0.7):
         whole = segmentation_loss(logits, masks, smoothing=0.1, dice=dice)
-        parts = [segmentation_loss(logits[i : i + 1], masks[i : i + 1], smoothing=0.1, dice=dice)
-                 for i in range(3)]
+        parts = [
+            segmentation_loss(logits[i : i + 1], masks[i : i + 1], smoothing=0.1, dice=dice)
+            for i in range(3)
+        ]
         torch.testing.assert_close(whole, torch.stack(parts).mean())
 
 

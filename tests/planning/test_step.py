@@ -32,6 +32,9 @@ OTHER = {
     "opt": "sgd",
     "update_in_backward": True,
     "ema": 0.5,
+    "task": "regress",
+    "loss": "smooth_l1",
+    "balance": "none",
 }
 """For each option of a step another value than its default, where the others allow one."""
 

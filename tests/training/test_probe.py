@@ -14,10 +14,13 @@ from tinted import write_tinted
 
 import lowtide
 from lowtide import METHODS
+from lowtide.targets.classify import Classify
+from lowtide.targets.linear import STRENGTHS
+from lowtide.targets.linear import softmax_regression as fit
 from lowtide.training import loop
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
-from lowtide.training.probe import STRENGTHS, fit, images_for_probe, start_at_probe
+from lowtide.training.probe import images_for_probe, start_at_probe
 from lowtide.training.summary import read_summary
 from lowtide.tuning.adapter_files import read_config
 
@@ -96,7 +99,8 @@ def test_the_model_with_its_probe_answers_as_the_probe_does(model, method):
     images += labels.view(-1, 1, 1, 1)
     assert images_for_probe(tuned, 6) == 6
     before = {n: p.clone() for n, p in tuned.named_parameters()}
-    assert start_at_probe(tuned, tuned, [(images[:4], labels[:4]), (images[4:], labels[4:])], 0)
+    batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
+    assert start_at_probe(tuned, tuned, batches, Classify(("a", "b", "c")), 0)
     with torch.no_grad():
         assert torch.equal(tuned.eval()(images).argmax(1), labels)
     changed = {n for n, p in tuned.named_parameters() if not torch.equal(p, before[n])}

@@ -117,9 +117,7 @@ class Detect(DenseTask):
         """
         device = next(model.parameters()).device
         frames = [Frame(*image.shape[-2:], self.size) for image in images]
-        square = [
-            f.put(self.normalized(i.to(device))) for f, i in zip(frames, images, strict=True)
-        ]
+        square = [f.put(self.normalized(i.to(device))) for f, i in zip(frames, images, strict=True)]
         found = model(Batch(torch.stack(square), ()))
         return [self._brought(f, each) for f, each in zip(frames, found, strict=True)]
 

@@ -85,9 +85,7 @@ class Segment(DenseTask):
         Returns:
             The loss.
         """
-        return segmentation_loss(
-            outputs, targets, smoothing=self.smoothing, dice=self.config.dice
-        )
+        return segmentation_loss(outputs, targets, smoothing=self.smoothing, dice=self.config.dice)
 
     @torch.no_grad()
     def predict(self, model: Any, images: Sequence[Tensor]) -> list[Tensor]:
