@@ -129,6 +129,7 @@ def loader(
     cache: ImageSource | None = None,
     rank: int = 0,
     processes: int = 1,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[tuple[Tensor, int | Tensor]]:
     """Load one epoch of batches: images `(B, C, H, W)` float32, labels `(B,)` int64.
 
@@ -152,6 +153,7 @@ def loader(
         rank: Which process this is.
         processes: How many share each batch. One that `share` gives no image of a last batch gets
             an image of another's, so that all load equally many batches.
+        collate: Makes a batch of what `transform` gives and the labels; by default torch's.
 
     Returns:
         The loader. Iterating may raise `UnreadableImage` if a file has gone or changed.
@@ -159,7 +161,7 @@ def loader(
     key = f"{seed}/{epoch}"
     generator = torch.Generator().manual_seed(_seed(key))
     order = torch.randperm(len(samples), generator=generator).tolist()
-    if cache is None or workers:
+    if cache is None or (workers and isinstance(cache, Cache)):
         cache = Cache(limit_bytes=0)
     order = order if shuffle else list(range(len(samples)))
     whole = batch_size * processes
@@ -170,6 +172,7 @@ def loader(
         _Images(samples, transform, key, cache),
         batch_sampler=[_part(batch, rank, processes) for batch in batches],
         num_workers=workers,
+        collate_fn=collate,
         # Or the loader would draw from the global generator, and move dropout with it.
         generator=generator,
     )

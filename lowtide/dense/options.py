@@ -7,32 +7,38 @@ from typing import Annotated, Any, Literal
 
 from ..errors import InputError
 from ..planning.step import StepConfig
+from ..targets import DENSE
 from ..values import Side, Width, Within
 from .decoders import Decoder
 from .detectors import DETECTORS, WITH_MASKS, Detector
 
-CLASSIFY = "classify"
-Task = Literal["classify", "segment", "detect", "instances"]
 DenseRecipe = Literal["none", "flip", "jitter", "lsj"]
 """Recipes of `lowtide.data.dense` that give images of one size."""
 FOR: dict[str, tuple[str, ...]] = {
     "decoder": ("segment",),
     "dice": ("segment",),
     "window_stride": ("segment",),
-    "recipe": ("segment", "detect", "instances"),
+    "recipe": DENSE,
     "detector": ("detect", "instances"),
-    "decoder_channels": ("segment", "detect", "instances"),
+    "decoder_channels": DENSE,
 }
 """Which tasks an option is for."""
 
 
+WITHOUT: dict[str, object] = {
+    "augment": "none",
+    "cache_features": False,
+    "head_init": "probe",
+    "memory_budget": None,
+}
+"""Options of a run that no dense task has, at what they are where nothing is given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(StepConfig):
-    """What is learnt of an image, and the model around the backbone.
+    """The model around the backbone of a dense task, and how it learns.
 
     Attributes:
-        task: What is learnt: classify (a class of each image), segment (a class of each pixel),
-            detect (boxes with classes) or instances (boxes with classes and masks).
         decoder: For segment: unet, fpn, upernet or dpt; by default dpt for a plain ViT, unet for a
             backbone with maps of stride 2, upernet for others.
         detector: For detect: fasterrcnn, retinanet or fcos, by default the first; for instances
@@ -46,7 +52,6 @@ class TaskConfig(StepConfig):
             default each image is shrunk or enlarged to image_size as a whole.
     """
 
-    task: Task = "classify"
     decoder: Decoder | None = None
     detector: Detector | None = None
     recipe: DenseRecipe = "flip"
@@ -68,3 +73,22 @@ class TaskConfig(StepConfig):
                 f"detector {self.detector} finds {'boxes alone' if masks else 'masks as well'}:"
                 f" expected {' or '.join(able)} for task {self.task}"
             )
+
+
+def refuse_beside(config: Any) -> None:
+    """Refuse options of a run that would do nothing for its dense task.
+
+    Args:
+        config: The run's options.
+
+    Raises:
+        InputError: One is given.
+    """
+    if config.task not in DENSE:
+        return
+    for name, usual in WITHOUT.items():
+        if getattr(config, name) != usual:
+            more = ": --recipe says what training does at random" if name == "augment" else ""
+            raise InputError(f"{name} is not for task {config.task}{more}")
+    if config.smoothing and config.task != "segment":
+        raise InputError(f"smoothing is of class scores, and task {config.task} has a detector's")

@@ -149,6 +149,7 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
         tuned: What `tune_on_meta` and `set_up_step` gave; it is used up.
         step: Its options; a running average is counted with the optimiser.
         part: Which part of the model the step runs, and on what; by default all of it on images.
+        learning: What it learns; by default the targets of the step's task.
 
     Returns:
         The plan.

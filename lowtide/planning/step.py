@@ -64,7 +64,8 @@ class StepConfig:
             gradient, so that no two are held; for optimisers that treat each parameter alone.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
         task: What is learnt of an image: classify (one class), multilabel (any number of labels) or
-            regress (a number).
+            regress (a number); or of its pixels and objects: segment (a class of each pixel),
+            detect (boxes with classes) or instances (boxes with classes and masks).
         loss: What is minimised: cross_entropy for classify, bce for multilabel, mse or smooth_l1
             for regress; by default the first of the task.
         balance: What is done for rare classes: none, weights (in the loss, by inverse frequency) or

@@ -18,10 +18,12 @@ from ..errors import LowtideError
 from ..paths import write_text
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
+from ..targets import DENSE
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
 from .config import RunConfig, write_yaml
 from .continuing import continued, refuse_taken, restore, save
+from .dense_run import prepare_dense
 from .ema import WeightAverage
 from .finish import finish
 from .owner import CHECKPOINT, LOG, owned
@@ -76,7 +78,7 @@ def train(
 
 
 def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
-    run = prepare(config, folder)
+    run = (prepare_dense if config.task in DENSE else prepare)(config, folder)
     config = run.config  # with what a memory budget decided
     for line in run.notes if run.main else ():
         note(line)

@@ -170,7 +170,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         The run, nothing learnt and nothing written yet.
 
     Raises:
-        InputError: Several processes are to keep features, or to update in backward.
+        InputError: Several processes are to keep features.
     """
     dataset = _read(config)
     targets = KINDS[config.task].of(
@@ -180,19 +180,8 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         balance=config.balance,
         smoothing=config.smoothing,
     )
-    AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
-    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
-    if config.update_in_backward and accelerator.num_processes > 1:
-        raise InputError("update_in_backward works in one process: others average gradients first")
-    torch.manual_seed(config.seed)
-    backbone = create(
-        config.model,
-        checkpoint=Path(config.checkpoint) if config.checkpoint else None,
-        pretrained=config.pretrained,
-        image_size=config.image_size,
-        drop_path=config.drop_path,
-    )
-    _refuse_infinite(backbone, config)
+    accelerator = accelerate(config)
+    backbone = pretrained(config)
     classes = len(dataset.classes)
     config = _within_budget(config, backbone, classes)
     planned = plan(
@@ -216,6 +205,46 @@ def prepare(config: RunConfig, folder: Path) -> Run:
             )
         run.features = Features(tuned, folder / FEATURES)
     return run
+
+
+def accelerate(config: RunConfig) -> Accelerator:
+    """Find the devices and processes of a run.
+
+    Args:
+        config: What to do.
+
+    Returns:
+        Accelerate's.
+
+    Raises:
+        InputError: Several processes are to update in backward.
+    """
+    AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
+    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
+    if config.update_in_backward and accelerator.num_processes > 1:
+        raise InputError("update_in_backward works in one process: others average gradients first")
+    return accelerator
+
+
+def pretrained(config: RunConfig) -> nn.Module:
+    """Make a run's backbone; the generator starts at its seed.
+
+    Args:
+        config: What to do.
+
+    Returns:
+        The backbone, every weight of it a number.
+    """
+    torch.manual_seed(config.seed)
+    backbone = create(
+        config.model,
+        checkpoint=Path(config.checkpoint) if config.checkpoint else None,
+        pretrained=config.pretrained,
+        image_size=config.image_size,
+        drop_path=config.drop_path,
+    )
+    _refuse_infinite(backbone, config)
+    return backbone
 
 
 def _read(config: RunConfig) -> Dataset:

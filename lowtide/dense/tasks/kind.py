@@ -116,6 +116,26 @@ class DenseTask(ABC):
             What counts them.
         """
 
+    @staticmethod
+    def encode(targets: Tensor) -> Tensor:
+        """Give what `loss` takes, as other kinds of targets do.
+
+        Args:
+            targets: What `collate` gave second.
+
+        Returns:
+            The same.
+        """
+        return targets
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what must be known to use a model, beside the options of its run.
+
+        Returns:
+            Nothing.
+        """
+        return {}
+
     def normalized(self, image: Tensor) -> Tensor:
         """Make pixels what the backbone's weights want.
 
