@@ -44,6 +44,25 @@ ACTIVATED: tuple[type[nn.Module], ...] = tuple(
 """y = act(w * xhat + b)."""
 
 
+FROZEN = {"weight", "bias", "running_mean", "running_var"}
+"""Buffers of a FrozenBatchNorm2d, all of which it has and no parameter."""
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Say whether a module is a BatchNorm2d of which nothing moves: y = w * xhat + b.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is torchvision's FrozenBatchNorm2d or one of transformers' copies of it.
+    """
+    kind = plain_kind(module)
+    known = kind.__module__.startswith(("torchvision.", "transformers."))
+    named = known and kind.__name__.endswith("FrozenBatchNorm2d")
+    return named and module._buffers.keys() == FROZEN and not module._parameters
+
+
 def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module, nn.Module]:
     """Build `up(down(x))` with the shape of `module(x)` and at most `rank` (per group).
 
@@ -160,8 +179,9 @@ def fold(
         The copy, or None where `module` cannot absorb the change.
     """
     kind = plain_kind(module)
-    own = module._parameters
-    norm = kind in (*NORMS, *ACTIVATED) and delta is into is None and module.weight is not None
+    own = module._buffers if is_frozen_norm(module) else module._parameters
+    norm = kind in (*NORMS, *ACTIVATED) or is_frozen_norm(module)
+    norm = norm and delta is into is None and module.weight is not None
     if kind not in MAPS and not (norm and (shift is None or "bias" in own)):
         return None
     out = copy.deepcopy(module)
@@ -176,7 +196,8 @@ def fold(
             b = None if b is None else b * scale
         if shift is not None:
             b = shift if b is None else b + shift
-        out.weight = nn.Parameter(w.clone())
+        kept: Any = nn.Parameter if own is module._parameters else nn.Buffer
+        out.weight = kept(w.clone())
         if b is not None:
-            out.bias = nn.Parameter(b.clone())
+            out.bias = kept(b.clone())
     return out

@@ -10,17 +10,19 @@ from torch import nn
 
 from ..errors import InputError
 from ..families import classifiers
-from .adapter_config import AdapterConfig
+from .adapter_config import AdapterConfig, Head
 
 ORIGINAL = "_lowtide_original_sha256"
 """Attribute of a backbone whose weights were rounded: their hash before that."""
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Hash a backbone, classifier left out.
+def fingerprint(model: nn.Module, path: str | None = None, head: Head = "train") -> str:
+    """Hash what an adapter leaves of a model: all but the classifier, or but what is no backbone.
 
     Args:
-        model: The backbone; carries no adapter.
+        model: The model; carries no adapter.
+        path: Its backbone's path, where that is a part of it.
+        head: Whether the rest trains, where the backbone is a part; what is frozen is hashed too.
 
     Returns:
         SHA-256 of its parameters and persistent buffers, in hexadecimal; of a backbone whose
@@ -28,12 +30,29 @@ def fingerprint(model: nn.Module) -> str:
     """
     if ORIGINAL in model.__dict__:
         return str(model.__dict__[ORIGINAL])
-    digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in classifiers(model))
+    left_out = tuple(f"{p}." for p in classifiers(model)) if path is None else ()
+    kept = f"{path}." if path and head == "train" else ""
+    digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        if not key.startswith(left_out):
+        if key.startswith(kept) and not key.startswith(left_out):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def refuse_other_part(
+    path: str | None, head: Head, config: AdapterConfig, folder: Path | str
+) -> None:
+    """Refuse an adapter that was trained with another part as the backbone, or another rest."""
+    if (path, head) != (config.backbone_path, config.head):
+        raise InputError(
+            f"{folder} was trained with {_said(config.backbone_path, config.head)}, and this model"
+            f" was given {_said(path, head)}: apply with the same"
+        )
+
+
+def _said(path: str | None, head: Head) -> str:
+    return "a classifier" if path is None else f"backbone={path!r} head={head!r}"
 
 
 def refuse_other_base(
