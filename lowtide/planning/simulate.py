@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..families import image_shape, meta_copy
 from ..memory.compress import compress
 from ..memory.policy import POLICIES
+from ..targets import Targets
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply, set_frozen_dtype
 from ..versions import on_meta
@@ -32,6 +33,52 @@ MICRO_STATISTICS = (
     "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
     " does not train what the whole batch would"
 )
+
+
+class Learning(Protocol):
+    """What a step learns: a batch of it, and its loss."""
+
+    def example(self, batch_size: int, shape: Any) -> tuple[Any, Tensor]:
+        """Give what a model takes, and what `loss` takes beside its answer, of any content."""
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Measure how far outputs are from targets."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of images.
+
+    Attributes:
+        targets: Their kind.
+    """
+
+    targets: Targets
+
+    def example(self, batch_size: int, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Give images and their targets.
+
+        Args:
+            batch_size: Images.
+            shape: Of an image.
+
+        Returns:
+            Of arbitrary content.
+        """
+        return torch.empty(batch_size, *shape), self.targets.batch(batch_size)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Take the loss of the targets.
+
+        Args:
+            outputs: Of the model.
+            targets: What `example` gave second.
+
+        Returns:
+            The loss.
+        """
+        return self.targets.loss(outputs, targets)
+
 
 SelectPart = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
 """From a tuned model to the part of it that a step runs, and the shape of one input of it."""
@@ -139,7 +186,12 @@ def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
     return tuned
 
 
-def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None) -> Plan:
+def simulate_step(
+    tuned: Tuned,
+    step: StepConfig,
+    part: SelectPart | None = None,
+    learning: Learning | None = None,
+) -> Plan:
     """Watch a training step on tensors without storage.
 
     The optimiser's state is born in an update before it. Of the micro-batches two run: the second
@@ -162,7 +214,7 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
         _materialise(tuned)
         tuned.train()
         model, shape = (part or _whole)(tuned)
-        if batch // accumulate == 1:
+        if batch // accumulate == 1 and learning is None:
             _refuse_single(model, shape)
         opt = make_optimizer(tuned, step.opt, in_backward=step.update_in_backward)
         meter, passes = WorkMeter(tuned, opt), []
@@ -175,16 +227,15 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
                 _first_update(
                     tuned, opt, step.update_in_backward
                 )  # after which the meter looks for state
-            inputs = torch.empty(batch, *shape)
-            targets = step.blank_targets(tuned.num_classes)
-            batches = micro_batches(inputs, targets.batch(batch), accumulate)[:2]
+            learnt = learning or Labels(step.blank_targets(tuned.num_classes))
+            batches = micro_batches(*learnt.example(batch, shape), accumulate)[:2]
             before = meter.work
             training_step(
                 model,
                 opt,
                 batches,
                 amp=step.amp,
-                loss=targets.loss,
+                loss=learnt.loss,
                 before_update=lambda: passes.append(meter.work),
                 in_backward=step.update_in_backward,
             )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ...data.dense import Kind as Kind
+from ...data.dense import transforms
 from ..options import TaskConfig
 from ..scores import Scores
 
-Kind = Literal["boxes", "instances", "semantic"]
-"""Labels that a task is learnt from, as `lowtide.data.dense` names them."""
 Target = Mapping[str, Any]
 """What is labelled in an image, as `lowtide.data.dense` gives it."""
 
@@ -135,6 +135,29 @@ class DenseTask(ABC):
             Nothing.
         """
         return {}
+
+    @property
+    def random(self) -> bool:
+        """Whether training sees an image differently each time."""
+        return self.config.recipe != "none"
+
+    def transform(self, training: bool) -> Callable[..., tuple[Tensor, Target]]:
+        """Make the transform of images and what is labelled in them.
+
+        Args:
+            training: Whether they are learnt from.
+
+        Returns:
+            From both, of any size, to both of the model's, pixels normalised.
+        """
+        return transforms(
+            self.kind,
+            self.size,
+            train=training,
+            recipe=self.config.recipe,
+            mean=self.mean,
+            std=self.std,
+        )
 
     def normalized(self, image: Tensor) -> Tensor:
         """Make pixels what the backbone's weights want.

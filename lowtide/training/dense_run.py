@@ -1,0 +1,359 @@
+"""A run of a dense task: its data, its model, its batches and its scores, for the one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..data import Dataset, Preprocessing, Sample, loader, share
+from ..data.dense import DenseFolder, DenseSplit, read
+from ..dense.plans import plan_task
+from ..dense.pyramid import backbone_path
+from ..dense.scores import Scores
+from ..dense.sizes import refuse_size
+from ..dense.tasks import TASKS, DenseTask
+from ..errors import InputError
+from ..planning.simulate import set_up_step
+from ..tuning.tuned import Tuned, apply
+from .config import RunConfig
+from .finish import Scored, record_of, scores_on
+from .prepare import Run, accelerate, pretrained
+from .scoring import score_of
+
+Item = tuple[Tensor, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Described(Dataset):
+    """The splits of dense labels, for the record of a run.
+
+    Attributes:
+        folder: The labels themselves.
+    """
+
+    folder: DenseFolder = field(kw_only=True)
+
+    @classmethod
+    def of(cls, folder: DenseFolder) -> Described:
+        """Take the splits of a folder.
+
+        Args:
+            folder: The labels.
+
+        Returns:
+            Each image with a digest of its labels.
+        """
+        listed = folder.listed()
+        return cls(**{name: getattr(listed, name) for name in vars(listed)}, folder=folder)
+
+    def describe(self) -> dict[str, Any]:
+        """Summarise for the run record.
+
+        Returns:
+            What `DenseFolder.describe` says, with the numbers of images as they are used.
+        """
+        counts = {which: len(getattr(self, which)) for which in ("train", "val", "test")}
+        return {**self.folder.describe(), **counts, "classes": list(self.folder.classes)}
+
+    @cached_property
+    def places(self) -> dict[Path, tuple[DenseSplit, int]]:
+        """The split and the position of each image."""
+        return {
+            image.path: (split, i)
+            for split in self.folder.splits.values()
+            for i, image in enumerate(split.images)
+        }
+
+    def item(self, path: Path) -> Item:
+        """Decode an image and its labels.
+
+        Args:
+            path: The image.
+
+        Returns:
+            Both, at the image's own size.
+        """
+        split, i = self.places[path]
+        return split[i]
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """What a loader does to each image and its labels, and where it finds them.
+
+    Attributes:
+        dataset: Where.
+        after_cache: The transform of both.
+        random: Whether two calls on one image may differ.
+    """
+
+    dataset: Described
+    after_cache: Any
+    random: bool
+
+    def load(self, path: Path, transform: Any) -> Any:
+        """Decode an image and its labels.
+
+        Args:
+            path: The image.
+            transform: Not asked.
+
+        Returns:
+            What `after_cache` takes.
+        """
+        return self.dataset.item(path)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Gives an image and its labels to a transform of both.
+
+    Attributes:
+        transform: Of `lowtide.data.dense`.
+    """
+
+    transform: Any
+
+    def __call__(self, item: Item) -> Item:
+        """Transform both.
+
+        Args:
+            item: An image and its labels.
+
+        Returns:
+            Both.
+        """
+        found: Item = self.transform(*item)
+        return found
+
+
+@dataclass
+class DenseRun(Run):
+    """A run of a dense task in progress.
+
+    Attributes:
+        targets: The task.
+        dataset: What it learns from.
+    """
+
+    targets: DenseTask  # type: ignore[assignment]
+    dataset: Described
+
+    def batches(
+        self,
+        samples: tuple[Sample, ...],
+        epoch: int = 0,
+        training: bool = False,
+        shared: bool = True,
+    ) -> Iterator[tuple[Any, Tensor, int, int]]:
+        """Load one pass over some samples; see `Run.batches`.
+
+        Args:
+            samples: Which.
+            epoch: Decides order and augmentation.
+            training: Whether to shuffle and augment.
+            shared: Whether the processes share the pass, or each has all of it.
+
+        Yields:
+            What the model takes, and what the loss takes beside its answer; how many images are
+            this process's own; and the images of all processes.
+        """
+        config, task = self.config, self.targets
+        rank, processes = (self.accelerator.process_index, self.processes) if shared else (0, 1)
+        source = Transformed(
+            self.dataset, Together(task.transform(training)), training and task.random
+        )
+        loaded = loader(
+            samples,
+            source,
+            config.batch_size,
+            shuffle=training,
+            seed=config.seed,
+            epoch=epoch,
+            workers=config.workers,
+            drop_last=training and self._drops(len(samples)),
+            cache=source,
+            rank=rank,
+            processes=processes,
+            collate=Collate(task),
+        )
+        together = config.batch_size * processes
+        for step, (images, targets) in enumerate(loaded):
+            count = min(together, len(samples) - step * together)
+            yield images, targets, share(count, rank, processes), count
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes a task's batch of what a loader gives.
+
+    Attributes:
+        task: The task.
+    """
+
+    task: DenseTask
+
+    def __call__(self, items: list[tuple[Item, int]]) -> tuple[Any, Tensor]:
+        """Leave the digests of labels out.
+
+        Args:
+            items: Images with their labels, and digests.
+
+        Returns:
+            The task's batch.
+        """
+        return self.task.collate([item for item, _ in items])
+
+
+def prepare_dense(config: RunConfig, folder: Path) -> DenseRun:
+    """Read the data, plan the memory, make and tune the model.
+
+    Args:
+        config: What to do.
+        folder: Where the run will leave its files.
+
+    Returns:
+        The run, nothing learnt and nothing written yet.
+    """
+    dataset = read_dense(config)
+    accelerator = accelerate(config)
+    body = pretrained(config)
+    preprocessing = replace(
+        Preprocessing.of(body).normalized(config.normalize), bits=dataset.folder.bits
+    )
+    task = task_of(config, dataset.folder.classes, preprocessing)
+    refuse_size(body, task.size, config.model)
+    planned = plan_task(task, body, config.method, config)
+    tuned = tuned_for(task, body, config)
+    set_up_step(tuned, config).train()
+    return DenseRun(
+        config, folder, dataset, preprocessing, task, tuned, accelerator, planned, False
+    )
+
+
+def read_dense(config: RunConfig, data: str | None = None) -> Described:
+    """Read the labels of a run.
+
+    Args:
+        config: The run.
+        data: Other data than its own.
+
+    Returns:
+        The splits.
+    """
+    folder = read(
+        data or config.data,
+        kind=TASKS[config.task].kind,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        skip_bad_images=config.skip_bad_images,
+    )
+    dataset = Described.of(folder)
+    if config.train_on_val:
+        dataset = replace(dataset, train=dataset.train + dataset.val, val=())
+    return dataset
+
+
+def task_of(config: RunConfig, classes: tuple[str, ...], preprocessing: Preprocessing) -> DenseTask:
+    """Make the task of a run.
+
+    Args:
+        config: The run.
+        classes: Names of its classes.
+        preprocessing: What the backbone's weights want.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: The backbone takes grey or oblong images.
+    """
+    height, width = preprocessing.size
+    if preprocessing.channels != 3 or height != width:
+        raise InputError(
+            f"task {config.task} runs on square RGB images, and {config.model} takes"
+            f" {preprocessing.channels} x {height} x {width}: choose another model"
+        )
+    return TASKS[config.task](
+        classes, height, preprocessing.mean, preprocessing.std, config, config.smoothing
+    )
+
+
+def tuned_for(task: DenseTask, body: nn.Module, config: RunConfig) -> Tuned:
+    """Build the model around a backbone and put the run's method in place.
+
+    Args:
+        task: The task.
+        body: The backbone.
+        config: The run.
+
+    Returns:
+        The tuned model; what is not the backbone trains whole.
+    """
+    model = task.model(body)
+    return apply(model, config.method, backbone=backbone_path(model))
+
+
+def scores_of(
+    task: DenseTask, model: Any, dataset: Described, samples: tuple[Sample, ...], batch_size: int
+) -> Scores:
+    """Score a model on images at their own size.
+
+    Args:
+        task: The task.
+        model: The model; put into evaluation.
+        dataset: The labels.
+        samples: Which images.
+        batch_size: Images per forward pass.
+
+    Returns:
+        The scores.
+    """
+    model.eval()
+    scorer = task.scorer(next(model.parameters()).device)
+    for start in range(0, len(samples), batch_size):
+        items = [dataset.item(s.path) for s in samples[start : start + batch_size]]
+        found = task.predict(model, [image.as_subclass(Tensor) for image, _ in items])
+        for predicted, (_, target) in zip(found, items, strict=True):
+            scorer.update(predicted, target)
+    return scorer.compute()
+
+
+def _run_scores(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> Scores:
+    if not samples:
+        return Scores(None)
+    mine = samples[run.accelerator.process_index :: run.processes]
+    return scores_of(run.targets, model, run.dataset, mine, run.config.batch_size)
+
+
+@score_of.register
+def _score(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> float | None:
+    return _run_scores(run, model, samples).main
+
+
+@scores_on.register
+def _scores(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> Scored:
+    found = _run_scores(run, model, samples)
+    by_class = {name: _defined(values) for name, values in found.by_class.items()}
+    return Scored(_defined(found.metrics), by_class=by_class)
+
+
+def _defined(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if value is not None}
+
+
+@record_of.register
+def _record(run: DenseRun) -> dict[str, Any]:
+    return {
+        "dense": {
+            "task": run.config.task,
+            "classes": list(run.targets.names),
+            "preprocessing": run.preprocessing.to_dict(),
+        }
+    }
