@@ -10,11 +10,13 @@ from typing import Any
 from rich.table import Table
 
 from ..data.formats.corruptions import corruptions_in
+from ..inference.dense import is_dense
 from ..inference.evaluate import score, score_corruptions
 from ..inference.loading import add_loading, open_given, read_samples
 from ..training.parser import Parser
 from ..training.progress import note
 from .console import OUT
+from .dense import evaluate_dense
 
 SUMMARY = "Score a finished run on a split of its data, or of other data."
 
@@ -35,6 +37,8 @@ def evaluate(args: Sequence[str]) -> None:
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
+    if is_dense(Path(given["run"])):
+        return evaluate_dense(given)
     trained = open_given(given)
     if given["data"] and corruptions_in(Path(given["data"])):
         result = score_corruptions(trained, Path(given["data"]), given["batch_size"])
