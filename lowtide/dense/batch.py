@@ -1,4 +1,4 @@
-"""A batch of images with objects: what the loop cuts, moves and gives to a detector as one thing."""
+"""A batch of images with objects: what the loop cuts, moves and gives to a detector whole."""
 
 from __future__ import annotations
 

@@ -26,6 +26,10 @@ DETECTORS: tuple[str, ...] = get_args(Detector)
 WITH_MASKS = ("maskrcnn",)
 BACKGROUND = {"fasterrcnn": 1, "maskrcnn": 1, "retinanet": 0, "fcos": 0}
 """Whether class 0 of a detector is the background, as in torchvision's two-stage detectors."""
+SIDE = 1024
+"""Side of the images that torchvision's anchors are for, about."""
+SMALLEST = 4
+"""Least size of an anchor: torchvision rounds its corners to whole pixels."""
 DETECTIONS = 100
 """Most detections of an image, as COCO counts them."""
 
@@ -79,8 +83,9 @@ def detector(
 ) -> nn.Module:
     """Put a detector on a backbone.
 
-    Its anchors, matching, sampling, losses and thresholds are torchvision's defaults. Images come
-    normalised and square, so that nothing is resized or padded inside.
+    Matching, sampling, losses and thresholds are torchvision's defaults. Anchors are its defaults
+    for images of `SIDE` pixels, scaled to the size. Images come normalised and square, so that
+    nothing is resized or padded inside.
 
     Args:
         body: A timm backbone; its classifier is taken off.
@@ -101,16 +106,42 @@ def detector(
         "size_divisible": 1,
         "_skip_resize": True,
     }
-    return MAKERS[kind](body, classes + BACKGROUND[kind], channels, given)
+    made = MAKERS[kind]
+    return made(body, classes + BACKGROUND[kind], channels, size / SIDE, given)
+
+
+def anchors(scale: float, thirds: bool) -> AnchorGenerator:
+    """Make torchvision's anchors, scaled.
+
+    Args:
+        scale: What sizes are multiplied by.
+        thirds: Whether each level has three sizes, a third of an octave apart, or one.
+
+    Returns:
+        Sizes of 32, 64, 128, 256 and 512 pixels times `scale`, `SMALLEST` at least; each 1:2, 1:1
+        and 2:1.
+    """
+    steps = (1, 2 ** (1 / 3), 2 ** (2 / 3)) if thirds else (1,)
+    levels: Any = [
+        tuple(max(scale * 2**i * step, SMALLEST) for step in steps) for i in range(5, 10)
+    ]
+    ratios: Any = ((0.5, 1.0, 2.0),) * len(levels)
+    return AnchorGenerator(tuple(levels), ratios)
 
 
 def _two_stages(
-    with_masks: bool, body: nn.Module, classes: int, channels: int, given: dict[str, Any]
+    with_masks: bool,
+    body: nn.Module,
+    classes: int,
+    channels: int,
+    scale: float,
+    given: dict[str, Any],
 ) -> nn.Module:
     """Ren et al. 2015, arXiv:1506.01497, with masks He et al. 2017, arXiv:1703.06870."""
     levels = Levels(pyramid(body, channels, 4), channels, LastLevelMaxPool())
     given = {
         **given,
+        "rpn_anchor_generator": anchors(scale, thirds=False),
         "box_head": TwoMLPHead(channels * 7**2, 4 * channels),
         "box_predictor": FastRCNNPredictor(4 * channels, classes),
         "box_detections_per_img": DETECTIONS,
@@ -130,6 +161,7 @@ def _one_stage(
     body: nn.Module,
     classes: int,
     channels: int,
+    scale: float,
     given: dict[str, Any],
 ) -> nn.Module:
     """Lin et al. 2017, arXiv:1708.02002 and Tian et al. 2019, arXiv:1904.01355."""
@@ -137,8 +169,11 @@ def _one_stage(
     if make is FCOS:
         if channels % 32:
             raise InputError(f"decoder_channels must be a multiple of 32 for fcos, not {channels}")
-        sizes: Any = ((8,), (16,), (32,), (64,), (128,))
-        given = {**given, "anchor_generator": AnchorGenerator(sizes, ((1.0,),) * 5)}
+        sizes: Any = ((8,), (16,), (32,), (64,), (128,))  # no anchors, but strides
+        made = AnchorGenerator(sizes, ((1.0,),) * 5)
+    else:
+        made = anchors(scale, thirds=True)
+    given = {**given, "anchor_generator": made}
     return make(levels, classes, detections_per_img=DETECTIONS, score_thresh=0.05, **given)
 
 

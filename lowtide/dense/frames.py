@@ -1,4 +1,4 @@
-"""An image in the square a model takes: shrunk or enlarged as a whole, its rest filled, and back."""
+"""An image in the square a model takes: resized as a whole, its rest filled, and back."""
 
 from __future__ import annotations
 

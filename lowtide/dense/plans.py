@@ -12,15 +12,21 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import roi_align
 
 from ..core.graft import Method
-from ..families import meta_copy
+from ..families import image_shape, meta_copy
 from ..planning.simulate import Plan, set_up_step, simulate_step
 from ..planning.step import StepConfig
+from ..tuning.backbone import create
 from ..tuning.tuned import apply
 from ..versions import on_meta
+from .options import TaskConfig
 from .pyramid import backbone_path
+from .sizes import refuse_size
+from .tasks import TASKS
 from .tasks.detect import OnBatch
 from .tasks.kind import DenseTask
 
+CLASSES = 2
+"""Classes of a plan, where none are given."""
 SAMPLED = (
     "which regions a detector learns from depends on the images: planned are the most, {regions} of"
     " each image{masked}, and not the matching of boxes"
@@ -50,6 +56,35 @@ def plan_task(task: DenseTask, body: nn.Module, method: Method, step: StepConfig
         tuned = apply(model, method, backbone=backbone_path(model))
     planned = simulate_step(set_up_step(tuned, step), step, learning=task)
     return replace(planned, notes=(*planned.notes, *notes))
+
+
+def plan_dense(
+    model: str,
+    method: Method,
+    *,
+    step: TaskConfig,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+) -> Plan:
+    """Measure a training step of a dense task that never runs.
+
+    Args:
+        model: timm's name of the backbone.
+        method: What would train of it.
+        step: The task, and everything else that decides a step's memory.
+        num_classes: Classes of pixels or objects; by default 2.
+        image_size: Side of the square images; by default the backbone's own.
+
+    Returns:
+        The plan.
+    """
+    with on_meta():
+        body = create(model, pretrained=False, image_size=image_size)
+    size = image_shape(body)[1]
+    refuse_size(body, size, model)
+    names = tuple(map(str, range(num_classes or CLASSES)))
+    task = TASKS[step.task](names, size, (0.5,) * 3, (0.5,) * 3, step)
+    return plan_task(task, body, method, step)
 
 
 def stand_in(detector: Any) -> RegionsStandIn | HeadsStandIn:

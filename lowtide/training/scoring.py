@@ -42,6 +42,14 @@ def score_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> float | None:
     """Take the score that a run follows; None without samples, or where it is not defined.
 
     A run of another kind registers how it is scored.
+
+    Args:
+        run: The run.
+        model: What runs its model.
+        samples: The images.
+
+    Returns:
+        The run's metric.
     """
     outputs, targets = outputs_of(run, model, samples)
     return run.targets.score(outputs, targets) if len(targets) else None

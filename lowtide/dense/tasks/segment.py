@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from ...errors import InputError
 from ..decoders import segmenter
@@ -33,6 +35,11 @@ class Segment(DenseTask):
     def __post_init__(self) -> None:
         if len(self.names) > IGNORE:
             raise InputError(f"segment learns at most {IGNORE} classes, not {len(self.names)}")
+        if self.config.window_stride is not None and self.config.recipe not in ("none", "flip"):
+            raise InputError(
+                f"recipe {self.config.recipe} resizes images, and windows keep their own size:"
+                " expected none or flip"
+            )
         if self.config.window_stride is not None and self.config.window_stride > self.size:
             raise InputError(
                 f"window_stride must be at most image_size ({self.size}), not"
@@ -50,6 +57,31 @@ class Segment(DenseTask):
         """
         made = self.config
         return segmenter(body, len(self.names), made.decoder, made.decoder_channels)
+
+    def transform(self, training: bool) -> Callable[..., tuple[Tensor, Target]]:
+        """Make the transform of images and masks; with windows, crops of the image's own size.
+
+        Args:
+            training: Whether they are learnt from.
+
+        Returns:
+            From both, of any size, to both of the model's, pixels normalised.
+        """
+        if self.config.window_stride is None:
+            return super().transform(training)
+        fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
+        flip = [] if self.config.recipe == "none" else [v2.RandomHorizontalFlip()]
+        return v2.Compose([
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+            v2.Normalize(list(self.mean), list(self.std)),
+            v2.RandomCrop(self.size, pad_if_needed=True, fill=fill),
+            *flip,
+        ])
+
+    @property
+    def random(self) -> bool:
+        """Whether training sees an image differently each time: crops are drawn."""
+        return self.config.window_stride is not None or super().random
 
     def collate(self, samples: Sequence[tuple[Tensor, Target]]) -> tuple[Tensor, Tensor]:
         """Stack images and masks.
