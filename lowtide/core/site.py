@@ -70,6 +70,7 @@ class Site:
         patches: Height and width of the grid the stem cuts an image into; 0 and 0 where unknown.
         barred: Why nothing can be grafted here although the module's kind has a role; or nothing.
         barred_role: That role.
+        affine: Whether it is a norm with a scale of its own, be it a frozen one, as a buffer.
     """
 
     path: str
@@ -87,6 +88,7 @@ class Site:
     patches: tuple[int, int] = (0, 0)
     barred: str = ""
     barred_role: Role | None = None
+    affine: bool = False
 
     @property
     def dim(self) -> int:

@@ -10,13 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..core.linear_maps import is_frozen_norm
 from ..core.outputs import tensors
 from ..core.site import Layout, Role, Site, Sites
 from ..core.wrapped import numbers_of
 from ..errors import InputError
 from .classifier import classifiers
 from .extractors import core, original, rebuilt
-from .kinds import channel_axis, is_map, ungraftable
+from .kinds import channel_axis, is_map, is_norm, ungraftable
 from .meta_model import meta_copy
 from .parameter_reads import watch_parameter_reads
 from .table import Family, image_shape
@@ -94,7 +95,7 @@ def measure_part(part: nn.Module, family: Family, path: str) -> Sites:
 
 
 def _moved(site: Site, path: str, used: Collection[str]) -> Site:
-    """Name a part's site as in the whole model; parameters that no output depends on are not named."""
+    """Name a part's site as in the whole model, without parameters that no output depends on."""
     inside = f"{site.path}." if site.path else ""
     params = tuple(n for n in site.params if f"{inside}{n}" in used)
     where = ".".join(name for name in (path, site.path) if name)
@@ -159,7 +160,8 @@ def _sites(model: nn.Module, family: Family, roles: dict[str, Role], run: _Run) 
             _depthwise(modules[path]),
             _kernel(modules[path]),
             patches,
-            *barred.get(path, ()),
+            *barred.get(path, ("", None)),
+            is_norm(modules[path]) and _scales(modules[path]),
         )
         for path, role in roles.items()
     )
@@ -199,6 +201,10 @@ def _patches(model: nn.Module) -> tuple[int, int]:
 
 def _depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+
+
+def _scales(norm: nn.Module) -> bool:
+    return bool(norm._parameters) or is_frozen_norm(norm)
 
 
 def _kernel(module: nn.Module) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from ..values import Count, Seed, Side, hints, read
 from .adapter_files import CONFIG, construct
 
 MOST_METHODS = 16
+WHOLE = "."
+"""How a file names a backbone that is all of a model without a classifier."""
 Head = Literal["train", "frozen"]
 """What becomes of the rest of a model whose backbone is a part."""
 
@@ -100,6 +102,7 @@ class AdapterConfig:
                 f"base_model_sha256 must be 64 hexadecimal digits, not {shown(digest)}"
             )
         path = read("backbone_path", str | None, content.get("backbone_path"))
+        path = "" if path == WHOLE else path
         num_classes = _field(content, "num_classes", Count if path is None else Literal[0])
         return cls(
             methods=_methods(content.get("methods")),

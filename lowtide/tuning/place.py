@@ -24,7 +24,8 @@ def located_backbone(
         The backbone's path; None for a model that classifies, or shall.
 
     Raises:
-        InputError: The options do not go together, or the path is not the model's.
+        UnknownName: The model has no such path, or `head` is none of the two.
+        InputError: The options do not go together.
     """
     if head not in get_args(Head):
         raise UnknownName("head", head, get_args(Head))

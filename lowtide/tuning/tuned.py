@@ -43,7 +43,7 @@ from ..memory.frozen_dtype import (
     unpack_frozen,
 )
 from .adapter import Adapter, build, exchange_hooks, set_module
-from .adapter_config import AdapterConfig, Head
+from .adapter_config import WHOLE, AdapterConfig, Head
 from .adapter_files import describe, read_adapter, write_adapter
 from .checks import (
     blame_methods,
@@ -354,7 +354,7 @@ class Tuned(StagedModel):
         """Say where the backbone is, if it is not all of the model."""
         if self.backbone_path is None:
             return {}
-        return {"backbone_path": self.backbone_path, "head": self.head}
+        return {"backbone_path": self.backbone_path or WHOLE, "head": self.head}
 
     def load_adapter(self, folder: Path | str, name: str) -> None:
         """Add a saved adapter and switch to it; on any error the active one stays.

@@ -7,11 +7,16 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
+import torch
+import torch.nn.functional as F
 import transformers as hf
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import detection, resnet18, segmentation
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+
+from lowtide.core.outputs import tensors
 
 SIDE, CLASSES = 64, 3
 
@@ -41,6 +46,10 @@ RESNET: dict[str, Any] = {
     "layer_type": "basic",
 }
 
+PLAIN: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
+SMALL: dict[str, Any] = {"img_size": SIDE, "depth": 2}
+SWIN: dict[str, Any] = {"img_size": SIDE, "embed_dim": 24, "depths": (1, 1, 1, 1)}
+
 
 def timm_features(name: str, **options: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, features_only=True, **options)
@@ -62,6 +71,32 @@ def mask_rcnn() -> nn.Module:
             ((16,), (32,), (48,), (64,)), ((0.5, 1.0, 2.0),) * 4
         ),
         box_roi_pool=None,
+    )
+
+
+class Pyramid(nn.Module):
+    """A user's own neck on timm's feature maps, channels last as Swin gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = timm_features("swin_tiny_patch4_window7_224", **SWIN)()
+        self.neck = FeaturePyramidNetwork(self.net.feature_info.channels(), 16)
+        self.out_channels = 16
+
+    def forward(self, x: Tensor) -> Any:
+        maps = {str(i): y.permute(0, 3, 1, 2) for i, y in enumerate(self.net(x))}
+        return self.neck(maps)
+
+
+def rcnn_swin() -> nn.Module:
+    return detection.FasterRCNN(
+        Pyramid(),
+        CLASSES,
+        min_size=SIDE,
+        max_size=SIDE,
+        rpn_anchor_generator=detection.rpn.AnchorGenerator(
+            ((16,), (32,), (48,), (64,)), ((1.0,),) * 4
+        ),
     )
 
 
@@ -97,6 +132,11 @@ def swin_uper_net() -> nn.Module:
         auxiliary_in_channels=32,
     )
     return hf.UperNetForSemanticSegmentation(config)
+
+
+def fcn() -> nn.Module:
+    backbone = IntermediateLayerGetter(resnet18(), {"layer4": "out"})
+    return segmentation.FCN(backbone, segmentation.fcn.FCNHead(512, CLASSES))
 
 
 def segformer() -> nn.Module:
@@ -146,9 +186,6 @@ def rt_detr() -> nn.Module:
     return hf.RTDetrForObjectDetection(config)
 
 
-PLAIN: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
-SMALL: dict[str, Any] = {"img_size": SIDE, "depth": 2}
-SWIN: dict[str, Any] = {"img_size": SIDE, "embed_dim": 24, "depths": (1, 1, 1, 1)}
 MODELS: dict[str, tuple[str, str, Callable[[], nn.Module]]] = {
     "timm_resnet": ("", "resnet", timm_features("resnet18")),
     "timm_convnext": ("", "convnext", timm_features("convnext_atto")),
@@ -161,13 +198,14 @@ MODELS: dict[str, tuple[str, str, Callable[[], nn.Module]]] = {
         lambda: timm.create_model("vit_tiny_patch16_224", **SMALL, num_classes=0),
     ),
     "mask_rcnn": ("backbone.body", "generic", mask_rcnn),
+    "rcnn_swin": ("backbone.net", "swin", rcnn_swin),
     "retina_net": ("backbone.body", "generic", retina_net),
     "ssd": (
         "backbone.features",
         "generic",
         lambda: detection.ssdlite320_mobilenet_v3_large(**PLAIN),
     ),
-    "fcn": ("backbone", "generic", lambda: segmentation.fcn_resnet50(**PLAIN)),
+    "fcn": ("backbone", "generic", fcn),
     "lraspp": ("backbone", "generic", lambda: segmentation.lraspp_mobilenet_v3_large(**PLAIN)),
     "smp_own": (
         "encoder",
@@ -189,3 +227,30 @@ MODELS: dict[str, tuple[str, str, Callable[[], nn.Module]]] = {
     "vit": ("", "generic", lambda: hf.ViTModel(hf.ViTConfig(**VIT))),
 }
 """By name: path of the backbone, its family, and how the model is built."""
+
+
+def loss(model: Any, kind: str, images: Tensor) -> Tensor:
+    """A training loss of such a model, with targets where it takes some."""
+    if kind in ("mask_rcnn", "rcnn_swin", "retina_net", "ssd"):
+        return torch.stack(list(model(list(images), targets(len(images))).values())).sum()
+    if kind in ("yolos", "detr", "rt_detr"):
+        labels = [
+            {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3]])}
+            for _ in images
+        ]
+        return model(pixel_values=images, labels=labels).loss
+    if kind in ("segformer", "uper_net"):
+        labels = torch.ones(len(images), SIDE, SIDE, dtype=torch.long)
+        return model(pixel_values=images, labels=labels).loss
+    if kind in ("fcn", "lraspp"):
+        labels = torch.ones(len(images), SIDE, SIDE, dtype=torch.long)
+        return F.cross_entropy(model(images)["out"], labels)
+    return torch.stack([y.square().mean() for y in tensors(model(images))]).sum()
+
+
+def targets(count: int) -> list[dict[str, Tensor]]:
+    """A box for each image, as torchvision's detectors want it."""
+    masks = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
+    masks[:, 10:40, 10:40] = 1
+    box = torch.tensor([[10.0, 10, 40, 40]])
+    return [{"boxes": box, "labels": torch.tensor([1]), "masks": masks} for _ in range(count)]
