@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from ..data import check
+from ..data import check, dense
 from ..training.parser import Parser
 from .console import OUT
 
@@ -25,7 +25,8 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("source", type=str, help="What --data of lowtide train would be given.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
-    found = check(given["source"])
+    source = given["source"]
+    found = dense.check(source) if dense.recognised(source) else check(source)
     if given["json"]:
         print(json.dumps(dataclasses.asdict(found)))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -70,6 +71,26 @@ def children(folder: Path) -> list[Path]:
         Its visible children, sorted by name.
     """
     return [folder / name for name in names(folder)]
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """List the files below a folder in a fixed order, through links too, in no folder twice.
+
+    Args:
+        folder: An existing folder.
+
+    Yields:
+        Each file that is no litter.
+    """
+    entered: set[str] = set()
+    for parent, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:  # a link to where it has been, or to a folder above
+            subfolders.clear()
+            continue
+        entered.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not is_litter(name))
+        yield from (Path(parent, name) for name in sorted(files) if not is_litter(name))
 
 
 def hint(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .check import DenseFindings as DenseFindings
+from .check import check as check
 from .folder import DenseFolder as DenseFolder
 from .folder import DenseSplit as DenseSplit
 from .formats import recognised as recognised

@@ -18,7 +18,8 @@ from ..dataset import Dataset, Sample, relative
 from ..images import decode
 from .listing import Kind
 from .masks import IGNORE, read_mask, translate
-from .objects import AnnotatedImage, Annotation, Polygons, Runs
+from .objects import AnnotatedImage, Annotation, Polygons
+from .runs import Runs
 
 Target = dict[str, Any]
 Item = tuple[tv_tensors.Image, Target]

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from .faults import Fault
 from .objects import AnnotatedImage
 
 Kind = Literal["boxes", "instances", "semantic"]
@@ -22,35 +23,6 @@ GIVES: dict[Kind, tuple[Kind, ...]] = {
     "semantic": ("semantic",),
 }
 """What labels of a kind can be read as."""
-
-FAULTS: dict[str, str] = {
-    "missing images": "refused",
-    "missing masks": "refused",
-    "unreadable images": "refused",
-    "unreadable masks": "refused",
-    "images of another size than declared": "refused",
-    "masks of another size than their image": "refused",
-    "classes beyond the names": "refused",
-    "objects that are not understood": "refused",
-    "boxes that are not finite": "refused",
-    "boxes outside their image": "dropped",
-    "empty boxes": "dropped",
-    "boxes across the edge of their image": "clipped",
-    "duplicate objects": "kept",
-}
-"""Every fault that is looked for, and what `read` does with it."""
-
-
-class Fault(NamedTuple):
-    """One thing that is wrong.
-
-    Attributes:
-        kind: One of `FAULTS`.
-        where: The place, and what is wrong there.
-    """
-
-    kind: str
-    where: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,9 @@ import numpy as np
 
 from ...extras import extra
 from .masks import read_mask
+from .runs import Box, Runs, read_runs
 
 Pixels = np.ndarray[Any, Any]
-Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2 in pixels: corners, so that the area is (x2 - x1) * (y2 - y1)."""
 
 
 class Polygons(NamedTuple):
@@ -36,8 +35,8 @@ class Polygons(NamedTuple):
             1 inside, 0 outside, uint8 `(H, W)`.
         """
         coco = extra("pycocotools.mask", "dense")
-        runs = coco.frPyObjects([ring.tolist() for ring in self.rings], height, width)
-        return np.asarray(coco.decode(coco.merge(runs)), dtype=np.uint8)
+        filled = coco.merge(coco.frPyObjects([r.tolist() for r in self.rings], height, width))
+        return read_runs({**filled, "counts": filled["counts"].decode()}).paint(height, width)
 
     def box(self) -> Box:
         """Enclose the rings.
@@ -48,44 +47,6 @@ class Polygons(NamedTuple):
         corners = np.concatenate(self.rings).reshape(-1, 2)
         (left, top), (right, bottom) = corners.min(0), corners.max(0)
         return float(left), float(top), float(right), float(bottom)
-
-
-class Runs(NamedTuple):
-    """COCO's run lengths: pixels outside, inside, outside ..., down the columns.
-
-    Attributes:
-        counts: The lengths, whose sum is `height * width`.
-        height: Of the mask.
-        width: Of the mask.
-    """
-
-    counts: Pixels
-    height: int
-    width: int
-
-    def paint(self, height: int, width: int) -> Pixels:
-        """Lay the runs out.
-
-        Args:
-            height: Of the image, which is that of the mask.
-            width: Of the image.
-
-        Returns:
-            1 inside, 0 outside, uint8 `(H, W)`.
-        """
-        inside = np.arange(len(self.counts), dtype=np.uint8) % 2
-        return np.repeat(inside, self.counts).reshape(width, height).T
-
-    def box(self) -> Box:
-        """Enclose the pixels.
-
-        Returns:
-            The smallest box around them; an empty one where there are none.
-        """
-        rows, columns = np.nonzero(self.paint(self.height, self.width))
-        if not len(rows):
-            return 0.0, 0.0, 0.0, 0.0
-        return float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0
 
 
 class Region(NamedTuple):

@@ -11,9 +11,10 @@ from ...errors import InputError, UnknownName
 from ..dataset import relative
 from ..listing import SPLITS, Entry
 from ..reading import draw, refuse_shares
+from .faults import FAULTS, Fault
 from .folder import DenseFolder, DenseSplit
 from .formats import find
-from .listing import FAULTS, KINDS, DenseListing, Fault, Kind
+from .listing import KINDS, DenseListing, Kind
 from .objects import AnnotatedImage
 from .survey import Survey, survey
 
@@ -60,7 +61,7 @@ def read(
     seen = survey(listing)
     skipped = refuse(seen.faults, listing.root, skip_bad_images)
     kind = kind or listing.kind
-    splits, notes = _split(seen.listing, seed, val_fraction, test_fraction)
+    splits, notes = divide(seen.listing, seed, val_fraction, test_fraction)
     classes = seen.classes
     if kind == "semantic" and listing.kind != kind:
         classes = (BACKGROUND, *(name for name in classes if name != BACKGROUND))
@@ -124,10 +125,20 @@ def _depth(seen: Survey) -> list[str]:
     return [f"16-bit pixels are taken for {seen.bits} bits, v is read as v / {1 << seen.bits - 8}"]
 
 
-def _split(
+def divide(
     listing: DenseListing, seed: int, val_fraction: float, test_fraction: float
 ) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
-    """Split off what was not declared, by name and seed, as images with classes are."""
+    """Split off what was not declared, by name and seed, as images with classes are.
+
+    Args:
+        listing: Of the images that can be read.
+        seed: Decides with the path alone.
+        val_fraction: Share of val.
+        test_fraction: Share of test, where nothing is declared.
+
+    Returns:
+        The images of each split, and what was done.
+    """
     splits = dict(listing.splits)
     shares = {"test": test_fraction} if "all" in splits else {}
     if "val" not in splits and splits.keys() & {"all", "train"}:

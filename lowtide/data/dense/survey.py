@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from ..images import UnreadableImage, bits_of, look
-from .listing import DenseListing, Fault
+from .faults import Fault
+from .listing import DenseListing
 from .masks import IGNORE, read_mask
-from .objects import AnnotatedImage, Annotation, Box, Polygons, Region, Runs
+from .objects import AnnotatedImage, Annotation, Polygons, Region
+from .runs import Box, Runs
 from .sizes import measure
 
 Counts = np.ndarray[Any, Any]
@@ -158,6 +160,7 @@ def _classes(
         notes = ("masks hold 0 and 255 only: 255 is the second class, nothing is ignored",)
     if classes is None:
         classes = tuple(map(str, range(max((v for v in present if v < IGNORE), default=0) + 1)))
+        notes = ("no classes.txt: classes are called by their values in the masks",)
     if values is None:
         values = np.arange(len(classes))
     known = set(range(len(values))) | {IGNORE}

@@ -69,7 +69,7 @@ def transforms(
         A callable from image and target to image (float32) and target.
 
     Raises:
-        InputError: A size is not positive, or only one of `mean` and `std` is given.
+        InputError: A side is below 2 pixels, or only one of `mean` and `std` is given.
         UnknownName: There is no such kind or recipe.
     """
     if kind not in KINDS:
@@ -77,8 +77,8 @@ def transforms(
     if recipe not in RECIPES:
         raise UnknownName("recipe", recipe, RECIPES)
     height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise InputError(f"size {size}: expected a height and a width of 1 or more")
+    if min(height, width) < 2:
+        raise InputError(f"size {size}: expected a height and a width of 2 or more")
     if (mean is None) != (std is None):
         raise InputError("mean and std are given together or not at all")
     steps: list[Callable[[tv_tensors.Image, Target], Item]] = [
@@ -110,7 +110,8 @@ class _Resize:
     def __call__(self, image: tv_tensors.Image, target: Target) -> Item:
         height, width = image.shape[-2:]
         factor = self._factor(height, width)
-        size = max(1, round(height * factor)), max(1, round(width * factor))
+        # Torch 2.14 fails at a result of one pixel.
+        size = max(2, round(height * factor)), max(2, round(width * factor))
         image, target = v2.Resize(size)(image, target)
         if not self.train:
             scale = (size[0] / height, size[1] / width)

@@ -13,9 +13,10 @@ import numpy as np
 from ....errors import InputError, shown
 from ...listing import role
 from ...tree import children
-from ..listing import DenseFormat, DenseListing, Fault, Kind
-from ..objects import AnnotatedImage, Annotation, Polygons, Runs
-from ..runs import read_runs
+from ..faults import Fault, Faulty, finite
+from ..listing import DenseFormat, DenseListing, Kind
+from ..objects import AnnotatedImage, Annotation, Polygons
+from ..runs import Runs, read_runs
 from ..text import CORNERS, OBJECTS, inside, numbers, parse_json, sniff
 
 _KEYS = ("images", "annotations", "categories")
@@ -181,13 +182,11 @@ def _images(
         try:
             number = _identity(entry.get("image_id"), place)
             if number not in known:
-                raise ValueError(f"its image {number} is not among the images")
+                raise Faulty(f"its image {number} is not among the images")
             objects[number].append(_object(entry, file.split, names, place))
-        except _NotFinite as error:
-            faults.append(Fault("boxes that are not finite", f"{place}: {error}"))
-        except ValueError as error:
-            said = str(error).removeprefix(f"{place}: ")
-            faults.append(Fault("objects that are not understood", f"{place}: {said}"))
+        except (Faulty, InputError) as error:
+            kind = getattr(error, "kind", "objects that are not understood")
+            faults.append(Fault(kind, f"{place}: {str(error).removeprefix(place + ': ')}"))
     folder = _folder(file, root, images[0][1])
     return [
         AnnotatedImage(
@@ -228,26 +227,21 @@ def _folder(file: _File, root: Path, name: object) -> Path:
     return next((f for f in wanted if role(f.name.rstrip("0123456789"))), root)
 
 
-class _NotFinite(ValueError):
-    """Coordinates with NaN or infinity."""
-
-
 def _object(
     entry: Mapping[str, Any], split: str, names: Mapping[tuple[str, int], str], place: str
 ) -> Annotation:
     number = _identity(entry.get("category_id"), place)
     if (split, number) not in names:
-        raise ValueError(f"its category {number} is not among the categories")
+        raise Faulty(f"its category {number} is not among the categories")
     shape, given = _shape(entry.get("segmentation")), entry.get("bbox")
     if given is None and shape is not None:
         box = shape.box()
     elif (listed := numbers(given, 4)) is None:
-        raise ValueError(f"expected bbox as four numbers, got {shown(given)}")
+        raise Faulty(f"expected bbox as four numbers, got {shown(given)}")
     else:
         left, top, width, height = listed
         box = (left, top, left + width, top + height)
-    if not np.isfinite(box).all():
-        raise _NotFinite(f"bbox {shown(given)}")
+    finite(box, f"bbox {shown(given)}")
     return Annotation(names[split, number], box, shape, bool(entry.get("iscrowd")), place)
 
 
@@ -259,12 +253,12 @@ def _shape(given: object) -> Polygons | Runs | None:
         return read_runs(given)
     rings = [numbers(ring) for ring in given] if isinstance(given, list) else []
     if not rings or not all(ring and len(ring) % 2 == 0 for ring in rings):
-        raise ValueError("expected segmentation as polygons x1, y1, x2, y2, ... or run lengths")
+        raise Faulty("expected segmentation as polygons x1, y1, x2, y2, ... or run lengths")
     kept = tuple(np.asarray(ring) for ring in rings if ring and len(ring) >= 6)
     if sum(map(len, kept)) > 2 * CORNERS:
-        raise ValueError(f"segmentation of more than {CORNERS} corners")
-    if not all(np.isfinite(ring).all() for ring in kept):
-        raise _NotFinite("segmentation")
+        raise Faulty(f"segmentation of more than {CORNERS} corners")
+    for ring in kept:
+        finite(ring, "segmentation")
     return Polygons(kept) if kept else None
 
 

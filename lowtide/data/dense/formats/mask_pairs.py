@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from ....errors import InputError
 from ...listing import role
-from ...tree import children, is_image, names
-from ..listing import DenseFormat, DenseListing, Fault, Kind
+from ...tree import children, files_below, is_image, names
+from ..faults import Fault
+from ..listing import DenseFormat, DenseListing, Kind
 from ..masks import LOSSY
 from ..objects import AnnotatedImage
 from ..text import read_names
@@ -47,7 +48,7 @@ def _pairs(root: Path) -> list[_Pair]:
     """Find folders of images and of their masks."""
     if not root.is_dir():
         return []
-    images, masks = _named(root, IMAGES), [m for m in _named(root, MASKS) if _has_masks(m)]
+    images, masks = _named(root, IMAGES), [m for m in _named(root, MASKS) if has_masks(m)]
     if masks and (images or _roles(root)):
         of_masks, beside = _roles(masks[0]), images[0] if images else root
         of_images = _roles(beside)
@@ -58,22 +59,21 @@ def _pairs(root: Path) -> list[_Pair]:
     return [
         _Pair(which, images[0], masks[0])
         for which, (images, masks) in within.items()
-        if images and masks and _has_masks(masks[0])
+        if images and masks and has_masks(masks[0])
     ]
 
 
-def _has_masks(folder: Path) -> bool:
-    """Look for a first image without loss among a folder's first hundred files."""
-    seen = 0
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if is_image(Path(place, name)):
-                return Path(name).suffix.lower() not in LOSSY
-            seen += 1
-            if seen > 100:
-                return False
-    return False
+def has_masks(folder: Path) -> bool:
+    """Tell whether a folder holds images without loss, as masks must be, by its first files.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        Whether the first image among its first hundred files is one.
+    """
+    found = (path for path in islice(files_below(folder), 100) if is_image(path))
+    return any(path.suffix.lower() not in LOSSY for path in islice(found, 1))
 
 
 def walk(folder: Path) -> list[Path]:
@@ -85,13 +85,7 @@ def walk(folder: Path) -> list[Path]:
     Returns:
         Their paths.
     """
-    found = []
-    for child in children(folder):
-        if child.is_dir() and not child.is_symlink():
-            found += walk(child)
-        elif is_image(child):
-            found.append(child)
-    return found
+    return [path for path in files_below(folder) if is_image(path)]
 
 
 def pair(images: Path, masks: Path, faults: list[Fault]) -> list[AnnotatedImage]:
