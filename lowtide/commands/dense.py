@@ -12,7 +12,6 @@ from rich.table import Table
 from torch import Tensor
 
 from ..data import UnreadableImage
-from ..data.images import suffixes
 from ..dense.drawing import draw
 from ..dense.results import coco_results
 from ..errors import InputError
@@ -23,6 +22,7 @@ from ..inference.dense import (
     score_dense,
     write_merged_dense,
 )
+from ..inference.predictions import images_in
 from ..paths import refuse_unwritable, write_text
 from ..training.progress import note
 from .console import OUT
@@ -81,7 +81,11 @@ def predict_images(given: dict[str, Any]) -> None:
     for path, folder in ((drawn, True), (output, False)):
         if path is not None:
             refuse_unwritable(path, folder=folder)
-    paths = listed([Path(p) for p in given["images"]])
+    if output is not None and output.suffix != ".json":
+        raise InputError(f"{output} must end in .json: answers of a dense run are COCO's results")
+    paths, notes = images_in([Path(p) for p in given["images"]])
+    for line in notes:
+        note(line)
     opened = _open(given)
     bad: list[UnreadableImage] = []
     numbers = {path: number for number, path in enumerate(paths, start=1)}
@@ -102,30 +106,6 @@ def predict_images(given: dict[str, Any]) -> None:
         note(str(error))
     if bad:
         raise bad[-1]
-
-
-def listed(paths: Sequence[Path]) -> list[Path]:
-    """List images: files as they are named, and of folders all images in them.
-
-    Args:
-        paths: Files and folders.
-
-    Returns:
-        Files, each once.
-
-    Raises:
-        InputError: A folder has none.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes()]
-            if not inside:
-                raise InputError(f"{path} holds no images")
-            found += inside
-        else:
-            found.append(path)
-    return list(dict.fromkeys(found))
 
 
 def _save(picture: Tensor, folder: Path, path: Path, paths: Sequence[Path]) -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..data import UnreadableImage
 from ..errors import InputError
 from ..inference.dense import is_dense
-from ..inference.evaluate import predict as classify
+from ..inference.evaluate import predict as answers_to
 from ..inference.evaluate import too_deep
 from ..inference.loading import add_loading, open_given
+from ..inference.predictions import images_in, refuse_output, write_answers
 from ..targets import DENSE
 from ..training.parser import Parser
 from ..training.progress import note
 from ..values import Count, Share
-from .dense import listed, predict_images
+from .console import OUT
+from .dense import predict_images
 
-SUMMARY = "Classify images; one JSON object per line, and a line of complaint per unreadable file."
+SUMMARY = "Answer images, and all below folders: as a table, or one JSON object per line."
 
 
 def predict(args: Sequence[str]) -> None:
@@ -32,13 +35,16 @@ def predict(args: Sequence[str]) -> None:
     """
     parser = Parser("predict", SUMMARY)
     parser.add_argument("run", type=str, help="Run folder, or a merged file.")
-    parser.add_argument("images", type=str, nargs="+", help="Image files, or folders of them.")
-    parser.add_argument("--top", type=Count, default=5, help="How many classes to print.")
+    parser.add_argument("images", type=str, nargs="+", help="Image files, and folders of them.")
     parser.add_argument(
-        "--draw", type=str, help="Folder for pictures of the answers, of runs on pixels or objects."
+        "--output",
+        type=str,
+        help="File to write: .csv or .jsonl, or of pixels and objects .json with COCO's results; by"
+        " default lines of JSON are printed.",
     )
+    parser.add_argument("--top", type=Count, default=5, help="How many classes to give.")
     parser.add_argument(
-        "--output", type=str, help="File for COCO's results, of runs on pixels or objects."
+        "--draw", type=str, help="Folder for pictures of the answers, of pixels and objects."
     )
     parser.add_argument(
         "--threshold", type=Share, default=0.5, help="Least score of an object that is shown."
@@ -47,18 +53,28 @@ def predict(args: Sequence[str]) -> None:
     given = parser.read(args)
     if is_dense(Path(given["run"])):
         return predict_images(given)
-    for name in ("draw", "output"):
-        if given[name]:
-            raise InputError(f"--{name} is for runs on pixels or objects: {', '.join(DENSE)}")
-    paths = listed([Path(p) for p in given["images"]])
+    if given["draw"]:
+        raise InputError(f"--draw is for runs of pixels and objects: {', '.join(DENSE)}")
+    output = Path(given["output"]) if given["output"] else None
+    if output:
+        refuse_output(output)
+    paths, notes = images_in([Path(p) for p in given["images"]])
     trained = open_given(given)
-    for line in too_deep(trained, paths):
+    for line in [*notes, *too_deep(trained, paths)]:
         note(line)
     bad: list[UnreadableImage] = []
     options = {"top": given["top"], "batch_size": given["batch_size"]}
-    for answer in classify(trained, paths, **options, unreadable=bad.append):
-        print(json.dumps(answer, allow_nan=False), flush=True)
+    _give(answers_to(trained, paths, **options, unreadable=bad.append), output, len(paths))
     for error in bad[:-1]:
         note(str(error))
     if bad:
         raise bad[-1]
+
+
+def _give(answers: Iterator[dict[str, Any]], output: Path | None, images: int) -> None:
+    """Write answers to a file, or print each as soon as it is there."""
+    if output:
+        OUT.print(f"wrote {output}: {write_answers(answers, output)} of {images} images")
+        return
+    for answer in answers:
+        print(json.dumps(answer, allow_nan=False), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from accelerate import PartialState
 
 from ..errors import InputError
 from ..paths import refuse_unwritable
+from ..targets.words import word
 from ..training.loop import CONFIG
 from ..training.loop import train as fit
 from ..training.options import Parser, run_config, value_of
@@ -26,6 +28,7 @@ def train(args: Sequence[str]) -> None:
 
     Raises:
         InputError: There is no run to resume.
+        KeyboardInterrupt: It was interrupted; it says which command goes on.
     """
     parser = Parser("train", SUMMARY)
     parser.add_argument("--config", type=str, help="YAML file with any of these options.")
@@ -44,7 +47,12 @@ def train(args: Sequence[str]) -> None:
     config.refuse_crowd()
     folder = Path(resumed or own["output"] or _free(config.data, config.method))
     refuse_unwritable(folder, folder=True)
-    summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
+    try:
+        summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
+    except KeyboardInterrupt:
+        begun = (folder / CONFIG).is_file()
+        command = f"lowtide train --resume {shlex.quote(str(folder))} continues"
+        raise KeyboardInterrupt(*([command] if begun else [])) from None
     state = PartialState()
     if state.is_main_process:
         _print_run(folder, summary)
@@ -70,7 +78,7 @@ def _free(data: str, method: object) -> Path:
 def _print_run(folder: Path, summary: RunSummary) -> None:
     for split, score in (("val", summary.validated), ("test", summary.tested)):
         if score is not None:
-            OUT.print(f"{split} {summary.metric} {score:.4f}")
+            OUT.print(f"{split} {word(summary.metric)} {score:.4f}")
     planned, measured = summary.planned.peak_bytes, summary.measured_peak_bytes
     OUT.print(
         f"trained {summary.trainable_parameters:,} of {summary.total_parameters:,}"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from .dataset import Sample
@@ -130,15 +130,16 @@ def loader(
     rank: int = 0,
     processes: int = 1,
     collate: Callable[[list[Any]], Any] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> DataLoader[tuple[Tensor, int | Tensor]]:
     """Load one epoch of batches: images `(B, C, H, W)` float32, labels `(B,)` int64.
 
     Labels that are numbers for each output are `(B, K)` float64.
 
-    The permutation is drawn from (seed, epoch), each image's augmentation from (seed, epoch,
-    index). No worker, no earlier epoch and no global generator has a say or is changed, so a run
-    resumed at an epoch sees what the uninterrupted one saw, bit for bit. Several processes share
-    the batches that one would load with `processes * batch_size`.
+    The permutation (with weights the draw) comes from (seed, epoch), each image's augmentation from
+    (seed, epoch, index). No worker, no earlier epoch and no global generator has a say or is
+    changed, so a run resumed at an epoch sees what the uninterrupted one saw, bit for bit. Several
+    processes share the batches that one would load with `processes * batch_size`.
 
     Args:
         samples: What to load.
@@ -154,12 +155,19 @@ def loader(
         processes: How many share each batch. One that `share` gives no image of a last batch gets
             an image of another's, so that all load equally many batches.
         collate: Makes a batch of what `transform` gives and the labels; by default torch's.
+        weights: Draw as many samples as there are, with replacement, each in proportion to its
+            weight, instead of permuting them.
 
     Returns:
         The loader. Iterating may raise `UnreadableImage` if a file has gone or changed.
     """
     key = f"{seed}/{epoch}"
     generator = torch.Generator().manual_seed(_seed(key))
+    if weights is not None:
+        drawn = WeightedRandomSampler(weights, len(samples), generator=generator)
+        # By place in the epoch, or a sample that is drawn twice would be augmented alike.
+        samples = [samples[i] for i in drawn]
+        shuffle = False
     order = torch.randperm(len(samples), generator=generator).tolist()
     if cache is None or (workers and isinstance(cache, Cache)):
         cache = Cache(limit_bytes=0)

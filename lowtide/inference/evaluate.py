@@ -170,7 +170,8 @@ def score(
             those present.
 
     Returns:
-        Number of images, the scores of the run's task by name, and of classes the accuracy of each.
+        Number of images, the scores of the run's task by name, and of classes the accuracy of each
+        and the images of each true class by the class they were taken for.
 
     Raises:
         InputError: There are no samples, or classes are to be chosen where there are none.
@@ -194,7 +195,12 @@ def score(
         outputs, truth = outputs[:, present], torch.searchsorted(present, truth)
     right = outputs.argmax(-1) == truth
     each = {kind.names[k]: float(right[truth == k].float().mean()) for k in truth.unique().tolist()}
-    return {"images": len(samples), **kind.scores(outputs, truth), "class_accuracy": each}
+    confused: dict[str, dict[str, int]] = {kind.names[k]: {} for k in truth.unique().tolist()}
+    for k, taken in zip(truth.tolist(), outputs.argmax(-1).tolist(), strict=True):
+        row = confused[kind.names[k]]
+        row[kind.names[taken]] = row.get(kind.names[taken], 0) + 1
+    scores = kind.scores(outputs, truth)
+    return {"images": len(samples), **scores, "class_accuracy": each, "confusion": confused}
 
 
 def score_corruptions(trained: Trained, folder: Path, batch_size: int = 32) -> dict[str, Any]:

@@ -242,4 +242,19 @@ def class_weights(labels: Sequence[Label], classes: int) -> tuple[float, ...]:
     return tuple(len(labels) / (present * n) if n else 0.0 for n in counts.tolist())
 
 
+def draw_weights(labels: Sequence[Label], classes: int) -> tuple[float, ...]:
+    """Weigh images so that a draw gives each class as often: 1 / n_y, n_k the images of class k.
+
+    Args:
+        labels: Indices of classes, one or more.
+        classes: How many classes there are.
+
+    Returns:
+        A weight for each label.
+    """
+    indices = np.asarray(labels)
+    counts = np.bincount(indices, minlength=classes)
+    return tuple((1 / counts[indices]).tolist())
+
+
 KIND = Classify

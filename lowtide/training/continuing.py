@@ -30,7 +30,8 @@ def refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
         return
     if (folder / CONFIG).exists():
         raise InputError(
-            f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
+            f"{folder} already holds a run: lowtide train --resume {folder} continues it,"
+            " --overwrite replaces it"
         )
     if taken := [name for name in (ADAPTER, WEIGHTS) if (folder / name).exists()]:
         raise InputError(f"{folder} already holds {taken[0]}; --overwrite replaces it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from statistics import median
@@ -16,6 +16,7 @@ from ..paths import write_text
 from ..targets import describe
 from ..targets.calibration import fit_temperature
 from .environment import environment
+from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
 from .prepare import Run
 from .scoring import confusion_of, outputs_of
@@ -39,6 +40,7 @@ def finish(run: Run, model: Any) -> RunSummary:
     summary = summarise(run, validated, tested)
     if run.main:
         save_adapter(run)
+        write_mistakes(tested.mistakes, run.folder)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
     if run.features:
@@ -55,12 +57,14 @@ class Scored:
         temperature: What fits its probabilities to these images; None where it has none.
         confusion: Images by true and predicted class, zeros left out; None where there are none.
         by_class: Of a dense task, scores by name and class.
+        mistakes: The most confident errors.
     """
 
     scores: Mapping[str, float]
     temperature: float | None = None
     confusion: tuple[Confused, ...] | None = None
     by_class: Mapping[str, Mapping[str, float]] | None = None
+    mistakes: Sequence[Mistake] = ()
 
 
 @singledispatch
@@ -73,7 +77,8 @@ def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
     counts = confusion_of(outputs, targets)
     rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
     temperature = fit_temperature(outputs, targets) if len(targets) else None
-    return Scored(scores, temperature, tuple(rows))
+    wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
+    return Scored(scores, temperature, tuple(rows), mistakes=wrong)
 
 
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:

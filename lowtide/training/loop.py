@@ -19,6 +19,7 @@ from ..paths import write_text
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from ..targets import DENSE
+from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
 from .config import RunConfig, write_yaml
@@ -26,6 +27,7 @@ from .continuing import continued, refuse_taken, restore, save
 from .dense_run import prepare_dense
 from .ema import WeightAverage
 from .finish import finish
+from .mistakes import MISTAKES
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
@@ -95,7 +97,7 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
         restore(run, optimizer)
     elif run.main:
         # What says that there is a model goes first: the old one never answers for the new.
-        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT):
+        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
             (folder / stale).unlink(missing_ok=True)
     if run.main and not run.history:
         Split.of(run.dataset).write(folder)
@@ -118,7 +120,7 @@ def _probe(run: Run, model: Any) -> None:
     run.start_score = score_of(run, model, run.dataset.val)
     if run.main:
         score = run.start_score
-        val = "" if score is None else f", val {run.targets.metric} {score:.3f}"
+        val = "" if score is None else f", val {word(run.targets.metric)} {score:.3f}"
         note(f"the classifier starts at a linear probe of {len(some)} images{val}")
 
 

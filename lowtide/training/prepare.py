@@ -21,6 +21,7 @@ from ..planning.search import parse_bytes, search
 from ..planning.simulate import Plan, plan, set_up_step
 from ..planning.step import shares_statistics
 from ..targets import KINDS, Targets
+from ..targets.classify import draw_weights
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
 from .config import RunConfig
@@ -109,7 +110,9 @@ class Run:
         load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
         load = partial(load, rank=rank, processes=processes)
         if training:
-            load = partial(load, drop_last=self._drops(len(samples)))
+            load = partial(
+                load, drop_last=self._drops(len(samples)), weights=self._weights(samples)
+            )
         transform = self.preprocessing.transform(train=training, augment=config.augment)
         if self.features:
             whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
@@ -121,6 +124,12 @@ class Run:
         for step, (images, labels) in enumerate(loaded):
             count = min(together, len(samples) - step * together)
             yield images, labels, share(count, rank, processes), count
+
+    def _weights(self, samples: tuple[Sample, ...]) -> tuple[float, ...] | None:
+        """Weigh images for a draw in which every class comes as often; None without one."""
+        if self.config.balance != "sampler":
+            return None
+        return draw_weights([s.label for s in samples], len(self.targets.names))
 
     @property
     def notes(self) -> list[str]:

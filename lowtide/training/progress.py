@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from ..errors import printable
+from ..targets.words import word
 from .summary import Epoch
 
 
@@ -34,7 +35,7 @@ class Progress:
             shown: Whether this process reports.
             metric: Name of the score on validation images.
         """
-        self._shown, self._steps, self._metric = shown, steps, metric
+        self._shown, self._steps, self._metric = shown, steps, word(metric)
         self._console = Console(file=sys.stderr)
         self._bars = Bars(
             TextColumn("{task.description}"),

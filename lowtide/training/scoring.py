@@ -22,7 +22,7 @@ def outputs_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> tuple[Tenso
         samples: The images.
 
     Returns:
-        Outputs (N, K), float32, and targets (N,) or (N, K), on the CPU; in no order to rely on.
+        Outputs (N, K), float32, and targets (N,) or (N, K), on the CPU, in the order of the images.
     """
     device = run.accelerator.device
     kept: list[tuple[Tensor, Tensor]] = []
@@ -31,7 +31,8 @@ def outputs_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> tuple[Tenso
         for images, targets, own, _ in run.batches(samples) if samples else ():
             kept.append((model(images.to(device)).float().cpu()[:own], targets[:own]))
     if run.processes > 1:
-        kept = gather_object(kept)
+        together, steps = gather_object(kept), len(kept)  # one process's after another's
+        kept = [part for step in range(steps) for part in together[step::steps]]
     if not kept:
         return torch.zeros(0, len(run.targets.names)), torch.zeros(0, dtype=torch.long)
     return torch.cat([outputs for outputs, _ in kept]), torch.cat([truth for _, truth in kept])

@@ -6,20 +6,17 @@ open; a field that is newer than a file has its default.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from ..errors import InputError, shown
-from ..methods import METHODS
 from ..paths import read_json
 from ..targets import Targets
-from ..tuning.adapter_files import describe
-from ..values import Count, Seed, Within
-from .config import LearningRate, RunConfig
+from ..values import Count, Within
 from .records import Misfit, Record
+from .run_options import RunOptions as RunOptions
 
 SCHEMA = 1
 """Version of the file; 0 is that of files which say none."""
@@ -31,66 +28,6 @@ Loss = Annotated[float, Within(0, 1e39)]
 Accuracy = Annotated[float, Within(0, 1)]
 Score = Annotated[float, Within(-1e39, 1e39)]
 """What a task is scored by: a share of 1, or an error in the units of a number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions(Record):
-    """What trained.
-
-    Attributes:
-        name: Name of the method; its options are `extra`.
-    """
-
-    name: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(Record):
-    """The options of a run, as `RunConfig.to_dict` gave them to the version that ran it.
-
-    Attributes:
-        model: timm's name of the backbone.
-        data: Where the images were.
-        method: What trained.
-        policy: What was kept for backward.
-        lr: Peak learning rate.
-        seed: The seed.
-        batch_size: Images per update.
-        skip_test: Whether the test images were left alone.
-    """
-
-    model: str
-    data: str
-    method: MethodOptions
-    policy: str
-    lr: LearningRate
-    seed: Seed
-    batch_size: Count
-    skip_test: bool = False
-
-    def completed(self) -> dict[str, Any]:
-        """Give every option that this version or the run's has.
-
-        Returns:
-            The run's options, then those that are newer than the run, at what they come to there.
-        """
-        given = self.to_dict()
-        if self.method.name in METHODS:
-            own = describe(METHODS[self.method.name]())
-            given["method"] = {**given["method"], **_beside(own, given["method"])}
-        usual = RunConfig(model="any", data="any", head_init="trunc_normal").to_dict()
-        return {**given, **_beside(usual, given)}
-
-    @property
-    def identity(self) -> str:
-        """What runs share that differ in nothing but their seed."""
-        options = self.completed()
-        del options["seed"]
-        return json.dumps(options, sort_keys=True)
-
-
-def _beside(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in usual.items() if name not in given}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +126,7 @@ class Environment(Record):
         threads: Threads of torch.
         processes: Processes that shared the run.
         finished: When it ended, in UTC.
+        folder: Where the command was given, which relative paths start from.
     """
 
     python: str | None = None
@@ -202,6 +140,7 @@ class Environment(Record):
     threads: Whole | None = None
     processes: Count = 1
     finished: str | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

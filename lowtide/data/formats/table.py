@@ -16,6 +16,7 @@ from ..tree import read_text
 PATH_COLUMNS = ("path", "image", "file", "filename")
 LABEL_COLUMNS = ("label", "class")
 SPLIT_COLUMN = "split"
+OTHER_TASKS = "; --task multilabel or regress learns from columns of other names"
 KNOWN = {*PATH_COLUMNS, *LABEL_COLUMNS, *NAMED, SPLIT_COLUMN}
 """Names that are read in any case; other columns keep theirs."""
 
@@ -49,7 +50,7 @@ def read_csv(path: Path) -> Listing:
     """
     columns, rows = _parse(path)
     _column(path, columns, PATH_COLUMNS)
-    label_column = _column(path, columns, LABEL_COLUMNS)
+    label_column = _column(path, columns, LABEL_COLUMNS, OTHER_TASKS)
     entries, roles = [], []
     for which, entry in _entries(path, columns, rows):
         label = entry.values[label_column].strip()
@@ -119,12 +120,13 @@ def _parse(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         raise InputError(f"{path}:{rows.line_num}: not a CSV row: {error}") from error
 
 
-def _column(path: Path, found: list[str], accepted: tuple[str, ...]) -> str:
+def _column(path: Path, found: list[str], accepted: tuple[str, ...], hint: str = "") -> str:
     for name in accepted:
         if name in found:
             return name
     raise InputError(
-        f"{path}: no column {' or '.join(accepted)}; its columns are {', '.join(found) or 'none'}"
+        f"{path}: no column {' or '.join(accepted)}; its columns are"
+        f" {', '.join(found) or 'none'}{hint}"
     )
 
 
