@@ -23,6 +23,20 @@ class Frame(NamedTuple):
     width: int
     side: int
 
+    @classmethod
+    def of(cls, image: Tensor, side: int) -> Frame:
+        """Say where an image lies.
+
+        Args:
+            image: `(C, H, W)`.
+            side: Of the square.
+
+        Returns:
+            Its frame.
+        """
+        height, width = image.shape[-2:]
+        return cls(height, width, side)
+
     @property
     def inner(self) -> tuple[int, int]:
         """Height and width of the image in the square, one pixel at least."""

@@ -22,7 +22,8 @@ from ..errors import InputError, shown
 from ..paths import located
 from ..targets import DENSE
 from ..training.config import RunConfig, read_yaml
-from ..training.dense_run import Described, read_dense, scores_of, task_of
+from ..training.dense_data import Described, read_dense
+from ..training.dense_run import scores_of, task_of
 from ..training.owner import CONFIG, refuse_unfinished
 from ..training.split import SPLITS, Split
 from ..tuning.adapter_files import CONFIG as ADAPTER

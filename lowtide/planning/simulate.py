@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ from ..errors import InputError
 from ..families import image_shape, meta_copy
 from ..memory.compress import compress
 from ..memory.policy import POLICIES
-from ..targets import Targets
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply, set_frozen_dtype
 from ..versions import on_meta
 from .cost_model import Work, WorkMeter
+from .learning import Labels, Learning
 from .meter import RealLayouts
 from .step import StepConfig, make_optimizer, micro_batches, shares_statistics, training_step
 
@@ -33,51 +33,6 @@ MICRO_STATISTICS = (
     "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
     " does not train what the whole batch would"
 )
-
-
-class Learning(Protocol):
-    """What a step learns: a batch of it, and its loss."""
-
-    def example(self, batch_size: int, shape: Any) -> tuple[Any, Tensor]:
-        """Give what a model takes, and what `loss` takes beside its answer, of any content."""
-
-    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Measure how far outputs are from targets."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of images.
-
-    Attributes:
-        targets: Their kind.
-    """
-
-    targets: Targets
-
-    def example(self, batch_size: int, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Give images and their targets.
-
-        Args:
-            batch_size: Images.
-            shape: Of an image.
-
-        Returns:
-            Of arbitrary content.
-        """
-        return torch.empty(batch_size, *shape), self.targets.batch(batch_size)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Take the loss of the targets.
-
-        Args:
-            outputs: Of the model.
-            targets: What `example` gave second.
-
-        Returns:
-            The loss.
-        """
-        return self.targets.loss(outputs, targets)
 
 
 SelectPart = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
@@ -214,21 +169,18 @@ def simulate_step(
         _materialise(tuned)
         tuned.train()
         model, shape = (part or _whole)(tuned)
-        if batch // accumulate == 1 and learning is None:
-            _refuse_single(model, shape)
+        learnt = learning or Labels(step.blank_targets(tuned.num_classes))
+        if batch // accumulate == 1:
+            _refuse_single(model, learnt.example(1, shape)[0])
         opt = make_optimizer(tuned, step.opt, in_backward=step.update_in_backward)
         meter, passes = WorkMeter(tuned, opt), []
         with meter:
             _first_update(tuned, opt, step.update_in_backward)
             if step.ema:
-                for p in tuned.parameters():
-                    if p.requires_grad:
-                        opt.state[p]["average"] = p.detach().clone()
-                _first_update(
-                    tuned, opt, step.update_in_backward
-                )  # after which the meter looks for state
-            learnt = learning or Labels(step.blank_targets(tuned.num_classes))
-            batches = micro_batches(*learnt.example(batch, shape), accumulate)[:2]
+                _keep_averages(tuned, opt)
+                _first_update(tuned, opt, step.update_in_backward)  # the meter looks for state then
+            inputs, targets = learnt.example(batch, shape)
+            batches = micro_batches(inputs, targets, accumulate)[:2]
             before = meter.work
             training_step(
                 model,
@@ -241,11 +193,8 @@ def simulate_step(
             )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
-    notes = (
-        *tuned.notes,
-        *([MICRO_STATISTICS] if accumulate > 1 and shares_statistics(model) else []),
-    )
-    peak = meter.peak
+    shared = [MICRO_STATISTICS] if accumulate > 1 and shares_statistics(model) else []
+    notes, peak = (*tuned.notes, *shared), meter.peak
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
 
 
@@ -253,7 +202,7 @@ def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
     return tuned, image_shape(tuned.backbone)
 
 
-def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
+def _refuse_single(model: nn.Module, inputs: Any) -> None:
     """Refuse micro-batches of one image where a norm would take statistics of one value."""
 
     def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -270,10 +219,16 @@ def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
     try:
         with torch.no_grad():
             if hooks:
-                model(torch.empty(1, *shape))
+                model(inputs)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _keep_averages(model: nn.Module, optimizer: Optimizer) -> None:
+    for p in model.parameters():
+        if p.requires_grad:
+            optimizer.state[p]["average"] = p.detach().clone()
 
 
 def _first_update(model: nn.Module, optimizer: Optimizer, in_backward: bool) -> None:

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
@@ -22,11 +20,11 @@ from ..planning.simulate import Plan, plan, set_up_step
 from ..planning.step import shares_statistics
 from ..targets import KINDS, Targets
 from ..targets.classify import draw_weights
-from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
 from .config import RunConfig
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
+from .start import accelerate, pretrained
 from .summary import Epoch
 
 FEATURES = "features.f32"
@@ -216,46 +214,6 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     return run
 
 
-def accelerate(config: RunConfig) -> Accelerator:
-    """Find the devices and processes of a run.
-
-    Args:
-        config: What to do.
-
-    Returns:
-        Accelerate's.
-
-    Raises:
-        InputError: Several processes are to update in backward.
-    """
-    AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
-    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
-    if config.update_in_backward and accelerator.num_processes > 1:
-        raise InputError("update_in_backward works in one process: others average gradients first")
-    return accelerator
-
-
-def pretrained(config: RunConfig) -> nn.Module:
-    """Make a run's backbone; the generator starts at its seed.
-
-    Args:
-        config: What to do.
-
-    Returns:
-        The backbone, every weight of it a number.
-    """
-    torch.manual_seed(config.seed)
-    backbone = create(
-        config.model,
-        checkpoint=Path(config.checkpoint) if config.checkpoint else None,
-        pretrained=config.pretrained,
-        image_size=config.image_size,
-        drop_path=config.drop_path,
-    )
-    _refuse_infinite(backbone, config)
-    return backbone
-
-
 def _read(config: RunConfig) -> Dataset:
     """Read what a run learns from."""
     dataset = read(
@@ -276,17 +234,6 @@ def _own_classes(backbone: nn.Module) -> int | None:
     """Count the classes of the backbone's own classifier."""
     heads = classifiers(backbone)
     return outputs(backbone, heads) if heads else None
-
-
-def _refuse_infinite(backbone: nn.Module, config: RunConfig) -> None:
-    """Refuse weights that no learning rate would save."""
-    state = backbone.state_dict()
-    wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
-    if wrong:
-        raise InputError(
-            f"{config.checkpoint or config.model}: {len(wrong)} of {len(state)} pre-trained weights"
-            f" hold NaN or infinity, first {wrong[0]}"
-        )
 
 
 def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...errors import InputError, UnknownName
 from ..dataset import relative
 from ..listing import SPLITS, Entry
-from ..reading import draw, refuse_shares
+from ..shares import draw, refuse_shares
 from .faults import FAULTS, Fault
 from .folder import DenseFolder, DenseSplit
 from .formats import find

@@ -116,7 +116,7 @@ class Detect(DenseTask):
             Boxes, labels, scores, and masks where the detector gives some, best first.
         """
         device = next(model.parameters()).device
-        frames = [Frame(*image.shape[-2:], self.size) for image in images]
+        frames = [Frame.of(image, self.size) for image in images]
         square = [f.put(self.normalized(i.to(device))) for f, i in zip(frames, images, strict=True)]
         found = model(Batch(torch.stack(square), ()))
         return [self._brought(f, each) for f, each in zip(frames, found, strict=True)]

@@ -136,7 +136,7 @@ class Segment(DenseTask):
         if stride is not None:
             many = max(1, len(images))
             return [slide(model, i, side, stride, many).float().argmax(0) for i in inputs]
-        frames = [Frame(*image.shape[-2:], side) for image in images]
+        frames = [Frame.of(image, side) for image in images]
         square = torch.stack([f.put(i) for f, i in zip(frames, inputs, strict=True)])
         scores = model(square).float()
         return [f.maps(s).argmax(0) for f, s in zip(frames, scores, strict=True)]
