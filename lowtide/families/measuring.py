@@ -161,7 +161,7 @@ def _sites(model: nn.Module, family: Family, roles: dict[str, Role], run: _Run) 
             _kernel(modules[path]),
             patches,
             *barred.get(path, ("", None)),
-            is_norm(modules[path]) and _scales(modules[path]),
+            affine=is_norm(modules[path]) and _scales(modules[path]),
         )
         for path, role in roles.items()
     )

@@ -21,6 +21,7 @@ from timm.optim import (
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
@@ -35,6 +36,8 @@ BY_PARAMETER: tuple[type[Optimizer], ...] = (
 """Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
 
 Amp = Literal["no", "bf16", "fp16"]
+Loss = Callable[[nn.Module, Any, Any], Tensor]
+"""From a model, images and their targets to the mean training loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +214,9 @@ def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tens
 def training_step(
     model: nn.Module,
     optimizer: Optimizer,
-    batch: Sequence[tuple[Tensor, Tensor]],
+    batch: Sequence[tuple[Any, Any]],
     *,
+    loss: Loss | None = None,
     amp: Amp = "no",
     smoothing: float = 0.0,
     share: float = 1.0,
@@ -225,9 +229,11 @@ def training_step(
     The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
 
     Args:
-        model: Images to logits.
+        model: Images to logits, or whatever `loss` takes.
         optimizer: Updates it.
-        batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch.
+        batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch; or whatever `loss`
+            takes, images by number.
+        loss: The loss of a micro-batch; by default the cross-entropy of the logits.
         amp: Mixed precision of the forward pass.
         smoothing: Label smoothing.
         share: What the mean loss counts: among processes whose gradients are averaged, their number
@@ -239,17 +245,20 @@ def training_step(
     Returns:
         The mean loss times `share`, detached.
     """
-    total = sum(len(labels) for _, labels in batch)
-    mean = torch.zeros((), device=batch[0][1].device)
+    total = sum(len(images) for images, _ in batch)
+    device = next(t.device for t in tree_leaves(batch) if isinstance(t, Tensor))
+    mean = torch.zeros((), device=device)
     updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
-    for images, labels in batch:
-        with autocast(images.device, amp):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-        loss = loss * (share * len(labels) / total)
-        mean += loss.detach()
+    for images, targets in batch:
+        with autocast(device, amp):
+            output = loss(model, images, targets) if loss else model(images)
+        value = output
+        if loss is None:
+            value = F.cross_entropy(output.float(), targets, label_smoothing=smoothing)
+        value = value * (share * len(images) / total)
+        mean += value.detach()
         with updates:
-            backward(loss)
+            backward(value)
     before_update()
     if not in_backward:
         optimizer.step()
