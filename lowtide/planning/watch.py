@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -99,8 +98,6 @@ def simulate_step(
         if task is not None:
             return _watched(tuned, tuned, step, task)
         model, shape = (part or _whole)(tuned)
-        if step.batch_size // step.accumulate == 1:
-            _refuse_single(model, shape)
         return _watched(tuned, model, step, Task(partial(_labelled, shape), None, ""))
 
 
@@ -126,6 +123,8 @@ def rehearse_step(tuned: Tuned, step: StepConfig, task: Task) -> Plan:
 def _watched(tuned: Tuned, model: nn.Module, step: StepConfig, task: Task) -> Plan:
     """Take a step under the meter; a batch is as large as its largest micro-batches say."""
     batch, accumulate = step.batch_size, step.accumulate
+    if batch // accumulate == 1:
+        _refuse_single(model, task)
     opt = make_optimizer(tuned, step.opt, in_backward=step.update_in_backward)
     meter, passes = WorkMeter(tuned, opt), []
     with meter:
@@ -137,16 +136,15 @@ def _watched(tuned: Tuned, model: nn.Module, step: StepConfig, task: Task) -> Pl
             _first_update(tuned, opt, step.update_in_backward)  # the meter looks for state then
         batches = [*_micro_batches(task, batch, accumulate)][:2]
         before = meter.work
-        with _single_refused():
-            training_step(
-                model,
-                opt,
-                batches,
-                loss=task.loss,
-                amp=step.amp,
-                before_update=lambda: passes.append(meter.work),
-                in_backward=step.update_in_backward,
-            )
+        training_step(
+            model,
+            opt,
+            batches,
+            loss=task.loss,
+            amp=step.amp,
+            before_update=lambda: passes.append(meter.work),
+            in_backward=step.update_in_backward,
+        )
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(images) for images, _ in batches)) + update
     shared = accumulate > 1 and shares_statistics(model)
@@ -174,18 +172,7 @@ def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
     return tuned, image_shape(tuned.backbone)
 
 
-@contextlib.contextmanager
-def _single_refused() -> Iterator[None]:
-    """Say what PyTorch means where a norm that trains is given one value per channel."""
-    try:
-        yield
-    except ValueError as e:
-        if "more than 1 value per channel" not in str(e):
-            raise
-        raise InputError(SINGLE) from e
-
-
-def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
+def _refuse_single(model: nn.Module, task: Task) -> None:
     """Refuse micro-batches of one image where a norm would take statistics of one value."""
 
     def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -198,7 +185,8 @@ def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
     try:
         with torch.no_grad():
             if hooks:
-                model(torch.empty(1, *shape))
+                images, targets = task.examples(1)
+                task.loss(model, images, targets) if task.loss else model(images)
     finally:
         for hook in hooks:
             hook.remove()
