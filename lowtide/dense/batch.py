@@ -29,6 +29,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, rows: slice) -> Batch:
+        return Batch(self.images[rows], self.objects[rows])
+
     def to(self, device: torch.device) -> Batch:
         """Move all tensors.
 

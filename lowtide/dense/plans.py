@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torchvision.ops import roi_align
 from ..core.graft import Method
 from ..families import image_shape, meta_copy
 from ..planning.simulate import Plan, set_up_step, simulate_step
-from ..planning.step import StepConfig
+from ..planning.step import StepConfig, of_outputs
+from ..planning.task import Task
 from ..tuning.backbone import create
 from ..tuning.tuned import apply
 from ..versions import on_meta
@@ -49,13 +49,14 @@ def plan_task(task: DenseTask, body: nn.Module, method: Method, step: StepConfig
     """
     with on_meta():
         model = task.model(meta_copy(body))
-        notes = []
+        said = ""
         if isinstance(model, OnBatch):
             model.detector = stand_in(model.detector)
-            notes = [model.detector.note]
+            said = model.detector.note
         tuned = apply(model, method, backbone=backbone_path(model))
-    planned = simulate_step(set_up_step(tuned, step), step, learning=task)
-    return replace(planned, notes=(*planned.notes, *notes))
+    shape = image_shape(body)
+    learnt = Task(lambda count: task.example(count, shape), of_outputs(task.loss), said)
+    return simulate_step(set_up_step(tuned, step), step, task=learnt)
 
 
 def plan_dense(

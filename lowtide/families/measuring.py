@@ -160,8 +160,9 @@ def _sites(model: nn.Module, family: Family, roles: dict[str, Role], run: _Run) 
             _depthwise(modules[path]),
             _kernel(modules[path]),
             patches,
-            *barred.get(path, ("", None)),
-            is_norm(modules[path]) and _scales(modules[path]),
+            barred=barred[path][0] if path in barred else "",
+            barred_role=barred[path][1] if path in barred else None,
+            affine=is_norm(modules[path]) and _scales(modules[path]),
         )
         for path, role in roles.items()
     )

@@ -20,6 +20,7 @@ from timm.optim import (
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
@@ -35,10 +36,25 @@ BY_PARAMETER: tuple[type[Optimizer], ...] = (
 )
 """Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
 
-CROSS_ENTROPY = Classify(()).loss
-"""The loss of one class per image, none of them weighed."""
-
 Amp = Literal["no", "bf16", "fp16"]
+Loss = Callable[[nn.Module, Any, Any], Tensor]
+"""From a model, images and their targets to the mean training loss."""
+
+
+def of_outputs(loss: Callable[[Any, Any], Tensor]) -> Loss:
+    """Take the loss of what a model gives for the images.
+
+    Args:
+        loss: From outputs and targets to their mean loss over images.
+
+    Returns:
+        The loss of a model on images.
+    """
+    return lambda model, images, targets: loss(model(images), targets)
+
+
+CROSS_ENTROPY = of_outputs(Classify(()).loss)
+"""The loss of one class per image, none of them weighed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,10 +253,10 @@ def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tens
 def training_step(
     model: nn.Module,
     optimizer: Optimizer,
-    batch: Sequence[tuple[Tensor, Tensor]],
+    batch: Sequence[tuple[Any, Any]],
     *,
+    loss: Loss | None = None,
     amp: Amp = "no",
-    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
     share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
@@ -251,11 +267,12 @@ def training_step(
     The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
 
     Args:
-        model: Images to outputs.
+        model: Images to outputs, or whatever `loss` takes.
         optimizer: Updates it.
-        batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)`, of each micro-batch.
+        batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)`, of each micro-batch; or
+            whatever `loss` takes, images by number.
+        loss: The mean loss of a micro-batch; by default the cross-entropy of the logits.
         amp: Mixed precision of the forward pass.
-        loss: From outputs and targets of a micro-batch to their mean loss over images.
         share: What the mean loss counts: among processes whose gradients are averaged, their number
             times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
@@ -265,13 +282,14 @@ def training_step(
     Returns:
         The mean loss times `share`, detached.
     """
-    total = sum(len(targets) for _, targets in batch)
-    mean = torch.zeros((), device=batch[0][1].device)
+    total = sum(len(images) for images, _ in batch)
+    device = next(t.device for t in tree_leaves(batch) if isinstance(t, Tensor))
+    mean = torch.zeros((), device=device)
     updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
     for images, targets in batch:
-        with autocast(images.device, amp):
-            outputs = model(images)
-        part = loss(outputs, targets) * (share * len(targets) / total)
+        with autocast(device, amp):
+            value = (loss or CROSS_ENTROPY)(model, images, targets)
+        part = value * (share * len(images) / total)
         mean += part.detach()
         with updates:
             backward(part)

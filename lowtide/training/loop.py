@@ -17,7 +17,13 @@ from torch.optim import Optimizer
 from ..errors import LowtideError
 from ..paths import write_text
 from ..planning.meter import Meter
-from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
+from ..planning.step import (
+    make_optimizer,
+    micro_batches,
+    of_outputs,
+    shares_statistics,
+    training_step,
+)
 from ..targets import DENSE
 from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
@@ -191,7 +197,7 @@ def _update(
             model,
             wrapped,
             micro_batches(images, targets, parts),
-            loss=run.targets.loss,
+            loss=of_outputs(run.targets.loss),
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

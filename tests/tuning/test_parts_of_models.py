@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from kinds_of_models import MODELS, SIDE, loss, targets
+from kinds_of_models import MODELS, SIDE, loss
 from nets import near, stir, wake
 from torch import Tensor, nn
 
 import lowtide
 from lowtide import METHODS, POLICIES, compress
 from lowtide.core.outputs import tensors
-from lowtide.errors import InputError, UnknownName, Unsupported
+from lowtide.errors import InputError, Unsupported
 from lowtide.tuning.left_out import LeftOutWarning
 from lowtide.tuning.tuned import Tuned
 
