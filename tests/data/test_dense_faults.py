@@ -213,6 +213,14 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
         pairs(lambda root: shutil.copy(root / "images/val/b.png", root / "masks/val/b.png")),
         "unreadable masks: 1, first .*b.png: it has colours",
     ),
+    "a mask in JPEG": (
+        pairs(lambda root: (root / "masks/val/b.png").rename(root / "masks/val/b.jpg")),
+        "unreadable masks: 1, first .*b.jpg: JPEG changes the values",
+    ),
+    "labels without names": (
+        lambda root: (trees.yolo(root) / "data.yaml").unlink(),
+        "expected data.yaml or classes.txt beside images and labels",
+    ),
     "a broken mask": (pairs(lambda root: broken(root / "masks/val/b.png")), "unreadable masks: 1"),
     "a name twice": (
         pairs(lambda root: trees.text(root / "classes.txt", "cat\ncat\ndog\n")),

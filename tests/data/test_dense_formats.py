@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import trees
 from PIL import Image
 from torchvision import tv_tensors
 
-from lowtide.data.dense import check, formats, read, recognised
+from lowtide.data.dense import check, formats, read, recognised, transforms
 from lowtide.data.dense.runs import read_runs
 
 coco_masks = pytest.importorskip("pycocotools.mask")
@@ -212,3 +214,46 @@ def test_a_turned_photograph_and_its_boxes_are_upright(tmp_path):
     x1, y1, x2, y2 = target["boxes"][0].int().tolist()
     assert image.shape[1:] == (trees.HEIGHT, trees.WIDTH)
     assert (image[0, y1:y2, x1:x2] == 250).all() and image[0, y1 - 1, x1 - 1] == 90
+
+
+def test_masks_in_another_folder_are_found_by_name(tmp_path):
+    for stem in "abc":
+        trees.image(tmp_path / "images" / f"{stem}.png", stem)
+        trees.mask(tmp_path / "annotations/trimaps" / f"{stem}.png", trees.semantic(stem))
+    trees.text(tmp_path / "annotations/list.txt", "a 1")
+    folder = read(tmp_path, val_fraction=0, test_fraction=0)
+    for stem, (_, target) in zip(
+        stems(folder.splits["train"]), folder.splits["train"], strict=True
+    ):
+        assert (target["mask"].numpy() == trees.semantic(stem)).all()
+
+
+def test_ids_of_images_may_be_names(tmp_path):
+    path = trees.coco(tmp_path) / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    for entry in content["images"]:
+        entry["id"] = f"x{entry['id']}"
+    for entry in content["annotations"]:
+        entry["image_id"] = f"x{entry['image_id']}"
+    path.write_text(json.dumps(content))
+    split = read(tmp_path).splits["train"]
+    assert [target["image_id"] for _, target in split] == [0, 1]
+    assert [len(target["boxes"]) for _, target in split] == [2, 0]
+
+
+def test_a_part_of_a_split_is_one_and_goes_to_workers(tmp_path):
+    split = (
+        read(trees.coco(tmp_path))
+        .splits["train"]
+        .with_transform(transforms("instances", 64, train=True, recipe="jitter"))
+    )
+    part = pickle.loads(pickle.dumps(split[1:]))
+    assert len(part) == 1 and part.images == split.images[1:] and part[0][0].shape == (3, 64, 64)
+
+
+def test_only_the_first_of_many_classes_are_printed(tmp_path):
+    trees.yolo(tmp_path)
+    names = [f"class {n}" for n in range(100)]
+    trees.text(tmp_path / "data.yaml", f"train: images/train\nval: images/val\nnames: {names}\n")
+    said = check(tmp_path).lines()
+    assert "  ... and 60 more, see --json" in said and len(said) < 60

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 from ...errors import InputError
@@ -22,6 +23,10 @@ from .survey import Survey, survey
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}
 """COCO's sizes of objects: the area in pixels, of the box here, below which each ends."""
+
+
+MOST = 40
+"""Classes that are printed, each on a line; JSON has all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +79,10 @@ class DenseFindings:
             f"images: {_counted(self.splits)}",
             f"size: {range_of(self.widths)} x {range_of(self.heights)} pixels",
             f"classes: {len(self.classes)}",
-            *(f"  {name}: {what} {_counted(parts)}" for name, parts in self.classes.items()),
+            *(f"  {name}: {what} {_counted(n)}" for name, n in islice(self.classes.items(), MOST)),
         ]
+        if len(self.classes) > MOST:
+            said.append(f"  ... and {len(self.classes) - MOST} more, see --json")
         if self.kind != "semantic":
             said.insert(2, f"objects: {_counted(self.objects)}; {_counted(self.sizes)}")
             said.append(f"images without objects: {_counted(self.empty)}")

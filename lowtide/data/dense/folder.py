@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -68,7 +68,15 @@ class DenseSplit(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Item:  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> DenseSplit: ...
+
+    def __getitem__(self, index: int | slice) -> Item | DenseSplit:
+        if isinstance(index, slice):
+            return dataclasses.replace(self, images=self.images[index])
         image = self.images[index]
         pixels = tv_tensors.Image(functional.pil_to_tensor(decode(image.path, bits=self.bits)))
         height, width = pixels.shape[-2:]

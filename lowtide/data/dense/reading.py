@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...errors import InputError, UnknownName
+from ...extras import extra
 from ..dataset import relative
 from ..listing import SPLITS, Entry
 from ..shares import draw, refuse_shares
@@ -15,7 +16,7 @@ from .faults import FAULTS, Fault
 from .folder import DenseFolder, DenseSplit
 from .formats import find
 from .listing import KINDS, DenseListing, Kind
-from .objects import AnnotatedImage
+from .objects import AnnotatedImage, Annotation, Polygons
 from .survey import Survey, survey
 
 BACKGROUND = "background"
@@ -67,6 +68,8 @@ def read(
         classes = (BACKGROUND, *(name for name in classes if name != BACKGROUND))
         notes += ["semantic masks are painted from instances, 0 is the background"]
     _refuse_nothing(listing, splits, kind)
+    if kind != "boxes" and any(isinstance(o.shape, Polygons) for o in _objects(splits)):
+        extra("pycocotools.mask", "dense")
     return DenseFolder(
         classes=classes,
         kind=kind,
@@ -155,18 +158,23 @@ def divide(
     return splits, notes + [f"{w}: none" for w in ("val", "test") if not splits.get(w)]
 
 
+def _objects(splits: dict[str, list[AnnotatedImage]]) -> Iterator[Annotation]:
+    return (o for part in splits.values() for image in part for o in image.objects)
+
+
 def _refuse_nothing(
     listing: DenseListing, splits: dict[str, list[AnnotatedImage]], kind: Kind
 ) -> None:
     if not any(splits.values()):
         raise InputError(f"{listing.root} holds no images that can be read ({listing.format})")
-    objects = sum(len(image.objects) for part in splits.values() for image in part)
-    if listing.kind != "semantic" and not objects:
+    if listing.kind != "semantic" and not any(True for _ in _objects(splits)):
         raise InputError(f"{listing.root}: no image has an object to learn ({listing.format})")
     real = defaultdict(list)
     for which, part in splits.items():
         for image in part:
-            real[os.path.realpath(image.path)].append((which, image))
+            # By the real folder, as for images with classes: a linked file is a copy, see `check`.
+            folder = os.path.realpath(image.path.parent)
+            real[os.path.join(folder, image.path.name)].append((which, image))
     for twice in (found for found in real.values() if len(found) > 1):
         (first, image), (second, other) = twice[:2]
         raise InputError(

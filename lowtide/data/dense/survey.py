@@ -173,7 +173,8 @@ def _classes(
 
 def _kept(image: AnnotatedImage, size: tuple[int, int], faults: list[Fault]) -> AnnotatedImage:
     if image.size is not None and image.size != size:
-        said = f"{image.path} is {_by(size)}, {image.where} says {_by(image.size)}"
+        turned = " (EXIF may turn it)" if image.size == size[::-1] else ""
+        said = f"{image.path} is {_by(size)}{turned}, {image.where} says {_by(image.size)}"
         faults.append(Fault("images of another size than declared", said))
         return image
     seen: set[tuple[str, Box]] = set()

@@ -159,9 +159,17 @@ def _of(names: Mapping[tuple[str, int], str], split: str) -> list[str]:
 def _identity(value: object, where: str) -> int:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19:
         return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{where}: expected a whole number as id, got {shown(value)}")
     return value
+
+
+def _image_id(value: object, where: str) -> int | str:
+    """Read the id of an image, which may be a name."""
+    named = isinstance(value, str) and value and not value.isdecimal()
+    return str(value) if named else _identity(value, where)
 
 
 def _images(
@@ -170,7 +178,7 @@ def _images(
     """Read the images of one file, each with its objects."""
     where, content = file.path.name, file.content
     images = [
-        (_identity(entry.get("id"), f"{where} image"), entry.get("file_name"), _size(entry))
+        (_image_id(entry.get("id"), f"{where} image"), entry.get("file_name"), _size(entry))
         for entry in content["images"]
     ]
     known = {number for number, _, _ in images}
@@ -180,7 +188,7 @@ def _images(
     for position, entry in enumerate(content["annotations"], start=1):
         place = f"{where} annotation {entry.get('id', position)}"
         try:
-            number = _identity(entry.get("image_id"), place)
+            number = _image_id(entry.get("image_id"), place)
             if number not in known:
                 raise Faulty(f"its image {number} is not among the images")
             objects[number].append(_object(entry, file.split, names, place))
@@ -192,7 +200,7 @@ def _images(
         AnnotatedImage(
             path=inside(root, folder, name, f"{where} image {number}"),
             where=f"{where} image {number}",
-            number=number,
+            number=number if isinstance(number, int) else -1,
             size=size,
             objects=_bounded(objects[number], f"{where} image {number}"),
         )
@@ -207,8 +215,8 @@ def _bounded(objects: list[Annotation], where: str) -> tuple[Annotation, ...]:
 
 
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    height, width = entry.get("height"), entry.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    size = numbers((entry.get("height"), entry.get("width")), 2)
+    return (int(size[0]), int(size[1])) if size and np.isfinite(size).all() else None
 
 
 def _folder(file: _File, root: Path, name: object) -> Path:

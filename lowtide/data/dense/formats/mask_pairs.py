@@ -11,7 +11,6 @@ from ...listing import role
 from ...tree import children, files_below, is_image, names
 from ..faults import Fault
 from ..listing import DenseFormat, DenseListing, Kind
-from ..masks import LOSSY
 from ..objects import AnnotatedImage
 from ..text import read_names
 
@@ -64,16 +63,16 @@ def _pairs(root: Path) -> list[_Pair]:
 
 
 def has_masks(folder: Path) -> bool:
-    """Tell whether a folder holds images without loss, as masks must be, by its first files.
+    """Tell by its first files whether a folder holds images, as masks are.
 
     Args:
         folder: An existing folder.
 
     Returns:
-        Whether the first image among its first hundred files is one.
+        Whether one of its first hundred files claims to be an image; that it is no JPEG, which
+        masks cannot be, is seen when it is read.
     """
-    found = (path for path in islice(files_below(folder), 100) if is_image(path))
-    return any(path.suffix.lower() not in LOSSY for path in islice(found, 1))
+    return any(map(is_image, islice(files_below(folder), 100)))
 
 
 def walk(folder: Path) -> list[Path]:
@@ -89,7 +88,7 @@ def walk(folder: Path) -> list[Path]:
 
 
 def pair(images: Path, masks: Path, faults: list[Fault]) -> list[AnnotatedImage]:
-    """Find the mask of each image: the same path, with another ending.
+    """Find the mask of each image: the same path with another ending, or else the same name.
 
     Args:
         images: Folder of images.
@@ -99,10 +98,12 @@ def pair(images: Path, masks: Path, faults: list[Fault]) -> list[AnnotatedImage]
     Returns:
         The images that have one.
     """
-    left = {path.relative_to(masks).with_suffix("").as_posix(): path for path in walk(masks)}
+    left = {_stem(path, masks): path for path in walk(masks)}
+    listed = {_stem(path, images): path for path in walk(images)}
+    if not any(stem + end in left for stem in listed for end in ENDINGS):
+        left = {path.stem: path for path in left.values()}  # such as annotations/trimaps/
     found = []
-    for path in walk(images):
-        stem = path.relative_to(images).with_suffix("").as_posix()
+    for stem, path in listed.items():
         mask = next((left.pop(stem + end) for end in ENDINGS if stem + end in left), None)
         if mask is None:
             faults.append(Fault("missing masks", f"{path} has none in {masks}"))
@@ -110,6 +111,10 @@ def pair(images: Path, masks: Path, faults: list[Fault]) -> list[AnnotatedImage]
             found.append(AnnotatedImage(path, f"{images.name}/{stem}", mask=mask))
     faults += [Fault("missing images", f"{path} has none in {images}") for path in left.values()]
     return found
+
+
+def _stem(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def read_mask_pairs(root: Path, kind: Kind | None = None) -> DenseListing:

@@ -43,9 +43,7 @@ def _source(path: Path) -> _Source | None:
         if len(found) > 1 and len(usual) != 1:
             raise InputError(f"{path}: {found[0].name} and {found[1].name}: name one as the source")
         return _Source(path, (usual or found)[0])
-    if {"images", "labels"} <= set(names(path)) and {"classes.txt", "classes.json"} & set(
-        names(path)
-    ):
+    if {"images", "labels"} <= set(names(path)):
         texts = any(file.suffix == ".txt" for file in files_below(path / "labels"))
         return _Source(path, None) if texts else None
     return None
@@ -78,7 +76,7 @@ def read_yolo(source: Path, kind: Kind | None = None) -> DenseListing:
     """
     del kind
     root, path = _source(source) or _Source(source, None)
-    said = _yaml(path) if path else {"names": list(read_names(root) or ()), **_folders(root)}
+    said = _yaml(path) if path else {"names": _beside(root), **_folders(root)}
     where = str(path or root)
     classes = named(said.get("names"), f"{where}: names")
     splits, notes = _splits(root, said, where)
@@ -113,6 +111,13 @@ def _yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "names" not in content:
         raise InputError(f"{path}: expected YOLO's names, and train, val or test")
     return content
+
+
+def _beside(root: Path) -> list[str]:
+    found = read_names(root)
+    if found is None:
+        raise InputError(f"{root}: expected data.yaml or classes.txt beside images and labels")
+    return list(found)
 
 
 def _folders(root: Path) -> dict[str, str]:
