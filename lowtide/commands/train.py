@@ -14,6 +14,7 @@ from ..targets.words import word
 from ..training.loop import CONFIG
 from ..training.loop import train as fit
 from ..training.options import Parser, run_config, value_of
+from ..training.owner import free_folder
 from ..training.summary import RunSummary
 from .console import OUT
 
@@ -45,7 +46,7 @@ def train(args: Sequence[str]) -> None:
         args = [*args, "--config", str(Path(resumed) / CONFIG)]
     config, own = run_config(parser, args)
     config.refuse_crowd()
-    folder = Path(resumed or own["output"] or _free(config.data, config.method))
+    folder = Path(resumed or own["output"] or free_folder(config.data, config.method))
     refuse_unwritable(folder, folder=True)
     try:
         summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
@@ -66,13 +67,6 @@ def _refuse_beside_resume(args: Sequence[str]) -> None:
             raise InputError(
                 f"--resume continues a run as it began; {flag} cannot be given with it"
             )
-
-
-def _free(data: str, method: object) -> Path:
-    """Find the next unused folder name under runs/."""
-    stem = f"{Path(data).resolve().stem}-{type(method).__name__.lower()}"
-    names = (stem, *(f"{stem}-{i}" for i in range(2, 10_000)))
-    return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
 
 
 def _print_run(folder: Path, summary: RunSummary) -> None:

@@ -37,7 +37,9 @@ def images_in(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
         if not images:
             raise InputError(f"{path} holds no image, and {len(others)} other files")
         if others:
-            notes.append(f"{path}: {len(others)} files are no images, first {str(others[0])!r}")
+            notes.append(
+                f"{path}: left out what is no image: {len(others)}, first {str(others[0])!r}"
+            )
         found |= dict.fromkeys(images)
     return list(found), notes
 

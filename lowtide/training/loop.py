@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..targets import DENSE
 from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
+from .callbacks import Callback, Step
 from .config import RunConfig, write_yaml
 from .continuing import continued, refuse_taken, restore, save
 from .dense_run import prepare_dense
@@ -54,7 +56,12 @@ METERED_STEPS = 2
 
 
 def train(
-    config: RunConfig, folder: Path, *, continues: bool = False, overwrite: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    continues: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
@@ -67,6 +74,7 @@ def train(
         continues: Continue the run in `folder` from its last finished epoch; a finished run is left
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
+        callbacks: Told of every update, every epoch and the end.
 
     Returns:
         The summary.
@@ -82,11 +90,14 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues)
+        return _run(config, folder, continues, callbacks)
 
 
-def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
+def _run(
+    config: RunConfig, folder: Path, continues: bool, callbacks: Sequence[Callback]
+) -> RunSummary:
     run = (prepare_dense if config.task in DENSE else prepare)(config, folder)
+    run.callbacks = callbacks if run.main else ()
     config = run.config  # with what a memory budget decided
     for line in run.notes if run.main else ():
         note(line)
@@ -111,7 +122,10 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     _fit(run, model, wrapped, optimizer)
     with run.averaged():
-        return finish(run, model)
+        summary = finish(run, model)
+    for callback in run.callbacks:
+        callback.on_end(summary)
+    return summary
 
 
 def _probe(run: Run, model: Any) -> None:
@@ -156,6 +170,8 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                         f" --lr ({config.lr:g}) or set --clip-grad 1; finished epochs are kept"
                     )
                 progress.step(losses[-1])
+                for callback in run.callbacks:
+                    callback.on_step(Step(epoch + 1, step + 1, steps, losses[-1]))
             with run.averaged():
                 validated = score_of(run, model, run.dataset.val)
             run.history.append(
@@ -169,6 +185,8 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
             progress.epoch(run.history[-1])
             if run.main:
                 save(run, optimizer)
+            for callback in run.callbacks:
+                callback.on_epoch(run.history[-1])
 
 
 def _update(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,7 @@ from ..planning.step import shares_statistics
 from ..targets import KINDS, Targets
 from ..targets.classify import draw_weights
 from ..tuning.tuned import Tuned, apply
+from .callbacks import Callback
 from .config import RunConfig
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
@@ -51,6 +52,7 @@ class Run:
         cache: Decoded images, kept between epochs.
         average: The running average of what trains, if one is kept.
         features: What stays the same for an image, if that is kept.
+        callbacks: Told of updates and epochs by this process.
     """
 
     config: RunConfig
@@ -69,6 +71,7 @@ class Run:
     cache: Cache = field(default_factory=Cache)
     average: WeightAverage | None = None
     features: Features | None = None
+    callbacks: Sequence[Callback] = ()
 
     @property
     def main(self) -> bool:

@@ -54,7 +54,7 @@ def test_a_folder_gives_a_table_and_the_same_as_lines(run, tmp_path, capsys, mon
     monkeypatch.chdir(run.parent / "new")
     table, lines = tmp_path / "deep/a.csv", tmp_path / "a.jsonl"
     code, out, err = asked(capsys, run, ".", "--output", table, "--top", "2", "--batch-size", "5")
-    assert code == 0 and "12 of 12 images" in out and "1 files are no images" in err
+    assert code == 0 and "12 of 12 images" in out and "what is no image: 1, first" in err
     assert asked(capsys, run, ".", "--output", lines, "--top", "2")[0] == 0
     rows = table_of(table)
     answers = [json.loads(line) for line in lines.read_text().splitlines()]
