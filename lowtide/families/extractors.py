@@ -6,6 +6,7 @@ feature maps. Libraries mark such parts by a class; no name of a model is asked 
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -132,8 +133,8 @@ def rebuilt(module: nn.Module) -> bool:
         Whether it is.
     """
     kind = plain_kind(module)
-    own = kind.__module__.startswith("timm.models.") and not hasattr(module, "get_classifier")
-    return own and (bool(_named(module, "timm.", REBUILT)) or kind.__name__.endswith("Features"))
+    named = kind.__module__.startswith("timm.models.") and kind.__name__.endswith("Features")
+    return named or _named(module, "timm.", REBUILT)
 
 
 def original(path: str) -> str:
@@ -161,8 +162,7 @@ def _extractors(model: nn.Module) -> Iterator[str]:
 
 
 def _is_extractor(module: nn.Module) -> bool:
-    marked = any(_named(module, library, names) for library, names in MARKS.items())
-    return marked or (hasattr(module, "feature_info") and rebuilt(module))
+    return _wraps(module) or (hasattr(module, "feature_info") and rebuilt(module))
 
 
 def _wraps(module: nn.Module) -> bool:
@@ -178,7 +178,10 @@ def _by_library(model: Any) -> str | None:
     """Find the backbone where only the whole model's class says that it has one."""
     if _named(model, "torchvision.models.", ("GeneralizedRCNN", "RetinaNet", "FCOS", "SSD")):
         return "backbone"
+    if _named(model, "segmentation_models_pytorch.", ("SegmentationModel",)):
+        return "encoder"
     if _named(model, "transformers.", ("PreTrainedModel",)):
         base = model.base_model
-        return next(path for path, m in model.named_modules() if m is base)
+        takes = list(inspect.signature(base.forward).parameters)[:1] == ["pixel_values"]
+        return next(path for path, m in model.named_modules() if m is (base if takes else model))
     return None
