@@ -93,7 +93,7 @@ class Findings:
             "images: " + ", ".join(f"{which} {n}" for which, n in self.splits.items()),
             f"classes: {len(self.classes)}; largest {large} ({counts[large]}), "
             f"smallest {small} ({counts[small]}), ratio {self.imbalance:.1f}",
-            f"size: {range_of(self.widths)} x {range_of(self.heights)} pixels; "
+            f"size: {_range(self.widths)} x {_range(self.heights)} pixels; "
             + ", ".join(f"{mode} {n}" for mode, n in self.modes.items()),
         ]
         said += [f"note: {note}" for note in self.notes]
@@ -106,8 +106,8 @@ class Findings:
             ("copies across splits", self.across),
             ("copies of several classes", self.contradictory),
         ):
-            said.append(f"{name}: {first_of([' = '.join(c.paths) for c in copies])}")
-        return [*said, f"unreadable: {first_of(self.unreadable)}"]
+            said.append(f"{name}: {_first([' = '.join(c.paths) for c in copies])}")
+        return [*said, f"unreadable: {_first(self.unreadable)}"]
 
 
 def check(source: Path | str) -> Findings:
@@ -189,27 +189,11 @@ def _copies(data: Dataset, looks: Mapping[Path, _Look]) -> list[Copies]:
     ]
 
 
-def range_of(values: tuple[int, int]) -> str:
-    """Write a range.
-
-    Args:
-        values: Smallest and largest.
-
-    Returns:
-        Both, or one where they are equal.
-    """
+def _range(values: tuple[int, int]) -> str:
     low, high = values
     return str(low) if low == high else f"{low}-{high}"
 
 
-def first_of(found: Sequence[str]) -> str:
-    """Write how many there are, and the first three.
-
-    Args:
-        found: What was found.
-
-    Returns:
-        `none`, or the number and the first.
-    """
+def _first(found: Sequence[str]) -> str:
     more = "; ..." if len(found) > 3 else ""
     return f"{len(found)} ({'; '.join(found[:3])}{more})" if found else "none"

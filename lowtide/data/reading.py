@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 import os
 import re
 from collections import defaultdict
@@ -20,7 +21,6 @@ from .formats import find
 from .images import Look, bits_of, look
 from .labels import order
 from .listing import SPLITS, Entry, Listing
-from .shares import draw, refuse_shares
 from .tree import hint
 
 
@@ -59,7 +59,7 @@ def read(
     Raises:
         InputError: The source cannot work; the message names the first offender.
     """
-    refuse_shares(val_fraction, test_fraction)
+    _refuse_shares(val_fraction, test_fraction)
     listing = find(source, task)
     listing, classes, labels = _labelled(listing, classes, task, target)
     _refuse_duplicates(listing)
@@ -104,6 +104,14 @@ def _labelled(
     else:
         listing = _adopt(listing, classes)
     return listing, tuple(classes), {name: number for number, name in enumerate(classes)}
+
+
+def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+        raise InputError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction}: "
+            "expected shares of 0 or more that leave some for train"
+        )
 
 
 def _classes(listing: Listing) -> tuple[str, ...]:
@@ -246,7 +254,7 @@ def _split(
         shares["val"] = val_fraction
     if "all" in splits:
         splits = {"train": splits["all"]}
-    drawn = draw(splits.get("train", []), shares, seed, listing.root, by_class)
+    drawn = _draw(splits.get("train", []), shares, seed, listing.root, by_class)
     whole = "each class" if by_class else "all"
     notes = [
         f"{which}: {len(drawn[which])} images split off, {share:.0%} of {whole}, seed {seed}"
@@ -255,3 +263,27 @@ def _split(
     splits = {**splits, **drawn}
     notes += [f"{which}: none" for which in ("val", "test") if not splits.get(which)]
     return splits, notes
+
+
+def _draw(
+    entries: list[Entry], shares: Mapping[str, float], seed: int, root: Path, by_class: bool
+) -> dict[str, list[Entry]]:
+    def turn(entry: Entry) -> bytes:
+        # By name, not by position: a copy of the folder splits alike on every system.
+        return hashlib.sha256(os.fsencode(f"{seed}/{relative(entry.path, root)}")).digest()
+
+    groups = defaultdict(list)
+    for entry in entries:
+        groups[entry.label if by_class else ""].append(entry)
+    taken: dict[Path, str] = {}
+    for members in groups.values():
+        queue = sorted(members, key=turn)
+        for which, share in shares.items():
+            # At least one for each split, and at least one left for train.
+            count = min(max(1, round(share * len(members))), len(queue) - 1) if share else 0
+            taken |= dict.fromkeys((entry.path for entry in queue[:count]), which)
+            del queue[:count]
+    return {
+        which: [entry for entry in entries if taken.get(entry.path, "train") == which]
+        for which in ("train", *shares)
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -73,24 +72,31 @@ def children(folder: Path) -> list[Path]:
     return [folder / name for name in names(folder)]
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """List the files below a folder in a fixed order, through links too, in no folder twice.
+def walk(folder: Path, entered: set[str]) -> tuple[list[Path], list[Path]]:
+    """Find the images below a folder, through links too, in no folder twice.
 
     Args:
         folder: An existing folder.
+        entered: Real paths of the folders that were entered; those entered here are added.
 
-    Yields:
-        Each file that is no litter.
+    Returns:
+        The images, and what else is there, both in a fixed order.
     """
-    entered: set[str] = set()
+    images: list[Path] = []
+    others: list[Path] = []
     for parent, subfolders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in entered:  # a link to where it has been, or to a folder above
             subfolders.clear()
+            others.append(Path(parent))
             continue
         entered.add(real)
         subfolders[:] = sorted(name for name in subfolders if not is_litter(name))
-        yield from (Path(parent, name) for name in sorted(files) if not is_litter(name))
+        for name in sorted(files):
+            if not is_litter(name):
+                path = Path(parent, name)
+                (images if is_image(path) else others).append(path)
+    return images, others
 
 
 def walk(folder: Path, entered: set[str]) -> tuple[list[Path], list[Path]]:

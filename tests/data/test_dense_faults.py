@@ -253,17 +253,17 @@ def test_bad_labels_are_refused_in_one_line(name, tmp_path):
 def test_boxes_that_cannot_be_learnt_are_dropped_or_cut_and_counted(tmp_path):
     def change(content: dict) -> None:
         box = content["annotations"][0]
-        for bbox in ([5, 5, 0, 4], [9, 9, -3, 4], [50, 3, 5, 5], [35, 25, 10, 10]):
+        for bbox in ([5, 5, 0, 4], [9, 9, -3, 4], [50, 3, 5, 5], [35, 25, 10, 10], [-3, -4, 9, 9]):
             content["annotations"].append({**box, "bbox": bbox, "id": bbox[0]})
 
     coco(change)(tmp_path)
     folder = read(tmp_path)
     boxes = [o.box for o in folder.splits["train"].images[0].objects]
-    assert boxes == [(4, 5, 14, 25), (20, 2, 38, 12), (35, 25, 40, 30)]
+    assert boxes == [(4, 5, 14, 25), (20, 2, 38, 12), (35, 25, 40, 30), (0, 0, 6, 5)]
     for said in (
         "boxes outside their image: 1 dropped (first instances_train2017.json annotation 50",
         "empty boxes: 2 dropped (first instances_train2017.json annotation 5",
-        "boxes across the edge of their image: 1 clipped (first instances_train2017.json annotati",
+        "boxes across the edge of their image: 2 clipped (first instances_train2017.json annotati",
     ):
         assert any(note.startswith(said) for note in folder.notes)
     assert folder.splits["train"][0][1]["boxes"].tolist() == [list(box) for box in boxes]

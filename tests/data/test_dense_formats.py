@@ -128,10 +128,15 @@ def test_voc_counts_from_one_unless_a_zero_shows_that_it_does_not(tmp_path):
     assert any("0 occurs" in note for note in folder.notes)
 
 
-def test_difficult_objects_are_crowds(tmp_path):
-    xml = trees.voc(tmp_path) / "Annotations/b.xml"
+def test_crowds_and_difficult_objects_are_crowds(tmp_path):
+    xml = trees.voc(tmp_path / "voc") / "Annotations/b.xml"
     xml.write_text(xml.read_text().replace("</name>", "</name><difficult>1</difficult>"))
-    assert read(tmp_path).splits["val"][0][1]["iscrowd"].tolist() == [1]
+    path = trees.coco(tmp_path / "coco") / "annotations/instances_val2017.json"
+    path.write_text(path.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
+    for root in (xml.parents[1], path.parents[1]):
+        splits = read(root).splits
+        assert splits["val"][0][1]["iscrowd"].tolist() == [1]
+        assert splits["train"][0][1]["iscrowd"].tolist() == [0, 0]
 
 
 def test_nothing_declared_is_split_by_name_and_seed(tmp_path):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ... import values
 from ...errors import InputError, UnknownName
 from ...extras import extra
 from ..dataset import relative
-from ..listing import SPLITS, Entry
-from ..shares import draw, refuse_shares
+from ..listing import SPLITS
 from .faults import FAULTS, Fault
 from .folder import DenseFolder, DenseSplit
 from .formats import find
@@ -57,7 +58,7 @@ def read(
     """
     if kind is not None and kind not in KINDS:
         raise UnknownName("kind of labels", kind, KINDS)
-    refuse_shares(val_fraction, test_fraction)
+    _refuse_shares(val_fraction, test_fraction)
     listing = find(source, kind)
     seen = survey(listing)
     skipped = refuse(seen.faults, listing.root, skip_bad_images)
@@ -128,6 +129,21 @@ def _depth(seen: Survey) -> list[str]:
     return [f"16-bit pixels are taken for {seen.bits} bits, v is read as v / {1 << seen.bits - 8}"]
 
 
+def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
+    values.read("val_fraction", values.Share, val_fraction)
+    values.read("test_fraction", values.Share, test_fraction)
+    if val_fraction + test_fraction >= 1:
+        raise InputError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction}: nothing is left for "
+            "train"
+        )
+
+
+def _turn(image: AnnotatedImage, seed: int, root: Path) -> bytes:
+    """Order images by name, not by position: a copy of the folder splits alike on every system."""
+    return hashlib.sha256(os.fsencode(f"{seed}/{relative(image.path, root)}")).digest()
+
+
 def divide(
     listing: DenseListing, seed: int, val_fraction: float, test_fraction: float
 ) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
@@ -147,10 +163,15 @@ def divide(
     if "val" not in splits and splits.keys() & {"all", "train"}:
         shares["val"] = val_fraction
     train = splits.pop("all", None) or splits.get("train", [])
-    if shares and train:
-        by_path = {image.path: image for image in train}
-        drawn = draw([Entry(path, "", "") for path in by_path], shares, seed, listing.root)
-        splits |= {w: [by_path[entry.path] for entry in part] for w, part in drawn.items()}
+    queue = sorted(train, key=lambda image: _turn(image, seed, listing.root))
+    taken: dict[int, str] = {}
+    for which, share in shares.items():
+        # At least one for each split, and at least one left for train.
+        count = max(0, min(max(1, round(share * len(train))), len(queue) - 1)) if share else 0
+        taken |= {id(image): which for image in queue[:count]}
+        del queue[:count]
+    for which in ("train", *shares):
+        splits[which] = [image for image in train if taken.get(id(image), "train") == which]
     notes = [
         f"{which}: {len(splits.get(which, ()))} images split off, {share:.0%}, seed {seed}"
         for which, share in shares.items()

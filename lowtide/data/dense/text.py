@@ -170,10 +170,10 @@ def numbers(values: object, count: int | None = None) -> list[float] | None:
     """
     if not isinstance(values, list | tuple) or (count is not None and len(values) != count):
         return None
-    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+    if not set(map(type, values)) <= {int, float}:
         return None
     try:
-        return [float(v) for v in values]
+        return list(map(float, values))
     except OverflowError:
         return [math.inf] * len(values)
 

@@ -11,7 +11,7 @@ from ...tree import children
 from ..listing import DenseFormat, DenseListing, Kind
 from ..masks import IGNORE
 from ..objects import AnnotatedImage
-from .mask_pairs import walk
+from .mask_pairs import images_below
 
 CLASSES = (
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign"),
@@ -53,7 +53,7 @@ def read_cityscapes(root: Path, kind: Kind | None = None) -> DenseListing:
     del kind
     masks = _root(root) or root
     splits = {
-        which: walk(child)
+        which: images_below(child)
         for child in children(root / "leftImg8bit")
         if child.is_dir() and (which := role(child.name)) and which != "test"
     }

@@ -140,7 +140,7 @@ def _classes(files: Sequence[_File]) -> tuple[dict[tuple[str, int], str], list[s
         name = category.get("name")
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{file.path}: category {number} has no name but {shown(name)}")
-        super_only = category.get("supercategory") in {None, "none"} and name in over
+        super_only = category.get("supercategory") in (None, "none") and name in over
         if super_only and not any((f.split, number) in used for f in files):
             idle[name] = None
             continue

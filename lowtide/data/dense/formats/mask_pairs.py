@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from ....errors import InputError
 from ...listing import role
-from ...tree import children, files_below, is_image, names
+from ...tree import children, names, walk
 from ..faults import Fault
 from ..listing import DenseFormat, DenseListing, Kind
 from ..objects import AnnotatedImage
@@ -63,19 +62,19 @@ def _pairs(root: Path) -> list[_Pair]:
 
 
 def has_masks(folder: Path) -> bool:
-    """Tell by its first files whether a folder holds images, as masks are.
+    """Tell whether a folder holds images, as masks are.
 
     Args:
         folder: An existing folder.
 
     Returns:
-        Whether one of its first hundred files claims to be an image; that it is no JPEG, which
-        masks cannot be, is seen when it is read.
+        Whether a file below it claims to be one; that it is no JPEG, which masks cannot be, is
+        seen when it is read.
     """
-    return any(map(is_image, islice(files_below(folder), 100)))
+    return bool(images_below(folder))
 
 
-def walk(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
     """List the images below a folder, in a fixed order.
 
     Args:
@@ -84,7 +83,7 @@ def walk(folder: Path) -> list[Path]:
     Returns:
         Their paths.
     """
-    return [path for path in files_below(folder) if is_image(path)]
+    return walk(folder, set())[0]
 
 
 def pair(images: Path, masks: Path, faults: list[Fault]) -> list[AnnotatedImage]:
@@ -98,8 +97,8 @@ def pair(images: Path, masks: Path, faults: list[Fault]) -> list[AnnotatedImage]
     Returns:
         The images that have one.
     """
-    left = {_stem(path, masks): path for path in walk(masks)}
-    listed = {_stem(path, images): path for path in walk(images)}
+    left = {_stem(path, masks): path for path in images_below(masks)}
+    listed = {_stem(path, images): path for path in images_below(images)}
     if not any(stem + end in left for stem in listed for end in ENDINGS):
         left = {path.stem: path for path in left.values()}  # such as annotations/trimaps/
     found = []

@@ -12,13 +12,13 @@ import numpy as np
 from ....errors import InputError, shown
 from ....yaml_text import parse_yaml
 from ...listing import SPLITS, role
-from ...tree import children, files_below, hint, is_image, names
+from ...tree import children, hint, is_image, names, walk
 from ..faults import Fault, Faulty, finite
 from ..listing import DenseFormat, DenseListing, Kind
 from ..objects import AnnotatedImage, Annotation, Polygons
 from ..sizes import measure
 from ..text import CORNERS, OBJECTS, bounded, inside, named, read_names
-from .mask_pairs import walk
+from .mask_pairs import images_below
 
 _YAML = {".yaml", ".yml"}
 BEYOND = 1.01
@@ -44,7 +44,7 @@ def _source(path: Path) -> _Source | None:
             raise InputError(f"{path}: {found[0].name} and {found[1].name}: name one as the source")
         return _Source(path, (usual or found)[0])
     if {"images", "labels"} <= set(names(path)):
-        texts = any(file.suffix == ".txt" for file in files_below(path / "labels"))
+        texts = any(file.suffix == ".txt" for file in walk(path / "labels", set())[1])
         return _Source(path, None) if texts else None
     return None
 
@@ -81,7 +81,7 @@ def read_yolo(source: Path, kind: Kind | None = None) -> DenseListing:
     classes = named(said.get("names"), f"{where}: names")
     splits, notes = _splits(root, said, where)
     if path is None and not splits:
-        splits = {"all": walk(root / "images")}
+        splits = {"all": images_below(root / "images")}
     if not splits:
         raise InputError(f"{where}: expected train, val or test with a folder or a list of images")
     poses, faults = "kpt_shape" in said, list[Fault]()
@@ -153,7 +153,7 @@ def _images(root: Path, said: dict[str, Any], name: str, where: str) -> list[Pat
     for part in given if isinstance(given, list) else [given]:
         path = _locate(root, said.get("path"), part, where)
         if path.is_dir():
-            found += walk(path)
+            found += images_below(path)
         elif path.suffix.lower() == ".txt":
             base = _locate(root, said.get("path"), ".", where)
             lines = [line.strip() for line in bounded(path).splitlines() if line.strip()]
