@@ -49,9 +49,11 @@ def test_fit_and_its_callbacks(photos, capsys):
 
 def test_fit_takes_the_options_of_the_command_line(photos):
     words = "--model vit_micro_patch4_32 --data photos --method bias --epochs 1 --warmup-epochs 0"
-    command, _ = run_config(Parser("train", ""), [*words.split(), "--head-init", "zero"])
+    words += " --head-init zero --lr 1e-3 --head-lr-scale 1 --keep last"
+    command, _ = run_config(Parser("train", ""), words.split())
     method = lowtide.METHODS["bias"]()
-    options = {"epochs": 1, "warmup_epochs": 0, "head_init": "zero"}
+    options = {"epochs": 1, "warmup_epochs": 0, "head_init": "zero", "lr": 1e-3}
+    options |= {"head_lr_scale": 1, "keep": "last"}
     found = lowtide.fit("vit_micro_patch4_32", "photos", method, output="run", **options)
     assert read_yaml(found.folder / "config.yaml") == command.to_dict()
     again = lowtide.fit(

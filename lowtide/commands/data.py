@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ..data import check, dense
+from ..targets import refuse_unknown
 from ..training.parser import Parser
 from .console import OUT
 
@@ -23,10 +24,16 @@ def data(args: Sequence[str]) -> None:
     parser = Parser("data", SUMMARY)
     parser.add_argument("action", type=Literal["check"], help="check: look at every image.")
     parser.add_argument("source", type=str, help="What --data of lowtide train would be given.")
+    parser.add_argument("--task", type=str, default="classify", help="As for lowtide train.")
+    parser.add_argument("--target", type=str, help="As for lowtide train.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
+    refuse_unknown(given["task"], None, "none")
     source = given["source"]
-    found = dense.check(source) if dense.recognised(source) else check(source)
+    if dense.recognised(source):
+        found: Any = dense.check(source)
+    else:
+        found = check(source, task=given["task"], target=given["target"])
     if given["json"]:
         print(json.dumps(dataclasses.asdict(found)))
         return

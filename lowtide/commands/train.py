@@ -73,6 +73,13 @@ def _print_run(folder: Path, summary: RunSummary) -> None:
     for split, score in (("val", summary.validated), ("test", summary.tested)):
         if score is not None:
             OUT.print(f"{split} {word(summary.metric)} {score:.4f}")
+    if summary.started is not None:
+        OUT.print(f"start val {word(summary.metric)} {summary.started:.4f}")
+    if summary.kept_epoch is not None:
+        which = (
+            f"epoch {summary.kept_epoch}" if summary.kept_epoch else "the start, which none beat"
+        )
+        OUT.print(f"kept {which} of {len(summary.history)}")
     planned, measured = summary.planned.peak_bytes, summary.measured_peak_bytes
     OUT.print(
         f"trained {summary.trainable_parameters:,} of {summary.total_parameters:,}"

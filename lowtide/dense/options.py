@@ -25,13 +25,14 @@ FOR: dict[str, tuple[str, ...]] = {
 """Which tasks an option is for."""
 
 
-WITHOUT: dict[str, object] = {
-    "augment": "none",
-    "cache_features": False,
-    "head_init": "probe",
-    "memory_budget": None,
+WITHOUT: dict[str, tuple[object, ...]] = {
+    "augment": ("none",),
+    "cache_features": (False,),
+    "head_init": ("probe",),
+    "head_lr_scale": (None, 1.0),
+    "memory_budget": (None,),
 }
-"""Options of a run that no dense task has, at what they are where nothing is given."""
+"""Options of a run that no dense task has, at what they are where nothing is given or decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def refuse_beside(config: Any) -> None:
     if config.task not in DENSE:
         return
     for name, usual in WITHOUT.items():
-        if getattr(config, name) != usual:
+        if getattr(config, name) not in usual:
             more = ": --recipe says what training does at random" if name == "augment" else ""
             raise InputError(f"{name} is not for task {config.task}{more}")
     if config.smoothing and config.task != "segment":

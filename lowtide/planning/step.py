@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -153,6 +153,7 @@ def make_optimizer(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     in_backward: bool = False,
+    scaled: Mapping[nn.Parameter, float] | None = None,
 ) -> Optimizer:
     """Make timm's optimiser over what trains; parameters of one dimension never decay.
 
@@ -167,6 +168,8 @@ def make_optimizer(
         lr: Learning rate.
         weight_decay: Decay of matrices and kernels.
         in_backward: Whether it will update each parameter by itself, in backward.
+        scaled: Parameters with a learning rate of their own, and what timm's schedule multiplies
+            the others' by there.
 
     Returns:
         The optimiser; AdamW in its fused form, which needs no temporaries of the size of the state.
@@ -176,14 +179,16 @@ def make_optimizer(
     """
     fused: Any = {"fused": True} if name in {"adam", "adamw", "sgd"} else {}
     kernels = _decayed(model) if weight_decay else set()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if (p in kernels) is decays], "weight_decay": decay}
-        for decays, decay in ((False, 0.0), (True, weight_decay))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in (p for p in model.parameters() if p.requires_grad):
+        key = ((scaled or {}).get(p, 1.0), weight_decay if p in kernels else 0.0)
+        groups.setdefault(key, []).append(p)
+    made_of = [
+        {"params": groups[key], "weight_decay": key[1], "lr_scale": key[0]}
+        for key in sorted(groups)
     ]
-    groups = [group for group in groups if group["params"]]
     try:
-        made = create_optimizer_v2(groups, opt=name, lr=lr, **fused)
+        made = create_optimizer_v2(made_of, opt=name, lr=lr, **fused)
     except (ValueError, AssertionError) as e:
         raise InputError(f"unknown optimiser {name!r}: {e}") from e
     if in_backward and type(made) not in BY_PARAMETER:

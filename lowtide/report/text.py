@@ -13,7 +13,7 @@ from .cells import Cell, Table
 from .compare import warnings
 from .provenance import command, provenance_table
 from .rows import Entry
-from .tables import boards, overview_table, result_table
+from .tables import boards, overview_table, result_table, scores_table
 from .words import MEMORY, REPEAT, SIGNIFICANCE, heading
 
 BAR = r"\|"
@@ -40,6 +40,7 @@ def markdown(title: str, entries: Sequence[Entry]) -> str:
             blocks += [f"Warning: {_escaped(w)}." for w in warnings(board.entries)]
             table = result_table(board)
             blocks += [_table(table), *map(_escaped, table.notes)]
+            blocks += [_table(more)] if (more := scores_table(board)) else []
     blocks += ["## Where the numbers are from", REPEAT, _table(provenance_table(entries))]
     return "\n\n".join(blocks) + "\n"
 

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..planning.simulate import set_up_step
 from ..tuning.tuned import Tuned, apply
 from .config import RunConfig
+from .decided import refuse_blind
 from .dense_data import Collate, Described, Together, Transformed, read_dense
 from .finish import Scored, record_of, scores_on
 from .prepare import Run
@@ -37,6 +38,11 @@ class DenseRun(Run):
 
     targets: DenseTask  # type: ignore[assignment]
     dataset: Described
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the start may be kept; decoder and heads are at random then."""
+        return False
 
     def batches(
         self,
@@ -93,6 +99,7 @@ def prepare_dense(config: RunConfig, folder: Path) -> DenseRun:
         The run, nothing learnt and nothing written yet.
     """
     dataset = read_dense(config)
+    refuse_blind(config, validated=bool(dataset.val))
     accelerator = accelerate(config)
     body = pretrained(config)
     preprocessing = replace(

@@ -16,6 +16,7 @@ from ..paths import write_text
 from ..targets import describe
 from ..targets.calibration import fit_temperature
 from .environment import environment
+from .kept import drop_kept, score_at
 from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
 from .prepare import Run
@@ -32,7 +33,7 @@ from .summary import (
 
 
 def finish(run: Run, model: Any) -> RunSummary:
-    """Test the last epoch's model, save adapter and summary, drop the training checkpoint."""
+    """Test the kept epoch's model, save adapter and summary, drop the training checkpoint."""
     validated = scores_on(run, model, run.dataset.val)
     tested = scores_on(run, model, () if run.config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
@@ -43,6 +44,7 @@ def finish(run: Run, model: Any) -> RunSummary:
         write_mistakes(tested.mistakes, run.folder)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
+        drop_kept(run.folder)
     if run.features:
         run.features.drop()
     return summary
@@ -84,6 +86,7 @@ def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
     """Gather what is reported of a finished run."""
     trained, total = run.tuned.trainable_counts()
+    kept = len(run.history) if run.kept_epoch is None else run.kept_epoch
     return RunSummary(
         schema=SCHEMA,
         config=RunOptions.from_dict(run.config.to_dict()),
@@ -96,7 +99,8 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
         step_seconds=median(run.step_s) if run.step_s else None,
         **scored("start", run.targets, run.start_score),
         history=tuple(run.history),
-        **scored("val", run.targets, run.history[-1].validated),
+        kept_epoch=kept,
+        **scored("val", run.targets, score_at(run, kept)),
         test_accuracy=tested.scores.get("accuracy"),
         metric=run.targets.metric,
         val_scores=validated.scores,

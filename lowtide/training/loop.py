@@ -32,15 +32,17 @@ from ..tuning.adapter_files import WEIGHTS
 from .callbacks import Callback, Step
 from .config import RunConfig, write_yaml
 from .continuing import continued, refuse_taken, restore, save
+from .decided import Decided, decide
 from .dense_run import prepare_dense
 from .ema import WeightAverage
 from .finish import finish
+from .kept import drop_kept, keep_if_best, put_back, waited_enough
 from .mistakes import MISTAKES
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
-from .probe import images_for_probe, start_at_probe
+from .probe import images_for_probe, probed_maps, start_at_probe
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import score_of
@@ -98,16 +100,19 @@ def _run(
 ) -> RunSummary:
     run = (prepare_dense if config.task in DENSE else prepare)(config, folder)
     run.callbacks = callbacks if run.main else ()
-    config = run.config  # with what a memory budget decided
     for line in run.notes if run.main else ():
         note(line)
-    optimizer = make_optimizer(
-        run.tuned, config.opt, config.lr, config.weight_decay, config.update_in_backward
-    )
     whole = run.features.model if run.features else run.tuned
-    model, wrapped = run.accelerator.prepare(whole, optimizer)
-    if run.probed and not (continues and (folder / CHECKPOINT).exists()):
-        _probe(run, model)
+    model = run.accelerator.prepare(whole)
+    fresh = not (continues and (folder / CHECKPOINT).exists())
+    run.probed = run.probed and fresh and _probe(run, model)
+    config = run.config = decide(  # with what a memory budget decided as well
+        run.config, updates=run.updates, validated=bool(run.dataset.val), probed=run.probed
+    )
+    if run.main:
+        note(str(Decided.of(config)))
+    optimizer = _optimizer(run)
+    wrapped = run.accelerator.prepare(optimizer)
     if config.ema:
         run.average = WeightAverage(run.tuned, config.ema)
     if continues:
@@ -116,43 +121,69 @@ def _run(
         # What says that there is a model goes first: the old one never answers for the new.
         for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
             (folder / stale).unlink(missing_ok=True)
+        drop_kept(folder)
     if run.main and not run.history:
         Split.of(run.dataset).write(folder)
     if run.main:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
+    if fresh:
+        _start(run, model)
     _fit(run, model, wrapped, optimizer)
     with run.averaged():
+        put_back(run)
         summary = finish(run, model)
     for callback in run.callbacks:
         callback.on_end(summary)
     return summary
 
 
-def _probe(run: Run, model: Any) -> None:
-    """Start the classifier at a probe, and say what that is worth."""
+def _optimizer(run: Run) -> Optimizer:
+    config = run.config
+    made = Decided.of(config)
+    maps = probed_maps(run.tuned) if run.begins_trained else []
+    head = {p: made.head_lr_scale for m in maps for p in m.parameters()}
+    return make_optimizer(
+        run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head
+    )
+
+
+def _probe(run: Run, model: Any) -> bool:
+    """Start the classifier at a probe; tell whether there was anything to fit."""
     order = np.random.default_rng(run.config.seed).permutation(len(run.dataset.train))
     some = [run.dataset.train[i] for i in order[: images_for_probe(run.tuned, len(order))]]
     batches = (batch[:2] for batch in run.batches(tuple(some), shared=False))
     if not some or not start_at_probe(run.tuned, model, batches, run.targets, run.config.seed):
         if run.main:
             note("the classifier reads no vector per image, or there is one class: no probe")
+        return False
+    if run.main:
+        note(f"the classifier starts at a linear probe of {len(some)} images")
+    return True
+
+
+def _start(run: Run, model: Any) -> None:
+    """Say what the start is worth, where it is a probe or may be what is kept."""
+    if not run.dataset.val or not run.begins_trained:
+        return
+    if not (run.probed or run.config.keep == "best"):
         return
     run.start_score = score_of(run, model, run.dataset.val)
-    if run.main:
-        score = run.start_score
-        val = "" if score is None else f", val {word(run.targets.metric)} {score:.3f}"
-        note(f"the classifier starts at a linear probe of {len(some)} images{val}")
+    keep_if_best(run)
+    if run.main and run.start_score is not None:
+        note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
 
 
 def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
-    config = run.config
+    config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
     meter = Meter(run.tuned, optimizer)
     if run.accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # an earlier run of this process has its own
-    with Progress(config.epochs, steps, run.main, run.targets.metric) as progress:
-        for epoch in range(len(run.history), config.epochs):
+    with Progress(made.epochs, steps, run.main, run.targets.metric) as progress:
+        for epoch in range(len(run.history), made.epochs):
+            if waited_enough(run):
+                break
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
             torch.manual_seed(_seed(config.seed, epoch, run.accelerator.process_index))
@@ -164,29 +195,39 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                 losses.append(_update(run, model, wrapped, batch, meter if metered else None))
                 if run.average:
                     run.average.update()
-                if not math.isfinite(losses[-1]):
-                    raise LowtideError(
-                        f"the loss is {losses[-1]} at epoch {epoch + 1}, step {step + 1}: lower"
-                        f" --lr ({config.lr:g}) or set --clip-grad 1; finished epochs are kept"
-                    )
+                _refuse_infinite(losses[-1], f"epoch {epoch + 1}, step {step + 1}", made.lr)
                 progress.step(losses[-1])
                 for callback in run.callbacks:
                     callback.on_step(Step(epoch + 1, step + 1, steps, losses[-1]))
-            with run.averaged():
-                validated = score_of(run, model, run.dataset.val)
-            run.history.append(
-                Epoch(
-                    epoch=epoch + 1,
-                    train_loss=_over_processes(run, sum(losses) / len(losses), "mean"),
-                    **scored("val", run.targets, validated),
-                    seconds=round(time.perf_counter() - started, 2),
-                )
-            )
+            _validate(run, model, sum(losses) / len(losses), started)
             progress.epoch(run.history[-1])
             if run.main:
                 save(run, optimizer)
             for callback in run.callbacks:
                 callback.on_epoch(run.history[-1])
+
+
+def _refuse_infinite(loss: float, where: str, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise LowtideError(
+            f"the loss is {loss} at {where}: lower --lr ({lr:g}) or set --clip-grad 1; finished"
+            " epochs are kept"
+        )
+
+
+def _validate(run: Run, model: Any, loss: float, started: float) -> None:
+    """Score an epoch, record it, and keep it if it is the best."""
+    with run.averaged():
+        validated = score_of(run, model, run.dataset.val)
+        run.history.append(
+            Epoch(
+                epoch=len(run.history) + 1,
+                train_loss=_over_processes(run, loss, "mean"),
+                **scored("val", run.targets, validated),
+                seconds=round(time.perf_counter() - started, 2),
+            )
+        )
+        keep_if_best(run)
 
 
 def _update(

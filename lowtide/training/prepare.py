@@ -23,6 +23,7 @@ from ..targets.classify import draw_weights
 from ..tuning.tuned import Tuned, apply
 from .callbacks import Callback
 from .config import RunConfig
+from .decided import refuse_blind
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
 from .start import accelerate, pretrained
@@ -45,7 +46,8 @@ class Run:
         accelerator: Devices, mixed precision, processes.
         planned: The plan of a step.
         probed: Whether the classifier is new and starts at a probe.
-        start_score: That of a probe on the validation images; None without either.
+        start_score: That on the validation images before the first update, where it is asked.
+        kept_epoch: The best epoch so far, 0 for the start; None where the last one is kept.
         history: One record per finished epoch.
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
@@ -65,6 +67,7 @@ class Run:
     planned: Plan
     probed: bool
     start_score: float | None = None
+    kept_epoch: int | None = None
     history: list[Epoch] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     measured_bytes: int = 0
@@ -72,6 +75,11 @@ class Run:
     average: WeightAverage | None = None
     features: Features | None = None
     callbacks: Sequence[Callback] = ()
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the model is worth something before it learns, so that the start may be kept."""
+        return True
 
     @property
     def main(self) -> bool:
@@ -136,7 +144,7 @@ class Run:
     def notes(self) -> list[str]:
         """What to know of the run before it starts, a sentence each."""
         lines = [*self.dataset.notes, *self.planned.notes]
-        if self.config.warmup_epochs >= self.config.epochs:
+        if self.config.epochs == 1 and (self.config.warmup_epochs or 0) >= 1:
             lines.append(
                 "the learning rate rises from lr / 100 through the whole run, which is all warm-up;"
                 " --warmup-epochs 0 starts at lr"
@@ -190,6 +198,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         balance=config.balance,
         smoothing=config.smoothing,
     )
+    refuse_blind(config, validated=bool(dataset.val))
     accelerator = accelerate(config)
     backbone = pretrained(config)
     classes = len(dataset.classes)

@@ -31,7 +31,7 @@ def images_for_probe(tuned: Tuned, images: int) -> int:
     Returns:
         As many as time and memory allow; 0 where the classifier reads no vector per image.
     """
-    width = sum(m.in_features for m in _probed(tuned))
+    width = sum(m.in_features for m in probed_maps(tuned))
     if not width:
         return 0
     return min(images, MEMORY // (4 * width), WORK // (width * tuned.num_classes))
@@ -60,7 +60,7 @@ def start_at_probe(
     Returns:
         Whether there was anything to fit: features of one vector per image, and of classes two.
     """
-    maps = _probed(tuned)
+    maps = probed_maps(tuned)
     given: list[list[Tensor]] = [[] for _ in maps]
     hooks = [
         m.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].float().cpu()))
@@ -91,8 +91,15 @@ def start_at_probe(
     return True
 
 
-def _probed(tuned: Tuned) -> list[nn.Linear]:
-    """Find the linear maps that give the logits; none where something else gives some of them."""
+def probed_maps(tuned: Tuned) -> list[nn.Linear]:
+    """Find the linear maps that give the logits.
+
+    Args:
+        tuned: The model.
+
+    Returns:
+        The maps; none where something else gives some of the logits.
+    """
     maps = logit_maps(tuned.backbone, tuned.heads)
     linear = [m for m in maps if isinstance(m, nn.Linear)]
     return linear if len(linear) == len(maps) else []

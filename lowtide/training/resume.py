@@ -33,6 +33,7 @@ class TrainingRecord(Record):
         processes: How many processes shared the run; None in files of an earlier version.
         start_accuracy: Validation accuracy before the first update, where it was measured.
         start_score: The same of another task than classify.
+        kept_epoch: The best epoch so far, 0 for the start; None where the last one is kept.
     """
 
     history: tuple[Epoch, ...]
@@ -41,6 +42,7 @@ class TrainingRecord(Record):
     processes: Count | None = None
     start_accuracy: Accuracy | None = None
     start_score: Score | None = None
+    kept_epoch: Whole | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,8 @@ class RunOptions(Record):
         if self.method.name in METHODS:
             own = describe(METHODS[self.method.name]())
             given["method"] = {**given["method"], **_beside(own, given["method"])}
-        usual = RunConfig(model="any", data="any", head_init="trunc_normal").to_dict()
+        then = RunConfig(model="any", data="any", head_init="trunc_normal", keep="last")
+        usual = {**then.to_dict(), "head_lr_scale": 1.0}
         return {**given, **_beside(usual, given)}
 
     @property

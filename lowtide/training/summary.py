@@ -158,11 +158,14 @@ class RunSummary(Record):
         measured_peak_bytes: The run's own peak; None where it was not measured.
         step_seconds: Median time of an update; None where none was timed.
         start_accuracy: Accuracy on the validation images before the first update, where the
-            classifier started at a probe.
+            classifier started at a probe or the start could be kept.
         history: One record per epoch.
         start_score: The same of another task than classify.
-        val_accuracy: That of the last epoch; None without validation images, and of other tasks.
-        val_score: That of the last epoch of another task than classify.
+        kept_epoch: The epoch whose model was tested and saved, 0 for the start; None in files that
+            are older than that, which kept the last.
+        val_accuracy: That of the epoch that was kept; None without validation images, and of other
+            tasks.
+        val_score: That of the epoch that was kept, of another task than classify.
         test_accuracy: Accuracy on the test images; None where they were left alone, and of other
             tasks.
         metric: The score that is followed and chosen by.
@@ -190,6 +193,7 @@ class RunSummary(Record):
     start_accuracy: Accuracy | None = None
     start_score: Score | None = None
     history: tuple[Epoch, ...]
+    kept_epoch: Whole | None = None
     val_accuracy: Accuracy | None
     val_score: Score | None = None
     test_accuracy: Accuracy | None
@@ -209,8 +213,13 @@ class RunSummary(Record):
                 raise Misfit(f"test_confusion.{i}", f"of {classes} classes", list(row))
 
     @property
+    def started(self) -> float | None:
+        """`metric` on the validation images before the first update."""
+        return self.start_accuracy if self.start_score is None else self.start_score
+
+    @property
     def validated(self) -> float | None:
-        """`metric` on the validation images after the last epoch; higher is better."""
+        """`metric` on the validation images of the epoch that was kept; higher is better."""
         return self.val_accuracy if self.val_score is None else self.val_score
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lowtide import InputError
-from lowtide.data import read
+from lowtide.data import check, read
 
 NAMES = [f"{i}.png" for i in range(6)]
 
@@ -105,3 +105,16 @@ def test_what_cannot_be_learnt_is_refused_with_its_place(table, head, rows, opti
 def test_folders_of_classes_are_no_numbers(cats_and_dogs):
     with pytest.raises(InputError, match=r"one class per image; task regress learns from a list"):
         read(cats_and_dogs, task="regress")
+
+
+def test_check_counts_labels_and_gives_the_range_of_numbers(table):
+    path = table("a,b,n", "1,0,3", "0,1,4.5", "0,0,-1", "1,1,2", "1,0,2", "0,0,7")
+    found = check(path, task="multilabel", target="a,b")
+    counted = {s.path.name for s in read(path, task="multilabel", target="a,b").train}
+    has = {"0.png": "a", "1.png": "b", "3.png": "ab", "4.png": "a"}
+    labels = [name for n in counted for name in has.get(n, "")]
+    assert found.classes == {"a": labels.count("a"), "b": labels.count("b")}
+    found = check(path, task="regress", target="n")
+    numbers = [s.label[0] for s in read(path, task="regress", target="n").train]
+    assert found.values == (min(numbers), max(numbers)) and found.classes == {}
+    assert f"values: {min(numbers):g} to {max(numbers):g}" in found.lines()

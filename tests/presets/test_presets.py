@@ -204,8 +204,17 @@ def test_a_preset_decides_everything_but_the_data():
         weight_decay=5e-5,
         drop_path=0.1,
         head_init="trunc_normal",
+        keep="last",
         preset="ssf/vtab/dmlab",
     )
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_a_preset_leaves_nothing_to_be_decided(name):
+    """Options that a run may leave open are the paper's, whatever the defaults are or become."""
+    config = resolved("--data", "d", "--preset", name)
+    assert config.keep == "last" and config.head_init != "probe"
+    assert None not in (config.lr, config.epochs, config.warmup_epochs)
 
 
 def test_arguments_override_a_file_and_a_file_a_preset(tmp_path):

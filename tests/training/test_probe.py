@@ -126,7 +126,8 @@ def test_a_run_starts_at_it_and_says_what_it_is_worth(tmp_path, capsys):
     assert read_config(tmp_path / "run")["backbone"]["head_init"] == "zero"
     cached = replace(config, method=METHODS["linear"](), cache_features=True)
     assert train(cached, tmp_path / "cached").start_accuracy == summary.start_accuracy
-    assert train(replace(config, head_init="zero"), tmp_path / "zero").start_accuracy is None
+    zero = replace(config, head_init="zero", keep="last")
+    assert train(zero, tmp_path / "zero").start_accuracy is None
 
 
 def test_a_resumed_run_keeps_what_it_said_of_the_start(tmp_path, monkeypatch):
