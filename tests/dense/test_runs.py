@@ -38,6 +38,7 @@ def config(shapes: Path, task: str, **options: object) -> RunConfig:
         "decoder_channels": 32,
         "lr": 2e-3,
         "warmup_epochs": 0,
+        "keep": "last",
         "device": "cpu",
         **options,
     }
