@@ -12,8 +12,9 @@ from torchvision.ops import roi_align
 
 from ..core.graft import Method
 from ..families import image_shape, meta_copy
+from ..planning.loss import of_outputs
 from ..planning.simulate import Plan, set_up_step, simulate_step
-from ..planning.step import StepConfig, of_outputs
+from ..planning.step import StepConfig
 from ..planning.task import Task
 from ..tuning.backbone import create
 from ..tuning.tuned import apply

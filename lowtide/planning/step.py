@@ -26,8 +26,8 @@ from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
 from ..memory.policy import POLICIES
 from ..targets import Balance, Targets, blank, refuse_unknown
-from ..targets.classify import Classify
 from ..values import Count, Share, Within, read_fields
+from .loss import CROSS_ENTROPY, Loss
 
 BY_PARAMETER: tuple[type[Optimizer], ...] = (
     *(optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam),
@@ -37,24 +37,6 @@ BY_PARAMETER: tuple[type[Optimizer], ...] = (
 """Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
 
 Amp = Literal["no", "bf16", "fp16"]
-Loss = Callable[[nn.Module, Any, Any], Tensor]
-"""From a model, images and their targets to the mean training loss."""
-
-
-def of_outputs(loss: Callable[[Any, Any], Tensor]) -> Loss:
-    """Take the loss of what a model gives for the images.
-
-    Args:
-        loss: From outputs and targets to their mean loss over images.
-
-    Returns:
-        The loss of a model on images.
-    """
-    return lambda model, images, targets: loss(model(images), targets)
-
-
-CROSS_ENTROPY = of_outputs(Classify(()).loss)
-"""The loss of one class per image, none of them weighed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +61,8 @@ class StepConfig:
         update_in_backward: Update each parameter as soon as its gradient is there, and drop the
             gradient, so that no two are held; for optimisers that treat each parameter alone.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
-        task: What is learnt of an image: classify (one class), multilabel (any number of labels) or
-            regress (a number); or of its pixels and objects: segment (a class of each pixel),
-            detect (boxes with classes) or instances (boxes with classes and masks).
+        task: What is learnt of an image: classify (one class), multilabel (any number of labels),
+            regress (a number), segment (a class of each pixel), detect (boxes) or instances.
         loss: What is minimised: cross_entropy for classify, bce for multilabel, mse or smooth_l1
             for regress; by default the first of the task.
         balance: What is done for rare classes: none, weights (in the loss, by inverse frequency) or
@@ -118,7 +99,6 @@ class StepConfig:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
             )
-
         if self.update_in_backward:
             self._check_early()
 
@@ -274,8 +254,7 @@ def training_step(
     Args:
         model: Images to outputs, or whatever `loss` takes.
         optimizer: Updates it.
-        batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)`, of each micro-batch; or
-            whatever `loss` takes, images by number.
+        batch: Images `(B, 3, H, W)` and targets of each micro-batch, or whatever `loss` takes.
         loss: The mean loss of a micro-batch; by default the cross-entropy of the logits.
         amp: Mixed precision of the forward pass.
         share: What the mean loss counts: among processes whose gradients are averaged, their number

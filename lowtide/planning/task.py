@@ -19,7 +19,7 @@ from ..core.outputs import tensors
 from ..core.wrapped import plain_kind
 from ..errors import InputError
 from ..families import image_shape
-from .step import Loss
+from .loss import Loss
 
 Examples = Callable[[int], tuple[Any, Any]]
 """From a number of images to that many of them, and their targets."""

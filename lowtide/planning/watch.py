@@ -18,13 +18,13 @@ from ..families import image_shape
 from ..targets import Targets
 from ..tuning.tuned import Tuned
 from .cost_model import Work, WorkMeter
+from .loss import of_outputs
 from .materials import materialise
 from .meter import RealLayouts
 from .step import (
     StepConfig,
     make_optimizer,
     micro_batches,
-    of_outputs,
     shares_statistics,
     training_step,
 )

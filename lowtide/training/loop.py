@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 
 from ..errors import LowtideError
 from ..paths import write_text
+from ..planning.loss import of_outputs
 from ..planning.meter import Meter
 from ..planning.step import (
     make_optimizer,
     micro_batches,
-    of_outputs,
     shares_statistics,
     training_step,
 )

@@ -14,9 +14,10 @@ from lowtide.dense.plans import plan_task
 from lowtide.dense.pyramid import backbone_path
 from lowtide.dense.tasks import TASKS
 from lowtide.methods import METHODS
+from lowtide.planning.loss import of_outputs
 from lowtide.planning.meter import footprint
 from lowtide.planning.simulate import set_up_step
-from lowtide.planning.step import make_optimizer, micro_batches, of_outputs, training_step
+from lowtide.planning.step import make_optimizer, micro_batches, training_step
 from lowtide.tuning.tuned import apply
 
 WITHIN = {"segment": 0, "detect": 0.1}
