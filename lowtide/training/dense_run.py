@@ -16,6 +16,7 @@ from ..dense.scores import Scores
 from ..dense.sizes import refuse_size
 from ..dense.tasks import TASKS, DenseTask
 from ..errors import InputError
+from ..extras import extra
 from ..planning.simulate import set_up_step
 from ..tuning.tuned import Tuned, apply
 from .config import RunConfig
@@ -25,6 +26,9 @@ from .finish import Scored, record_of, scores_on
 from .prepare import Run
 from .scoring import score_of
 from .start import accelerate, pretrained
+
+NEEDED = ("segmentation_models_pytorch", "torchmetrics", "pycocotools")
+"""What the extra `dense` installs."""
 
 
 @dataclass
@@ -98,6 +102,8 @@ def prepare_dense(config: RunConfig, folder: Path) -> DenseRun:
     Returns:
         The run, nothing learnt and nothing written yet.
     """
+    for library in NEEDED:  # before anything is learnt that could not be scored
+        extra(library, "dense")
     dataset = read_dense(config)
     refuse_blind(config, validated=bool(dataset.val))
     accelerator = accelerate(config)
