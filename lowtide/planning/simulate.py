@@ -82,6 +82,8 @@ def plan(
     if (examples is None) is not (loss is None):
         raise InputError("examples= and loss= go together: a batch and what is made of it")
     square = image_size if isinstance(image_size, int) else None
+    if isinstance(model, str) and image_size is not square:
+        raise InputError(f"{model} takes square images: expected one side, not {image_size}")
     tuned = tune_on_meta(
         model,
         *methods,
@@ -90,6 +92,11 @@ def plan(
         backbone=backbone,
         head=head,
     )
+    if image_size is not None and tuned.backbone_path is None and not isinstance(model, str):
+        raise InputError(
+            f"{type(tuned.model).__name__} takes the images it was built for: image_size is for a"
+            " model given by name, or one whose backbone is a part"
+        )
     task = None
     if examples is not None and loss is not None:
         task = Task(examples, loss, "planned on the examples and the loss that were given")
@@ -102,7 +109,7 @@ def plan(
         except UNKNOWN:
             if task is None:
                 raise
-    real = real_copy(tuned.model if isinstance(model, str) else model)
+    real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
     tuned = apply(real, *methods, num_classes=num_classes, backbone=backbone, head=head)
     return rehearse_step(set_up_step(tuned, step), step, task)
 
