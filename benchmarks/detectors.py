@@ -22,7 +22,7 @@ from torchvision.models import detection, segmentation
 from torchvision.ops import FeaturePyramidNetwork
 
 import lowtide
-from lowtide.planning.task import task_of
+from lowtide.planning.trial import trial_of
 from lowtide.tuning.left_out import LeftOutWarning
 
 SIDE, MIB = 256, 2**20
@@ -132,18 +132,18 @@ def measured(name: str, policy: str) -> tuple[float, Counter[str]]:
     torch.manual_seed(0)
     tuned = lowtide.apply(MODELS[name](), lowtide.METHODS["ssf"]()).train()
     lowtide.compress(tuned, lowtide.POLICIES[policy]())
-    task = task_of(tuned.model, tuned.backbone, (SIDE, SIDE), 8)
-    batch = task.examples(2)
-    assert task.loss is not None
+    trial = trial_of(tuned.model, tuned.backbone, (SIDE, SIDE), 8)
+    batch = trial.examples(2)
+    assert trial.loss is not None
     meter = lowtide.Meter(tuned)
     with meter:
-        alive = task.loss(tuned, *batch)
+        alive = trial.loss(tuned, *batch)
         saved = meter.now.parts["saved"] / MIB
         del alive
     if policy != "exact":
         return saved, Counter()
     own = {t.untyped_storage()._cdata for t in (*tuned.parameters(), *tuned.buffers())}
-    return saved, by_operation(task.loss(tuned, *batch), own)
+    return saved, by_operation(trial.loss(tuned, *batch), own)
 
 
 def main() -> None:

@@ -6,6 +6,11 @@ What trains is a method (`lowtide.methods`); what is kept for the backward pass 
     model = timm.create_model("vit_base_patch16_224", pretrained=True)
     tuned = lowtide.apply(model, lowtide.METHODS["lora"](rank=8), num_classes=10)
     lowtide.compress(tuned, lowtide.Policy.tight())
+
+or, from a folder of images to a model that answers,
+
+    run = lowtide.fit("vit_base_patch16_224", "photos", "lora", epochs=5)
+    run.predict("new")
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ from .errors import InputError as InputError
 from .errors import LowtideError as LowtideError
 from .errors import UnknownName as UnknownName
 from .errors import Unsupported as Unsupported
+from .inference.fit import FitResult as FitResult
+from .inference.fit import fit as fit
 from .memory.compress import compress as compress
 from .memory.compress import decompress as decompress
 from .memory.policy import POLICIES as POLICIES
@@ -37,6 +44,7 @@ from .planning.meter import footprint as footprint
 from .planning.simulate import Plan as Plan
 from .planning.simulate import plan as plan
 from .planning.step import StepConfig as StepConfig
+from .training.callbacks import Callback as Callback
 from .tuning.backbone import create as create
 from .tuning.tuned import Tuned as Tuned
 from .tuning.tuned import apply as apply
@@ -50,6 +58,8 @@ __all__ = [
     "METHODS",
     "POLICIES",
     "Beside",
+    "Callback",
+    "FitResult",
     "Footprint",
     "Graft",
     "InputError",
@@ -72,6 +82,7 @@ __all__ = [
     "compress",
     "create",
     "decompress",
+    "fit",
     "footprint",
     "load",
     "merge",

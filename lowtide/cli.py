@@ -19,10 +19,7 @@ from .interrupt import leave_at_once
 from .training.environment import installed
 from .tuning.left_out import LeftOutWarning
 
-CONTINUES = {
-    "train": "; lowtide train --resume RUN continues",
-    "bench": "; the same command continues",
-}
+CONTINUES = {"bench": "; the same command continues", "tune": "; the same command continues"}
 EXHAUSTED = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -58,8 +55,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(e, 2)
     except LowtideError as e:
         return _complain(e, 1)
-    except KeyboardInterrupt:
-        return _complain(f"interrupted{CONTINUES.get(args[0], '') if args else ''}", 130)
+    except KeyboardInterrupt as e:
+        said = f"; {e}" if e.args else CONTINUES.get(args[0], "") if args else ""
+        return _complain(f"interrupted{said}", 130)
     except BrokenPipeError:  # the reader, head for one, has had enough
         _silence()
         return 0
