@@ -1,16 +1,26 @@
-"""Learning rates, epochs and the epoch kept: what the defaults of `lowtide train` were chosen by.
+"""The defaults of `lowtide train`: what they were chosen by, and what they are worth.
 
-    python -m benchmarks.defaults --data FOLDER [--model vit_micro_patch4_32] [--checkpoint FILE]
+    python -m benchmarks.defaults sweep --data FOLDER --tasks TASK ...
+    python -m benchmarks.defaults show
+    python -m benchmarks.defaults compare --data FOLDER --tasks TASK ...
+        [--model vit_micro_patch4_32] [--checkpoint FILE] [--image-size SIDE]
 
-FOLDER holds tasks in the list format of VTAB-1k, a folder each. Every row is one run that learns
-from `train800.txt`, validates on `val200.txt` after each epoch and is tested with the weights of
-the last epoch and with those of the best. A row is written to results/defaults/sweep.csv as it
-ends, and what is in that file is not run again.
+FOLDER holds the tasks, a folder of images each in any format that lowtide reads, such as VTAB-1k's
+lists. A row is written to results/defaults/sweep.csv or compare.csv as it ends, and what is in that
+file is not run again.
+
+`sweep`: every row is one run, validated after each epoch and tested with the weights of the last
+epoch and with those of the best. `show` prints what there is of it.
+
+`compare`: a run with nothing but defaults; logistic regression on the backbone's features, its
+penalty by cross-validation; and peft's LoRA (rank 8 on qkv, a new classifier) for as many updates,
+with the best of three learning rates on the validation images. All learn from the same images.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import tempfile
 import time
@@ -19,15 +29,21 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import peft
 import torch
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from lowtide import METHODS
 from lowtide.core.site import Role
-from lowtide.data import read
+from lowtide.data import Cache, Dataset, Preprocessing, Sample, loader, read
 from lowtide.training import loop
 from lowtide.training.config import RunConfig
 from lowtide.training.kept import put_back
 from lowtide.training.scoring import accuracy_of, confusion_of
+from lowtide.tuning.backbone import create
 
 TABLE = Path(__file__).parents[1] / "results" / "defaults" / "sweep.csv"
 EVERY = (Role.QKV, Role.PROJ, Role.FC1, Role.FC2)
@@ -49,6 +65,8 @@ SET_UPS: dict[str, Any] = {
     "unipt": METHODS["unipt"](),
 }
 UPDATES = 125
+BATCH = 32
+PEFT_RATES = (1e-3, 3e-3, 1e-2)
 CACHED = {"linear", "partial", "mlp_head", "dtl", "lst", "unipt"}
 
 
@@ -79,24 +97,36 @@ class Row(Point):
     seconds: int
 
 
-def rows() -> list[Row]:
-    """Read the rows that are there."""
-    if not TABLE.exists():
-        return []
-    with TABLE.open(newline="") as file:
-        kinds = {f.name: {"int": int, "float": float}.get(str(f.type), str) for f in fields(Row)}
-        return [Row(**{k: kinds[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
+class Table:
+    """Rows of a dataclass in a CSV file, one written as it ends."""
 
+    def __init__(self, path: Path, kind: Any) -> None:
+        self.path, self.kind = path, kind
 
-def add(row: Row) -> None:
-    """Write a row at the end of the table."""
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(row))
+    def rows(self) -> list[Any]:
+        """Read the rows that are there."""
+        if not self.path.exists():
+            return []
+        kinds = {f.name: {"int": int, "float": float}.get(f.type, str) for f in fields(self.kind)}
+        with self.path.open(newline="") as file:
+            return [
+                self.kind(**{k: kinds[k](v) for k, v in row.items()})
+                for row in csv.DictReader(file)
+            ]
+
+    def keys(self, names: tuple[str, ...]) -> set[tuple[Any, ...]]:
+        """List what rows are known by."""
+        return {tuple(getattr(row, n) for n in names) for row in self.rows()}
+
+    def add(self, row: Any) -> None:
+        """Write a row at the end."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(self.kind)])
+            if new:
+                writer.writeheader()
+            writer.writerow(asdict(row))
 
 
 def run(point: Point, data: Path, checkpoint: str | None, folder: Path) -> Row:
@@ -182,28 +212,174 @@ def points(model: str, size: int | None, tasks: list[str]) -> Iterator[Point]:
                     yield Point(model, size or 0, task, name, lr, scale, UPDATES)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A task: test accuracies as shares, and what was chosen."""
+
+    model: str
+    size: int
+    task: str
+    images: int
+    updates: int
+    start: float
+    kept_epoch: int
+    defaults: float
+    regression: float
+    peft: float
+    peft_lr: float
+
+
+def compare(model: str, size: int, task: Path, checkpoint: str | None, folder: Path) -> Compared:
+    """Run the defaults on a task, and what they are held against."""
+    side = {"image_size": size} if size else {}
+    config = RunConfig(model, str(task), checkpoint=checkpoint, device="cpu", **side)
+    summary = loop.train(config, folder, overwrite=True)
+    dataset = read(task)
+    backbone = create(model, checkpoint=Path(checkpoint) if checkpoint else None, **side)
+    transform = Preprocessing.of(backbone).transform(train=False)
+    epochs = len(summary.history)
+    tried = {
+        lr: peft_lora(copy.deepcopy(backbone), transform, dataset, epochs, lr) for lr in PEFT_RATES
+    }
+    best = max(tried, key=lambda lr: tried[lr][0])
+    return Compared(
+        model,
+        size,
+        task.name,
+        len(dataset.train),
+        epochs * -(-len(dataset.train) // BATCH),
+        summary.start_accuracy,
+        summary.kept_epoch,
+        round(summary.test_accuracy, 4),
+        round(regression(backbone, transform, dataset), 4),
+        round(tried[best][1], 4),
+        best,
+    )
+
+
+def regression(backbone: torch.nn.Module, transform: Any, dataset: Dataset) -> float:
+    """Test accuracy of logistic regression on frozen features."""
+
+    def features(samples: tuple[Sample, ...]) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        with torch.no_grad():
+            for images, labels in loader(samples, transform, BATCH, shuffle=False):
+                seen = backbone.forward_head(backbone.forward_features(images), pre_logits=True)
+                parts.append((seen.numpy(), labels.numpy()))
+        return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+    backbone.eval()
+    x, y = features(dataset.train)
+    model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=10, cv=3, max_iter=500))
+    return float(model.fit(x, y).score(*features(dataset.test)))
+
+
+def peft_lora(
+    backbone: Any, transform: Any, dataset: Dataset, epochs: int, lr: float
+) -> tuple[float, float]:
+    """Train peft's LoRA; validation and test accuracy of the last epoch."""
+    torch.manual_seed(0)
+    backbone.reset_classifier(len(dataset.classes))
+    head = [n for n, m in backbone.named_modules() if m is backbone.get_classifier()]
+    config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"], modules_to_save=head)
+    model = peft.get_peft_model(backbone, config).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=1e-4)
+    updates, cache = epochs * -(-len(dataset.train) // BATCH), Cache()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, updates, pct_start=0.1)
+    for epoch in range(epochs):
+        for images, labels in loader(
+            dataset.train, transform, BATCH, shuffle=True, epoch=epoch, cache=cache
+        ):
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    model.eval()
+    return _accuracy(model, transform, dataset.val), _accuracy(model, transform, dataset.test)
+
+
+@torch.no_grad()
+def _accuracy(model: Any, transform: Any, samples: tuple[Sample, ...]) -> float:
+    batches = loader(samples, transform, BATCH, shuffle=False)
+    right = sum(int((model(x).argmax(-1) == y).sum()) for x, y in batches)
+    return right / len(samples)
+
+
+def table_of(rows: list[Row]) -> None:
+    """Print the sweep: test accuracy of the last epoch, and of the best where it is another."""
+    tasks = list(dict.fromkeys(r.task for r in rows))
+    print("| set-up | rate | classifier's | " + " | ".join(tasks) + " |")
+    print("|" + "---|" * (3 + len(tasks)))
+    cells: dict[tuple[str, float, float], dict[str, str]] = {}
+    for r in rows:
+        other = f" ({100 * r.test_best:.1f})" if r.test_best != r.test_last else ""
+        row = cells.setdefault((r.set_up, r.lr, r.lr * r.head_lr_scale), {})
+        row[r.task] = f"{100 * r.test_last:.1f}{other}"
+    for (name, lr, head), row in sorted(cells.items()):
+        print(f"| {name} | {lr:g} | {head:g} | " + " | ".join(row.get(t, "") for t in tasks) + " |")
+    gain = sum(r.test_last - r.test_best for r in rows) / len(rows)
+    same = sum(r.test_last == r.test_best for r in rows)
+    print(f"last over best: {100 * gain:+.1f} points over {len(rows)} rows; equal in {same}")
+
+
+def report(rows: list[Compared]) -> None:
+    """Print each task, and the means over tasks."""
+    print("| task | updates | defaults | logistic regression | peft LoRA |")
+    print("|---|---|---|---|---|")
+    numbers = [(100 * r.defaults, 100 * r.regression, 100 * r.peft) for r in rows]
+    for row, cells in zip(rows, numbers, strict=True):
+        print(f"| {row.task} | {row.updates} |", " | ".join(f"{n:.1f}" for n in cells), "|")
+    own, theirs, peft_mean = (sum(column) / len(rows) for column in zip(*numbers, strict=True))
+    print(f"| mean | | {own:.1f} | {theirs:.1f} | {peft_mean:.1f} |")
+    ahead = sum(a - max(b, c) for a, b, c in numbers) / len(rows)
+    print(f"mean over tasks above the better of both: {ahead:+.1f} points")
+    print(f"worst against logistic regression: {min(a - b for a, b, _ in numbers):+.1f} points")
+
+
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("what", choices=["sweep", "show", "compare"])
+    parser.add_argument("--data", type=Path, default=Path())
+    parser.add_argument("--tasks", nargs="+", help="By default every folder in FOLDER.")
     parser.add_argument("--model", default="vit_micro_patch4_32")
     parser.add_argument("--checkpoint")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--tasks", nargs="+", default=[])
-    parser.add_argument("--set-ups", nargs="+", default=[])
+    parser.add_argument("--image-size", type=int, default=0)
+    parser.add_argument("--set-ups", nargs="+", default=list(SET_UPS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    done = {tuple(getattr(r, f.name) for f in fields(Point)) for r in rows()}
+    if args.what == "show":
+        return table_of([r for r in Table(TABLE, Row).rows() if r.model == args.model])
+    tasks = args.tasks or sorted(p.name for p in args.data.iterdir() if p.is_dir())
     with tempfile.TemporaryDirectory() as kept:
-        for point in points(args.model, args.image_size, args.tasks):
-            wanted = not args.set_ups or point.set_up in args.set_ups
-            if wanted and tuple(asdict(point).values()) not in done:
-                row = run(point, args.data, args.checkpoint, Path(kept) / "run")
-                done.add(tuple(asdict(point).values()))
-                add(row)
-                print(row, flush=True)
+        folder = Path(kept) / "run"
+        if args.what == "sweep":
+            sweep(args, tasks, folder)
+        else:
+            table = Table(TABLE.with_name("compare.csv"), Compared)
+            keys = ("model", "size", "task")
+            for task in tasks:
+                if (args.model, args.image_size, task) not in table.keys(keys):
+                    table.add(
+                        compare(
+                            args.model, args.image_size, args.data / task, args.checkpoint, folder
+                        )
+                    )
+            here = [r for r in table.rows() if (r.model, r.size) == (args.model, args.image_size)]
+            report(here)
+
+
+def sweep(args: argparse.Namespace, tasks: list[str], folder: Path) -> None:
+    """Run the rows of the sweep that are missing."""
+    table, keys = Table(TABLE, Row), tuple(f.name for f in fields(Point))
+    for point in points(args.model, args.image_size, tasks):
+        if point.set_up in args.set_ups and tuple(asdict(point).values()) not in table.keys(keys):
+            row = run(point, args.data, args.checkpoint, folder)
+            table.add(row)
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from .interrupt import leave_at_once
 from .training.environment import installed
 from .tuning.left_out import LeftOutWarning
 
-CONTINUES = {"bench": "; the same command continues"}
+CONTINUES = {"bench": "; the same command continues", "tune": "; the same command continues"}
 EXHAUSTED = {
     errno.ENOSPC,
     errno.EDQUOT,

@@ -1,9 +1,13 @@
-"""One seed and one thread for every test (small nets are slower on more), and images on disk."""
+"""One seed, thread and empty compiler for every test, and images on disk.
+
+Small nets are slower on more threads.
+"""
 
 from __future__ import annotations
 
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +24,11 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _repeatable() -> None:
+def _repeatable() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    if "torch._dynamo" in sys.modules:  # what was compiled decides what is compiled after it
+        torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -71,6 +78,7 @@ COMPILES = {  # the same laws hold on a ViT in the short suite
 STARTS_PROCESSES = {
     "test_each_row_may_use_several_processes",
     "test_equal_to_the_definitions",
+    "test_the_process_never_holds_the_wide_model",
     "test_two_processes",
     "test_two_processes_train_what_one_would",
 }
@@ -80,7 +88,25 @@ DENSE = {  # a run of the other task, and of the other methods, is the same in t
     "test_methods_train_their_part_and_the_rest_whole[segment-ssf]",
     "test_a_folded_run_answers_as_the_run_does",
 }
+PARTS_OF_MODELS = {  # each of these is like another one in the short suite
+    *(
+        f"test_it_trains_saves_loads_and_merges[{kind}-ssf]"
+        for kind in ("ssd", "lraspp", "smp_timm", "smp_mit", "smp_padded", "rt_detr", "retina_net")
+    ),
+    *(
+        f"test_a_segmenters_plan_equals_the_real_step[{kind}-{policy}]"
+        for kind in ("smp_timm", "segformer")
+        for policy in ("exact", "tight")
+    ),
+    "test_it_trains_saves_loads_and_merges[timm_efficientnet-ssf]",
+    "test_it_trains_saves_loads_and_merges[smp_padded-lora]",
+    "test_it_trains_saves_loads_and_merges[smp_timm-fact_tk]",
+    "test_outputs_start_unchanged_and_compression_changes_none[mask_rcnn]",
+    "test_a_detectors_plan_is_a_step_with_as_many_boxes_as_it_takes",
+    "test_the_code_of_the_page_of_parts_runs",
+}
 SLOW = {
+    *PARTS_OF_MODELS,
     *DENSE,
     "test_the_matrix_is_never_there",
     *TRAINS,

@@ -22,12 +22,14 @@ from . import (
     presets,
     report,
     train,
+    tune,
 )
 
 Command = Callable[[Sequence[str]], None]
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (train.train, train.SUMMARY),
+    "tune": (tune.tune, tune.SUMMARY),
     "bench": (bench.bench, bench.SUMMARY),
     "eval": (evaluate.evaluate, evaluate.SUMMARY),
     "predict": (predict.predict, predict.SUMMARY),

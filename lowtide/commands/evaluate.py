@@ -10,8 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from ..data.formats.corruptions import corruptions_in
+from ..inference.corruptions import score_corruptions
 from ..inference.dense import is_dense
-from ..inference.evaluate import score, score_corruptions
+from ..inference.evaluate import score
 from ..inference.loading import add_loading, open_given, read_samples
 from ..targets.words import word
 from ..training.parser import Parser
@@ -39,6 +40,9 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument(
         "--over", type=str, default="all", help="Classes to answer from: all, or those present."
     )
+    parser.add_argument(
+        "--flip", action="store_true", help="Average each image's answer and its mirror image's."
+    )
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
@@ -51,7 +55,7 @@ def evaluate(args: Sequence[str]) -> None:
     samples, notes = read_samples(trained, given)
     for line in notes:
         note(line)
-    result = score(trained, samples, given["batch_size"], given["over"])
+    result = score(trained, samples, given["batch_size"], given["over"], given["flip"])
     if given["json"]:
         print(json.dumps(result))
         return

@@ -56,7 +56,7 @@ def train(args: Sequence[str]) -> None:
         raise KeyboardInterrupt(*([command] if begun else [])) from None
     state = PartialState()
     if state.is_main_process:
-        _print_run(folder, summary)
+        print_run(folder, summary)
     state.destroy_process_group()  # or a process that is done early may abort at its exit
 
 
@@ -69,7 +69,13 @@ def _refuse_beside_resume(args: Sequence[str]) -> None:
             )
 
 
-def _print_run(folder: Path, summary: RunSummary) -> None:
+def print_run(folder: Path, summary: RunSummary) -> None:
+    """Print what a finished run came to.
+
+    Args:
+        folder: The run folder.
+        summary: What it says of itself.
+    """
     for split, score in (("val", summary.validated), ("test", summary.tested)):
         if score is not None:
             OUT.print(f"{split} {word(summary.metric)} {score:.4f}")

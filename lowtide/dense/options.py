@@ -31,6 +31,9 @@ WITHOUT: dict[str, tuple[object, ...]] = {
     "head_init": ("probe",),
     "head_lr_scale": (None, 1.0),
     "memory_budget": (None,),
+    "mixup": (0.0,),
+    "cutmix": (0.0,),
+    "repeats": (1,),
 }
 """Options of a run that no dense task has, at what they are where nothing is given or decided."""
 

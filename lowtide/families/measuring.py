@@ -10,14 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..core.linear_maps import is_frozen_norm
 from ..core.outputs import tensors
 from ..core.site import Layout, Role, Site, Sites
 from ..core.wrapped import numbers_of
 from ..errors import InputError
 from .classifier import classifiers
 from .extractors import core, original, rebuilt
-from .kinds import channel_axis, is_map, is_norm, ungraftable
+from .kinds import channel_axis, is_map, scales, ungraftable
 from .meta_model import meta_copy
 from .parameter_reads import watch_parameter_reads
 from .table import Family, image_shape
@@ -162,7 +161,7 @@ def _sites(model: nn.Module, family: Family, roles: dict[str, Role], run: _Run) 
             patches,
             barred=barred[path][0] if path in barred else "",
             barred_role=barred[path][1] if path in barred else None,
-            affine=is_norm(modules[path]) and _scales(modules[path]),
+            affine=scales(modules[path]),
         )
         for path, role in roles.items()
     )
@@ -202,10 +201,6 @@ def _patches(model: nn.Module) -> tuple[int, int]:
 
 def _depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
-
-
-def _scales(norm: nn.Module) -> bool:
-    return bool(norm._parameters) or is_frozen_norm(norm)
 
 
 def _kernel(module: nn.Module) -> tuple[int, int]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader, read
-from ..data.formats.corruptions import corruption_error, severities_in
+from ..data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader
 from ..data.images import look
 from ..errors import InputError, LowtideError, UnknownName
 from ..planning.simulate import tune_on_meta
@@ -22,6 +21,7 @@ from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, load, set_frozen_dtype
+from ..tuning.weights import leaves_frozen
 from ..values import read as read_value
 
 OVER = ("all", "present")
@@ -83,10 +83,13 @@ def open_run(
     except InputError as e:
         raise InputError(f"{folder / CONFIG} is damaged: {e}") from e
     seed, options = _origin(config, folder, checkpoint)
-    _refuse_misfit(config, options, folder)
+    shape = _refuse_misfit(config, options, folder)
+    dtype = "fp32" if original or config.frozen_dtype is None else config.frozen_dtype
+    if options["checkpoint"] and shape is not None and leaves_frozen(shape):
+        options["frozen_dtype"] = dtype
     tuned = load(_make(seed, options), folder)
-    if config.frozen_dtype not in (None, "fp32") and not original:
-        set_frozen_dtype(tuned, config.frozen_dtype)
+    if dtype != "fp32":
+        set_frozen_dtype(tuned, dtype)
     fits = Preprocessing.of(tuned.backbone)
     if (preprocessing.size, preprocessing.channels) != (fits.size, fits.channels):
         raise InputError(
@@ -132,8 +135,8 @@ def _origin(
     return base.seed, {**options, "checkpoint": weights}
 
 
-def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Path) -> None:
-    """Hold the file's shapes against those of the model, before the model takes any memory."""
+def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Path) -> Tuned | None:
+    """Hold the file's shapes against a model without numbers, and give that if it can be made."""
     shapes = read_shapes(folder / WEIGHTS)
     try:
         tuned = tune_on_meta(
@@ -143,12 +146,13 @@ def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Pa
             image_size=options["image_size"],
         )
     except (NotImplementedError, RuntimeError):  # it cannot be made without weights
-        return
+        return None
     own = tuned.adapter_state()
     like = {k: own[k].dtype if k in own else torch.float32 for k in shapes}
     tuned.load_adapter_state({
         k: torch.empty(v, device="meta", dtype=like[k]) for k, v in shapes.items()
     })
+    return tuned
 
 
 def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:
@@ -157,7 +161,11 @@ def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:
 
 
 def score(
-    trained: Trained, samples: Sequence[Sample], batch_size: int = 32, over: str = "all"
+    trained: Trained,
+    samples: Sequence[Sample],
+    batch_size: int = 32,
+    over: str = "all",
+    flip: bool = False,
 ) -> dict[str, Any]:
     """Measure how good a model is.
 
@@ -168,6 +176,7 @@ def score(
         over: Which classes may be answered: `all` of the model, or those `present` among the
             samples. ImageNet-A and -R hold 200 of 1000: NOAH and DTL score over all, SSF over
             those present.
+        flip: Average the probabilities of each image and of its mirror image.
 
     Returns:
         Number of images, the scores of the run's task by name, and of classes the accuracy of each
@@ -185,7 +194,7 @@ def score(
     if over == "present" and kind.task != "classify":
         raise InputError(f"over is of classes: task {kind.task} has none")
     batches = loader(samples, trained.transform, batch_size, shuffle=False)
-    parts = [(_outputs(trained, images), targets) for images, targets in batches]
+    parts = [(_mean_outputs(trained, images, flip), targets) for images, targets in batches]
     outputs, truth = (torch.cat(part) for part in zip(*parts, strict=True))
     if kind.task != "classify":
         return {"images": len(samples), **kind.scores(outputs, truth)}
@@ -201,25 +210,6 @@ def score(
         row[kind.names[taken]] = row.get(kind.names[taken], 0) + 1
     scores = kind.scores(outputs, truth)
     return {"images": len(samples), **scores, "class_accuracy": each, "confusion": confused}
-
-
-def score_corruptions(trained: Trained, folder: Path, batch_size: int = 32) -> dict[str, Any]:
-    """Measure how often a model is wrong on ImageNet-C.
-
-    Args:
-        trained: The model.
-        folder: A folder `corruption/severity/class/...`.
-        batch_size: Images per forward pass.
-
-    Returns:
-        Top-1 error by `corruption/severity` and by corruption, their mean over the 15, and mCE.
-    """
-    errors = {}
-    for key, path in severities_in(folder).items():
-        data = read(path, classes=trained.classes, val_fraction=0, test_fraction=0)
-        errors[key] = 1 - score(trained, data.train, batch_size)["accuracy"]
-    each = {f"{name}/{severity}": error for (name, severity), error in errors.items()}
-    return {"each": each, **asdict(corruption_error(errors))}
 
 
 def _stop(error: UnreadableImage) -> None:
@@ -286,6 +276,14 @@ def too_deep(trained: Trained, paths: Sequence[Path]) -> list[str]:
         f" trained on, first {str(p)!r}: what is brighter is read as white"
         for p in deep[:1]
     ]
+
+
+def _mean_outputs(trained: Trained, images: Tensor, flip: bool) -> Tensor:
+    """Outputs `(B, K)`, of each image alone or of the mean answer to it and its mirror image."""
+    outputs = _outputs(trained, images)
+    if not flip:
+        return outputs
+    return trained.targets.averaged((outputs, _outputs(trained, images.flip(-1))))
 
 
 @torch.no_grad()

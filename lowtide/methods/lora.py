@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class LoRA(Method):
         parts: Which parts of a fused qkv map.
         dropout: Probability of dropping an input of A.
     """
+
+    learning_rate: ClassVar[float] = 0.005
 
     rank: Width = 8
     alpha: Scale = 0.0

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
-from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from timm.optim import (
     SGDW,
     Adafactor,
@@ -18,7 +17,6 @@ from timm.optim import (
     create_optimizer_v2,
 )
 from torch import Tensor, nn, optim
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -26,8 +24,9 @@ from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
 from ..memory.policy import POLICIES
 from ..targets import Balance, Targets, blank, refuse_unknown
+from ..targets.classify import Classify
 from ..values import Count, Share, Within, read_fields
-from .loss import CROSS_ENTROPY, Loss
+from .statistics import shares_statistics as shares_statistics
 
 BY_PARAMETER: tuple[type[Optimizer], ...] = (
     *(optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam),
@@ -36,7 +35,12 @@ BY_PARAMETER: tuple[type[Optimizer], ...] = (
 )
 """Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
 
+CROSS_ENTROPY = Classify(()).loss
+"""The loss of one class per image, none of them weighed."""
+
 Amp = Literal["no", "bf16", "fp16"]
+Loss = Callable[[nn.Module, Any, Any], Tensor]
+"""From a model, images and their targets to the mean training loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,12 @@ class StepConfig:
         opt: timm's name of the optimiser.
         update_in_backward: Update each parameter as soon as its gradient is there, and drop the
             gradient, so that no two are held; for optimisers that treat each parameter alone.
+        mixup: The a of the Beta(a, a) that mixup's shares are drawn from; 0 mixes no images.
+        cutmix: The same for CutMix, which puts a rectangle of one image into another; with both on,
+            each batch gets one of the two.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
-        task: What is learnt of an image: classify (one class), multilabel (any number of labels),
-            regress (a number), segment (a class of each pixel), detect (boxes) or instances.
+        task: What is learnt of an image: classify (one class), multilabel (any number of labels) or
+            regress (a number).
         loss: What is minimised: cross_entropy for classify, bce for multilabel, mse or smooth_l1
             for regress; by default the first of the task.
         balance: What is done for rare classes: none, weights (in the loss, by inverse frequency) or
@@ -79,6 +86,8 @@ class StepConfig:
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
     update_in_backward: bool = False
+    mixup: Annotated[float, Within(0, 100)] = 0.0
+    cutmix: Annotated[float, Within(0, 100)] = 0.0
     ema: Share = 0.0
     task: str = "classify"
     loss: str | None = None
@@ -91,6 +100,8 @@ class StepConfig:
         if self.policy not in POLICIES:
             raise UnknownName("policy", self.policy, POLICIES)
         refuse_unknown(self.task, self.loss, self.balance)
+        if self.mixes and self.task != "classify":
+            raise InputError(f"mixup and cutmix mix classes, and task {self.task} has none")
         if POLICIES[self.policy]().checkpointing:
             object.__setattr__(self, "checkpointing", True)
         if self.recomputed_blocks is not None and not self.checkpointing:
@@ -99,6 +110,7 @@ class StepConfig:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
             )
+
         if self.update_in_backward:
             self._check_early()
 
@@ -120,6 +132,11 @@ class StepConfig:
             Targets of no images.
         """
         return blank(self.task, outputs, loss=self.loss, balance=self.balance)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that targets are shares of classes."""
+        return bool(self.mixup or self.cutmix)
 
     @property
     def micro_batch(self) -> int:
@@ -205,28 +222,12 @@ def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def shares_statistics(model: nn.Module) -> bool:
-    """Say whether a training step makes one image's outputs depend on the others of its batch.
-
-    Args:
-        model: The model, in training mode.
-
-    Returns:
-        Whether a BatchNorm, or timm's EvoNorm of a batch, takes its statistics from the batch.
-    """
-    return any(
-        isinstance(m, EvoNorm2dB0 | EvoNorm2dB1 | EvoNorm2dB2)
-        or (isinstance(m, _BatchNorm) and (m.training or m.running_var is None))
-        for m in model.modules()
-    )
-
-
 def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
     """Cut a batch into parts that differ by one image at most, the larger ones first.
 
     Args:
         images: `(B, 3, H, W)`.
-        labels: `(B,)`.
+        labels: `(B,)`, or shares of the classes `(B, K)`.
         parts: How many, B at most.
 
     Returns:
@@ -240,8 +241,9 @@ def training_step(
     optimizer: Optimizer,
     batch: Sequence[tuple[Any, Any]],
     *,
-    loss: Loss | None = None,
     amp: Amp = "no",
+    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
+    model_loss: Loss | None = None,
     share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
@@ -252,11 +254,14 @@ def training_step(
     The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
 
     Args:
-        model: Images to outputs, or whatever `loss` takes.
+        model: Images to outputs.
         optimizer: Updates it.
-        batch: Images `(B, 3, H, W)` and targets of each micro-batch, or whatever `loss` takes.
-        loss: The mean loss of a micro-batch; by default the cross-entropy of the logits.
+        batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)` or shares `(B, K)`, of each
+            micro-batch.
         amp: Mixed precision of the forward pass.
+        loss: From outputs and targets of a micro-batch to their mean loss over images.
+        model_loss: In its place, from the model, images and targets, for a model that does more
+            than classify; images and targets may then be anything with a length.
         share: What the mean loss counts: among processes whose gradients are averaged, their number
             times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
@@ -272,8 +277,9 @@ def training_step(
     updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
     for images, targets in batch:
         with autocast(device, amp):
-            value = (loss or CROSS_ENTROPY)(model, images, targets)
-        part = value * (share * len(images) / total)
+            outputs = model_loss(model, images, targets) if model_loss else model(images)
+        part = outputs if model_loss else loss(outputs, targets)
+        part = part * (share * len(images) / total)
         mean += part.detach()
         with updates:
             backward(part)

@@ -104,7 +104,7 @@ class Classify(Targets):
 
         Args:
             outputs: Logits (B, K).
-            targets: Classes (B,).
+            targets: Classes (B,), or of mixed images their shares (B, K).
 
         Returns:
             Its mean over images.
@@ -114,7 +114,8 @@ class Classify(Targets):
             return F.cross_entropy(outputs, targets, label_smoothing=self.smoothing)
         each = F.cross_entropy(outputs, targets, label_smoothing=self.smoothing, reduction="none")
         weights = torch.tensor(self.weights, device=outputs.device)
-        return (each * weights[targets]).mean()
+        of_images = weights[targets] if targets.ndim == 1 else targets @ weights  # mixed images
+        return (each * of_images).mean()
 
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
         """Take the accuracy.
@@ -158,6 +159,18 @@ class Classify(Targets):
             areas = [roc_auc_score(truth == k, shares[:, k]) for k in present]
             found["auroc"] = float(np.mean(areas))
         return {**found, "ece": expected_calibration_error(outputs, targets)}
+
+    @staticmethod
+    def averaged(outputs: Sequence[Tensor]) -> Tensor:
+        """Average probabilities.
+
+        Args:
+            outputs: (N, K) each.
+
+        Returns:
+            Their logarithms (N, K).
+        """
+        return torch.stack([o.softmax(-1) for o in outputs]).mean(0).log()
 
     def fit(self, x: np.ndarray, y: np.ndarray, seed: int) -> LinearMap | None:
         """Fit logistic regression.

@@ -146,6 +146,18 @@ class Targets(ABC):
             LowtideError: An output is no number.
         """
 
+    @staticmethod
+    @abstractmethod
+    def averaged(outputs: Sequence[Tensor]) -> Tensor:
+        """Average several answers to the same images.
+
+        Args:
+            outputs: (N, K) each.
+
+        Returns:
+            Outputs (N, K) whose answer is the mean of theirs.
+        """
+
     @abstractmethod
     def fit(self, x: np.ndarray, y: np.ndarray, seed: int) -> LinearMap | None:
         """Fit outputs to features by a convex loss, as a start.

@@ -155,6 +155,18 @@ class Multilabel(Targets):
         found["micro_f1"] = 2 * both / max(1, int(truth.sum()) + int(taken.sum()))
         return {**found, "exact": float((truth == taken).all(1).mean())}
 
+    @staticmethod
+    def averaged(outputs: Sequence[Tensor]) -> Tensor:
+        """Average probabilities.
+
+        Args:
+            outputs: (N, K) each.
+
+        Returns:
+            Their logits (N, K).
+        """
+        return torch.stack([o.sigmoid() for o in outputs]).mean(0).logit()
+
     def fit(self, x: np.ndarray, y: np.ndarray, seed: int) -> LinearMap | None:
         """Fit one logistic regression to each label.
 

@@ -174,6 +174,18 @@ class Regress(Targets):
         }
         return found if explained is None else {**found, "r2": explained}
 
+    @staticmethod
+    def averaged(outputs: Sequence[Tensor]) -> Tensor:
+        """Average numbers.
+
+        Args:
+            outputs: (N, K) each.
+
+        Returns:
+            Their mean (N, 1).
+        """
+        return torch.stack(list(outputs)).mean(0)
+
     def fit(self, x: np.ndarray, y: np.ndarray, seed: int) -> LinearMap | None:
         """Fit ridge regression.
 

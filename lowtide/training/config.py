@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from ..core.graft import Method
-from ..data import Augment, Pixels
+from ..data import Augment, Distortion, Pixels, refuse_policy
 from ..dense.options import TaskConfig, refuse_beside
 from ..errors import InputError, UnknownName, shown
 from ..families import HeadInit
@@ -66,6 +66,13 @@ class RunConfig(TaskConfig):
             class as likely), or own (as the backbone's library has it). With as many classes as the
             backbone was trained for, its own classifier stays.
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
+        auto_augment: timm's text of a policy of random distortions, such as rand-m9-mstd0.5-inc1;
+            with augment crop.
+        color_jitter: Most that brightness, contrast and saturation are changed by; with augment
+            crop.
+        random_erasing: Probability of filling a rectangle of an image with noise; with augment
+            crop.
+        repeats: How often each image of a batch is in it, each time augmented anew.
         normalize: Mean and deviation of pixels: that of the weights (checkpoint), imagenet's, or
             inception's (0.5 each).
         cache_features: Run the part of the backbone that no training changes once per image, and
@@ -104,6 +111,10 @@ class RunConfig(TaskConfig):
     drop_path: Share = 0.0
     head_init: HeadStart = "probe"
     augment: Augment = "none"
+    auto_augment: str | None = None
+    color_jitter: Annotated[float, Within(0, 1)] = 0.0
+    random_erasing: Annotated[float, Within(0, 1)] = 0.0
+    repeats: Annotated[int, Within(1, 64)] = 1
     normalize: Pixels = "checkpoint"
     cache_features: bool = False
     seed: Seed = 0
@@ -124,10 +135,7 @@ class RunConfig(TaskConfig):
                 f"method must be a Method of lowtide, such as LoRA(), not {shown(self.method)}"
             )
         super().__post_init__()
-        if self.cache_features and self.augment != "none":
-            raise InputError(
-                f"cache_features needs augment none, not {self.augment}: a feature is computed once"
-            )
+        self._check_augmentation()
         if self.update_in_backward and self.clip_grad:
             raise InputError(
                 "update_in_backward drops each gradient at once, and clip_grad needs the norm of"
@@ -141,6 +149,30 @@ class RunConfig(TaskConfig):
         if self.patience is not None and self.keep == "last":
             raise InputError("patience waits for a better epoch, and keep last takes the last one")
         self._check_schedule()
+
+    def _check_augmentation(self) -> None:
+        """Refuse what would do nothing, or not what it says."""
+        if self.cache_features and (self.augment != "none" or self.mixes):
+            raise InputError(
+                f"cache_features needs augment none, not {self.augment}, and no mixup: a feature is"
+                " computed once"
+            )
+        if self.distortion.any and self.augment != "crop":
+            raise InputError(
+                "auto_augment, color_jitter and random_erasing are parts of timm's transform: give"
+                f" --augment crop as well, not {self.augment}"
+            )
+        if self.auto_augment is not None:
+            refuse_policy(self.auto_augment)
+            if self.color_jitter:
+                raise InputError("timm leaves color_jitter out beside auto_augment: give only one")
+        if self.repeats > 1 and self.augment == "none":
+            raise InputError("repeats shows each image augmented anew: give --augment as well")
+
+    @property
+    def distortion(self) -> Distortion:
+        """What training does to an image beside cropping it."""
+        return Distortion(self.auto_augment, self.color_jitter, self.random_erasing)
 
     def _check_schedule(self) -> None:
         """Refuse parts of the schedule that do not fit into the run."""

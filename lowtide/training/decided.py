@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import InputError
-from ..methods.linear import Linear
 from .config import Keep, RunConfig
 
-UPDATES = 300
+UPDATES = 500
 """Updates of a run, at least, of a number of epochs within `FEWEST` and `MOST`."""
 FEWEST, MOST = 10, 100
 WARMUP = 50
@@ -75,17 +74,16 @@ def decide(config: RunConfig, *, updates: int, validated: bool, probed: bool) ->
         config: What was asked for.
         updates: Updates of an epoch.
         validated: Whether there are validation images.
-        probed: Whether the classifier starts at a probe.
+        probed: Whether the classifier starts at a probe, and something else trains beside it.
 
     Returns:
         The config of the run, nothing open.
     """
-    beside = probed and not isinstance(config.method, Linear)
     epochs = config.epochs or _epochs(config, updates)
     warmup = min(WARMUP / updates, WARMUP_SHARE * epochs)
     usual: dict[str, Any] = {
         "lr": config.method.learning_rate,
-        "head_lr_scale": HEAD_SCALE if beside else 1.0,
+        "head_lr_scale": HEAD_SCALE if probed else 1.0,
         "epochs": epochs,
         "warmup_epochs": round(warmup, 6),
         "keep": "best" if validated else "last",

@@ -98,4 +98,4 @@ def drop_kept(folder: Path, but: str | None = None) -> None:
     """
     for path in folder.glob(BEST.format("*")):
         if path.name != but:
-            path.unlink()
+            path.unlink(missing_ok=True)  # every process of a run looks

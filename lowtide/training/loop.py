@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from ..errors import LowtideError
 from ..paths import write_text
-from ..planning.loss import of_outputs
 from ..planning.meter import Meter
 from ..planning.step import (
     make_optimizer,
@@ -38,11 +37,12 @@ from .ema import WeightAverage
 from .finish import finish
 from .kept import drop_kept, keep_if_best, put_back, waited_enough
 from .mistakes import MISTAKES
+from .mixing import mix
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
-from .probe import images_for_probe, probed_maps, start_at_probe
+from .probe import images_for_probe, probed_maps, start_at_probe, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import score_of
@@ -107,7 +107,10 @@ def _run(
     fresh = not (continues and (folder / CHECKPOINT).exists())
     run.probed = run.probed and fresh and _probe(run, model)
     config = run.config = decide(  # with what a memory budget decided as well
-        run.config, updates=run.updates, validated=bool(run.dataset.val), probed=run.probed
+        run.config,
+        updates=run.updates,
+        validated=bool(run.dataset.val),
+        probed=run.probed and trains_beside(run.tuned),
     )
     if run.main:
         note(str(Decided.of(config)))
@@ -118,10 +121,7 @@ def _run(
     if continues:
         restore(run, optimizer)
     elif run.main:
-        # What says that there is a model goes first: the old one never answers for the new.
-        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
-            (folder / stale).unlink(missing_ok=True)
-        drop_kept(folder)
+        _clear(folder)
     if run.main and not run.history:
         Split.of(run.dataset).write(folder)
     if run.main:
@@ -135,6 +135,13 @@ def _run(
     for callback in run.callbacks:
         callback.on_end(summary)
     return summary
+
+
+def _clear(folder: Path) -> None:
+    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
+    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
+        (folder / stale).unlink(missing_ok=True)
+    drop_kept(folder)
 
 
 def _optimizer(run: Run) -> Optimizer:
@@ -192,6 +199,8 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
             for step, batch in enumerate(run.batches(run.dataset.train, epoch, True)):
                 schedule.step_update(epoch * steps + step)
                 metered = epoch == 0 and step < METERED_STEPS
+                seed = _seed(config.seed, epoch * steps + step, run.accelerator.process_index)
+                batch = mix(config, *batch[:2], run.tuned.num_classes, seed) + batch[2:]
                 losses.append(_update(run, model, wrapped, batch, meter if metered else None))
                 if run.average:
                     run.average.update()
@@ -256,7 +265,7 @@ def _update(
             model,
             wrapped,
             micro_batches(images, targets, parts),
-            loss=of_outputs(run.targets.loss),
+            loss=run.targets.loss,
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

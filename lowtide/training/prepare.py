@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -16,17 +17,19 @@ from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
 from ..errors import InputError
 from ..families import classifiers, outputs
 from ..planning.search import parse_bytes, search
-from ..planning.simulate import Plan, plan, set_up_step
+from ..planning.simulate import Plan, plan, set_up_step, tune_on_meta
 from ..planning.step import shares_statistics
 from ..targets import KINDS, Targets
 from ..targets.classify import draw_weights
+from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
+from ..tuning.weights import Unfilled, leaves_frozen
 from .callbacks import Callback
 from .config import RunConfig
 from .decided import refuse_blind
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
-from .start import accelerate, pretrained
+from .start import accelerate
 from .summary import Epoch
 
 FEATURES = "features.f32"
@@ -119,10 +122,11 @@ class Run:
         load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
         load = partial(load, rank=rank, processes=processes)
         if training:
-            load = partial(
-                load, drop_last=self._drops(len(samples)), weights=self._weights(samples)
-            )
-        transform = self.preprocessing.transform(train=training, augment=config.augment)
+            drops, weights = self._drops(len(samples)), self._weights(samples)
+            load = partial(load, drop_last=drops, weights=weights, repeats=config.repeats)
+        transform = self.preprocessing.transform(
+            train=training, augment=config.augment, distortion=config.distortion
+        )
         if self.features:
             whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
             self.features.fill(samples, whole)
@@ -196,13 +200,12 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         [s.label for s in dataset.train],
         loss=config.loss,
         balance=config.balance,
-        smoothing=config.smoothing,
+        smoothing=0.0 if config.mixes else config.smoothing,  # which is in the mixed targets
     )
     refuse_blind(config, validated=bool(dataset.val))
     accelerator = accelerate(config)
-    backbone = pretrained(config)
     classes = len(dataset.classes)
-    config = _within_budget(config, backbone, classes)
+    config, backbone = _backbone(config, classes)
     planned = plan(
         backbone,
         config.method,
@@ -246,6 +249,23 @@ def _own_classes(backbone: nn.Module) -> int | None:
     """Count the classes of the backbone's own classifier."""
     heads = classifiers(backbone)
     return outputs(backbone, heads) if heads else None
+
+
+def _backbone(config: RunConfig, classes: int) -> tuple[RunConfig, nn.Module]:
+    """Make the backbone for a step within the memory budget, packed as its file is read."""
+    make = partial(create, config.model, image_size=config.image_size, drop_path=config.drop_path)
+    torch.manual_seed(config.seed)
+    file = config.checkpoint
+    if not file:
+        backbone = make(pretrained=config.pretrained)
+        return _within_budget(config, backbone, classes), backbone
+    with Unfilled():
+        shape = make(pretrained=False)
+    config = _within_budget(config, shape, classes)
+    tuned = tune_on_meta(shape, config.method, num_classes=classes)
+    dtype = config.frozen_dtype if leaves_frozen(tuned) else "fp32"
+    torch.manual_seed(config.seed)
+    return config, make(checkpoint=Path(file), frozen_dtype=dtype)
 
 
 def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:

@@ -103,3 +103,16 @@ def probed_maps(tuned: Tuned) -> list[nn.Linear]:
     maps = logit_maps(tuned.backbone, tuned.heads)
     linear = [m for m in maps if isinstance(m, nn.Linear)]
     return linear if len(linear) == len(maps) else []
+
+
+def trains_beside(tuned: Tuned) -> bool:
+    """Tell whether anything trains beside the maps that give the logits.
+
+    Args:
+        tuned: The model.
+
+    Returns:
+        Whether it does.
+    """
+    own = {id(p) for m in probed_maps(tuned) for p in m.parameters()}
+    return any(p.requires_grad and id(p) not in own for p in tuned.parameters())

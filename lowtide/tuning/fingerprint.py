@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..families import classifiers
+from ..memory.frozen_dtype import PACKED, Frozen
 from .adapter_config import AdapterConfig, Head
 
 ORIGINAL = "_lowtide_original_sha256"
 """Attribute of a backbone whose weights were rounded: their hash before that."""
 
 
-def fingerprint(model: nn.Module, path: str | None = None, head: Head = "train") -> str:
+Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
+"""Reads tensors by their names in a model."""
+
+
+def fingerprint(
+    model: nn.Module, path: str | None = None, head: Head = "train", read: Read | None = None
+) -> str:
     """Hash what an adapter leaves of a model: all but the classifier, or but what is no backbone.
 
     Args:
         model: The model; carries no adapter.
         path: Its backbone's path, where that is a part of it.
         head: Whether the rest trains, where the backbone is a part; what is frozen is hashed too.
+        read: Reads the wide weights of a backbone that was packed as it was loaded.
 
     Returns:
         SHA-256 of its parameters and persistent buffers, in hexadecimal; of a backbone whose
@@ -32,9 +41,16 @@ def fingerprint(model: nn.Module, path: str | None = None, head: Head = "train")
         return str(model.__dict__[ORIGINAL])
     left_out = tuple(f"{p}." for p in classifiers(model)) if path is None else ()
     kept = f"{path}." if path and head == "train" else ""
+    packed = {f"{name}.{PACKED}": m for name, m in model.named_modules() if isinstance(m, Frozen)}
+    state = {
+        key.removesuffix(PACKED) + "weight" if key in packed else key: (packed.get(key), value)
+        for key, value in model.state_dict().items()
+    }
     digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
+    for key, (module, value) in sorted(state.items(), key=lambda item: item[0]):
         if key.startswith(kept) and not key.startswith(left_out):
+            if module is not None and read is not None:
+                value = read([key])[key].to(module.slabs.dtype)
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

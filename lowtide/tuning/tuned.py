@@ -18,8 +18,6 @@ from ..core.wrapped import plain, unwrapped
 from ..errors import InputError, UnknownName, Unsupported
 from ..families import (
     HeadInit,
-    backbone_path,
-    classifiers,
     core,
     family_of,
     holders,
@@ -62,6 +60,7 @@ from .fingerprint import (
 from .left_out import LeftOutWarning, left_out
 from .place import located_backbone
 from .side_execution import StagedModel
+from .weights import pack_backbone
 
 
 class Tuned(StagedModel):
@@ -540,13 +539,7 @@ def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
         waiting = [p for adapter in model.adapters.values() for *_, p in adapter.thawed]
         pack_frozen(backbone, dtype, but=waiting)
     else:
-        path = backbone_path(backbone)
-        heads = classifiers(backbone) if path is None else holders(backbone, path)
-        if not next(backbone.parameters()).is_meta:
-            backbone.__dict__[ORIGINAL] = fingerprint(backbone, path)
-        own = [backbone.get_submodule(p) for p in heads]
-        every = [p for m in own for p in m.parameters(recurse=path is None)]
-        pack_frozen(backbone.requires_grad_(False), dtype, but=every)
+        pack_backbone(backbone, dtype)
     return model
 
 

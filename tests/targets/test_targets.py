@@ -36,6 +36,28 @@ def test_the_weighted_loss_is_its_equation_and_does_not_depend_on_how_a_batch_is
     assert Classify.of(ABC, [0, 0, 2], balance="weights").weights == pytest.approx((0.75, 0, 1.5))
 
 
+def test_mixed_images_weigh_what_their_classes_do():
+    kind = Classify.of(ABC, [0, 0, 0, 1, 2, 2], balance="weights")
+    logits, truth = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    shares = F.one_hot(truth, 3).float()
+    assert kind.loss(logits, shares).item() == pytest.approx(kind.loss(logits, truth).item())
+    mixed = (shares + shares.flip(0)) / 2
+    weights = mixed @ torch.tensor(kind.weights)
+    wanted = (-(mixed * logits.log_softmax(-1)).sum(-1) * weights).mean()
+    assert kind.loss(logits, mixed).item() == pytest.approx(wanted.item())
+
+
+def test_averaged_answers_are_means_of_answers():
+    one, other = torch.randn(2, 5, 3)
+    shares = Classify.averaged((one, other)).softmax(-1)
+    assert torch.allclose(shares, (one.softmax(-1) + other.softmax(-1)) / 2)
+    each = Multilabel.averaged((one, other)).sigmoid()
+    assert torch.allclose(each, (one.sigmoid() + other.sigmoid()) / 2)
+    kind = Regress(("n",), mean=3.0, std=2.0)
+    numbers = [kind.numbers(x[:, :1]) for x in (one, other)]
+    assert torch.allclose(kind.numbers(kind.averaged((one[:, :1], other[:, :1]))), sum(numbers) / 2)
+
+
 def test_draws_give_each_class_as_much_weight():
     labels = [0] * 6 + [2] * 2
     weights = draw_weights(labels, 3)

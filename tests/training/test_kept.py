@@ -65,15 +65,14 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"),
+    ("said", "kept", "more"),
     [
-        ((0.5, 0.4, 0.6, 0.55, 0.5), 2),
-        ((0.5, 0.4, 0.6, 0.6, 0.5), 3),
-        ((0.5, 0.4, 0.5, 0.3, 0.5), 0),
-        ((0.1, 0.4, 0.5, 0.6, 0.7), 4),
+        ((0.5, 0.4, 0.6, 0.55, 0.5), 2, {}),
+        ((0.5, 0.4, 0.6, 0.6, 0.5), 3, {"ema": 0.5}),
+        ((0.5, 0.4, 0.5, 0.3, 0.5), 0, {"frozen_dtype": "int8"}),
+        ((0.1, 0.4, 0.5, 0.6, 0.7), 4, {}),
     ],
 )
-@pytest.mark.parametrize("more", [{}, {"ema": 0.5}, {"frozen_dtype": "int8"}])
 def test_the_best_epochs_weights_are_saved(config, tmp_path, scores, monkeypatch, said, kept, more):
     config = replace(config, **more)
     states, save = [], loop.keep_if_best

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
+import timm
 import torch
 
-from lowtide import METHODS
+from lowtide import METHODS, apply
 from lowtide.errors import InputError
 from lowtide.planning.step import make_optimizer
 from lowtide.training.config import RunConfig
 from lowtide.training.decided import FEWEST, MOST, WARMUP, Decided, decide, refuse_blind
 from lowtide.training.decided import UPDATES as UPDATES_AT_LEAST
+from lowtide.training.probe import trains_beside
 from lowtide.training.schedule import make_schedule
 
 UPDATES = 4
@@ -98,7 +100,9 @@ def test_a_small_set_gets_enough_updates_and_a_large_one_no_more_epochs_than_tha
 def test_a_classifier_that_starts_at_a_probe_moves_slower_than_what_trains_beside_it():
     assert decided(10, probed=True).head_lr_scale < 1
     assert decided(10, probed=False).head_lr_scale == 1
-    assert decided(10, probed=True, method=METHODS["linear"]()).head_lr_scale == 1
+    backbone = timm.create_model("vit_micro_patch4_32", num_classes=3)
+    for name, beside in (("linear", False), ("bias", True), ("mlp_head", True)):
+        assert trains_beside(apply(backbone, METHODS[name](), num_classes=3)) is beside
 
 
 def test_the_scale_of_the_head_is_in_every_rate():
