@@ -33,7 +33,7 @@ def build(tree: str, paint) -> tuple[list[str], set[Path]]:
         if content:
             lines = [part.strip() for part in content.split(" | ")]
             trees.text(paint() / name, "\n".join(lines) + "\n")
-        elif MASKS & set(Path(name).parts):
+        elif MASKS & set(Path(name).parts) or "_mask." in name:
             trees.mask(paint() / name, np.ones((16, 20)))
         else:
             paint(name)

@@ -31,6 +31,8 @@ OBJECTS = {
 }
 SEMANTIC = {
     "mask_pairs": (trees.mask_pairs, ("background", "cat", "dog"), (0, 1, 2)),
+    "mask_pairs beside": (trees.beside, ("background", "cat", "dog"), (0, 1, 2)),
+    "roboflow_masks": (trees.roboflow_masks, ("background", "cat", "dog"), (0, 1, 2)),
     "voc masks": (trees.voc_masks, ("background", "cat", "dog"), (0, 1, 2)),
     "coco": (trees.coco, ("background", "cat", "dog"), (0, 1, 2)),
     "ade20k": (trees.ade20k, ("cat", "dog"), (255, 0, 1)),
@@ -262,3 +264,31 @@ def test_only_the_first_of_many_classes_are_printed(tmp_path):
     trees.text(tmp_path / "data.yaml", f"train: images/train\nval: images/val\nnames: {names}\n")
     said = check(tmp_path).lines()
     assert "  ... and 60 more, see --json" in said and len(said) < 60
+
+
+def test_lvis_and_oxfords_pets_and_label_studio_are_read(tmp_path):
+    path = trees.coco(tmp_path / "lvis") / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    for entry in content["images"]:
+        entry["coco_url"] = f"http://images.cocodataset.org/train2017/{entry.pop('file_name')}"
+    path.write_text(json.dumps(content))
+    path.rename(path.with_name("lvis_v1_train.json"))
+    assert sorted(stems(read(tmp_path / "lvis").splits["train"])) == ["a", "c"]
+
+    pets = trees.voc(tmp_path / "pets")
+    (pets / "Annotations").rename(pets / "xmls")
+    (pets / "annotations").mkdir()
+    (pets / "xmls").rename(pets / "annotations/xmls")
+    (pets / "JPEGImages").rename(pets / "images")
+    assert sorted(stems(read(pets).splits["train"])) == ["a", "c"]
+
+    studio = trees.yolo(tmp_path / "studio")
+    (studio / "data.yaml").unlink()
+    trees.text(studio / "classes.txt", "cat\ndog\n")
+    trees.text(studio / "notes.json", {"categories": [{"id": 0, "name": "cat"}], "info": {"v": 1}})
+    found = read(studio)
+    assert (found.format, found.classes, list(found.splits)) == (
+        "YOLO",
+        ("cat", "dog"),
+        ["train", "val"],
+    )

@@ -186,6 +186,25 @@ def mask_pairs(root: Path) -> Path:
     return root
 
 
+def roboflow_masks(root: Path) -> Path:
+    for which, stems in SPLITS.items():
+        folder = root / {"val": "valid"}.get(which, which)
+        for stem in stems:
+            image(folder / f"{stem}.png", stem)
+            mask(folder / f"{stem}_mask.png", semantic(stem))
+        text(folder / "_classes.csv", "Pixel Value, Class\n0, background\n1, cat\n2, dog\n")
+    return root
+
+
+def beside(root: Path) -> Path:
+    for which, stems in SPLITS.items():
+        for stem in stems:
+            image(root / which / f"{stem}.png", stem)
+            mask(root / f"{which}annot" / f"{stem}.png", semantic(stem))
+    text(root / "classes.txt", "background\ncat\ndog\n")
+    return root
+
+
 def ade20k(root: Path) -> Path:
     for which, stems in SPLITS.items():
         name = {"train": "training", "val": "validation"}[which]

@@ -68,25 +68,26 @@ def parse_json(path: Path, most: int = JSON_BYTES) -> Any:
         raise InputError(f"{path} is no JSON: {str(error)[:200]}") from error
 
 
-def sniff(path: Path, keys: Iterable[str]) -> bool:
-    """Tell by its first 64 KiB whether a JSON object holds lists or objects under some keys.
+def sniff(path: Path, keys: Iterable[str]) -> set[str]:
+    """Tell by its first and last 64 KiB which keys of a JSON file hold lists.
 
     Args:
         path: The file.
-        keys: Any of which is enough.
+        keys: What is looked for.
 
     Returns:
-        Whether one stands there.
+        Those that stand there; none of what is no JSON file.
     """
     if path.suffix.lower() != ".json" or not path.is_file():
-        return False
+        return set()
     try:
         with path.open("rb") as file:
-            start = file.read(1 << 16)
+            seen = file.read(1 << 16)
+            file.seek(max(file.tell(), path.stat().st_size - (1 << 16)))
+            seen += file.read()
     except OSError:
-        return False
-    key = "|".join(map(re.escape, keys))
-    return bool(re.search(rf'"({key})"\s*:\s*[\[{{]'.encode(), start))
+        return set()
+    return {key for key in keys if re.search(rf'"{re.escape(key)}"\s*:\s*\['.encode(), seen)}
 
 
 def parse_xml(path: Path) -> ElementTree.Element:

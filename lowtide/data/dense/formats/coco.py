@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,55 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....errors import InputError, shown
-from ...listing import role
-from ...tree import children
+from ..coco_files import KEYS, files_of, folder_of, split_of
 from ..faults import Fault, Faulty, finite
 from ..listing import DenseFormat, DenseListing, Kind
 from ..objects import AnnotatedImage, Annotation, Polygons
 from ..runs import Runs, read_runs
-from ..text import CORNERS, OBJECTS, inside, numbers, parse_json, sniff
-
-_KEYS = ("images", "annotations", "categories")
-_MARKS = (*_KEYS, "licenses", "info")
-_OTHERS = ("person_keypoints", "captions", "stuff", "panoptic", "image_info")
-"""What COCO's other files begin with."""
-_USUAL = re.compile(r"(instances_)?(train|val|valid|validation|test)\d*\.json", re.IGNORECASE)
+from ..text import CORNERS, OBJECTS, inside, numbers, parse_json
 
 
 class _File(NamedTuple):
     path: Path
     split: str
     content: dict[str, Any]
-
-
-def _files(source: Path) -> list[Path]:
-    """Find COCO's files: beside the images' folders, in `annotations/`, or in a split's folder."""
-    if source.is_file():
-        return [source] if sniff(source, _MARKS) else []
-    folders = [source, *(child for child in children(source) if child.is_dir())]
-    found = []
-    for folder in folders:
-        annotations = folder.name.lower() in {"annotations", "annotation"}
-        if folder == source or annotations or role(folder.name):
-            found += [
-                child
-                for child in children(folder)
-                if child.suffix.lower() == ".json"
-                and (annotations and _USUAL.fullmatch(child.name) or sniff(child, _MARKS))
-            ]
-    main = [path for path in found if not path.name.startswith(_OTHERS)]
-    return main or found
-
-
-def _split(path: Path, source: Path) -> str:
-    """Tell a file's role from its name, or else from its folder's."""
-    words = re.findall(r"[a-z]+", path.stem.lower())
-    roles = [found for word in words if (found := role(word))]
-    if len(set(roles)) > 1 or "trainval" in words:
-        return "train"
-    if roles:
-        return roles[0]
-    return (path.parent != source and role(path.parent.name)) or "all"
 
 
 def read_coco(source: Path, kind: Kind | None = None) -> DenseListing:
@@ -85,8 +47,8 @@ def read_coco(source: Path, kind: Kind | None = None) -> DenseListing:
     if source.is_file() and root.name.lower() == "annotations":
         root = root.parent
     files: dict[str, _File] = {}
-    for path in _files(source):
-        which = "all" if source.is_file() else _split(path, source)
+    for path in files_of(source):
+        which = "all" if source.is_file() else split_of(path, source)
         if which in files:
             raise InputError(f"{source}: both {files[which].path.name} and {path.name} are {which}")
         files[which] = _File(path, which, _content(path))
@@ -107,12 +69,12 @@ def read_coco(source: Path, kind: Kind | None = None) -> DenseListing:
 
 def _content(path: Path) -> dict[str, Any]:
     content = parse_json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in _KEYS):
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in KEYS):
         raise InputError(
-            f"{path} is not COCO: expected an object with lists of {', '.join(_KEYS[:2])} and "
-            f"{_KEYS[2]}"
+            f"{path} is not COCO: expected an object with lists of {', '.join(KEYS[:2])} and "
+            f"{KEYS[2]}"
         )
-    for key in _KEYS:
+    for key in KEYS:
         if not all(isinstance(entry, dict) for entry in content[key]):
             raise InputError(f"{path} is not COCO: {key} holds something else than objects")
     if not content["images"]:
@@ -178,7 +140,7 @@ def _images(
     """Read the images of one file, each with its objects."""
     where, content = file.path.name, file.content
     images = [
-        (_image_id(entry.get("id"), f"{where} image"), entry.get("file_name"), _size(entry))
+        (_image_id(entry.get("id"), f"{where} image"), _name(entry), _size(entry))
         for entry in content["images"]
     ]
     known = {number for number, _, _ in images}
@@ -195,7 +157,7 @@ def _images(
         except (Faulty, InputError) as error:
             kind = getattr(error, "kind", "objects that are not understood")
             faults.append(Fault(kind, f"{place}: {str(error).removeprefix(place + ': ')}"))
-    folder = _folder(file, root, images[0][1])
+    folder = folder_of(file.path, file.split, root, images[0][1])
     return [
         AnnotatedImage(
             path=inside(root, folder, name, f"{where} image {number}"),
@@ -214,25 +176,15 @@ def _bounded(objects: list[Annotation], where: str) -> tuple[Annotation, ...]:
     return tuple(objects)
 
 
+def _name(entry: Mapping[str, Any]) -> object:
+    """Name an image's file; LVIS gives its address only, which ends in split and file."""
+    name, address = entry.get("file_name"), entry.get("coco_url")
+    return "/".join(address.split("/")[-2:]) if not name and isinstance(address, str) else name
+
+
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     size = numbers((entry.get("height"), entry.get("width")), 2)
     return (int(size[0]), int(size[1])) if size and np.isfinite(size).all() else None
-
-
-def _folder(file: _File, root: Path, name: object) -> Path:
-    """Find the folder that holds the first image: the file's own, or one of the split's name."""
-    below = [child for child in children(root) if child.is_dir()]
-    below += [deeper for child in below for deeper in children(child) if deeper.is_dir()]
-    if file.split == "all":
-        wanted = below
-    else:
-        mine = [folder for folder in below if role(folder.name.rstrip("0123456789")) == file.split]
-        wanted = mine + [f for f in below if not role(f.name.rstrip("0123456789"))]
-    candidates = [file.path.parent, root, *wanted]
-    for folder in candidates:
-        if inside(root, folder, name, f"{file.path.name} images").is_file():
-            return folder
-    return next((f for f in wanted if role(f.name.rstrip("0123456789"))), root)
 
 
 def _object(
@@ -284,4 +236,4 @@ def _kind(splits: Mapping[str, Sequence[AnnotatedImage]]) -> tuple[Kind, list[st
     ]
 
 
-FORMAT = DenseFormat(_files, read_coco, rank=30, about="COCO JSON")
+FORMAT = DenseFormat(files_of, read_coco, rank=30, about="COCO JSON")

@@ -19,6 +19,10 @@ ENDINGS = ("", "_mask", "_label", "_labels", "_gt", "_seg", "_segmentation", "-m
 """What a mask's name may have behind its image's."""
 
 
+BESIDE = ("annot", "_labels", "_masks", "_mask", "_annotations")
+"""What a folder of masks may have behind the name of a split: CamVid's `trainannot`."""
+
+
 class _Pair(NamedTuple):
     split: str
     images: Path
@@ -53,6 +57,13 @@ def _pairs(root: Path) -> list[_Pair]:
         if of_masks:
             return [_Pair(w, of_images[w], of_masks[w]) for w in of_images if w in of_masks]
         return [_Pair("all", images[0], masks[0])] if images and not of_images else []
+    if siblings := [
+        _Pair(which, folder, below)
+        for which, folder in _roles(root).items()
+        for below in (folder.with_name(folder.name + ending) for ending in BESIDE)
+        if below.is_dir() and has_masks(below)
+    ]:
+        return siblings
     within = {which: (_named(f, IMAGES), _named(f, MASKS)) for which, f in _roles(root).items()}
     return [
         _Pair(which, images[0], masks[0])

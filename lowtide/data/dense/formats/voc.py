@@ -48,6 +48,8 @@ def _parts(root: Path) -> list[_Part]:
     if not root.is_dir():
         return []
     xml = _folder(root, _XML)
+    if xml is not None and not _holds(xml):
+        xml = _folder(xml, _XML)  # Oxford's pets: annotations/xmls/
     if xml is not None and _holds(xml):
         return [_Part("all", xml, _folder(root, _IMAGES) or xml)]
     if _holds(root) and any(is_image(Path(name)) for name in names(root)):
