@@ -38,9 +38,11 @@ from .planning.simulate import Plan as Plan
 from .planning.simulate import plan as plan
 from .planning.step import StepConfig as StepConfig
 from .tuning.backbone import create as create
+from .tuning.peft import load as load
+from .tuning.peft import merge_peft as merge_peft
+from .tuning.peft import write_peft as write_peft
 from .tuning.tuned import Tuned as Tuned
 from .tuning.tuned import apply as apply
-from .tuning.tuned import load as load
 from .tuning.tuned import merge as merge
 from .tuning.tuned import set_frozen_dtype as set_frozen_dtype
 
@@ -75,7 +77,9 @@ __all__ = [
     "footprint",
     "load",
     "merge",
+    "merge_peft",
     "method",
     "plan",
     "set_frozen_dtype",
+    "write_peft",
 ]

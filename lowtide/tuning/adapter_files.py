@@ -1,4 +1,4 @@
-"""Adapter files in PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`.
+"""Adapter files: `adapter_config.json` beside `adapter_model.safetensors`, as peft names them.
 
 Both formats are data; reading a file never imports or runs anything it names.
 """
@@ -123,7 +123,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS} in it")
     config = read_json(path)
     if not isinstance(config, dict) or config.get("library") != LIBRARY:
-        raise InputError(f"{path} was not written by lowtide; peft loads its own adapters")
+        raise InputError(f"{path} was not written by lowtide, whose runs this reads")
     return config
 
 
