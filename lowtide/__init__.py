@@ -19,6 +19,7 @@ from .core.graft import Side as Side
 from .core.graft import Swap as Swap
 from .core.graft import Thaw as Thaw
 from .core.graft import method as method
+from .core.outside import import_offered as _import_offered
 from .core.site import Role as Role
 from .core.site import Site as Site
 from .core.site import Sites as Sites
@@ -83,3 +84,5 @@ __all__ = [
     "set_frozen_dtype",
     "write_peft",
 ]
+
+_import_offered()  # last of all: their files import lowtide

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from .commands import COMMANDS
+from .core.outside import import_methods
 from .errors import InputError, LowtideError, UnknownName, printable
 from .interrupt import leave_at_once
 from .training.environment import installed
@@ -80,11 +81,27 @@ def _run(args: Sequence[str]) -> int:
     if args[0] == "--version":
         print(f"lowtide {installed('lowtide') or 'from a source tree'}")
         return 0
-    if args[0] not in COMMANDS:
-        raise UnknownName("command", args[0], COMMANDS)
+    args = _with_methods(args)
+    if not args or args[0] not in COMMANDS:
+        raise UnknownName("command", args[0] if args else "", COMMANDS)
     run, _ = COMMANDS[args[0]]
     run(args[1:])
     return 0
+
+
+def _with_methods(args: Sequence[str]) -> list[str]:
+    """Import what `--import` names, wherever it stands, and give the other arguments."""
+    rest, waiting = [], list(args)
+    while waiting:
+        word = waiting.pop(0)
+        flag, equals, source = word.partition("=")
+        if flag != "--import":
+            rest.append(word)
+            continue
+        if not equals and not waiting:
+            raise InputError("--import needs a value")
+        import_methods(source if equals else waiting.pop(0))
+    return rest
 
 
 def _open_streams() -> None:
@@ -123,5 +140,6 @@ def _help() -> str:
     return (
         "Fine-tune large pre-trained vision backbones in very little memory.\n\n"
         f"usage: lowtide COMMAND ...\n\n{rows}\n\n"
-        "lowtide COMMAND --help says more; lowtide --version says which this is."
+        "lowtide COMMAND --help says more; lowtide --version says which this is.\n"
+        "--import FILE.py or MODULE, with any command, takes a method of your own from there."
     )

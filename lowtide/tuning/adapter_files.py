@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..core.graft import Method, method_name
-from ..errors import InputError, LowtideError, UnknownName, shown
+from ..core.outside import refuse_missing, source_of
+from ..errors import InputError, LowtideError, shown
 from ..methods import METHODS
 from ..paths import read_json, whole, write_text
 from ..values import read_fields
@@ -134,10 +135,13 @@ def describe(method: Method) -> dict[str, Any]:
         method: The method.
 
     Returns:
-        Its name and every option, as JSON holds them.
+        Its name and every option, as JSON holds them; of a method from outside the package also
+        what `--import` takes.
     """
     options = dataclasses.asdict(method)  # type: ignore[call-overload]
-    return {"name": method_name(type(method)), **{k: _plain(v) for k, v in options.items()}}
+    source = source_of(type(method))
+    own = {"name": method_name(type(method)), **({"import": source} if source else {})}
+    return own | {k: _plain(v) for k, v in options.items()}
 
 
 def construct(description: Mapping[str, Any]) -> Method:
@@ -151,14 +155,13 @@ def construct(description: Mapping[str, Any]) -> Method:
 
     Raises:
         UnknownName: There is no such method, option or role.
-        InputError: A value does not fit.
+        InputError: A value does not fit, or the method is from outside and not imported.
     """
     if not isinstance(description, Mapping):
         raise InputError(f"a method is a name and options, not {shown(description)}")
     options = dict(description)
-    name = options.pop("name", "")
-    if not isinstance(name, str) or name not in METHODS:
-        raise UnknownName("method", name, METHODS)
+    name, source = options.pop("name", ""), options.pop("import", None)
+    refuse_missing(name, source)
     options = read_fields(METHODS[name], options, name)
     try:
         return METHODS[name](**options)
