@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from . import (
     bench,
+    completion,
     data,
     doctor,
     evaluate,
@@ -44,5 +45,6 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "presets": (presets.presets, presets.SUMMARY),
     "info": (info.info, info.SUMMARY),
     "doctor": (doctor.doctor, doctor.SUMMARY),
+    "completion": (lambda args: completion.completion(args, COMMANDS), completion.SUMMARY),
 }
 """Every command by name: what runs it, and what it is for."""

@@ -68,7 +68,7 @@ def _window_attention(attn: Any, x: Tensor, mask: Tensor | None, n: int) -> Tens
     q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     bias = attn._get_rel_pos_bias()
     if mask is not None:
-        bias = bias + mask.unsqueeze(1).repeat(len(x) // len(mask), 1, 1, 1)
+        bias = bias + mask.unsqueeze(1).repeat(x.shape[0] // len(mask), 1, 1, 1)
     y = F.scaled_dot_product_attention(
         q,
         k,
