@@ -18,6 +18,7 @@ from .core.outside import import_methods
 from .errors import InputError, LowtideError, UnknownName, printable
 from .interrupt import leave_at_once
 from .training.environment import installed
+from .training.time_limit import OutOfTime
 from .tuning.left_out import LeftOutWarning
 
 CONTINUES = {
@@ -43,8 +44,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command and arguments; by default those of the process.
 
     Returns:
-        0; 2 for bad input, 1 for a failure, 130 where it was interrupted, each with one line on
-        standard error.
+        0; 2 for bad input, 1 for a failure, 130 where it was interrupted, 124 where its time limit
+        ended it, each with one line on standard error.
     """
     args = list(sys.argv[1:] if args is None else args)
     _open_streams()
@@ -57,6 +58,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return code
     except InputError as e:
         return _complain(e, 2)
+    except OutOfTime as e:
+        return _complain(e, 124)
     except LowtideError as e:
         return _complain(e, 1)
     except KeyboardInterrupt:

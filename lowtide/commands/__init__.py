@@ -1,7 +1,7 @@
 """One command, one file: `SUMMARY` is its line in the help, the function of its name runs it.
 
-Imports errors, versions, paths, values, core, methods, families, tuning, planning, data, presets,
-training, inference, bench, inspect, report.
+Imports errors, versions, paths, values, core, memory, methods, families, tuning, planning, data,
+presets, training, inference, bench, inspect, report.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "compiler", f"{compiler} ({about})" if compiler else "none"
     yield "cache", found["cpu_kernels_file"] or f"{found['cache'] or 'none'} (not used)"
     for name, libraries in found["extras"].items():
-        held = ", ".join(f"{n} {v or 'not installed'}" for n, v in libraries.items())
-        yield "extra", f"{name}: {held}"
+        row = ", ".join(f"{n} {v or 'not installed'}" for n, v in libraries.items())
+        yield "extra", f"{name}: {row}"
     for warning in found["warnings"]:
         yield "warning", warning
     if not found["warnings"]:

@@ -34,6 +34,15 @@ def train(args: Sequence[str]) -> None:
     )
     parser.add_argument("--resume", type=str, help="Run folder to continue; it knows its options.")
     parser.add_argument("--overwrite", action="store_true", help="Replace the run in --output.")
+    parser.add_argument(
+        "--log",
+        type=tuple[str, ...],
+        help="Whom to tell the numbers while it lasts, with commas between: csv (metrics.csv in the"
+        " run folder), tensorboard, wandb, ...",
+    )
+    parser.add_argument(
+        "--time-limit", type=str, help="Such as 2h or 90m: stop in time, to be continued."
+    )
     resumed = value_of(args, "--resume")
     if resumed is not None:
         _refuse_beside_resume(args)
@@ -44,7 +53,14 @@ def train(args: Sequence[str]) -> None:
     config.refuse_crowd()
     folder = Path(resumed or own["output"] or _free(config.data, config.method))
     refuse_unwritable(folder, folder=True)
-    summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
+    summary = fit(
+        config,
+        folder,
+        continues=resumed is not None,
+        overwrite=own["overwrite"],
+        log=own["log"] or (),
+        time_limit=own["time_limit"],
+    )
     state = PartialState()
     if state.is_main_process:
         _print_run(folder, summary)

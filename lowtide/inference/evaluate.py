@@ -16,6 +16,7 @@ from ..data.formats.corruptions import corruption_error, severities_in
 from ..data.images import look
 from ..errors import InputError, LowtideError, UnknownName
 from ..planning.simulate import tune_on_meta
+from ..training.devices import device_of
 from ..training.owner import refuse_unfinished
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
@@ -57,7 +58,7 @@ def open_run(
     Args:
         folder: The run folder.
         checkpoint: Where the backbone's weights are now, if not where they were.
-        device: `auto` or `cpu`.
+        device: `auto`, `cpu`, `cuda:1` and the like.
         original: Whether to leave the frozen weights as they are in the backbone's file, where they
             were kept in few bits in training.
 
@@ -67,6 +68,7 @@ def open_run(
     Raises:
         InputError: The folder holds no finished run.
     """
+    where = device_of(device)
     refuse_unfinished(folder)
     config = AdapterConfig.of(read_config(folder), folder)
     if config.preprocessing is None or config.augment is None or config.classes is None:
@@ -87,8 +89,7 @@ def open_run(
             f" {preprocessing.channels} channels and the model takes {fits.size} with"
             f" {fits.channels}"
         )
-    wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-    return Trained(tuned.to(wanted), preprocessing, transform, config.classes, options["name"])
+    return Trained(tuned.to(where), preprocessing, transform, config.classes, options["name"])
 
 
 def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:

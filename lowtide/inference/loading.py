@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..data import Dataset, Sample, read
 from ..errors import InputError, UnknownName
@@ -15,11 +15,9 @@ from ..training.progress import note
 from ..training.split import SPLIT, SPLITS, Split, samples_of
 from ..training.summary import read_summary
 from ..tuning.adapter_files import CONTENT, read_config
-from ..values import Count
+from ..values import Count, Device
 from .evaluate import Trained, open_run, too_deep
 from .merged import open_merged
-
-Device = Literal["auto", "cpu"]
 
 
 def add_loading(parser: Parser) -> None:
@@ -32,7 +30,7 @@ def add_loading(parser: Parser) -> None:
         "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
     )
     parser.add_argument("--batch-size", type=Count, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", type=Device, default="auto", help="auto or cpu.")
+    parser.add_argument("--device", type=Device, default="auto", help="Where to compute.")
 
 
 def open_given(given: dict[str, Any], original: bool = False) -> Trained:

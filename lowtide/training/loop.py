@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,21 @@ from .summary import (
     RunSummary,
     read_summary,
 )
+from .time_limit import TimeLimit
+from .trackers import check_trackers
+from .watch import Watch
 
 METERED_STEPS = 2
 
 
 def train(
-    config: RunConfig, folder: Path, *, continues: bool = False, overwrite: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    continues: bool = False,
+    overwrite: bool = False,
+    log: Sequence[str] = (),
+    time_limit: str | None = None,
 ) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
@@ -56,6 +66,8 @@ def train(
         continues: Continue the run in `folder` from its last finished epoch; a finished run is left
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
+        log: Whom to tell the numbers while it lasts: csv, tensorboard, wandb, ...
+        time_limit: Such as 2h: the run stops in time, and can be continued.
 
     Returns:
         The summary.
@@ -63,6 +75,7 @@ def train(
     Raises:
         InputError: The folder already holds a run, or one with other options.
     """
+    log, limit = check_trackers(log), TimeLimit(str(folder), time_limit)
     with owned(folder):
         refuse_taken(folder, continues, overwrite)
         if continues:
@@ -71,10 +84,12 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues)
+        return _run(config, folder, continues, limit, log)
 
 
-def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
+def _run(
+    config: RunConfig, folder: Path, continues: bool, limit: TimeLimit, log: Sequence[str]
+) -> RunSummary:
     run = prepare(config, folder)
     config = run.config  # with what a memory budget decided
     for line in run.notes if run.main else ():
@@ -98,7 +113,11 @@ def _run(config: RunConfig, folder: Path, continues: bool) -> RunSummary:
         Split.of(run.dataset).write(folder)
     if run.main:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
-    _fit(run, model, wrapped, optimizer)
+    watch = Watch(run, limit, log)
+    try:
+        _fit(run, model, wrapped, optimizer, watch)
+    finally:
+        watch.end()
     with run.averaged():
         return finish(run, model)
 
@@ -118,7 +137,7 @@ def _probe(run: Run, model: Any) -> None:
         note(f"the classifier starts at a linear probe of {len(some)} images{val}")
 
 
-def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
+def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch) -> None:
     config = run.config
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
@@ -127,6 +146,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
         torch.cuda.reset_peak_memory_stats()  # an earlier run of this process has its own
     with Progress(config.epochs, steps, shown=run.main) as progress:
         for epoch in range(len(run.history), config.epochs):
+            watch.begin_epoch()
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
             torch.manual_seed(_seed(config.seed, epoch, run.accelerator.process_index))
@@ -143,7 +163,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                         f"the loss is {losses[-1]} at epoch {epoch + 1}, step {step + 1}: lower"
                         f" --lr ({config.lr:g}) or set --clip-grad 1; finished epochs are kept"
                     )
-                progress.step(losses[-1])
+                progress.step(losses[-1], watch.step(optimizer, losses[-1], batch[-1]))
             with run.averaged():
                 validated = accuracy_of(confusion_of(run, model, run.dataset.val))
             run.history.append(
@@ -154,7 +174,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                     seconds=round(time.perf_counter() - started, 2),
                 )
             )
-            progress.epoch(run.history[-1])
+            progress.epoch(run.history[-1], watch.end_epoch())
             if run.main:
                 save(run, optimizer)
 

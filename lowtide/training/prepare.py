@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,11 +24,14 @@ from ..planning.step import shares_statistics
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
 from .config import RunConfig
+from .devices import device_of
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
 from .summary import Epoch
 
 FEATURES = "features.f32"
+MOST_WORKERS = 8
+"""Most loading processes that are not asked for."""
 
 
 @dataclass
@@ -82,6 +86,17 @@ class Run:
         """How many processes share each update."""
         return self.accelerator.num_processes
 
+    @property
+    def workers(self) -> int:
+        """Processes that load images; see `RunConfig.workers`."""
+        if self.config.workers is not None:
+            return self.config.workers
+        made, images = self.preprocessing, len(self.dataset.train) + len(self.dataset.val)
+        kept = made.channels * math.prod(made.size) * images <= self.cache.limit_bytes
+        kept &= made.transform(train=True, augment=self.config.augment).cacheable
+        on_cpu = self.accelerator.device.type == "cpu"
+        return 0 if kept or on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+
     def batches(
         self,
         samples: tuple[Sample, ...],
@@ -109,11 +124,11 @@ class Run:
             load = partial(load, drop_last=self._drops(len(samples)))
         transform = self.preprocessing.transform(train=training, augment=config.augment)
         if self.features:
-            whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
+            whole = load(transform, shuffle=False, drop_last=False, workers=self.workers)
             self.features.fill(samples, whole)
             loaded = load(FeatureTransform(), shuffle=training, cache=self.features)
         else:
-            loaded = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
+            loaded = load(transform, shuffle=training, workers=self.workers, cache=self.cache)
         together = config.batch_size * processes
         for step, (images, labels) in enumerate(loaded):
             count = min(together, len(samples) - step * together)
@@ -178,8 +193,9 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     )
     if config.train_on_val:
         dataset = replace(dataset, train=dataset.train + dataset.val, val=())
+    on_cpu = device_of(config.device).type == "cpu"
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
-    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
+    accelerator = Accelerator(mixed_precision=config.amp, cpu=on_cpu)
     if config.update_in_backward and accelerator.num_processes > 1:
         raise InputError("update_in_backward works in one process: others average gradients first")
     torch.manual_seed(config.seed)

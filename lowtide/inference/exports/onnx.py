@@ -64,6 +64,19 @@ def write(trained: Trained, path: Path) -> list[str]:
 
 
 def _exported(model: torch.nn.Module, images: Tensor) -> Any:
+    """Export, with attention as matrix products where its form has no operator."""
+    fused = [m for m in model.modules() if getattr(m, "fused_attn", False) is True]
+    try:
+        return _export(model, images)
+    except LowtideError:
+        if not fused:
+            raise
+    for module in fused:
+        module.fused_attn = False  # type: ignore[assignment]
+    return _export(model, images)
+
+
+def _export(model: torch.nn.Module, images: Tensor) -> Any:
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
         with _quiet():
