@@ -16,6 +16,8 @@ from .. import zoo
 from ..memory.chunking import declare
 from .classifier import HeadInit as HeadInit
 from .classifier import classifiers as classifiers
+from .classifier import config_of as config_of
+from .classifier import exchange_config as exchange_config
 from .classifier import logit_maps as logit_maps
 from .classifier import new_classifier as new_classifier
 from .classifier import outputs as outputs

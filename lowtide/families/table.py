@@ -144,18 +144,27 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     """Find the input a backbone was built for.
 
     Args:
-        model: A timm backbone, or any model with `pretrained_cfg`.
+        model: A timm backbone, any model with `pretrained_cfg`, or one of transformers'.
 
     Returns:
         Channels, height, width.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    shape = tuple(cfg.get("input_size") or (3, 224, 224))
+    shape = tuple(cfg.get("input_size") or _configured(model))
     stem = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
     size = getattr(stem, "img_size", None)
     if size is not None:
         shape = (shape[0], *size)
     return (getattr(model, "in_chans", None) or shape[0], *shape[1:])
+
+
+def _configured(model: Any) -> tuple[int, int, int]:
+    """Read what a transformers model says of its images; most take 224 x 224."""
+    config = getattr(model, "config", None)
+    config = getattr(config, "vision_config", None) or config
+    size = getattr(config, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    return (getattr(config, "num_channels", None) or 3, height, width)
 
 
 def measure(model: nn.Module, family: Family) -> Sites:
