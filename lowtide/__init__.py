@@ -27,6 +27,7 @@ from .errors import InputError as InputError
 from .errors import LowtideError as LowtideError
 from .errors import UnknownName as UnknownName
 from .errors import Unsupported as Unsupported
+from .inference.hub import from_hub as from_hub
 from .memory.compress import compress as compress
 from .memory.compress import decompress as decompress
 from .memory.policy import POLICIES as POLICIES
@@ -38,6 +39,7 @@ from .planning.meter import footprint as footprint
 from .planning.simulate import Plan as Plan
 from .planning.simulate import plan as plan
 from .planning.step import StepConfig as StepConfig
+from .report.card import push_to_hub as push_to_hub
 from .tuning.backbone import create as create
 from .tuning.peft import load as load
 from .tuning.peft import merge_peft as merge_peft
@@ -76,11 +78,13 @@ __all__ = [
     "create",
     "decompress",
     "footprint",
+    "from_hub",
     "load",
     "merge",
     "merge_peft",
     "method",
     "plan",
+    "push_to_hub",
     "set_frozen_dtype",
     "write_peft",
 ]

@@ -23,6 +23,7 @@ from . import (
     plan,
     predict,
     presets,
+    push,
     report,
     train,
 )
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "merge": (merge.merge, merge.SUMMARY),
     "export": (export.export, export.SUMMARY),
     "import": (import_.import_, import_.SUMMARY),
+    "push": (push.push, push.SUMMARY),
     "report": (report.report, report.SUMMARY),
     "inspect": (inspect.inspect, inspect.SUMMARY),
     "plan": (plan.plan, plan.SUMMARY),

@@ -25,6 +25,7 @@ from .classifier import reset as reset
 from .generic import GENERIC as GENERIC
 from .meta_model import meta_copy as meta_copy
 from .parts import recomputable as recomputable
+from .table import SEPARATE as SEPARATE
 from .table import Context as Context
 from .table import Family as Family
 from .table import image_shape as image_shape

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..core.graft import Method, method_name
 from ..core.outside import refuse_missing, source_of
 from ..errors import InputError, LowtideError, shown
+from ..families import SEPARATE
 from ..methods import METHODS
 from ..paths import read_json, whole, write_text
 from ..values import read_fields
@@ -125,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or config.get("library") != LIBRARY:
         raise InputError(f"{path} was not written by lowtide, whose runs this reads")
-    return config
+    return _as_written(config, folder / WEIGHTS)
 
 
 def describe(method: Method) -> dict[str, Any]:
@@ -257,6 +258,19 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}
     except SafetensorError as e:
         raise InputError(f"{path} is damaged: {e}") from e
+
+
+def _as_written(config: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """Name what LoRA once adapted by default beside separate maps to q, k and v: all maps."""
+    methods = config.get("methods")
+    plain = [m for m in methods if isinstance(m, dict)] if isinstance(methods, list) else []
+    for method in plain if weights.is_file() else ():
+        if method.get("name") == "lora" and method.get("roles") == []:
+            paths = {k.partition("/")[0] for k in read_shapes(weights) if "/lora/" in k}
+            leaves = {path.rpartition(".")[2] for path in paths}
+            if any(leaves & {*names} and leaves - {*names} for names in SEPARATE):
+                method["roles"] = ["fc1", "fc2", "linear"]
+    return config
 
 
 def _finite(value: Tensor) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 from nets import FEW, stir, wake
 
-from lowtide import METHODS, apply, load
+from lowtide import METHODS, Role, apply, load
 from lowtide.families import image_shape
 
 transformers = pytest.importorskip("transformers")
@@ -72,3 +73,17 @@ def test_parts_are_those_of_separate_maps(parts):
     sites = {s.path: s.part for s in tuned.sites}
     grafted = [sites[path] for path, *_ in tuned.adapters["default"].grafts]
     assert sorted(grafted) == sorted(parts * VIT["num_hidden_layers"])
+
+
+def test_an_adapter_from_before_separate_maps_were_known_still_loads(tmp_path):
+    """LoRA's default was every linear map there, and its config says no roles."""
+    model, x = made("ViT")
+    old = METHODS["lora"](roles=(Role.FC1, Role.FC2, Role.LINEAR))
+    tuned = apply(copy.deepcopy(model), old)
+    stir(tuned)
+    tuned.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    content = json.loads(path.read_text())
+    content["methods"][0]["roles"] = []
+    path.write_text(json.dumps(content))
+    assert torch.allclose(load(model, tmp_path)(x).logits, tuned.eval()(x).logits, atol=1e-5)
