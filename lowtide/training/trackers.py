@@ -33,7 +33,7 @@ class CsvTracker(GeneralTracker):
 
     def __init__(self, path: Path, first: int) -> None:
         super().__init__()
-        self.path, self.first = path, first
+        self.path, self.first, self._begun = path, first, False
 
     @property
     def tracker(self) -> Path:
@@ -42,7 +42,8 @@ class CsvTracker(GeneralTracker):
 
     @on_main_process
     def start(self) -> None:
-        """Begin the file, or go on with it."""
+        """Begin the file, or go on with it; older versions of Accelerate leave that to `log`."""
+        self._begun = True
         kept: list[list[str]] = []
         if self.first and self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -68,6 +69,8 @@ class CsvTracker(GeneralTracker):
             step: Updates so far.
             **kwargs: Of no use here.
         """
+        if not self._begun:
+            self.start()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([step, name, value] for name, value in values.items())
 

@@ -10,7 +10,9 @@ import timm
 import torch
 from nets import FEW, stir, wake
 
+import lowtide
 from lowtide import METHODS, Role, apply, load, merge_peft, write_peft
+from lowtide.cli import main
 from lowtide.errors import InputError, Unsupported
 
 peft = pytest.importorskip("peft")
@@ -219,3 +221,18 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
             with pytest.raises(InputError, match="does not fit"):
                 take(strange, tmp_path)
         assert torch.equal(logits(strange(x)), before)
+
+
+def test_the_command_folds_an_adapter_into_a_checkpoint(tmp_path, capsys):
+    model = lowtide.create("vit_micro_patch4_32")
+    model.reset_classifier(3)
+    config = peft.LoraConfig(target_modules=["fc1"], modules_to_save=["head"], use_dora=True, r=2)
+    x = torch.randn(2, 3, 32, 32)
+    expected = theirs(model.eval(), config, tmp_path / "adapter")(x)
+    words = ["--model", "vit_micro_patch4_32", "--output", str(tmp_path / "m.safetensors")]
+    assert main(["import", str(tmp_path / "adapter"), *words]) == 0
+    plain = timm.create_model(words[1], num_classes=3, checkpoint_path=words[3]).eval()
+    close(plain(x), expected)
+    capsys.readouterr()
+    assert main(["import", str(tmp_path), *words]) == 2
+    assert "no adapter of peft" in capsys.readouterr().err
