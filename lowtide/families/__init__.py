@@ -16,6 +16,8 @@ from .. import zoo
 from ..memory.chunking import declare
 from .classifier import HeadInit as HeadInit
 from .classifier import classifiers as classifiers
+from .classifier import config_of as config_of
+from .classifier import exchange_config as exchange_config
 from .classifier import logit_maps as logit_maps
 from .classifier import new_classifier as new_classifier
 from .classifier import outputs as outputs
@@ -23,6 +25,7 @@ from .classifier import reset as reset
 from .generic import GENERIC as GENERIC
 from .meta_model import meta_copy as meta_copy
 from .parts import recomputable as recomputable
+from .table import SEPARATE as SEPARATE
 from .table import Context as Context
 from .table import Family as Family
 from .table import image_shape as image_shape

@@ -27,6 +27,8 @@ Context = Mapping[str, Mapping[str, Any]]
 ANYWHERE = {Role.LINEAR, Role.CONV, Role.NORM}
 """Roles that say what a module is and not where it stands: it has them only if it is called, read
 by its own forward alone and held in one place, so that a graft there is the only way to it."""
+SEPARATE = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v"))
+"""What libraries call the maps to queries, keys and values, where each has its own."""
 LINEAR_MAPS = {
     Role.STEM,
     Role.DOWN,
@@ -142,18 +144,27 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     """Find the input a backbone was built for.
 
     Args:
-        model: A timm backbone, or any model with `pretrained_cfg`.
+        model: A timm backbone, any model with `pretrained_cfg`, or one of transformers'.
 
     Returns:
         Channels, height, width.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    shape = tuple(cfg.get("input_size") or (3, 224, 224))
+    shape = tuple(cfg.get("input_size") or _configured(model))
     stem = getattr(model, "patch_embed", None) or getattr(model, "stem", None)
     size = getattr(stem, "img_size", None)
     if size is not None:
         shape = (shape[0], *size)
     return (getattr(model, "in_chans", None) or shape[0], *shape[1:])
+
+
+def _configured(model: Any) -> tuple[int, int, int]:
+    """Read what a transformers model says of its images; most take 224 x 224."""
+    config = getattr(model, "config", None)
+    config = getattr(config, "vision_config", None) or config
+    size = getattr(config, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    return (getattr(config, "num_channels", None) or 3, height, width)
 
 
 def measure(model: nn.Module, family: Family) -> Sites:
@@ -214,6 +225,7 @@ def measure(model: nn.Module, family: Family) -> Sites:
             _depthwise(modules[path]),
             _kernel(modules[path]),
             patches,
+            _part(path, roles),
             *barred.get(path, ()),
         )
         for path, role in roles.items()
@@ -238,6 +250,16 @@ def _barred(
         elif role is Role.OTHER and kind is not None:
             found[path] = f"nothing grafts on a {type(modules[path]).__name__}", kind
     return found
+
+
+def _part(path: str, roles: Mapping[str, Role]) -> str:
+    """Tell which of queries, keys and values a map gives, where it and two beside it do."""
+    parent, _, leaf = path.rpartition(".")
+    if roles[path] is Role.LINEAR:
+        for names in SEPARATE:
+            if leaf in names and {roles.get(f"{parent}.{n}") for n in names} == {Role.LINEAR}:
+                return "qkv"[names.index(leaf)]
+    return ""
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

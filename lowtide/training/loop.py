@@ -46,6 +46,9 @@ from .summary import (
     read_summary,
     scored,
 )
+from .time_limit import TimeLimit
+from .trackers import check_trackers
+from .watch import Watch
 
 METERED_STEPS = 2
 
@@ -57,6 +60,8 @@ def train(
     continues: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    time_limit: str | None = None,
 ) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
@@ -70,6 +75,8 @@ def train(
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
         callbacks: Told of every update, every epoch and the end.
+        log: Whom to tell the numbers while it lasts: csv, tensorboard, wandb, ...
+        time_limit: Such as 2h: the run stops in time, and can be continued.
 
     Returns:
         The summary.
@@ -77,6 +84,7 @@ def train(
     Raises:
         InputError: The folder already holds a run, or one with other options.
     """
+    log, limit = check_trackers(log), TimeLimit(str(folder), time_limit)
     with owned(folder):
         refuse_taken(folder, continues, overwrite)
         if continues:
@@ -85,11 +93,16 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues, callbacks)
+        return _run(config, folder, continues, callbacks, limit, log)
 
 
 def _run(
-    config: RunConfig, folder: Path, continues: bool, callbacks: Sequence[Callback]
+    config: RunConfig,
+    folder: Path,
+    continues: bool,
+    callbacks: Sequence[Callback],
+    limit: TimeLimit,
+    log: Sequence[str],
 ) -> RunSummary:
     run = prepare(config, folder)
     run.callbacks = callbacks if run.main else ()
@@ -121,7 +134,11 @@ def _run(
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     if fresh:
         _start(run, model)
-    _fit(run, model, wrapped, optimizer)
+    watch = Watch(run, limit, log)
+    try:
+        _fit(run, model, wrapped, optimizer, watch)
+    finally:
+        watch.end()
     with run.averaged():
         put_back(run)
         summary = finish(run, model)
@@ -170,7 +187,7 @@ def _start(run: Run, model: Any) -> None:
         note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
 
 
-def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
+def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch) -> None:
     config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
@@ -181,6 +198,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
         for epoch in range(len(run.history), made.epochs):
             if waited_enough(run):
                 break
+            watch.begin_epoch()
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
             torch.manual_seed(_seed(config.seed, epoch, run.accelerator.process_index))
@@ -195,11 +213,11 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                 if run.average:
                     run.average.update()
                 _refuse_infinite(losses[-1], f"epoch {epoch + 1}, step {step + 1}", made.lr)
-                progress.step(losses[-1])
+                progress.step(losses[-1], watch.step(optimizer, losses[-1], batch[-1]))
                 for callback in run.callbacks:
                     callback.on_step(Step(epoch + 1, step + 1, steps, losses[-1]))
             _validate(run, model, sum(losses) / len(losses), started)
-            progress.epoch(run.history[-1])
+            progress.epoch(run.history[-1], watch.end_epoch())
             if run.main:
                 save(run, optimizer)
             for callback in run.callbacks:

@@ -283,14 +283,13 @@ class Tuned(StagedModel):
         )
 
     def save_pretrained(self, folder: Path | str, **record: Any) -> None:
-        """Write the active adapter in PEFT's layout: what trained, nothing that is frozen.
+        """Write the active adapter: what trained, nothing that is frozen.
 
         Args:
             folder: Where to; made if missing.
             **record: More to keep in the config (pre-processing, class names, ...); plain JSON.
         """
         config = {
-            "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
             "base_model_name_or_path": architecture(self.backbone),
             "base_model_sha256": self.base_sha256,
             "frozen_dtype": self.frozen_dtype,
