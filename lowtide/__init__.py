@@ -40,6 +40,7 @@ from .memory.compress import decompress as decompress
 from .memory.policy import POLICIES as POLICIES
 from .memory.policy import Policy as Policy
 from .methods import METHODS as METHODS
+from .multi_adapter.model import MultiAdapter as MultiAdapter
 from .planning.meter import Footprint as Footprint
 from .planning.meter import Meter as Meter
 from .planning.meter import footprint as footprint
@@ -71,6 +72,7 @@ __all__ = [
     "LowtideError",
     "Meter",
     "Method",
+    "MultiAdapter",
     "Plan",
     "Policy",
     "Role",

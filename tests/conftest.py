@@ -77,6 +77,7 @@ COMPILES = {  # the same laws hold on a ViT in the short suite
     "test_everything_at_once_compiles_without_a_break[lora]",
 }
 STARTS_PROCESSES = {
+    "test_a_server_from_start_to_end",
     "test_each_row_may_use_several_processes",
     "test_equal_to_the_definitions",
     "test_the_process_never_holds_the_wide_model",
@@ -96,6 +97,7 @@ THINNED = {
     ("methods", "test_methods.py"): 5,
     ("memory", "test_gradient_checkpointing.py"): 5,
     ("planning", "test_plan.py"): 3,
+    ("multi_adapter", "test_multi_adapter.py"): 5,
 }
 RANKS = {name: i for names in (sorted(METHODS), sorted(TABLES)) for i, name in enumerate(names)}
 

@@ -1,7 +1,7 @@
 """One command, one file: `SUMMARY` is its line in the help, the function of its name runs it.
 
-Imports errors, versions, paths, values, core, memory, methods, families, tuning, targets, planning,
-data, presets, training, inference, bench, inspect, report.
+Imports errors, versions, paths, extras, values, core, memory, methods, families, tuning, targets,
+planning, data, presets, training, inference, serving, bench, inspect, report.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from . import (
     presets,
     push,
     report,
+    serve,
     train,
     tune,
 )
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "bench": (bench.bench, bench.SUMMARY),
     "eval": (evaluate.evaluate, evaluate.SUMMARY),
     "predict": (predict.predict, predict.SUMMARY),
+    "serve": (serve.serve, serve.SUMMARY),
     "merge": (merge.merge, merge.SUMMARY),
     "export": (export.export, export.SUMMARY),
     "import": (import_.import_, import_.SUMMARY),

@@ -106,16 +106,17 @@ class LoRAGraft(Graft):
         self.down = nn.ModuleList(down for down, _ in pairs)
         self.up = nn.ModuleList(up for _, up in pairs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def behind(self, x: Tensor, y: Tensor) -> Tensor:
         """Add the update to the base's output.
 
         Args:
             x: The map's input.
+            y: The base's output.
 
         Returns:
             The adapted output, same shape as the base's.
         """
-        pieces = list(self.base(x).split(self.width, self.axis))
+        pieces = list(y.split(self.width, self.axis))
         x = self.drop(x)
         for i, down, up in zip(self.parts, self.down, self.up, strict=True):
             pieces[i] = torch.add(pieces[i], up(down(x)), alpha=self.scale)

@@ -221,6 +221,15 @@ class Tuned(StagedModel):
             if name:
                 self.set_adapter(name)
 
+    def unload_active(self) -> None:
+        """Be the untouched backbone, no adapter in place.
+
+        Raises:
+            InputError: The active adapter trains the backbone's own weights in place.
+        """
+        self._may_leave()
+        self._take_out()
+
     def adapter_state(self) -> dict[str, Tensor]:
         """Collect everything the active adapter trained, and BatchNorm statistics that moved.
 
@@ -321,7 +330,8 @@ class Tuned(StagedModel):
             self.adapters[name].frozen_dtype = config.frozen_dtype
         except BaseException:
             self._take_out()  # nothing was copied yet, so even an overwriting method may leave
-            self.set_adapter(before)
+            if before:
+                self.set_adapter(before)
             del self.adapters[name]
             raise
 
