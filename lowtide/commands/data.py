@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from ..data import check
+from ..data import check, dense
 from ..targets import refuse_unknown
 from ..training.parser import Parser
 from .console import OUT
@@ -29,7 +29,11 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
     refuse_unknown(given["task"], None, "none")
-    found = check(given["source"], task=given["task"], target=given["target"])
+    source = given["source"]
+    if dense.recognised(source):
+        found: Any = dense.check(source)
+    else:
+        found = check(source, task=given["task"], target=given["target"])
     if given["json"]:
         print(json.dumps(dataclasses.asdict(found)))
         return

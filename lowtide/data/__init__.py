@@ -1,6 +1,6 @@
 """Real images: read and check a source, pre-process as the weights want, load in batches.
 
-Imports errors, paths, extras, values, core, targets.
+Imports errors, paths, extras, values, yaml_text, core, targets.
 """
 
 from __future__ import annotations

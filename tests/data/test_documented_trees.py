@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lowtide.data import read
+from lowtide.data import dense, read
 from lowtide.data.formats.corruptions import corruptions_in, severities_in
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
@@ -52,6 +52,7 @@ def test_a_documented_tree_is_read(tree, paint):
     classes: tuple[str, ...] = ("n01440764", "n01443537")
     for command in commands:
         source = paint() / command[command.index("--data") + 1]
+        assert not dense.recognised(source)
         if corruptions_in(source):
             sources = list(severities_in(source).values())
         else:

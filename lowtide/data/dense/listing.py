@@ -1,0 +1,68 @@
+"""What a folder of dense labels says, before any image is opened, and what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from .faults import Fault
+from .objects import AnnotatedImage
+
+Kind = Literal["boxes", "instances", "semantic"]
+"""What is learnt: boxes, boxes with a mask each, or a class for every pixel."""
+
+KINDS: tuple[Kind, ...] = ("boxes", "instances", "semantic")
+
+GIVES: dict[Kind, tuple[Kind, ...]] = {
+    "boxes": ("boxes",),
+    "instances": ("instances", "boxes", "semantic"),
+    "semantic": ("semantic",),
+}
+"""What labels of a kind can be read as."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseListing:
+    """Everything one source says.
+
+    Attributes:
+        format: The kind of source, for the run record.
+        root: The folder that paths are relative to.
+        splits: Images of each declared role; the single key `all` if the source declares none.
+        classes: Names, in order; None where masks alone tell how many there are.
+        kind: The richest that its labels are.
+        values: For semantic masks, the class of each stored value from 0, 255 for ignored ones;
+            None where a value is its class.
+        faults: What was wrong in the text.
+        notes: What a reader of the run record should know.
+    """
+
+    format: str
+    root: Path
+    splits: dict[str, list[AnnotatedImage]]
+    classes: tuple[str, ...] | None
+    kind: Kind
+    values: np.ndarray[Any, Any] | None = None
+    faults: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class DenseFormat(NamedTuple):
+    """A format: how it is recognised, and how it is read.
+
+    Attributes:
+        claims: Whether a path is in this format.
+        read: Reads a path that it claims; a folder that holds labels of several kinds gives those
+            of the kind that is asked for, by default the richest.
+        rank: Of several formats that claim a path, the one of the smallest rank reads it.
+        about: What to call it in a message.
+    """
+
+    claims: Callable[[Path], object]
+    read: Callable[[Path, Kind | None], DenseListing]
+    rank: int
+    about: str
