@@ -84,7 +84,14 @@ STARTS_PROCESSES = {
     "test_two_processes",
     "test_two_processes_train_what_one_would",
 }
+DENSE = {  # a run of the other task, and of the other methods, is the same in the short suite
+    "test_a_killed_run_continues_to_the_same_weights[instances]",
+    "test_methods_train_their_part_and_the_rest_whole[segment-full]",
+    "test_methods_train_their_part_and_the_rest_whole[segment-ssf]",
+    "test_a_folded_run_answers_as_the_run_does",
+}
 SLOW = {
+    *DENSE,
     "test_the_matrix_is_never_there",
     *TRAINS,
     *PLANS_BY_THE_DOZEN,

@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("multi_adapter",),
     ("planning",),
     ("data", "presets"),
+    ("dense",),
     ("training",),
     ("inference",),
     ("serving",),

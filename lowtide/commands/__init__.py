@@ -1,7 +1,7 @@
 """One command, one file: `SUMMARY` is its line in the help, the function of its name runs it.
 
 Imports errors, versions, paths, extras, values, core, memory, methods, families, tuning, targets,
-planning, data, presets, training, inference, serving, bench, inspect, report.
+planning, data, presets, dense, training, inference, serving, bench, inspect, report.
 """
 
 from __future__ import annotations

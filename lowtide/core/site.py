@@ -72,6 +72,7 @@ class Site:
             gives that one; or nothing.
         barred: Why nothing can be grafted here although the module's kind has a role; or nothing.
         barred_role: That role.
+        affine: Whether it is a norm with a scale of its own, be it a frozen one, as a buffer.
     """
 
     path: str
@@ -90,6 +91,7 @@ class Site:
     part: str = ""
     barred: str = ""
     barred_role: Role | None = None
+    affine: bool = False
 
     @property
     def dim(self) -> int:

@@ -3,5 +3,5 @@
 It opens a run folder or a merged file and asks nothing of how it was trained.
 
 Imports errors, versions, paths, extras, values, core, memory, methods, tuning, targets, planning,
-data, training.
+data, dense, training.
 """

@@ -12,12 +12,12 @@ import yaml
 
 from ..core.graft import Method
 from ..data import Augment, Distortion, Pixels, refuse_policy
+from ..dense.options import TaskConfig, refuse_beside
 from ..errors import InputError, UnknownName, shown
 from ..families import HeadInit
 from ..methods.lora import LoRA
 from ..paths import read_text
 from ..planning.search import parse_bytes
-from ..planning.step import StepConfig
 from ..tuning.adapter_files import construct, describe
 from ..values import MANY, Count, Device, Seed, Share, Side, Within, options
 from ..yaml_text import parse_yaml
@@ -34,7 +34,7 @@ PER_CORE = 8
 
 
 @dataclass(frozen=True)
-class RunConfig(StepConfig):
+class RunConfig(TaskConfig):
     """Everything that decides a run's result: its training step, and what is around it.
 
     Attributes:
@@ -144,6 +144,7 @@ class RunConfig(StepConfig):
             )
         if self.target is not None and self.task == "classify":
             raise InputError("target names columns for multilabel and regress, not for classify")
+        refuse_beside(self)
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
         if self.patience is not None and self.keep == "last":

@@ -17,8 +17,15 @@ from torch.optim import Optimizer
 
 from ..errors import LowtideError
 from ..paths import write_text
+from ..planning.loss import of_outputs
 from ..planning.meter import Meter
-from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
+from ..planning.step import (
+    make_optimizer,
+    micro_batches,
+    shares_statistics,
+    training_step,
+)
+from ..targets import DENSE
 from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
@@ -26,6 +33,7 @@ from .callbacks import Callback, Step
 from .config import RunConfig, write_yaml
 from .continuing import continued, refuse_taken, restore, save
 from .decided import Decided, decide
+from .dense_run import prepare_dense
 from .ema import WeightAverage
 from .finish import finish
 from .kept import drop_kept, keep_if_best, put_back, waited_enough
@@ -104,7 +112,7 @@ def _run(
     limit: TimeLimit,
     log: Sequence[str],
 ) -> RunSummary:
-    run = prepare(config, folder)
+    run = (prepare_dense if config.task in DENSE else prepare)(config, folder)
     run.callbacks = callbacks if run.main else ()
     for line in run.notes if run.main else ():
         note(line)
@@ -157,7 +165,8 @@ def _clear(folder: Path) -> None:
 def _optimizer(run: Run) -> Optimizer:
     config = run.config
     made = Decided.of(config)
-    head = {p: made.head_lr_scale for m in probed_maps(run.tuned) for p in m.parameters()}
+    maps = probed_maps(run.tuned) if run.begins_trained else []
+    head = {p: made.head_lr_scale for m in maps for p in m.parameters()}
     return make_optimizer(
         run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head
     )
@@ -179,7 +188,9 @@ def _probe(run: Run, model: Any) -> bool:
 
 def _start(run: Run, model: Any) -> None:
     """Say what the start is worth, where it is a probe or may be what is kept."""
-    if not run.dataset.val or not (run.probed or run.config.keep == "best"):
+    if not run.dataset.val or not run.begins_trained:
+        return
+    if not (run.probed or run.config.keep == "best"):
         return
     run.start_score = score_of(run, model, run.dataset.val)
     keep_if_best(run)
@@ -273,7 +284,7 @@ def _update(
             model,
             wrapped,
             micro_batches(images, targets, parts),
-            loss=run.targets.loss,
+            loss=of_outputs(run.targets.loss),
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

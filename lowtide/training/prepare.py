@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
@@ -29,9 +28,9 @@ from ..tuning.weights import Unfilled, leaves_frozen
 from .callbacks import Callback
 from .config import RunConfig
 from .decided import refuse_blind
-from .devices import device_of
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
+from .start import accelerate
 from .summary import Epoch
 
 FEATURES = "features.f32"
@@ -82,6 +81,11 @@ class Run:
     average: WeightAverage | None = None
     features: Features | None = None
     callbacks: Sequence[Callback] = ()
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the model is worth something before it learns, so that the start may be kept."""
+        return True
 
     @property
     def main(self) -> bool:
@@ -202,7 +206,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         The run, nothing learnt and nothing written yet.
 
     Raises:
-        InputError: Several processes are to keep features, or to update in backward.
+        InputError: Several processes are to keep features.
     """
     dataset = _read(config)
     targets = KINDS[config.task].of(
@@ -213,11 +217,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         smoothing=0.0 if config.mixes else config.smoothing,  # which is in the mixed targets
     )
     refuse_blind(config, validated=bool(dataset.val))
-    on_cpu = device_of(config.device).type == "cpu"
-    AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
-    accelerator = Accelerator(mixed_precision=config.amp, cpu=on_cpu)
-    if config.update_in_backward and accelerator.num_processes > 1:
-        raise InputError("update_in_backward works in one process: others average gradients first")
+    accelerator = accelerate(config)
     classes = len(dataset.classes)
     config, backbone = _backbone(config, classes)
     planned = plan(

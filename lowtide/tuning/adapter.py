@@ -16,6 +16,11 @@ from ..errors import InputError, Unsupported
 from ..families import config_of, exchange_config
 from ..memory.frozen_dtype import PACKED, FrozenDtype, frozen_dtype_of
 
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
+"""What `torch.nn.Module` keeps of its forward hooks."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -58,6 +63,7 @@ class Adapter:
         device = next(backbone.parameters()).device
         for path, _, graft in self.grafts:
             graft.base = find(backbone, path)
+            exchange_hooks(graft, graft.base)
             set_module(backbone, path, graft.to(device))
         for path, _, name, p in self.thawed:
             module = root(find(backbone, path))
@@ -85,6 +91,7 @@ class Adapter:
         self._exchange_statistics(backbone)
         self._exchange_config(backbone)
         for path, _, graft in reversed(self.grafts):
+            exchange_hooks(graft, graft.base)
             set_module(backbone, path, graft.base)
 
     def _exchange_statistics(self, backbone: nn.Module) -> None:
@@ -186,7 +193,8 @@ def build(
         backbone: Carries no adapter.
         methods: The methods the edits came from.
         edits: Method name and edit.
-        heads: The classifier by path, of which copies train: the backbone's, or a new one.
+        heads: Modules by path whose own parameters train, as copies: of the backbone's classifier,
+            of a new one, or of what is not the backbone.
         classes: Classes of that classifier.
 
     Returns:
@@ -208,15 +216,29 @@ def build(
         else:
             _swap(adapter, backbone, method, edit)
     adapter.classes, adapter.config = classes, config_of(backbone, classes)
-    for path, head in heads.items():
-        for inside, source in head.named_modules():
-            where = f"{path}.{inside}" if inside else path
-            for name, p in source._parameters.items():
-                if p is not None:
-                    _train(adapter, source, where, "head", name, nn.Parameter(p.detach().clone()))
+    copies: dict[int, nn.Parameter] = {}
+    for path, source in heads.items():
+        for name, p in source._parameters.items():
+            if p is not None:
+                mine = copies.setdefault(id(p), nn.Parameter(p.detach().clone()))
+                _train(adapter, source, path, "head", name, mine)
     like = numbers_of(backbone)
     adapter.sides = [(method, edit.side(adapter.classes).to(like)) for method, edit in sides]
     return adapter
+
+
+def exchange_hooks(new: nn.Module, old: nn.Module) -> None:
+    """Let what looks at a place look at the module that stands there now.
+
+    Feature extractors read feature maps with forward hooks: left on the module under a graft, one
+    would read what the graft is given and not what it gives.
+
+    Args:
+        new: Takes the place.
+        old: Stood there.
+    """
+    for name in HOOKS:
+        new.__dict__[name], old.__dict__[name] = old.__dict__[name], new.__dict__[name]
 
 
 def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
