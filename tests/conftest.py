@@ -90,8 +90,26 @@ DENSE = {  # a run of the other task, and of the other methods, is the same in t
     "test_methods_train_their_part_and_the_rest_whole[segment-ssf]",
     "test_a_folded_run_answers_as_the_run_does",
 }
+PARTS_OF_MODELS = {  # each of these is like another one in the short suite
+    *(
+        f"test_it_trains_saves_loads_and_merges[{kind}-ssf]"
+        for kind in ("ssd", "lraspp", "smp_timm", "smp_mit", "smp_padded", "rt_detr", "retina_net")
+    ),
+    *(
+        f"test_a_segmenters_plan_equals_the_real_step[{kind}-{policy}]"
+        for kind in ("smp_timm", "segformer")
+        for policy in ("exact", "tight")
+    ),
+    "test_it_trains_saves_loads_and_merges[timm_efficientnet-ssf]",
+    "test_it_trains_saves_loads_and_merges[smp_padded-lora]",
+    "test_it_trains_saves_loads_and_merges[smp_timm-fact_tk]",
+    "test_outputs_start_unchanged_and_compression_changes_none[mask_rcnn]",
+    "test_a_detectors_plan_is_a_step_with_as_many_boxes_as_it_takes",
+    "test_the_code_of_the_page_of_parts_runs",
+}
 SLOW = {
     *DENSE,
+    *PARTS_OF_MODELS,
     "test_the_matrix_is_never_there",
     *TRAINS,
     *PLANS_BY_THE_DOZEN,

@@ -167,6 +167,11 @@ def detr() -> nn.Module:
     )
 
 
+def detr_timm() -> nn.Module:
+    backbone = hf.TimmBackboneConfig(backbone="resnet18", use_pretrained_backbone=False)
+    return hf.DetrForObjectDetection(hf.DetrConfig(**DETR, backbone_config=backbone))
+
+
 def rt_detr() -> nn.Module:
     backbone = hf.RTDetrResNetConfig(**RESNET, out_features=["stage2", "stage3", "stage4"])
     config = hf.RTDetrConfig(
@@ -217,10 +222,13 @@ MODELS: dict[str, tuple[str, str, Callable[[], nn.Module]]] = {
         "convnext",
         lambda: smp.FPN("tu-convnext_atto", encoder_weights=None, classes=CLASSES),
     ),
+    "smp_mit": ("encoder", "generic", lambda: smp.Segformer("mit_b0", encoder_weights=None)),
+    "smp_padded": ("encoder", "generic", lambda: smp.Unet("efficientnet-b0", encoder_weights=None)),
     "segformer": ("segformer", "generic", segformer),
     "uper_net": ("backbone", "generic", swin_uper_net),
     "yolos": ("vit", "generic", yolos),
     "detr": ("model.backbone.model", "generic", detr),
+    "detr_timm": ("model.backbone.model", "resnet", detr_timm),
     "rt_detr": ("model.backbone.model", "generic", rt_detr),
     "dinov2": ("", "generic", lambda: hf.Dinov2Model(dino())),
     "dinov2_backbone": ("", "generic", lambda: hf.Dinov2Backbone(dino(out_indices=[1]))),
@@ -233,7 +241,7 @@ def loss(model: Any, kind: str, images: Tensor) -> Tensor:
     """A training loss of such a model, with targets where it takes some."""
     if kind in ("mask_rcnn", "rcnn_swin", "retina_net", "ssd"):
         return torch.stack(list(model(list(images), targets(len(images))).values())).sum()
-    if kind in ("yolos", "detr", "rt_detr"):
+    if kind in ("yolos", "detr", "detr_timm", "rt_detr"):
         labels = [
             {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3]])}
             for _ in images

@@ -22,6 +22,8 @@ from .wrapped import plain_kind
 
 MAPS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, tl.Conv2dSame)
 """y = W x + b."""
+PADDED = ("Conv2dStaticSamePadding", "Conv2dDynamicSamePadding")
+"""Names of segmentation_models_pytorch's convolutions of a padded input, linear maps as well."""
 NORMS: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.BatchNorm2d,
@@ -115,7 +117,7 @@ def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module,
     Raises:
         Unsupported: `module` is neither.
     """
-    if plain_kind(module) not in MAPS:
+    if not is_plain_map(module):
         raise Unsupported(
             f"a low-rank update needs a Linear or Conv2d, not {type(module).__name__}"
         )
@@ -147,11 +149,42 @@ def parallel(module: Any, out: int, groups: int, bias: bool) -> nn.Conv2d:
     Returns:
         A convolution of the same kind, kernel, stride, padding and dilation.
     """
+    if _is_padded(module):
+        return _like(module, out, groups, bias)
     geometry = (module.kernel_size, module.stride, module.padding, module.dilation, groups)
     with module.weight.device:
         conv: Any = plain_kind(module)(module.in_channels, out, *geometry, bias=bias)
     conv.to(module.weight.dtype)
     conv.padding_mode = module.padding_mode
+    return conv
+
+
+def is_plain_map(module: nn.Module) -> bool:
+    """Say whether a module is y = W x + b with the weight and bias that it holds.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is a Linear or a Conv2d, padded in front or not, and no other subclass.
+    """
+    return plain_kind(module) in MAPS or _is_padded(module)
+
+
+def _is_padded(module: nn.Module) -> bool:
+    kind = plain_kind(module)
+    return kind.__name__ in PADDED and kind.__module__.startswith("segmentation_models_pytorch.")
+
+
+def _like(module: Any, out: int, groups: int, bias: bool) -> nn.Conv2d:
+    """Copy a convolution, padding and all, with a new weight of another size."""
+    conv = copy.copy(module)
+    conv.__dict__ |= {k: dict(conv.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")}
+    conv.out_channels, conv.groups = out, groups
+    size = (out, module.in_channels // groups, *module.kernel_size)
+    conv.weight = nn.Parameter(module.weight.new_empty(size))
+    conv.bias = nn.Parameter(module.weight.new_empty(out)) if bias else None
+    conv.reset_parameters()
     return conv
 
 
@@ -217,7 +250,7 @@ def fold(
     own = module._buffers if is_frozen_norm(module) else module._parameters
     norm = kind in (*NORMS, *ACTIVATED) or is_frozen_norm(module) or scales_and_shifts(module)
     norm = norm and delta is into is None and module.weight is not None
-    if kind not in MAPS and not (norm and (shift is None or "bias" in own)):
+    if not is_plain_map(module) and not (norm and (shift is None or "bias" in own)):
         return None
     out = copy.deepcopy(module)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from ..families import image_shape, meta_copy
 from ..planning.loss import of_outputs
 from ..planning.simulate import Plan, set_up_step, simulate_step
 from ..planning.step import StepConfig
-from ..planning.task import Task
+from ..planning.trial import Trial
 from ..tuning.backbone import create
 from ..tuning.tuned import apply
 from ..versions import on_meta
@@ -56,8 +56,8 @@ def plan_task(task: DenseTask, body: nn.Module, method: Method, step: StepConfig
             said = model.detector.note
         tuned = apply(model, method, backbone=backbone_path(model))
     shape = image_shape(body)
-    learnt = Task(lambda count: task.example(count, shape), of_outputs(task.loss), said)
-    return simulate_step(set_up_step(tuned, step), step, task=learnt)
+    learnt = Trial(lambda count: task.example(count, shape), of_outputs(task.loss), said)
+    return simulate_step(set_up_step(tuned, step), step, trial=learnt)
 
 
 def plan_dense(

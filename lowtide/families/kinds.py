@@ -75,6 +75,18 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, NORMS) or is_frozen_norm(module)
 
 
+def scales(module: nn.Module) -> bool:
+    """Say whether a module is a norm with a scale of its own, be it a buffer.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is one.
+    """
+    return is_norm(module) and (bool(module._parameters) or is_frozen_norm(module))
+
+
 def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> Layout | None:
     """Find the channel axis of a map's or a norm's output.
 

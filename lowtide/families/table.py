@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.branches import Sum
 from ..core.site import Layout, Role
 from .extractors import core
-from .kinds import is_map, is_norm
+from .kinds import is_map, scales
 
 Roles = tuple[tuple[str, Role], ...]
 Extend = Callable[..., tuple[Tensor, Tensor]]
@@ -90,7 +90,7 @@ class Family:
 
     def _fits(self, role: Role, path: str, module: nn.Module) -> bool:
         if role is Role.NORM:
-            return (is_norm(module) and bool(module._parameters)) or path == self.last
+            return scales(module) or path == self.last
         return role not in LINEAR_MAPS or is_map(module)
 
 

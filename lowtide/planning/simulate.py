@@ -27,7 +27,7 @@ from ..versions import on_meta
 from .loss import Loss
 from .materials import real_copy
 from .step import StepConfig
-from .task import Examples, Task, task_of
+from .trial import Examples, Trial, trial_of
 from .watch import Plan as Plan
 from .watch import SelectPart, rehearse_step
 from .watch import simulate_step as simulate_step
@@ -82,30 +82,41 @@ def plan(
     """
     if (examples is None) is not (loss is None):
         raise InputError("examples= and loss= go together: a batch and what is made of it")
-    square = image_size if isinstance(image_size, int) else None
+    named = isinstance(model, str)
     tuned = tune_on_meta(
         model,
         *methods,
         num_classes=num_classes,
-        image_size=square if isinstance(model, str) else None,
+        image_size=_side(model, image_size) if named else None,
         backbone=backbone,
         head=head,
     )
-    task = None
+    if image_size is not None and tuned.backbone_path is None and not named:
+        raise InputError(
+            f"{type(tuned.model).__name__} takes the images it was built for: image_size is for a"
+            " model given by name, or one whose backbone is a part"
+        )
+    trial = None
     if examples is not None and loss is not None:
-        task = Task(examples, loss, "planned on the examples and the loss that were given")
+        trial = Trial(examples, loss, "planned on the examples and the loss that were given")
     elif tuned.backbone_path is not None and part is None:
-        size = (square, square) if square else image_size
-        task = task_of(tuned.model, tuned.backbone, size, boxes)  # type: ignore[arg-type]
-    if task is None or not task.looks:
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        trial = trial_of(tuned.model, tuned.backbone, size, boxes)
+    if trial is None or not trial.looks:
         try:
-            return simulate_step(set_up_step(tuned, step), step, part, task)
+            return simulate_step(set_up_step(tuned, step), step, part, trial)
         except UNKNOWN:
-            if task is None:
+            if trial is None:
                 raise
-    real = real_copy(tuned.model if isinstance(model, str) else model)
+    real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
     tuned = apply(real, *methods, num_classes=num_classes, backbone=backbone, head=head)
-    return rehearse_step(set_up_step(tuned, step), step, task)
+    return rehearse_step(set_up_step(tuned, step), step, trial)
+
+
+def _side(name: object, size: int | tuple[int, int] | None) -> int | None:
+    if isinstance(size, tuple):
+        raise InputError(f"{name} takes square images: expected one side, not {size}")
+    return size
 
 
 def tune_on_meta(

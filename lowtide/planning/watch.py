@@ -28,7 +28,7 @@ from .step import (
     shares_statistics,
     training_step,
 )
-from .task import Task
+from .trial import Trial
 
 MICRO_STATISTICS = (
     "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
@@ -75,7 +75,7 @@ class Plan:
 
 
 def simulate_step(
-    tuned: Tuned, step: StepConfig, part: SelectPart | None = None, task: Task | None = None
+    tuned: Tuned, step: StepConfig, part: SelectPart | None = None, trial: Trial | None = None
 ) -> Plan:
     """Watch a training step on tensors without storage.
 
@@ -86,7 +86,7 @@ def simulate_step(
         tuned: What `tune_on_meta` and `set_up_step` gave; it is used up.
         step: Its options; a running average is counted with the optimiser.
         part: Which part of the model the step runs, and on what; by default all of it on images.
-        task: What the step is taken on; by default images and their classes.
+        trial: What the step is taken on; by default images and their classes.
 
     Returns:
         The plan.
@@ -97,21 +97,21 @@ def simulate_step(
     with FakeTensorMode(), RealLayouts():
         materialise(tuned)
         tuned.train()
-        if task is not None:
-            return _watched(tuned, tuned, step, task)
+        if trial is not None:
+            return _watched(tuned, tuned, step, trial)
         model, shape = (part or _whole)(tuned)
         targets = step.blank_targets(tuned.num_classes)
-        examples = partial(_labelled, shape, step, targets, tuned.num_classes)
-        return _watched(tuned, model, step, Task(examples, of_outputs(targets.loss), ""))
+        examples = partial(_labelled, step, targets, tuned.num_classes, shape)
+        return _watched(tuned, model, step, Trial(examples, of_outputs(targets.loss), ""))
 
 
-def rehearse_step(tuned: Tuned, step: StepConfig, task: Task) -> Plan:
+def rehearse_step(tuned: Tuned, step: StepConfig, trial: Trial) -> Plan:
     """Watch a training step that really runs, on noise, where what is computed depends on numbers.
 
     Args:
         tuned: A tuned model with weights, `set_up_step` applied; it is used up.
         step: Its options.
-        task: What the step is taken on.
+        trial: What the step is taken on.
 
     Returns:
         The plan.
@@ -120,15 +120,15 @@ def rehearse_step(tuned: Tuned, step: StepConfig, task: Task) -> Plan:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tuned.train()
-        planned = _watched(tuned, tuned, step, task)
+        planned = _watched(tuned, tuned, step, trial)
     return replace(planned, notes=(*planned.notes, note))
 
 
-def _watched(tuned: Tuned, model: nn.Module, step: StepConfig, task: Task) -> Plan:
+def _watched(tuned: Tuned, model: nn.Module, step: StepConfig, trial: Trial) -> Plan:
     """Take a step under the meter; a batch is as large as its largest micro-batches say."""
     batch, accumulate = step.batch_size, step.accumulate
     if batch // accumulate == 1:
-        _refuse_single(model, task)
+        _refuse_single(model, trial)
     opt = make_optimizer(tuned, step.opt, in_backward=step.update_in_backward)
     meter, passes = WorkMeter(tuned, opt), []
     with meter:
@@ -138,13 +138,13 @@ def _watched(tuned: Tuned, model: nn.Module, step: StepConfig, task: Task) -> Pl
                 if p.requires_grad:
                     opt.state[p]["average"] = p.detach().clone()
             _first_update(tuned, opt, step.update_in_backward)  # the meter looks for state then
-        batches = [*_micro_batches(task, batch, accumulate)][:2]
+        batches = [*_micro_batches(trial, batch, accumulate)][:2]
         before = meter.work
         training_step(
             model,
             opt,
             batches,
-            loss=task.loss,
+            loss=trial.loss,
             amp=step.amp,
             before_update=lambda: passes.append(meter.work),
             in_backward=step.update_in_backward,
@@ -152,14 +152,14 @@ def _watched(tuned: Tuned, model: nn.Module, step: StepConfig, task: Task) -> Pl
     update = meter.work - passes[0]
     work = (passes[0] - before) * (batch / sum(len(images) for images, _ in batches)) + update
     shared = accumulate > 1 and shares_statistics(model)
-    notes = (*tuned.notes, *([task.said] * bool(task.said)), *([MICRO_STATISTICS] * shared))
+    notes = (*tuned.notes, *([trial.said] * bool(trial.said)), *([MICRO_STATISTICS] * shared))
     peak = meter.peak
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
 
 
-def _micro_batches(task: Task, batch: int, parts: int) -> Iterator[tuple[Any, Any]]:
+def _micro_batches(trial: Trial, batch: int, parts: int) -> Iterator[tuple[Any, Any]]:
     """Make a batch and cut it."""
-    images, targets = task.examples(batch)
+    images, targets = trial.examples(batch)
     if isinstance(images, Tensor) and isinstance(targets, Tensor):
         yield from micro_batches(images, targets, parts)
         return
@@ -169,18 +169,18 @@ def _micro_batches(task: Task, batch: int, parts: int) -> Iterator[tuple[Any, An
 
 
 def _labelled(
-    shape: Sequence[int], step: StepConfig, targets: Targets, classes: int, count: int
+    step: StepConfig, targets: Targets, classes: int, shape: Sequence[int], count: int
 ) -> tuple[Tensor, Tensor]:
     """Images, and their targets: shares of the classes where images are mixed."""
-    labels = torch.empty(count, classes) if step.mixes else targets.batch(count)
-    return torch.empty(count, *shape), labels
+    mixed = torch.empty(count, classes) if step.mixes else targets.batch(count)
+    return torch.empty(count, *shape), mixed
 
 
 def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
     return tuned, image_shape(tuned.backbone)
 
 
-def _refuse_single(model: nn.Module, task: Task) -> None:
+def _refuse_single(model: nn.Module, trial: Trial) -> None:
     """Refuse micro-batches of one image where a norm would take statistics of one value."""
 
     def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -193,8 +193,8 @@ def _refuse_single(model: nn.Module, task: Task) -> None:
     try:
         with torch.no_grad():
             if hooks:
-                images, targets = task.examples(1)
-                task.loss(model, images, targets) if task.loss else model(images)
+                images, targets = trial.examples(1)
+                trial.loss(model, images, targets)
     finally:
         for hook in hooks:
             hook.remove()

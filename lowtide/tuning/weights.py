@@ -190,7 +190,7 @@ def leaves_frozen(tuned: Any) -> bool:
     """
     heads = tuple(f"{path}." for path in tuned.heads)
     return not any(
-        name == "weight" and type(tuned.backbone.get_submodule(path)) in FROZEN
+        name == "weight" and type(tuned.model.get_submodule(path)) in FROZEN
         for path, _, name, _ in tuned.adapters[tuned.active].thawed
         if not f"{path}.".startswith(heads)
     )

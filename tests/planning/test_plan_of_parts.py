@@ -27,7 +27,9 @@ def made(kind: str) -> nn.Module:
 def real(model: nn.Module, step: StepConfig, batch: list[Any], run: Any) -> Footprint:
     tuned = set_up_step(apply(copy.deepcopy(model), METHODS["lora"]()), step).train()
     optimizer = make_optimizer(tuned, step.opt)
-    return footprint(lambda: training_step(tuned, optimizer, batch, loss=run), tuned, optimizer)
+    return footprint(
+        lambda: training_step(tuned, optimizer, batch, model_loss=run), tuned, optimizer
+    )
 
 
 def pixel_loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
@@ -145,3 +147,12 @@ def test_an_extractor_is_planned_by_its_feature_maps() -> None:
     batch = [(torch.rand(2, 3, SIDE, SIDE), None)]
     run = lambda m, x, _: torch.stack([y.mean() for y in m(x)]).sum()  # noqa: E731
     assert planned.parts == real(model, step, batch, run).parts
+
+
+def test_a_size_that_would_not_be_used_is_refused() -> None:
+    classifier = MODELS["timm_headless"][2]()
+    classifier.reset_classifier(3)
+    with pytest.raises(InputError, match="built for: image_size is for"):
+        plan(classifier, METHODS["lora"](), image_size=SIDE)
+    with pytest.raises(InputError, match="expected one side"):
+        plan("vit_tiny_patch16_224", METHODS["lora"](), image_size=(32, 64))

@@ -75,6 +75,7 @@ def test_the_backbone_is_found_and_its_table_with_it(kind: str) -> None:
         ("rcnn_swin", "fact_tt"),
         ("rcnn_swin", "bias"),
         ("smp_timm", "fact_tk"),
+        ("smp_padded", "lora"),
     ],
 )
 def test_it_trains_saves_loads_and_merges(kind: str, method: str, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "parts.md"
 
 
 @pytest.mark.filterwarnings("ignore::lowtide.tuning.left_out.LeftOutWarning")
-def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_page_of_parts_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not PAGE.is_file():
         pytest.skip("runs in a checkout only")
     monkeypatch.chdir(tmp_path)

@@ -30,25 +30,25 @@ SIDES = (4, 3)
 
 
 @dataclass(frozen=True)
-class Task:
+class Trial:
     """A batch and a loss.
 
     Attributes:
         examples: Makes a micro-batch.
-        loss: Mean training loss of a model on one; None for the cross-entropy of logits.
+        loss: Mean training loss of a model on one.
         said: What a plan notes of the batch.
         looks: Whether the model reads numbers of its own to decide what it computes.
     """
 
     examples: Examples
-    loss: Loss | None
+    loss: Loss
     said: str
     looks: bool = False
 
 
-def task_of(
+def trial_of(
     model: Any, backbone: nn.Module, size: tuple[int, int] | None, boxes: int | None
-) -> Task:
+) -> Trial:
     """Find the batch and the loss of a model whose library says what it is for.
 
     Args:
@@ -59,7 +59,7 @@ def task_of(
             most, and 8 for others.
 
     Returns:
-        The task.
+        The trial.
 
     Raises:
         InputError: Nothing tells what its loss is.
@@ -72,12 +72,12 @@ def task_of(
         return _matching(own, boxes or BOXES)
     if name.endswith("ForSemanticSegmentation"):
         loss = lambda m, images, labels: m(pixel_values=images, labels=labels).loss  # noqa: E731
-        return Task(partial(_pixels, own), loss, _said(own))
+        return Trial(partial(_pixels, own), loss, _said(own))
     if module.startswith(("torchvision.models.segmentation", "segmentation_models_pytorch.")):
-        return Task(partial(_pixels, own), _pixel_loss, _said(own))
+        return Trial(partial(_pixels, own), _pixel_loss, _said(own))
     if model is backbone:
         said = f"{_said(own)}; the loss is the sum of the means of what the backbone gives"
-        return Task(lambda n: (torch.rand(n, 3, *own), None), _means, said)
+        return Trial(lambda n: (torch.rand(n, 3, *own), None), _means, said)
     raise InputError(
         f"nothing tells how {name} is trained: give examples=, from a number of images to images"
         " and targets, and loss=, from a model, images and targets to the loss"
@@ -114,7 +114,7 @@ def _resized(model: Any) -> tuple[int, int]:
     return low, min(low * SIDES[0] // SIDES[1], high)
 
 
-def _detection(model: Any, size: tuple[int, int], boxes: int | None) -> Task:
+def _detection(model: Any, size: tuple[int, int], boxes: int | None) -> Trial:
     heads = getattr(model, "roi_heads", None)
     if boxes is None:
         sampler = getattr(heads, "fg_bg_sampler", None)
@@ -126,7 +126,7 @@ def _detection(model: Any, size: tuple[int, int], boxes: int | None) -> Task:
     keypoints = getattr(heads, "keypoint_predictor", None)
     points = keypoints.kps_score_lowres.out_channels if keypoints is not None else 0
     examples = partial(_detected, size, boxes, masks, points)
-    return Task(examples, _summed, f"{_said(size)} with {boxes} boxes each", looks=True)
+    return Trial(examples, _summed, f"{_said(size)} with {boxes} boxes each", looks=True)
 
 
 def _detected(
@@ -164,7 +164,7 @@ def _summed(model: nn.Module, images: Any, targets: Any) -> Tensor:
     return torch.stack(list(model(images, targets).values())).sum()
 
 
-def _matching(size: tuple[int, int], boxes: int) -> Task:
+def _matching(size: tuple[int, int], boxes: int) -> Trial:
     def examples(count: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
         images, targets = torch.rand(count, 3, *size), []
         for _ in images:
@@ -178,4 +178,4 @@ def _matching(size: tuple[int, int], boxes: int) -> Task:
     def loss(tuned: Any, images: Tensor, targets: Any) -> Tensor:
         return tuned(pixel_values=images, labels=targets).loss
 
-    return Task(examples, loss, f"{_said(size)} with {boxes} boxes each", looks=True)
+    return Trial(examples, loss, f"{_said(size)} with {boxes} boxes each", looks=True)
