@@ -49,6 +49,7 @@ def paint(tmp_path: Path) -> Paint:
 
 
 TRAINS = {
+    "test_the_readmes_commands_run_in_their_order",
     "test_a_rate_is_chosen_on_val_and_the_result_is_learnt_on_all_but_test",
     "test_changes_of_a_run_that_folds_are_those_of_the_merged_weights",
     "test_linear_probe_on_digits_beats_random_weights",
@@ -76,6 +77,7 @@ COMPILES = {  # the same laws hold on a ViT in the short suite
     "test_everything_at_once_compiles_without_a_break[lora]",
 }
 STARTS_PROCESSES = {
+    "test_a_server_from_start_to_end",
     "test_each_row_may_use_several_processes",
     "test_equal_to_the_definitions",
     "test_the_process_never_holds_the_wide_model",
@@ -106,8 +108,8 @@ PARTS_OF_MODELS = {  # each of these is like another one in the short suite
     "test_the_code_of_the_page_of_parts_runs",
 }
 SLOW = {
-    *PARTS_OF_MODELS,
     *DENSE,
+    *PARTS_OF_MODELS,
     "test_the_matrix_is_never_there",
     *TRAINS,
     *PLANS_BY_THE_DOZEN,
@@ -120,6 +122,7 @@ THINNED = {
     ("methods", "test_methods.py"): 5,
     ("memory", "test_gradient_checkpointing.py"): 5,
     ("planning", "test_plan.py"): 3,
+    ("multi_adapter", "test_multi_adapter.py"): 5,
 }
 RANKS = {name: i for names in (sorted(METHODS), sorted(TABLES)) for i, name in enumerate(names)}
 

@@ -19,8 +19,8 @@ Block = Callable[..., Any]
 """Runs one element of a backbone's chain; see `Side.step`."""
 
 
-class Graft(nn.Module, abc.ABC):
-    """A module that stands where `base` stood.
+class Graft(nn.Module):
+    """A module that stands where `base` stood, changes what it is given, or what it gives.
 
     Its geometry can be read off a graft as off `base`, and nothing else: a backbone that reads
     `.weight` past a graft must fail loudly rather than train an adapter it never calls.
@@ -49,9 +49,46 @@ class Graft(nn.Module, abc.ABC):
         """The backbone's own module, under any number of grafts."""
         return self.base.root if isinstance(self.base, Graft) else self.base
 
-    @abc.abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the grafted feature; same shape as `base` gives."""
+    @property
+    def splits(self) -> bool:
+        """Whether its forward is `behind(x, base(ahead(x)))`, so that many may share one base."""
+        return type(self).forward is Graft.forward
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Compute the grafted feature; same shape as `base` gives.
+
+        Args:
+            x: The input.
+            *args: What else the backbone tells the base, such as an attention mask.
+            **options: The same by name.
+
+        Returns:
+            The grafted feature.
+        """
+        return self.behind(x, self.base(self.ahead(x), *args, **options))
+
+    def ahead(self, x: Tensor) -> Tensor:
+        """Change what the base is given.
+
+        Args:
+            x: The input.
+
+        Returns:
+            The base's input.
+        """
+        return x
+
+    def behind(self, x: Tensor, y: Tensor) -> Tensor:
+        """Change what the base gave.
+
+        Args:
+            x: The input, before `ahead`.
+            y: The base's output.
+
+        Returns:
+            The grafted feature.
+        """
+        return y
 
     def merged(self) -> nn.Module | None:
         """Build a plain module equal to this graft in eval mode.

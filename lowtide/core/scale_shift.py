@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,18 +60,36 @@ class ScaleShift(Graft):
         wanted = shift and absorbs_shift(site)
         self.beta = nn.Parameter(_draw((site.dim, *tail), init)) if wanted else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift the base's output.
+    @property
+    def splits(self) -> bool:
+        """Whether it is scaled behind the base, and not in front of the base's activation."""
+        return plain_kind(self.base) not in ACTIVATED
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Scale and shift what the operation gives, in front of its activation if it has one.
 
         Args:
             x: The operation's input.
+            *args: What else the backbone tells the base.
+            **options: The same by name.
 
         Returns:
             The scaled and shifted output.
         """
-        if plain_kind(self.base) in ACTIVATED:
-            return functional_call(self.base, self._scaled(), x)
-        y = self.base(x)
+        if self.splits:
+            return super().forward(x, *args, **options)
+        return functional_call(self.base, self._scaled(), x)
+
+    def behind(self, x: Tensor, y: Tensor) -> Tensor:
+        """Scale and shift the base's output.
+
+        Args:
+            x: The operation's input.
+            y: Its output.
+
+        Returns:
+            The scaled and shifted output.
+        """
         if self.gamma is not None:
             y = y * self.gamma
         return y if self.beta is None else y + self.beta

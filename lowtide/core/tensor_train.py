@@ -146,11 +146,12 @@ class FactorGraft(Graft):
         self.core = core
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def behind(self, x: Tensor, y: Tensor) -> Tensor:
         """Add the update to the base's output.
 
         Args:
             x: The map's input.
+            y: The base's output.
 
         Returns:
             The updated output, same shape as the base's.
@@ -159,7 +160,7 @@ class FactorGraft(Graft):
         h = F.linear(x.movedim(self.axis, -1).unflatten(-1, (-1, width)), self.U).flatten(-2)
         h = self.scale * self.drop(F.linear(h, self.core()))
         update = F.linear(h.unflatten(-1, (-1, rank)), self.V).flatten(-2)
-        return self.base(x) + update.movedim(-1, self.axis)
+        return y + update.movedim(-1, self.axis)
 
     def merged(self) -> nn.Module | None:
         """Fold `s V core U` into the base's weight.

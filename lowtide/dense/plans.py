@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 
 from ..core.graft import Method
 from ..families import image_shape, meta_copy
+from ..planning.loss import of_outputs
 from ..planning.simulate import Plan, set_up_step, simulate_step
 from ..planning.step import StepConfig
 from ..planning.trial import Trial
@@ -55,9 +56,8 @@ def plan_task(task: DenseTask, body: nn.Module, method: Method, step: StepConfig
             said = model.detector.note
         tuned = apply(model, method, backbone=backbone_path(model))
     shape = image_shape(body)
-    examples = lambda count: task.example(count, shape)  # noqa: E731
-    trial = Trial(examples, None, said, outputs_loss=task.loss)
-    return simulate_step(set_up_step(tuned, step), step, trial=trial)
+    learnt = Trial(lambda count: task.example(count, shape), of_outputs(task.loss), said)
+    return simulate_step(set_up_step(tuned, step), step, trial=learnt)
 
 
 def plan_dense(

@@ -18,6 +18,8 @@ from ..core.site import Role
 from ..memory.chunking import declare
 from .classifier import HeadInit as HeadInit
 from .classifier import classifiers as classifiers
+from .classifier import config_of as config_of
+from .classifier import exchange_config as exchange_config
 from .classifier import logit_maps as logit_maps
 from .classifier import new_classifier as new_classifier
 from .classifier import outputs as outputs
@@ -28,6 +30,7 @@ from .extractors import holders as holders
 from .extractors import original, rebuilt
 from .extractors import part_at as part_at
 from .generic import GENERIC as GENERIC
+from .measuring import SEPARATE as SEPARATE
 from .measuring import measure as measure
 from .measuring import measure_part as measure_part
 from .meta_model import meta_copy as meta_copy

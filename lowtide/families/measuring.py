@@ -25,6 +25,8 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 ANYWHERE = {Role.LINEAR, Role.CONV, Role.NORM}
 """Roles that say what a module is and not where it stands: it has them only if it is called, read
 by its own forward alone and held in one place, so that a graft there is the only way to it."""
+SEPARATE = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v"))
+"""What libraries call the maps to queries, keys and values, where each has its own."""
 
 
 @dataclass
@@ -159,6 +161,7 @@ def _sites(model: nn.Module, family: Family, roles: dict[str, Role], run: _Run) 
             _depthwise(modules[path]),
             _kernel(modules[path]),
             patches,
+            part=_part(path, roles),
             barred=barred[path][0] if path in barred else "",
             barred_role=barred[path][1] if path in barred else None,
             affine=scales(modules[path]),
@@ -185,6 +188,16 @@ def _barred(
         elif role is Role.OTHER and kind is not None:
             found[path] = f"nothing grafts on a {type(modules[path]).__name__}", kind
     return found
+
+
+def _part(path: str, roles: Mapping[str, Role]) -> str:
+    """Tell which of queries, keys and values a map gives, where it and two beside it do."""
+    parent, _, leaf = path.rpartition(".")
+    if roles[path] is Role.LINEAR:
+        for names in SEPARATE:
+            if leaf in names and {roles.get(f"{parent}.{n}") for n in names} == {Role.LINEAR}:
+                return "qkv"[names.index(leaf)]
+    return ""
 
 
 def _shared(model: nn.Module) -> set[str]:

@@ -151,6 +151,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
 def _configured(model: Any) -> tuple[int, int, int]:
     """Read what a transformers model says of its images; most take 224 x 224."""
     config = getattr(model, "config", None)
+    config = getattr(config, "vision_config", None) or config
     size = getattr(config, "image_size", None) or 224
     height, width = (size, size) if isinstance(size, int) else size
     return (getattr(config, "num_channels", None) or 3, height, width)

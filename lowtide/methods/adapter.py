@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -94,16 +94,14 @@ class AdapterGraft(Graft):
         self.act = ACTIVATIONS[config.activation]()
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Run the base and the bottleneck behind it.
+    def behind(self, x: Tensor, y: Tensor) -> Tensor:
+        """Run the bottleneck behind the base.
 
         Args:
             x: The base's input.
-            *args: What else the backbone tells the base, such as an attention mask.
-            **options: The same by name.
+            y: Its output.
 
         Returns:
             The adapted output, same shape as the base's.
         """
-        y = self.base(x, *args, **options)
         return y + self.up(self.drop(self.act(self.down(y))))

@@ -81,13 +81,14 @@ class AdaptFormerGraft(Graft):
         self.act = nn.ReLU()
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the MLP and the bottleneck beside it.
+    def behind(self, x: Tensor, y: Tensor) -> Tensor:
+        """Run the bottleneck beside the MLP.
 
         Args:
             x: The MLP's input z.
+            y: Its output.
 
         Returns:
             The adapted output, same shape as the MLP's.
         """
-        return self.base(x) + self.scale * self.up(self.drop(self.act(self.down(x))))
+        return y + self.scale * self.up(self.drop(self.act(self.down(x))))

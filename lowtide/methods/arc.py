@@ -127,17 +127,17 @@ class ARCGraft(Graft):
             nn.init.xavier_uniform_(self.c.data[None])
         self.b = nn.Parameter(torch.zeros(site.in_dim)) if "bias" in site.params else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def ahead(self, x: Tensor) -> Tensor:
         """Adapt the base's input.
 
         Args:
             x: The input z.
 
         Returns:
-            The base's output at z'.
+            z'.
         """
         z = _adapted(x.movedim(self.axis, -1), self.U, self.c, self.b, self.drop)
-        return self.base(z.movedim(-1, self.axis))
+        return z.movedim(-1, self.axis)
 
     def merged(self) -> nn.Module | None:
         """Fold the adapter into the map behind it.

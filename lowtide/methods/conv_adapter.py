@@ -156,18 +156,16 @@ class ConvAdapterGraft(Graft):
             zeros_(self.pointwise.weight)
             zeros_(self.pointwise.bias)
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Run the base and the adapter beside it.
+    def behind(self, x: Tensor, y: Tensor) -> Tensor:
+        """Run the adapter beside the base.
 
         Args:
             x: `(B, C, H, W)`, or windows `(B', N, C)` or `(B', h, w, C)`.
-            *args: What else the backbone tells the base, such as an attention mask.
-            **options: The same by name.
+            y: The base's output.
 
         Returns:
             The adapted output, same shape as the base's.
         """
-        y = self.base(x, *args, **options)
         if self.windows:
             side = isqrt(x.shape[1])
             x = (x if x.ndim == 4 else x.unflatten(1, (side, side))).movedim(-1, 1)

@@ -93,14 +93,14 @@ class MLPHeadGraft(Graft):
                 linear, nn.ReLU(), nn.BatchNorm1d(site.in_dim), nn.Dropout(config.dropout),
             ])  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify features.
+    def ahead(self, x: Tensor) -> Tensor:
+        """Compute what the classifier is given.
 
         Args:
-            x: `(B, C)`.
+            x: Features, `(B, C)`.
 
         Returns:
-            Logits `(B, K)`.
+            The hidden features, `(B, C)`.
 
         Raises:
             InputError: A batch of one is to be trained on, which has no statistics.
@@ -110,4 +110,5 @@ class MLPHeadGraft(Graft):
                 "mlp_head's BatchNorm cannot train on a batch of 1 image, it needs at least 2;"
                 " choose a batch size that leaves no single image over"
             )
-        return self.base(self.hidden(x))
+        hidden: Tensor = self.hidden(x)
+        return hidden

@@ -141,29 +141,57 @@ class RLRRGraft(Graft):
         spread = 0.0 if config.residual or config.identity else 0.02
         self.shift = nn.Parameter(spread * torch.randn(site.dim)) if shifted else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the rescaled map and the shift to the base's output.
+    @property
+    def splits(self) -> bool:
+        """Whether the base's output takes part."""
+        return self.residual
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        """Add the rescaled map and the shift to the base's output, or put them in its place.
 
         Args:
             x: The map's input.
+            *args: What else the backbone tells the base.
+            **options: The same by name.
 
         Returns:
             Same shape as the base's output.
         """
+        if self.residual:
+            return super().forward(x, *args, **options)
+        root: Any = self.root
+        return self._with_shift(x, self._rescaled(x), self._along(root.bias, x))
+
+    def behind(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the rescaled map and the shift to the base's output.
+
+        Args:
+            x: The map's input.
+            y: The base's output.
+
+        Returns:
+            Same shape as the base's output.
+        """
+        return self._with_shift(x, self._rescaled(x), y)
+
+    def _with_shift(self, x: Tensor, update: Tensor, kept: Tensor | None) -> Tensor:
+        y = update if kept is None else kept + update
+        return y if self.shift is None else y + self._along(self.shift, x)
+
+    def _rescaled(self, x: Tensor) -> Tensor:
+        """Compute s_r * (W (s_l * x)), without the bias."""
         root: Any = self.root
         if isinstance(root, nn.Linear):
             weight, slabs = _weight(root)
             tensors = autocast((x, weight, self.right, *self.left.parameters()))
-            update = saved(RESCALE, Exact(), *tensors, slabs=slabs)
-        else:
-            update = root(x * self._along(self.left[0], x) if len(self.left) else x)
-            if root.bias is not None:
-                update = update - self._along(root.bias, x)
-            if self.right is not None:
-                update = update * self._along(self.right, x)
-        kept = self.base(x) if self.residual else self._along(root.bias, x)
-        y = update if kept is None else kept + update
-        return y if self.shift is None else y + self._along(self.shift, x)
+            if not torch.is_grad_enabled():
+                x, weight, *vectors = tensors  # type: ignore[assignment]
+                return _forward((), x, weight, *vectors, slabs=slabs).y  # type: ignore[arg-type]
+            return saved(RESCALE, Exact(), *tensors, slabs=slabs)
+        update: Tensor = root(x * self._along(self.left[0], x) if len(self.left) else x)
+        if root.bias is not None:
+            update = update - self._along(root.bias, x)
+        return update if self.right is None else update * self._along(self.right, x)
 
     def _along(self, vector: Any, x: Tensor) -> Any:
         """Shape a vector to go along the channels of x."""

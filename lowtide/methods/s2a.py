@@ -144,21 +144,21 @@ class PromptGraft(Graft):
         self.A = nn.Parameter(torch.zeros(tokens, config.rank))
         self.B = nn.Parameter(config.sigma * torch.randn(config.rank, site.in_dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def ahead(self, x: Tensor) -> Tensor:
         """Add the prompt to the base's input.
 
         Args:
             x: `(B, N, C)` or `(B, H, W, C)`, or `(B, C, H, W)` for a convolution.
 
         Returns:
-            The base's output.
+            The base's input.
         """
         if self.tile is None:
             places = x.shape[1:-1]
-            return self.base(x + (self._rows(self.A, places.numel()) @ self.B).view(*places, -1))
+            return x + (self._rows(self.A, places.numel()) @ self.B).view(*places, -1)
         h, w = x.shape[2:]
         square = (self.A @ self.B).T.unflatten(1, (self.tile, self.tile))
-        return self.base(x + square.repeat(1, -(-h // self.tile), -(-w // self.tile))[:, :h, :w])
+        return x + square.repeat(1, -(-h // self.tile), -(-w // self.tile))[:, :h, :w]
 
     def fitted(self, name: str, value: Tensor) -> Tensor:
         """Resample A where it was trained on another number of positions.

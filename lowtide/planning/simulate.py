@@ -24,8 +24,9 @@ from ..tuning.adapter_config import Head
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply, set_frozen_dtype
 from ..versions import on_meta
+from .loss import Loss
 from .materials import real_copy
-from .step import Loss, StepConfig
+from .step import StepConfig
 from .trial import Examples, Trial, trial_of
 from .watch import Plan as Plan
 from .watch import SelectPart, rehearse_step

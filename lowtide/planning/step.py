@@ -24,8 +24,8 @@ from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
 from ..memory.policy import POLICIES
 from ..targets import Balance, Targets, blank, refuse_unknown
-from ..targets.classify import Classify
 from ..values import Count, Share, Within, read_fields
+from .loss import CROSS_ENTROPY, Loss
 from .statistics import shares_statistics as shares_statistics
 
 BY_PARAMETER: tuple[type[Optimizer], ...] = (
@@ -35,12 +35,7 @@ BY_PARAMETER: tuple[type[Optimizer], ...] = (
 )
 """Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
 
-CROSS_ENTROPY = Classify(()).loss
-"""The loss of one class per image, none of them weighed."""
-
 Amp = Literal["no", "bf16", "fp16"]
-Loss = Callable[[nn.Module, Any, Any], Tensor]
-"""From a model, images and their targets to the mean training loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +63,8 @@ class StepConfig:
         cutmix: The same for CutMix, which puts a rectangle of one image into another; with both on,
             each batch gets one of the two.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
-        task: What is learnt of an image: classify (one class), multilabel (any number of labels) or
-            regress (a number).
+        task: What is learnt of an image: classify (one class), multilabel (any number of labels),
+            regress (a number), segment (a class of each pixel), detect (boxes) or instances.
         loss: What is minimised: cross_entropy for classify, bce for multilabel, mse or smooth_l1
             for regress; by default the first of the task.
         balance: What is done for rare classes: none, weights (in the loss, by inverse frequency) or
@@ -110,7 +105,6 @@ class StepConfig:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
             )
-
         if self.update_in_backward:
             self._check_early()
 
@@ -241,9 +235,8 @@ def training_step(
     optimizer: Optimizer,
     batch: Sequence[tuple[Any, Any]],
     *,
+    loss: Loss | None = None,
     amp: Amp = "no",
-    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
-    model_loss: Loss | None = None,
     share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
@@ -254,14 +247,12 @@ def training_step(
     The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
 
     Args:
-        model: Images to outputs.
+        model: Images to outputs, or whatever `loss` takes.
         optimizer: Updates it.
         batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)` or shares `(B, K)`, of each
-            micro-batch.
+            micro-batch, or whatever `loss` takes.
+        loss: The mean loss of a micro-batch; by default the cross-entropy of the logits.
         amp: Mixed precision of the forward pass.
-        loss: From outputs and targets of a micro-batch to their mean loss over images.
-        model_loss: In its place, from the model, images and targets, for a model that does more
-            than classify; images and targets may then be anything with a length.
         share: What the mean loss counts: among processes whose gradients are averaged, their number
             times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
@@ -277,9 +268,8 @@ def training_step(
     updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
     for images, targets in batch:
         with autocast(device, amp):
-            outputs = model_loss(model, images, targets) if model_loss else model(images)
-        part = outputs if model_loss else loss(outputs, targets)
-        part = part * (share * len(images) / total)
+            value = (loss or CROSS_ENTROPY)(model, images, targets)
+        part = value * (share * len(images) / total)
         mean += part.detach()
         with updates:
             backward(part)

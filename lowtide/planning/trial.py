@@ -19,7 +19,7 @@ from ..core.outputs import tensors
 from ..core.wrapped import plain_kind
 from ..errors import InputError
 from ..families import image_shape
-from .step import CROSS_ENTROPY, Loss
+from .loss import Loss
 
 Examples = Callable[[int], tuple[Any, Any]]
 """From a number of images to that many of them, and their targets."""
@@ -35,17 +35,15 @@ class Trial:
 
     Attributes:
         examples: Makes a micro-batch.
-        loss: Mean training loss of a model on one; None for one of outputs.
+        loss: Mean training loss of a model on one.
         said: What a plan notes of the batch.
         looks: Whether the model reads numbers of its own to decide what it computes.
-        outputs_loss: The loss of outputs and targets, where `loss` is None.
     """
 
     examples: Examples
-    loss: Loss | None
+    loss: Loss
     said: str
     looks: bool = False
-    outputs_loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY
 
 
 def trial_of(

@@ -18,6 +18,7 @@ from ..families import image_shape
 from ..targets import Targets
 from ..tuning.tuned import Tuned
 from .cost_model import Work, WorkMeter
+from .loss import of_outputs
 from .materials import materialise
 from .meter import RealLayouts
 from .step import (
@@ -101,7 +102,7 @@ def simulate_step(
         model, shape = (part or _whole)(tuned)
         targets = step.blank_targets(tuned.num_classes)
         examples = partial(_labelled, step, targets, tuned.num_classes, shape)
-        return _watched(tuned, model, step, Trial(examples, None, "", outputs_loss=targets.loss))
+        return _watched(tuned, model, step, Trial(examples, of_outputs(targets.loss), ""))
 
 
 def rehearse_step(tuned: Tuned, step: StepConfig, trial: Trial) -> Plan:
@@ -143,8 +144,7 @@ def _watched(tuned: Tuned, model: nn.Module, step: StepConfig, trial: Trial) -> 
             model,
             opt,
             batches,
-            loss=trial.outputs_loss,
-            model_loss=trial.loss,
+            loss=trial.loss,
             amp=step.amp,
             before_update=lambda: passes.append(meter.work),
             in_backward=step.update_in_backward,
@@ -194,7 +194,7 @@ def _refuse_single(model: nn.Module, trial: Trial) -> None:
         with torch.no_grad():
             if hooks:
                 images, targets = trial.examples(1)
-                trial.loss(model, images, targets) if trial.loss else model(images)
+                trial.loss(model, images, targets)
     finally:
         for hook in hooks:
             hook.remove()

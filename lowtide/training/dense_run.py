@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from .config import RunConfig
 from .decided import refuse_blind
 from .dense_data import Collate, Described, Together, Transformed, read_dense
 from .finish import Scored, record_of, scores_on
-from .prepare import Run
+from .prepare import MOST_WORKERS, Run
 from .scoring import score_of
 from .start import accelerate, pretrained
 
@@ -42,6 +43,14 @@ class DenseRun(Run):
 
     targets: DenseTask  # type: ignore[assignment]
     dataset: Described
+
+    @property
+    def workers(self) -> int:
+        """Processes that load images; see `RunConfig.workers`."""
+        if self.config.workers is not None:
+            return self.config.workers
+        on_cpu = self.accelerator.device.type == "cpu"
+        return 0 if on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
 
     @property
     def begins_trained(self) -> bool:
@@ -79,7 +88,7 @@ class DenseRun(Run):
             shuffle=training,
             seed=config.seed,
             epoch=epoch,
-            workers=config.workers,
+            workers=self.workers,
             drop_last=training and self._drops(len(samples)),
             cache=source,
             rank=rank,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,8 @@ from .start import accelerate
 from .summary import Epoch
 
 FEATURES = "features.f32"
+MOST_WORKERS = 8
+"""Most loading processes that are not asked for."""
 
 
 @dataclass
@@ -98,6 +101,17 @@ class Run:
         """How many processes share each update."""
         return self.accelerator.num_processes
 
+    @property
+    def workers(self) -> int:
+        """Processes that load images; see `RunConfig.workers`."""
+        if self.config.workers is not None:
+            return self.config.workers
+        made, images = self.preprocessing, len(self.dataset.train) + len(self.dataset.val)
+        kept = made.channels * math.prod(made.size) * images <= self.cache.limit_bytes
+        kept &= made.transform(train=True, augment=self.config.augment).cacheable
+        on_cpu = self.accelerator.device.type == "cpu"
+        return 0 if kept or on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+
     def batches(
         self,
         samples: tuple[Sample, ...],
@@ -128,11 +142,11 @@ class Run:
             train=training, augment=config.augment, distortion=config.distortion
         )
         if self.features:
-            whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
+            whole = load(transform, shuffle=False, drop_last=False, workers=self.workers)
             self.features.fill(samples, whole)
             loaded = load(FeatureTransform(), shuffle=training, cache=self.features)
         else:
-            loaded = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
+            loaded = load(transform, shuffle=training, workers=self.workers, cache=self.cache)
         together = config.batch_size * processes
         for step, (images, labels) in enumerate(loaded):
             count = min(together, len(samples) - step * together)

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import InputError
 from ..tuning.backbone import create
 from .config import RunConfig
+from .devices import device_of
 
 
 def accelerate(config: RunConfig) -> Accelerator:
@@ -27,7 +28,9 @@ def accelerate(config: RunConfig) -> Accelerator:
         InputError: Several processes are to update in backward.
     """
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
-    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=config.amp, cpu=device_of(config.device).type == "cpu"
+    )
     if config.update_in_backward and accelerator.num_processes > 1:
         raise InputError("update_in_backward works in one process: others average gradients first")
     return accelerator
@@ -43,23 +46,10 @@ def pretrained(config: RunConfig) -> nn.Module:
         The backbone, every weight of it a number.
     """
     torch.manual_seed(config.seed)
-    backbone = create(
+    return create(
         config.model,
         checkpoint=Path(config.checkpoint) if config.checkpoint else None,
         pretrained=config.pretrained,
         image_size=config.image_size,
         drop_path=config.drop_path,
     )
-    _refuse_infinite(backbone, config)
-    return backbone
-
-
-def _refuse_infinite(backbone: nn.Module, config: RunConfig) -> None:
-    """Refuse weights that no learning rate would save."""
-    state = backbone.state_dict()
-    wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
-    if wrong:
-        raise InputError(
-            f"{config.checkpoint or config.model}: {len(wrong)} of {len(state)} pre-trained weights"
-            f" hold NaN or infinity, first {wrong[0]}"
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from ..core.branches import Sum
 from ..core.graft import Beside, Edit, Graft, Method, Side, Swap, Thaw, find, root
 from ..core.wrapped import numbers_of
 from ..errors import InputError, Unsupported
+from ..families import config_of, exchange_config
 from ..memory.frozen_dtype import PACKED, FrozenDtype, frozen_dtype_of
 
 HOOKS = (
@@ -37,6 +39,8 @@ class Adapter:
         statistics: Path, method name and buffer name of BatchNorm statistics that move as this
             trains, and those that are not in place: its own, or while it is, the backbone's.
         frozen_dtype: What frozen weights were kept in when it was trained, if it was loaded.
+        config: transformers' config that names as many classes, or while this is in place, the
+            backbone's; None where that fits or there is none.
     """
 
     methods: tuple[Method, ...]
@@ -48,6 +52,7 @@ class Adapter:
     notes: list[str] = field(default_factory=list)
     statistics: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
     frozen_dtype: FrozenDtype | None = None
+    config: Any = None
 
     def put_in(self, backbone: nn.Module) -> None:
         """Put grafts and thawed parameters in place.
@@ -67,6 +72,7 @@ class Adapter:
             p.requires_grad_(True)
             module._parameters[name] = p
         self._exchange_statistics(backbone)
+        self._exchange_config(backbone)
         for _, side in self.sides:
             side.to(device)
 
@@ -83,6 +89,7 @@ class Adapter:
             module._parameters[name] = original
         self.originals.clear()
         self._exchange_statistics(backbone)
+        self._exchange_config(backbone)
         for path, _, graft in reversed(self.grafts):
             exchange_hooks(graft, graft.base)
             set_module(backbone, path, graft.base)
@@ -93,6 +100,10 @@ class Adapter:
             standing = module.get_buffer(name)
             module._buffers[name] = waiting.to(standing.device)
             self.statistics[path, method, name] = standing
+
+    def _exchange_config(self, backbone: nn.Module) -> None:
+        if self.config is not None:
+            self.config = exchange_config(backbone, self.config)
 
     def state(self, backbone: nn.Module) -> dict[str, Tensor]:
         """Collect everything that trained, and BatchNorm statistics that moved.
@@ -204,7 +215,7 @@ def build(
             raise Unsupported(f"{method}: the backbone never calls {edit.site.path}")
         else:
             _swap(adapter, backbone, method, edit)
-    adapter.classes = classes
+    adapter.classes, adapter.config = classes, config_of(backbone, classes)
     copies: dict[int, nn.Parameter] = {}
     for path, source in heads.items():
         for name, p in source._parameters.items():

@@ -41,7 +41,7 @@ def fingerprint(
         return str(model.__dict__[ORIGINAL])
     left_out = tuple(f"{p}." for p in classifiers(model)) if path is None else ()
     kept = f"{path}." if path and head == "train" else ""
-    packed = {f"{name}.{PACKED}": m for name, m in model.named_modules() if isinstance(m, Frozen)}
+    packed = {f"{at}.{PACKED}": m for at, m in model.named_modules() if isinstance(m, Frozen)}
     state = {
         key.removesuffix(PACKED) + "weight" if key in packed else key: (packed.get(key), value)
         for key, value in model.state_dict().items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from types import MethodType
 from typing import Any
@@ -173,9 +173,7 @@ class StagedModel(nn.Module):
         Returns:
             Runs the element and the side networks.
         """
-        for name, side in self.sides.items():
-            inner = _with_side(side, name, path, inner, states)
-        return inner
+        return along(self.sides.items(), path, inner, states)
 
     def run(self, path: str, context: Context) -> Block:
         """Say how one element of the chain runs, with or without extra tokens or halves.
@@ -208,6 +206,25 @@ class StagedModel(nn.Module):
             return recompute(call, block, x, *tokens) if recomputing else call(x, *tokens)
 
         return run
+
+
+def along(
+    sides: Iterable[tuple[str, Any]], path: str, inner: Block, states: dict[str, Any]
+) -> Block:
+    """Run side networks around an element of the chain.
+
+    Args:
+        sides: Side networks with their names, innermost first.
+        path: The element.
+        inner: Runs it.
+        states: Their states by name; brought up to date by running.
+
+    Returns:
+        Runs the element and the side networks.
+    """
+    for name, side in sides:
+        inner = _with_side(side, name, path, inner, states)
+    return inner
 
 
 def _with_side(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:

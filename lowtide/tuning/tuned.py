@@ -268,6 +268,15 @@ class Tuned(StagedModel):
             if name:
                 self.set_adapter(name)
 
+    def unload_active(self) -> None:
+        """Be the untouched backbone, no adapter in place.
+
+        Raises:
+            InputError: The active adapter trains the backbone's own weights in place.
+        """
+        self._may_leave()
+        self._take_out()
+
     def adapter_state(self) -> dict[str, Tensor]:
         """Collect everything the active adapter trained, and BatchNorm statistics that moved.
 
@@ -330,14 +339,13 @@ class Tuned(StagedModel):
         )
 
     def save_pretrained(self, folder: Path | str, **record: Any) -> None:
-        """Write the active adapter in PEFT's layout: what trained, nothing that is frozen.
+        """Write the active adapter: what trained, nothing that is frozen.
 
         Args:
             folder: Where to; made if missing.
             **record: More to keep in the config (pre-processing, class names, ...); plain JSON.
         """
         config = {
-            "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
             "base_model_name_or_path": architecture(self.model),
             "base_model_sha256": self.base_sha256,
             "frozen_dtype": self.frozen_dtype,
@@ -377,7 +385,8 @@ class Tuned(StagedModel):
             self.adapters[name].frozen_dtype = config.frozen_dtype
         except BaseException:
             self._take_out()  # nothing was copied yet, so even an overwriting method may leave
-            self.set_adapter(before)
+            if before:
+                self.set_adapter(before)
             del self.adapters[name]
             raise
 

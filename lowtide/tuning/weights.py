@@ -173,10 +173,10 @@ def pack_backbone(model: Any, dtype: FrozenDtype) -> None:
     path = backbone_path(model)
     if not next(model.parameters()).is_meta:
         model.__dict__[ORIGINAL] = fingerprint(model, path)
-    heads = [model.get_submodule(p) for p in (holders(model, path) if path is not None else ())]
-    heads += [model.get_submodule(p) for p in (classifiers(model) if path is None else ())]
-    kept = [p for m in heads for p in m.parameters(recurse=path is None)]
-    pack_frozen(model.requires_grad_(False), dtype, but=kept)
+    heads = classifiers(model) if path is None else holders(model, path)
+    own = [model.get_submodule(p) for p in heads]
+    every = [p for m in own for p in m.parameters(recurse=path is None)]
+    pack_frozen(model.requires_grad_(False), dtype, but=every)
 
 
 def leaves_frozen(tuned: Any) -> bool:

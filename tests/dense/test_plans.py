@@ -14,6 +14,7 @@ from lowtide.dense.plans import plan_task
 from lowtide.dense.pyramid import backbone_path
 from lowtide.dense.tasks import TASKS
 from lowtide.methods import METHODS
+from lowtide.planning.loss import of_outputs
 from lowtide.planning.meter import footprint
 from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer, micro_batches, training_step
@@ -44,7 +45,7 @@ def test_a_plan_is_the_step(task: str, options: dict[str, Any], policy: str) -> 
     inputs, targets = learnt.example(4, (3, 64, 64))
     batches = micro_batches(inputs, targets, step.accumulate)
     run = footprint(
-        lambda: training_step(tuned, optimizer, batches, loss=learnt.loss),
+        lambda: training_step(tuned, optimizer, batches, loss=of_outputs(learnt.loss)),
         tuned,
         optimizer,
     )

@@ -1,0 +1,7 @@
+"""Runs behind one HTTP server: one backbone in memory, requests of all tasks in one batch.
+
+LitServe batches, runs the workers and carries requests to them; here is what a request may be,
+which tasks there are, and how a batch is answered. `worker` and `app` need the extra `serve`.
+
+Imports errors, values, memory, tuning, multi_adapter, data, training, inference.
+"""

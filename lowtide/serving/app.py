@@ -1,0 +1,243 @@
+"""The addresses of the server, and what is done before and after a worker is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from litserve import LitServer
+from litserve.server import RegularRequestHandler
+from starlette.concurrency import run_in_threadpool
+
+from ..errors import LowtideError
+from .limits import Limits, Refused
+from .metrics import Metrics
+from .tasks import Task, Tasks
+from .upload import Pixels, images_of, pixels_of
+from .worker import PATH, AdapterWorker
+
+PAGE = Path(__file__).with_name("page.html")
+DRAIN = 60
+"""Seconds that requests in flight have to be answered once the server is told to stop."""
+OWN = {"/", PATH}
+"""Addresses of LitServe's that are not served: its greeting, and its way to a worker."""
+
+
+class Listening(socket.socket):
+    """A socket that listens no more once one process closes it, whoever else holds it.
+
+    LitServe's other processes hold it too, and the kernel would go on taking connections for them.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self._same = socket.socket(
+            fileno=os.dup(fileno)
+        )  # an event loop may have closed the other by itself
+
+    def close(self) -> None:
+        """Have the kernel take no more connections."""
+        with contextlib.suppress(OSError):
+            self._same.shutdown(socket.SHUT_RDWR)
+        super().close()
+
+
+class Server(LitServer):
+    """LitServe's, which takes no connections that nobody will answer."""
+
+    def _start_server(
+        self, port: Any, count: int, level: Any, sockets: Any, *rest: Any, **more: Any
+    ) -> Any:
+        listening = [Listening(s.detach()) for s in sockets]
+        return super()._start_server(port, count, level, listening, *rest, **more)
+
+    def drain(self) -> None:
+        """Take no more requests, and answer those that were taken."""
+        serving = [p for p in multiprocessing.active_children() if p.name.startswith("LitServer-")]
+        for child in serving:
+            child.terminate()
+        for child in serving:
+            child.join(DRAIN)
+
+
+class Front:
+    """Checks requests, hands their images to LitServe one by one, and puts answers together."""
+
+    def __init__(self, worker: AdapterWorker, tasks: Tasks, limits: Limits, **options: Any) -> None:
+        """Make the server.
+
+        Args:
+            worker: What runs in the workers' processes.
+            tasks: The tasks.
+            limits: What a request may be.
+            **options: LitServe's.
+        """
+        self._tasks, self._limits = tasks, limits
+        self._metrics, self._waiting = Metrics(), 0
+        self._changing = asyncio.Lock()
+        self.server = Server(worker, timeout=False, disable_openapi_url=True, **options)
+        self._handler = RegularRequestHandler(worker, self.server)
+        app, allowed = self.server.app, [Depends(self.server.setup_auth())]
+        app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") not in OWN]
+        for path, method, answer, dependencies in (
+            ("/", "GET", self.page, []),
+            ("/tasks", "GET", self.list_tasks, allowed),
+            ("/metrics", "GET", self.metrics, []),
+            ("/predict/{task}", "POST", self.predict, allowed),
+            ("/tasks/{task}", "PUT", self.add_task, allowed),
+            ("/tasks/{task}", "DELETE", self.remove_task, allowed),
+        ):
+            app.add_api_route(
+                path, answer, methods=[method], dependencies=dependencies, response_model=None
+            )
+
+    async def page(self) -> Response:
+        """Give the page on which a person drops an image."""
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+    async def list_tasks(self) -> Response:
+        """Describe the tasks."""
+        return JSONResponse({"tasks": [task.described() for task in self._tasks.all]})
+
+    async def metrics(self) -> Response:
+        """Give the counters."""
+        return PlainTextResponse(self._metrics.text(self._waiting, len(self._tasks.all)))
+
+    async def predict(self, task: str, request: Request) -> Response:
+        """Classify the images of a request."""
+        return await self._guarded(lambda: self._predict(task, request))
+
+    async def add_task(self, task: str, request: Request) -> Response:
+        """Load an adapter and serve it."""
+        return await self._guarded(lambda: self._add(task, request))
+
+    async def remove_task(self, task: str) -> Response:
+        """Serve a task no longer."""
+        return await self._guarded(lambda: self._remove(task))
+
+    async def _guarded(self, answer: Callable[[], Awaitable[Response]]) -> Response:
+        """Turn a refusal into one line with its status, and count."""
+        start = time.monotonic()
+        try:
+            response = await answer()
+        except Refused as e:
+            wait = {"Retry-After": "1"} if e.status == 503 else None
+            response = JSONResponse({"error": str(e)}, e.status, headers=wait)
+        except HTTPException as e:
+            response = JSONResponse({"error": str(e.detail)}, e.status_code)
+        self._metrics.answered(response.status_code, time.monotonic() - start)
+        return response
+
+    async def _predict(self, name: str, request: Request) -> Response:
+        task = self._tasks[name]
+        reserved = self._reserve(1)
+        try:
+            body = await self._body(request)
+            kind = request.headers.get("content-type", "")
+            found = await run_in_threadpool(images_of, kind, body, self._limits)
+            reserved += self._reserve(len(found) - 1)
+            decoded = [
+                await run_in_threadpool(pixels_of, n, content, task.transform, self._limits)
+                for n, content in found
+            ]
+            answers = await asyncio.gather(*(self._ask(task, pixels) for pixels in decoded))
+        finally:
+            self._waiting -= reserved
+        for answer in answers:
+            if "error" in answer:
+                raise Refused(500, self._tasks.told(answer["error"]))
+        self._metrics.images[name] += len(found)
+        named = [{"image": n, **a} for (n, _), a in zip(found, answers, strict=True)]
+        return JSONResponse({"task": name, "predictions": named})
+
+    def _reserve(self, images: int) -> int:
+        """Take places among those that wait."""
+        if self._waiting + images > self._limits.max_waiting:
+            raise Refused(503, f"{self._waiting} images wait already; try again later")
+        self._waiting += images
+        return images
+
+    async def _body(self, request: Request) -> bytes:
+        most, body = self._limits.max_bytes, bytearray()
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > most:
+            raise Refused(413, f"the request has {length} bytes: expected at most {most}")
+        async for part in request.stream():
+            body += part
+            if len(body) > most:
+                raise Refused(413, f"the request has more than {most} bytes")
+        return bytes(body)
+
+    async def _ask(self, task: Task | None, pixels: Pixels | None, *coming: str) -> dict[str, Any]:
+        """Have a worker answer, in a batch with whatever else waits."""
+        live = (*(t.name for t in self._tasks.all), *coming)
+        load = (task.name, task.folder, task.content) if task else None
+        asked = {"load": load, "pixels": pixels, "live": live}
+        answer: dict[str, Any] = await self._handler.handle_request(asked, dict)
+        return answer
+
+    async def _add(self, name: str, request: Request) -> Response:
+        body = await self._body(request)
+        try:
+            asked = json.loads(body) if body else {}
+        except ValueError as e:
+            raise Refused(400, 'the body is no JSON: expected {"folder": ...}') from e
+        if not isinstance(asked, dict) or asked.keys() - {"folder"}:
+            raise Refused(400, 'the body is {"folder": ...}, a path below --adapters')
+        async with self._changing:
+            task = await run_in_threadpool(self._tasks.found, name, asked.get("folder"))
+            answer = await self._ask(task, None, name)
+            if "error" in answer:
+                raise Refused(400, self._tasks.told(answer["error"]))
+            self._tasks.add(task)
+        return JSONResponse(task.described(), 201)
+
+    async def _remove(self, name: str) -> Response:
+        async with self._changing:
+            task = self._tasks.remove(name)
+            await self._ask(None, None)
+        return JSONResponse(task.described())
+
+
+def serve(front: Front, host: str, port: int) -> None:
+    """Serve until told to stop; requests in flight are answered first.
+
+    Args:
+        front: The server.
+        host: Address to listen on.
+        port: Port.
+
+    Raises:
+        LowtideError: No worker could load the backbone and its adapters.
+    """
+    main = os.getpid()
+
+    def drain(*_: object) -> None:
+        if os.getpid() != main:
+            raise SystemExit(0)
+        front.server.drain()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, drain)
+    front.server.uvicorn_graceful_timeout = DRAIN
+    try:
+        front.server.run(
+            host=host,
+            port=port,
+            num_api_servers=1,
+            log_level="warning",
+            generate_client_file=False,
+        )
+    except RuntimeError as e:
+        raise LowtideError(f"the server cannot start: {e}") from e

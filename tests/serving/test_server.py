@@ -1,0 +1,169 @@
+"""A server as clients find it: tasks in one batch, refusals, changes while it runs, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from served import run_folder
+
+from lowtide.inference.evaluate import open_run, predict
+
+pytest.importorskip("litserve")
+
+WAIT = 120
+
+
+class Served(NamedTuple):
+    """A server that runs, and the runs it was given."""
+
+    process: subprocess.Popen[str]
+    port: int
+    runs: dict[str, Path]
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
+        with contextlib.closing(connection):
+            connection.request(method, path, body)
+            reply = connection.getresponse()
+            text = reply.read().decode()
+        return reply.status, json.loads(text) if text.startswith("{") else text
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("shelf")
+    runs = {
+        "birds": run_folder(root / "birds", "lora", classes=3, seed=1),
+        "cars": run_folder(root / "cars", "ssf", classes=5, seed=2),
+        "ships": run_folder(root / "ships", "dtl", classes=2, seed=3),
+    }
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    first = [str(runs["birds"]), f"cars={runs['cars']}"]
+    limits = ["--max-pixels", "100000", "--max-bytes", "1000000", "--max-waiting", "8"]
+    command = [sys.executable, "-m", "lowtide", "serve", *first, "--port", str(port)]
+    process = subprocess.Popen([*command, "--adapters", str(root), *limits], text=True)
+    found = Served(process, port, runs)
+    try:
+        _until_healthy(found)
+        yield found
+    finally:
+        process.terminate()
+        process.wait(WAIT)
+
+
+def _until_healthy(server: Served) -> None:
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end and server.process.poll() is None:
+        try:
+            if server.ask("GET", "/health")[0] == 200:
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+def want(run: Path, image: Path) -> dict[str, Any]:
+    (answer,) = predict(open_run(run, device="cpu"), [image])
+    return answer
+
+
+def test_a_server_from_start_to_end(server: Served, paint: Any) -> None:
+    folder = paint(*(f"{i}.png" for i in range(4)))
+    images = [folder / f"{i}.png" for i in range(4)]
+    _answers_are_those_of_predict(server, images)
+    _bad_requests_are_one_line(server)
+    _tasks_come_and_go(server, images[0])
+    _too_many_are_refused_and_the_others_answered(server, images[0])
+    _what_is_in_flight_is_answered_at_the_end(server, images[0])
+
+
+def _answers_are_those_of_predict(server: Served, images: list[Path]) -> None:
+    rights = [want(server.runs[("birds", "cars")[i % 2]], image) for i, image in enumerate(images)]
+
+    def one(i: int) -> None:
+        name, right = ("birds", "cars")[i % 2], rights[i]
+        status, answer = server.ask("POST", f"/predict/{name}", images[i].read_bytes())
+        (given,) = answer["predictions"]
+        assert status == 200 and given["class"] == right["class"]
+        assert given["probabilities"] == pytest.approx(right["probabilities"], abs=1e-5)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(4)))
+    status, page = server.ask("GET", "/")
+    assert status == 200 and "<!doctype html>" in page
+    status, listed = server.ask("GET", "/tasks")
+    assert [t["name"] for t in listed["tasks"]] == ["birds", "cars"]
+    assert len(listed["tasks"][1]["classes"]) == 5
+
+
+def _bad_requests_are_one_line(server: Served) -> None:
+    for path, body, status in (
+        ("/predict/birds", b"no image", 400),
+        ("/predict/birds", b"", 400),
+        ("/predict/bird", b"x", 404),
+        ("/predict/birds", bytes(1_000_001), 413),
+        ("/internal", b"{}", 404),
+    ):
+        got, answer = server.ask("POST", path, body)
+        assert got == status, path
+        assert "\n" not in answer.get("error", "")
+
+
+def _tasks_come_and_go(server: Served, image: Path) -> None:
+    assert server.ask("PUT", "/tasks/x", b'{"folder": "../.."}')[0] == 403
+    assert server.ask("PUT", "/tasks/x", b"[]")[0] == 400
+    assert server.ask("PUT", "/tasks/ships")[0] == 201
+    status, answer = server.ask("POST", "/predict/ships", image.read_bytes())
+    right = want(server.runs["ships"], image)
+    assert answer["predictions"][0]["probabilities"] == pytest.approx(
+        right["probabilities"], abs=1e-5
+    )
+    assert server.ask("DELETE", "/tasks/ships")[0] == 200
+    assert server.ask("POST", "/predict/ships", image.read_bytes())[0] == 404
+
+
+def _too_many_are_refused_and_the_others_answered(server: Served, image: Path) -> None:
+    body = image.read_bytes()
+    with ThreadPoolExecutor(24) as pool:
+        got = [
+            s for s, _ in pool.map(lambda _: server.ask("POST", "/predict/cars", body), range(72))
+        ]
+    assert set(got) == {200, 503}
+    _, text = server.ask("GET", "/metrics")
+    assert "lowtide_waiting_images 0" in text
+    assert int(re.search(r'status="503"} (\d+)', text)[1]) == got.count(503)
+
+
+def _what_is_in_flight_is_answered_at_the_end(server: Served, image: Path) -> None:
+    """Requests that were sent whole before the signal are answered."""
+    body, address = image.read_bytes(), ("127.0.0.1", server.port)
+    sent = []
+    for _ in range(6):
+        connection = http.client.HTTPConnection(*address, timeout=WAIT)
+        connection.request("POST", "/predict/birds", body)
+        sent.append(connection)
+    first = sent[0].getresponse()  # by now the others have been read
+    os.kill(server.process.pid, signal.SIGTERM)
+    replies = [first, *(c.getresponse() for c in sent[1:])]
+    assert [r.status for r in replies] == [200] * 6
+    for closing in (*replies, *sent):
+        closing.close()
+    assert server.process.wait(WAIT) == 0
+    with pytest.raises(OSError):
+        socket.create_connection(address, timeout=1)
