@@ -177,10 +177,7 @@ def loader(
     if cache is None or (workers and isinstance(cache, Cache)):
         cache = Cache(limit_bytes=0)
     order = _repeated(order, repeats) if shuffle else list(range(len(samples)))
-    whole = batch_size * processes
-    batches = [order[i : i + whole] for i in range(0, len(order), whole)]
-    if drop_last and batches and len(batches[-1]) < whole:
-        batches.pop()
+    batches = _cut(order, batch_size * processes, drop_last)
     return DataLoader(
         _Images(samples, transform, key, cache),
         batch_sampler=[_part(batch, rank, processes) for batch in batches],
@@ -189,6 +186,12 @@ def loader(
         # Or the loader would draw from the global generator, and move dropout with it.
         generator=generator,
     )
+
+
+def _cut(order: list[int], whole: int, drop_last: bool) -> list[list[int]]:
+    """Cut an epoch into batches; the last one may be shorter, or is left out."""
+    batches = [order[i : i + whole] for i in range(0, len(order), whole)]
+    return batches[:-1] if drop_last and batches and len(batches[-1]) < whole else batches
 
 
 def _repeated(order: list[int], repeats: int) -> list[int]:
