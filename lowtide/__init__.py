@@ -6,6 +6,11 @@ What trains is a method (`lowtide.methods`); what is kept for the backward pass 
     model = timm.create_model("vit_base_patch16_224", pretrained=True)
     tuned = lowtide.apply(model, lowtide.METHODS["lora"](rank=8), num_classes=10)
     lowtide.compress(tuned, lowtide.Policy.tight())
+
+or, from a folder of images to a model that answers,
+
+    run = lowtide.fit("vit_base_patch16_224", "photos", "lora", epochs=5)
+    run.predict("new")
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ from .errors import InputError as InputError
 from .errors import LowtideError as LowtideError
 from .errors import UnknownName as UnknownName
 from .errors import Unsupported as Unsupported
+from .inference.fit import FitResult as FitResult
+from .inference.fit import fit as fit
 from .inference.hub import from_hub as from_hub
 from .memory.compress import compress as compress
 from .memory.compress import decompress as decompress
@@ -40,6 +47,7 @@ from .planning.simulate import Plan as Plan
 from .planning.simulate import plan as plan
 from .planning.step import StepConfig as StepConfig
 from .report.card import push_to_hub as push_to_hub
+from .training.callbacks import Callback as Callback
 from .tuning.backbone import create as create
 from .tuning.peft import load as load
 from .tuning.peft import merge_peft as merge_peft
@@ -55,6 +63,8 @@ __all__ = [
     "METHODS",
     "POLICIES",
     "Beside",
+    "Callback",
+    "FitResult",
     "Footprint",
     "Graft",
     "InputError",
@@ -77,6 +87,7 @@ __all__ = [
     "compress",
     "create",
     "decompress",
+    "fit",
     "footprint",
     "from_hub",
     "load",

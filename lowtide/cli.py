@@ -21,10 +21,7 @@ from .training.environment import installed
 from .training.time_limit import OutOfTime
 from .tuning.left_out import LeftOutWarning
 
-CONTINUES = {
-    "train": "; lowtide train --resume RUN continues",
-    "bench": "; the same command continues",
-}
+CONTINUES = {"bench": "; the same command continues", "tune": "; the same command continues"}
 EXHAUSTED = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -62,8 +59,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain(e, 124)
     except LowtideError as e:
         return _complain(e, 1)
-    except KeyboardInterrupt:
-        return _complain(f"interrupted{CONTINUES.get(args[0], '') if args else ''}", 130)
+    except KeyboardInterrupt as e:
+        said = f"; {e}" if e.args else CONTINUES.get(args[0], "") if args else ""
+        return _complain(f"interrupted{said}", 130)
     except BrokenPipeError:  # the reader, head for one, has had enough
         _silence()
         return 0

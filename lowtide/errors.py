@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
+FORMULA = re.compile(r"[\s\"'\0]*[=+@\t\r\-\uff1d\uff0b\uff0d\uff20]")
+"""How texts begin that spreadsheets compute, also behind spaces and quotes."""
 LONGEST = 80
 """Most characters of a given value that a message repeats."""
 
@@ -83,3 +86,18 @@ def _visible(character: str) -> str:
 
 _TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)))
 """Marks that change the direction of what follows, so that it reads as something else."""
+
+
+def inert(value: object) -> object:
+    """Keep a spreadsheet from computing a text: one that it would take for a formula gets a '.
+
+    Args:
+        value: A cell of a table.
+
+    Returns:
+        A text that can be printed; what is no text as it is.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if FORMULA.match(value) else text

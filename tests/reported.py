@@ -13,6 +13,7 @@ from lowtide.bench import Suite
 from lowtide.bench.results import FAILED
 from lowtide.bench.suite import SUITE
 from lowtide.training.config import RunConfig
+from lowtide.training.decided import decide
 from lowtide.training.loop import SUMMARY
 
 CLASSES = 5
@@ -30,7 +31,7 @@ def summary(config: RunConfig, right: int, images: int = 200, classes: int = CLA
     tested = not config.skip_test
     return {
         "schema": 1,
-        "config": config.to_dict(),
+        "config": decide(config, updates=2, validated=True, probed=True).to_dict(),
         "data": {
             "format": "folders",
             "train": 40,
@@ -55,6 +56,7 @@ def summary(config: RunConfig, right: int, images: int = 200, classes: int = CLA
         },
         "measured_peak_bytes": 7 << 20,
         "step_seconds": 0.25,
+        "start_accuracy": validated and validated / 4,
         "history": [
             {
                 "epoch": e,
@@ -64,6 +66,7 @@ def summary(config: RunConfig, right: int, images: int = 200, classes: int = CLA
             }
             for e in (1, 2, 3)
         ],
+        "kept_epoch": 3,
         "val_accuracy": validated,
         "test_accuracy": right / images if tested else None,
         "test_confusion": [

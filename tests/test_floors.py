@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("memory",),
     ("methods", "families"),
     ("tuning",),
+    ("targets",),
     ("planning",),
     ("data", "presets"),
     ("training",),

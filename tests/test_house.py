@@ -20,7 +20,6 @@ LONG_FUNCTIONS = {
     "kernels.triton_layer_norm._layer_norm_backward",
     "memory.swapped.swapped",
     "ops.lineage.follow",
-    "training.prepare.prepare",
 }
 """Functions longer than that; the same holds."""
 

@@ -49,8 +49,8 @@ class Result:
 
     @property
     def accuracies(self) -> list[float]:
-        """Test accuracy of each row that was tested."""
-        return [a for r in self.runs if (a := r.test_accuracy) is not None]
+        """Test accuracy, or the score of another task, of each row that was tested."""
+        return [a for r in self.runs if (a := r.tested) is not None]
 
     @property
     def accuracy(self) -> float | None:
@@ -103,12 +103,12 @@ def chosen_rate(cell: Cell, output: Path, read: Read = read_summary) -> float | 
         summary = summary_of(output / row.folder, read)
         if summary is None:
             return None
-        if summary.val_accuracy is None:
+        if summary.validated is None:
             raise InputError(
                 f"{cell.data} has no validation images to choose among {len(cell.searches)}"
                 " learning rates; give one lr"
             )
-        scores[lr] = summary.val_accuracy
+        scores[lr] = summary.validated
     return max(scores, key=lambda lr: scores[lr])
 
 
@@ -157,9 +157,9 @@ def read_results(folder: Path, read: Read | None = None) -> list[Result]:
 
 def _of_cell(suite: str, cell: Cell, output: Path, read: Read) -> Result:
     searched = {
-        lr: summary.val_accuracy
+        lr: summary.validated
         for lr, row in cell.searches.items()
-        if (summary := summary_of(output / row.folder, read)) and summary.val_accuracy is not None
+        if (summary := summary_of(output / row.folder, read)) and summary.validated is not None
     }
     rate = chosen_rate(cell, output, read)
     tests = () if rate is None else cell.tests[rate]

@@ -16,6 +16,7 @@ from ..extras import extra
 from ..paths import located, refuse_unwritable, write_text
 from ..planning.search import DECIDED
 from ..training.config import RunConfig, read_yaml, write_yaml
+from ..training.decided import OPEN
 from ..training.loop import CONFIG, SUMMARY, train
 from ..training.owner import Busy
 from .results import FAILED, chosen_tests, summary_of
@@ -97,7 +98,8 @@ def _refuse_others(suite: Suite, output: Path) -> None:
         wanted = row.config.to_dict()
         free = NEUTRAL | ({*DECIDED, "memory_budget"} if row.config.memory_budget else set())
         for name, value in wanted.items():
-            if name not in free and _differ(kept[name], value):
+            decided = name in OPEN and value is None
+            if name not in free and not decided and _differ(kept[name], value):
                 raise InputError(
                     f"{folder} was run with {name} {kept[name]} and the suite says {value}:"
                     " choose another --output, or remove that folder to run it again"

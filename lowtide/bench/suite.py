@@ -107,6 +107,8 @@ class Suite:
     def read(cls, path: Path) -> Suite:
         """Read a suite and check every row of it.
 
+        The last epoch is kept unless `keep` says otherwise, as in the papers.
+
         `defaults`, each of `data` and each of `methods` hold options of `lowtide train`, later ones
         over earlier ones; a name alone is short for its `data` or `method`. `lr` (there or at the
         top) is a number or a list to choose from. `$NAME` in a path is an environment variable,
@@ -202,7 +204,7 @@ def _cell(data: str, label: str, options: dict[str, Any], seeds: Sequence[int]) 
     rates = options.pop("lr", None)
     folder = _folder(data, label)
     configs = [_config(options, data, seed) for seed in seeds]
-    rates = _rates(configs[0].lr if rates is None else rates)
+    rates = _rates(configs[0].method.learning_rate if rates is None else rates)
     searches = {}
     if len(rates) > 1:
         first = replace(configs[0], skip_test=True)
@@ -233,7 +235,7 @@ def _rates(given: Any) -> list[float]:
 
 def _config(options: Mapping[str, Any], data: str, seed: int) -> RunConfig:
     options = {k: _filled(v, data, seed) for k, v in options.items()}
-    return config_of({**options, "seed": seed})
+    return config_of({"keep": "last", **options, "seed": seed})
 
 
 def _filled(value: Any, data: str, seed: int) -> Any:

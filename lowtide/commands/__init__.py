@@ -1,7 +1,7 @@
 """One command, one file: `SUMMARY` is its line in the help, the function of its name runs it.
 
-Imports errors, versions, paths, values, core, memory, methods, families, tuning, planning, data,
-presets, training, inference, bench, inspect, report.
+Imports errors, versions, paths, values, core, memory, methods, families, tuning, targets, planning,
+data, presets, training, inference, bench, inspect, report.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from . import (
     push,
     report,
     train,
+    tune,
 )
 
 Command = Callable[[Sequence[str]], None]
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (train.train, train.SUMMARY),
+    "tune": (tune.tune, tune.SUMMARY),
     "bench": (bench.bench, bench.SUMMARY),
     "eval": (evaluate.evaluate, evaluate.SUMMARY),
     "predict": (predict.predict, predict.SUMMARY),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..data import check
+from ..targets import refuse_unknown
 from ..training.parser import Parser
 from .console import OUT
 
@@ -23,9 +24,12 @@ def data(args: Sequence[str]) -> None:
     parser = Parser("data", SUMMARY)
     parser.add_argument("action", type=Literal["check"], help="check: look at every image.")
     parser.add_argument("source", type=str, help="What --data of lowtide train would be given.")
+    parser.add_argument("--task", type=str, default="classify", help="As for lowtide train.")
+    parser.add_argument("--target", type=str, help="As for lowtide train.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
-    found = check(given["source"])
+    refuse_unknown(given["task"], None, "none")
+    found = check(given["source"], task=given["task"], target=given["target"])
     if given["json"]:
         print(json.dumps(dataclasses.asdict(found)))
         return

@@ -105,6 +105,8 @@ def _tsne(args: Sequence[str]) -> None:
     given = _read(parser, args)
     models = _models(given)
     first = next(iter(models.values()))
+    if first.targets.task != "classify":
+        raise InputError(f"images are coloured by class, and task {first.targets.task} has none")
     samples = _samples(first, {**given, "run": given["runs"][0]})
     points = {
         name: tsne(
@@ -114,7 +116,7 @@ def _tsne(args: Sequence[str]) -> None:
         )
         for name, trained in models.items()
     }
-    labels = [s.label for s in samples]
+    labels = [s.label for s in samples if isinstance(s.label, int)]
     numbers = {
         "images": [str(s.path) for s in samples],
         "classes": [first.classes[label] for label in labels],

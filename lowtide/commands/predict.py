@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..data import UnreadableImage
-from ..inference.evaluate import predict as classify
+from ..inference.evaluate import predict as answers_to
 from ..inference.evaluate import too_deep
 from ..inference.loading import add_loading, open_given
+from ..inference.predictions import images_in, refuse_output, write_answers
 from ..training.parser import Parser
 from ..training.progress import note
 from ..values import Count
+from .console import OUT
 
-SUMMARY = "Classify images; one JSON object per line, and a line of complaint per unreadable file."
+SUMMARY = "Answer images, and all below folders: as a table, or one JSON object per line."
 
 
 def predict(args: Sequence[str]) -> None:
@@ -28,19 +31,35 @@ def predict(args: Sequence[str]) -> None:
     """
     parser = Parser("predict", SUMMARY)
     parser.add_argument("run", type=str, help="Run folder, or a merged file.")
-    parser.add_argument("images", type=str, nargs="+", help="Image files.")
-    parser.add_argument("--top", type=Count, default=5, help="How many classes to print.")
+    parser.add_argument("images", type=str, nargs="+", help="Image files, and folders of them.")
+    parser.add_argument(
+        "--output",
+        type=str,
+        help="File to write: .csv or .jsonl; by default lines of JSON are printed.",
+    )
+    parser.add_argument("--top", type=Count, default=5, help="How many classes to give.")
     add_loading(parser)
     given = parser.read(args)
-    paths = [Path(p) for p in given["images"]]
+    output = Path(given["output"]) if given["output"] else None
+    if output:
+        refuse_output(output)
+    paths, notes = images_in([Path(p) for p in given["images"]])
     trained = open_given(given)
-    for line in too_deep(trained, paths):
+    for line in [*notes, *too_deep(trained, paths)]:
         note(line)
     bad: list[UnreadableImage] = []
     options = {"top": given["top"], "batch_size": given["batch_size"]}
-    for answer in classify(trained, paths, **options, unreadable=bad.append):
-        print(json.dumps(answer, allow_nan=False), flush=True)
+    _give(answers_to(trained, paths, **options, unreadable=bad.append), output, len(paths))
     for error in bad[:-1]:
         note(str(error))
     if bad:
         raise bad[-1]
+
+
+def _give(answers: Iterator[dict[str, Any]], output: Path | None, images: int) -> None:
+    """Write answers to a file, or print each as soon as it is there."""
+    if output:
+        OUT.print(f"wrote {output}: {write_answers(answers, output)} of {images} images")
+        return
+    for answer in answers:
+        print(json.dumps(answer, allow_nan=False), flush=True)

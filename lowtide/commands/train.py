@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from accelerate import PartialState
 
 from ..errors import InputError
 from ..paths import refuse_unwritable
+from ..targets.words import word
 from ..training.loop import CONFIG
 from ..training.loop import train as fit
 from ..training.options import Parser, run_config, value_of
+from ..training.owner import free_folder
 from ..training.summary import RunSummary
 from .console import OUT
 
@@ -26,6 +29,7 @@ def train(args: Sequence[str]) -> None:
 
     Raises:
         InputError: There is no run to resume.
+        KeyboardInterrupt: It was interrupted; it says which command goes on.
     """
     parser = Parser("train", SUMMARY)
     parser.add_argument("--config", type=str, help="YAML file with any of these options.")
@@ -51,19 +55,24 @@ def train(args: Sequence[str]) -> None:
         args = [*args, "--config", str(Path(resumed) / CONFIG)]
     config, own = run_config(parser, args)
     config.refuse_crowd()
-    folder = Path(resumed or own["output"] or _free(config.data, config.method))
+    folder = Path(resumed or own["output"] or free_folder(config.data, config.method))
     refuse_unwritable(folder, folder=True)
-    summary = fit(
-        config,
-        folder,
-        continues=resumed is not None,
-        overwrite=own["overwrite"],
-        log=own["log"] or (),
-        time_limit=own["time_limit"],
-    )
+    try:
+        summary = fit(
+            config,
+            folder,
+            continues=resumed is not None,
+            overwrite=own["overwrite"],
+            log=own["log"] or (),
+            time_limit=own["time_limit"],
+        )
+    except KeyboardInterrupt:
+        begun = (folder / CONFIG).is_file()
+        command = f"lowtide train --resume {shlex.quote(str(folder))} continues"
+        raise KeyboardInterrupt(*([command] if begun else [])) from None
     state = PartialState()
     if state.is_main_process:
-        _print_run(folder, summary)
+        print_run(folder, summary)
     state.destroy_process_group()  # or a process that is done early may abort at its exit
 
 
@@ -76,17 +85,23 @@ def _refuse_beside_resume(args: Sequence[str]) -> None:
             )
 
 
-def _free(data: str, method: object) -> Path:
-    """Find the next unused folder name under runs/."""
-    stem = f"{Path(data).resolve().stem}-{type(method).__name__.lower()}"
-    names = (stem, *(f"{stem}-{i}" for i in range(2, 10_000)))
-    return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
+def print_run(folder: Path, summary: RunSummary) -> None:
+    """Print what a finished run came to.
 
-
-def _print_run(folder: Path, summary: RunSummary) -> None:
-    for split, accuracy in (("val", summary.val_accuracy), ("test", summary.test_accuracy)):
-        if accuracy is not None:
-            OUT.print(f"{split} accuracy {accuracy:.4f}")
+    Args:
+        folder: The run folder.
+        summary: What it says of itself.
+    """
+    for split, score in (("val", summary.validated), ("test", summary.tested)):
+        if score is not None:
+            OUT.print(f"{split} {word(summary.metric)} {score:.4f}")
+    if summary.started is not None:
+        OUT.print(f"start val {word(summary.metric)} {summary.started:.4f}")
+    if summary.kept_epoch is not None:
+        which = (
+            f"epoch {summary.kept_epoch}" if summary.kept_epoch else "the start, which none beat"
+        )
+        OUT.print(f"kept {which} of {len(summary.history)}")
     planned, measured = summary.planned.peak_bytes, summary.measured_peak_bytes
     OUT.print(
         f"trained {summary.trainable_parameters:,} of {summary.total_parameters:,}"

@@ -206,6 +206,9 @@ class Method(abc.ABC):
     overwrites: ClassVar[bool] = False
     """Whether the backbone's own weights change in place, with no copy to return to."""
 
+    learning_rate: ClassVar[float] = 1e-3
+    """Peak learning rate of a run that is given none, for AdamW and batches of 32."""
+
     @property
     def identity(self) -> bool:
         """Whether it promises that training starts exactly at the backbone."""

@@ -1,6 +1,6 @@
 """Real images: read and check a source, pre-process as the weights want, load in batches.
 
-Imports errors, paths, extras, values, core.
+Imports errors, paths, extras, values, core, targets.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from .check import Findings as Findings
 from .check import check as check
 from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
+from .distortion import Distortion as Distortion
+from .distortion import refuse_policy as refuse_policy
 from .images import UnreadableImage as UnreadableImage
 from .images import decode as decode
 from .pixels import Pixels as Pixels

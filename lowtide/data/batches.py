@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from .dataset import Sample
@@ -82,7 +83,7 @@ class Cache:
         return made
 
 
-class _Images(TorchDataset[tuple[Tensor, int]]):
+class _Images(TorchDataset[tuple[Tensor, int | Tensor]]):
     def __init__(
         self, samples: Sequence[Sample], transform: AfterCache, key: str, cache: ImageSource
     ) -> None:
@@ -91,8 +92,10 @@ class _Images(TorchDataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        path, given = self.samples[index % len(self.samples)]  # copies of an image draw apart
+        # One number an output is collated into (B, K), the index of a class into (B,).
+        label = given if isinstance(given, int) else torch.tensor(given, dtype=torch.float64)
         cached = self.cache.load(path, self.transform)
         if not self.transform.random:
             return self.transform.after_cache(cached), label
@@ -127,13 +130,17 @@ def loader(
     cache: ImageSource | None = None,
     rank: int = 0,
     processes: int = 1,
-) -> DataLoader[tuple[Tensor, int]]:
+    weights: Sequence[float] | None = None,
+    repeats: int = 1,
+) -> DataLoader[tuple[Tensor, int | Tensor]]:
     """Load one epoch of batches: images `(B, C, H, W)` float32, labels `(B,)` int64.
 
-    The permutation is drawn from (seed, epoch), each image's augmentation from (seed, epoch,
-    index). No worker, no earlier epoch and no global generator has a say or is changed, so a run
-    resumed at an epoch sees what the uninterrupted one saw, bit for bit. Several processes share
-    the batches that one would load with `processes * batch_size`.
+    Labels that are numbers for each output are `(B, K)` float64.
+
+    The permutation (with weights the draw) comes from (seed, epoch), each image's augmentation from
+    (seed, epoch, index). No worker, no earlier epoch and no global generator has a say or is
+    changed, so a run resumed at an epoch sees what the uninterrupted one saw, bit for bit. Several
+    processes share the batches that one would load with `processes * batch_size`.
 
     Args:
         samples: What to load.
@@ -146,18 +153,28 @@ def loader(
         drop_last: Whether to leave out a last batch that is not full.
         cache: Resized images to keep between epochs; unused with workers, which die with theirs.
         rank: Which process this is.
+        repeats: How often each image of a batch is in it, each time augmented anew; an epoch is as
+            long as without, so it sees 1 in `repeats` images. For shuffled images alone.
         processes: How many share each batch. One that `share` gives no image of a last batch gets
             an image of another's, so that all load equally many batches.
+        weights: Draw as many samples as there are, with replacement, each in proportion to its
+            weight, instead of permuting them.
 
     Returns:
         The loader. Iterating may raise `UnreadableImage` if a file has gone or changed.
     """
     key = f"{seed}/{epoch}"
     generator = torch.Generator().manual_seed(_seed(key))
-    order = torch.randperm(len(samples), generator=generator).tolist()
+    if weights is not None:
+        drawn = WeightedRandomSampler(weights, len(samples), generator=generator)
+        # By place in the epoch, or a sample that is drawn twice would be augmented alike.
+        samples = [samples[i] for i in drawn]
+        order = list(range(len(samples)))
+    else:
+        order = torch.randperm(len(samples), generator=generator).tolist()
     if cache is None or workers:
         cache = Cache(limit_bytes=0)
-    order = order if shuffle else list(range(len(samples)))
+    order = _repeated(order, repeats) if shuffle else list(range(len(samples)))
     whole = batch_size * processes
     batches = [order[i : i + whole] for i in range(0, len(order), whole)]
     if drop_last and batches and len(batches[-1]) < whole:
@@ -171,6 +188,12 @@ def loader(
     )
 
 
+def _repeated(order: list[int], repeats: int) -> list[int]:
+    """Take each image several times in a row, as far as an epoch goes; copies are told apart."""
+    images = len(order)
+    return [i + copy * images for i in order for copy in range(repeats)][:images]
+
+
 def _part(batch: list[int], rank: int, processes: int) -> list[int]:
     start = sum(share(len(batch), r, processes) for r in range(rank))
     return batch[start : start + share(len(batch), rank, processes)] or batch[:1]
@@ -182,12 +205,14 @@ def _seed(text: str) -> int:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the two generators that torchvision and timm draw from, and put them back."""
-    kept = random.getstate()
+    """Seed the three generators that torchvision and timm draw from, and put them back."""
+    kept, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
+        np.random.seed(seed % 2**32)
         try:
             yield
         finally:
             random.setstate(kept)
+            np.random.set_state(numpy)

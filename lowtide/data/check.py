@@ -15,7 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..errors import InputError
-from .dataset import Dataset, relative
+from .dataset import Dataset, Sample, relative
 from .formats import find
 from .images import decode, formats
 from .labels import order
@@ -61,6 +61,7 @@ class Findings:
         task: The published task that this claims to be.
         differences: Where it differs from what was published.
         notes: How the splits came about and what was ignored.
+        values: Smallest and largest, where images have numbers instead of classes.
     """
 
     format: str
@@ -79,6 +80,7 @@ class Findings:
     task: str | None
     differences: tuple[str, ...]
     notes: tuple[str, ...]
+    values: tuple[float, float] | None = None
 
     def lines(self) -> list[str]:
         """Say it in a few lines.
@@ -86,13 +88,10 @@ class Findings:
         Returns:
             What a person should know, the worst last.
         """
-        counts = {name: n for name, n in self.classes.items() if n}
-        large, small = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         said = [
             f"{self.format} in {self.root}",
             "images: " + ", ".join(f"{which} {n}" for which, n in self.splits.items()),
-            f"classes: {len(self.classes)}; largest {large} ({counts[large]}), "
-            f"smallest {small} ({counts[small]}), ratio {self.imbalance:.1f}",
+            self._targets(),
             f"size: {_range(self.widths)} x {_range(self.heights)} pixels; "
             + ", ".join(f"{mode} {n}" for mode, n in self.modes.items()),
         ]
@@ -109,12 +108,24 @@ class Findings:
             said.append(f"{name}: {_first([' = '.join(c.paths) for c in copies])}")
         return [*said, f"unreadable: {_first(self.unreadable)}"]
 
+    def _targets(self) -> str:
+        if self.values is not None:
+            return f"values: {self.values[0]:g} to {self.values[1]:g}"
+        counts = {name: n for name, n in self.classes.items() if n}
+        large, small = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        return (
+            f"classes: {len(self.classes)}; largest {large} ({counts[large]}), "
+            f"smallest {small} ({counts[small]}), ratio {self.imbalance:.1f}"
+        )
 
-def check(source: Path | str) -> Findings:
+
+def check(source: Path | str, *, task: str = "classify", target: str | None = None) -> Findings:
     """Read a source and look at every image of it.
 
     Args:
         source: Anything that `read` takes, and sets without train.
+        task: What is learnt of an image, as for `read`.
+        target: The columns of a table that hold it, as for `read`.
 
     Returns:
         What was found.
@@ -122,11 +133,12 @@ def check(source: Path | str) -> Findings:
     Raises:
         InputError: It cannot be read at all.
     """
-    listing = find(source)
+    listing = find(source, task)
     entries = [entry for part in listing.splits.values() for entry in part]
     trains = listing.splits.keys() & {"train", "all"}
-    classes = None if trains else listing.classes or order(entry.label for entry in entries)
-    data = read(source, skip_bad_images=True, classes=classes)
+    given = trains or task != "classify"
+    classes = None if given else listing.classes or order(entry.label for entry in entries)
+    data = read(source, skip_bad_images=True, classes=classes, task=task, target=target)
     samples = {which: getattr(data, which) for which in SPLITS}
     paths = [sample.path for part in samples.values() for sample in part]
     if not paths:
@@ -135,15 +147,16 @@ def check(source: Path | str) -> Findings:
         looks = dict(zip(paths, pool.map(_look, paths, repeat(data.bits)), strict=True))
     copies = _copies(data, looks)
     counted = data.train or (*data.val, *data.test)
-    counts = Counter(data.classes[sample.label] for sample in counted)
+    counts = _counts(data, counted)
+    numbers = [float(data.text(s.label)) for s in counted] if task == "regress" else []
     widths, heights = zip(*(look.size for look in looks.values()), strict=True)
     return Findings(
         format=data.format,
         root=str(data.root),
         fingerprint=data.fingerprint,
         splits={which: len(part) for which, part in samples.items()},
-        classes={name: counts[name] for name in data.classes},
-        imbalance=max(counts.values()) / min(counts.values()),
+        classes={} if numbers else {name: counts[name] for name in data.classes},
+        imbalance=max(counts.values()) / min(counts.values()) if counts else 1.0,
         widths=(min(widths), max(widths)),
         heights=(min(heights), max(heights)),
         modes=dict(Counter(look.mode for look in looks.values()).most_common()),
@@ -154,7 +167,18 @@ def check(source: Path | str) -> Findings:
         task=listing.task.name if listing.task else None,
         differences=listing.differences(),
         notes=tuple(note for note in data.notes if note not in listing.differences()),
+        values=(min(numbers), max(numbers)) if numbers else None,
     )
+
+
+def _counts(data: Dataset, samples: Sequence[Sample]) -> Counter[str]:
+    """Count the images of each class, or of each label."""
+    if data.task == "multilabel":
+        labels = [s.label for s in samples if isinstance(s.label, tuple)]
+        return Counter(
+            name for label in labels for name, has in zip(data.classes, label, strict=True) if has
+        )
+    return Counter(data.text(s.label) for s in samples) if data.task == "classify" else Counter()
 
 
 class _Look(NamedTuple):
@@ -176,7 +200,7 @@ def _copies(data: Dataset, looks: Mapping[Path, _Look]) -> list[Copies]:
     groups = defaultdict(list)
     for which in SPLITS:
         for path, label in getattr(data, which):
-            groups[looks[path].pixels].append((path, which, data.classes[label]))
+            groups[looks[path].pixels].append((path, which, data.text(label)))
     return [
         Copies(
             same="bytes" if len({looks[path].file for path, _, _ in group}) == 1 else "pixels",

@@ -9,29 +9,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..targets import KINDS, Label
+
 
 class Sample(NamedTuple):
-    """One image file and the index of its class."""
+    """One image file and the index of its class, or a number for each output of a model."""
 
     path: Path
-    label: int
+    label: Label
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Three lists of samples over one set of classes.
+    """Three lists of samples over one set of classes, or of other targets.
 
     Attributes:
         train: Samples to learn from.
         val: Samples to select on; empty if the source says so.
         test: Samples to report on; empty if the source has none.
-        classes: Class names; a label is an index into them.
+        classes: Names of classes, a label is an index into them; of the labels an image may have
+            several of; or of the number.
         fingerprint: SHA-256 of which files (path and size) carry which class in which split.
         format: The kind of source it was read from.
         root: The folder that paths are relative to.
         notes: How the splits came about and what was ignored, one sentence each.
         skipped: Images that were dropped because they cannot be read.
         bits: How many bits its 16-bit pixels use; 16 where it has none.
+        task: What a label is, by the name of the task that learns it.
     """
 
     train: tuple[Sample, ...]
@@ -44,6 +48,18 @@ class Dataset:
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     bits: int = 16
+    task: str = "classify"
+
+    def text(self, label: Label) -> str:
+        """Write a label.
+
+        Args:
+            label: Of one of the samples.
+
+        Returns:
+            The name of its class, or what else stands for it in records.
+        """
+        return KINDS[self.task].text(self.classes, label)
 
     def describe(self) -> dict[str, Any]:
         """Summarise for the run record.
@@ -65,7 +81,12 @@ class Dataset:
         }
 
 
-def fingerprint(root: Path, splits: Mapping[str, Sequence[Sample]], classes: Sequence[str]) -> str:
+def fingerprint(
+    root: Path,
+    splits: Mapping[str, Sequence[Sample]],
+    classes: Sequence[str],
+    task: str = "classify",
+) -> str:
     """Hash which files carry which class in which split, by path and size, not by content.
 
     Independent of where the folder lies and of the order of the samples; needs one `stat` a file.
@@ -74,12 +95,14 @@ def fingerprint(root: Path, splits: Mapping[str, Sequence[Sample]], classes: Seq
         root: The folder that paths are taken relative to.
         splits: The samples of each split.
         classes: Class names.
+        task: What a label is.
 
     Returns:
         A SHA-256 in hexadecimal.
     """
+    text = KINDS[task].text
     lines = sorted(
-        "\0".join((which, relative(path, root), classes[label], str(path.stat().st_size)))
+        "\0".join((which, relative(path, root), text(classes, label), str(path.stat().st_size)))
         for which, samples in splits.items()
         for path, label in samples
     )

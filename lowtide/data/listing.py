@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from .tasks import Task, differences
@@ -18,12 +19,19 @@ SPLITS: dict[str, tuple[str, ...]] = {
 """The three roles and the names people give them."""
 
 
+NO_VALUES: Mapping[str, str] = MappingProxyType({})
+
+
 class Entry(NamedTuple):
-    """One image and its class as written, with the place that says so (`train.txt:12`)."""
+    """One image and its class as written, with the place that says so (`train.txt:12`).
+
+    A row that is read for something else than one class has its columns' values instead.
+    """
 
     path: Path
     label: str
     where: str
+    values: Mapping[str, str] = NO_VALUES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +112,8 @@ class Format(NamedTuple):
         rank: Of several formats that claim a path, the one of the smallest rank reads it.
         nested: Whether a path is so plainly a data set that the folder around it was not meant.
         file: What to call a file of this format where another file is refused.
+        rows: Reads a path that it claims for something else than one class: entries with the values
+            of their columns, and labels that mean nothing. None where it knows only classes.
     """
 
     claims: Callable[[Path], object]
@@ -111,6 +121,7 @@ class Format(NamedTuple):
     rank: int = 0
     nested: Callable[[Path], object] = _never
     file: str = ""
+    rows: Callable[[Path], Listing] | None = None
 
 
 class Named(NamedTuple):

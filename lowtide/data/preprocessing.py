@@ -17,6 +17,7 @@ from torchvision import transforms
 from ..core.graft import find, root
 from ..errors import InputError, UnknownName, shown
 from ..values import Side, Within, read
+from .distortion import Distortion
 from .images import decode
 from .pixels import Pixels, mean_over_channels, statistics
 
@@ -29,6 +30,8 @@ AUGMENTS: tuple[Augment, ...] = get_args(Augment)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 
+
+UNDISTORTED = Distortion()
 
 BOUNDS: dict[str, Any] = {
     "size": tuple[Side, ...],
@@ -180,7 +183,13 @@ class Preprocessing:
         interpolation, crop_mode = str(data["interpolation"]), str(data["crop_mode"])
         return cls(size, mean, std, interpolation, crop_pct, crop_mode, bits)
 
-    def transform(self, *, train: bool, augment: Augment = "none") -> Transform:
+    def transform(
+        self,
+        *,
+        train: bool,
+        augment: Augment = "none",
+        distortion: Distortion = UNDISTORTED,
+    ) -> Transform:
         """Make the transform of a split.
 
         `none` and `flip` squeeze the whole image into the model's size, in training and in
@@ -189,6 +198,7 @@ class Preprocessing:
         Args:
             train: Whether the images are trained on.
             augment: What training does at random.
+            distortion: What it does beside `crop`.
 
         Returns:
             A callable from a PIL image to a tensor.
@@ -198,7 +208,7 @@ class Preprocessing:
         """
         if augment not in AUGMENTS:
             raise UnknownName("augmentation", augment, AUGMENTS)
-        return Transform(self, train, augment)
+        return Transform(self, train, augment, distortion)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,11 +219,13 @@ class Transform:
         preprocessing: What the pre-trained weights want.
         train: Whether to augment.
         augment: How to augment.
+        distortion: What else training does, with `crop`.
     """
 
     preprocessing: Preprocessing
     train: bool
     augment: Augment
+    distortion: Distortion = Distortion()
 
     @property
     def random(self) -> bool:
@@ -249,7 +261,7 @@ class Transform:
             return create_transform(
                 made.size,
                 is_training=True,
-                color_jitter=0.0,
+                **self.distortion.options(),
                 interpolation=made.interpolation,
                 mean=made.mean,
                 std=made.std,

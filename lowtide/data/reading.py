@@ -11,8 +11,11 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import InputError
+from ..targets import KINDS, Label
+from .columns import read_columns
 from .dataset import Dataset, Sample, fingerprint, relative
 from .formats import find
 from .images import Look, bits_of, look
@@ -29,6 +32,8 @@ def read(
     test_fraction: float = 0.2,
     skip_bad_images: bool = False,
     classes: Sequence[str] | None = None,
+    task: str = "classify",
+    target: str | None = None,
 ) -> Dataset:
     """Read a labelled set of images and check all of it once.
 
@@ -44,6 +49,9 @@ def read(
         skip_bad_images: Drop images that cannot be read, and record them, instead of refusing.
         classes: Those of a model that is to be scored on the set, in order: labels then are
             indices into these. Such a set may lack some of them, and a train split.
+        task: What is learnt of an image; all but `classify` take a table or a list.
+        target: The columns of a table that hold it, with commas between; by default `label` or a
+            like name, or all that are left.
 
     Returns:
         The data set. Its classes are those of train, or all of a `classes.txt`, or `classes`.
@@ -52,34 +60,50 @@ def read(
         InputError: The source cannot work; the message names the first offender.
     """
     _refuse_shares(val_fraction, test_fraction)
-    listing = find(source)
-    if classes is None:
-        classes = _classes(listing)
-    else:
-        listing = _adopt(listing, classes)
+    listing = find(source, task)
+    listing, classes, labels = _labelled(listing, classes, task, target)
     _refuse_duplicates(listing)
     _refuse_missing(listing)
     looks = look([entry.path for part in listing.splits.values() for entry in part])
     skipped = _unreadable(looks, skip_bad_images)
     bits, of_bits = _depth(looks)
-    splits, notes = _split(_without(listing, skipped), listing, seed, val_fraction, test_fraction)
-    index = {name: number for number, name in enumerate(classes)}
+    by_class = KINDS[task].balances
+    kept = _without(listing, skipped, by_class)
+    splits, notes = _split(kept, listing, seed, val_fraction, test_fraction, by_class)
     samples = {
-        which: tuple(Sample(entry.path, index[entry.label]) for entry in splits.get(which, ()))
+        which: tuple(Sample(entry.path, labels[entry.label]) for entry in splits.get(which, ()))
         for which in SPLITS
     }
     return Dataset(
         train=samples["train"],
         val=samples["val"],
         test=samples["test"],
-        classes=tuple(classes),
-        fingerprint=fingerprint(listing.root, samples, classes),
+        classes=classes,
+        fingerprint=fingerprint(listing.root, samples, classes, task),
         format=listing.format,
         root=listing.root,
         notes=(*listing.notes, *listing.differences(), *_akin(classes), *of_bits, *notes),
         skipped=tuple(f"{relative(path, listing.root)}: {why}" for path, why in skipped.items()),
         bits=bits,
+        task=task,
     )
+
+
+def _labelled(
+    listing: Listing, classes: Sequence[str] | None, task: str, target: str | None
+) -> tuple[Listing, tuple[str, ...], Mapping[str, Label]]:
+    """Read what is learnt: the names of the outputs, and the label that each text stands for."""
+    if task != "classify":
+        if classes is None and not (listing.splits.get("all") or listing.splits.get("train")):
+            _refuse_no_train(listing)
+        return read_columns(listing, task, target, classes)
+    if target is not None:
+        raise InputError("target names columns for multilabel and regress, not for task classify")
+    if classes is None:
+        classes = _classes(listing)
+    else:
+        listing = _adopt(listing, classes)
+    return listing, tuple(classes), {name: number for number, name in enumerate(classes)}
 
 
 def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
@@ -93,10 +117,7 @@ def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
 def _classes(listing: Listing) -> tuple[str, ...]:
     train = listing.splits.get("all") or listing.splits.get("train")
     if not train:
-        raise InputError(
-            f"{listing.root} has nothing to train on, only {', '.join(listing.splits)} "
-            f"({listing.format})"
-        )
+        _refuse_no_train(listing)
     present = order(entry.label for entry in train)
     if len(present) < 2:
         raise InputError(
@@ -105,6 +126,13 @@ def _classes(listing: Listing) -> tuple[str, ...]:
     classes = listing.classes or present
     _refuse_unknown(listing, classes, "in train")
     return classes
+
+
+def _refuse_no_train(listing: Listing) -> NoReturn:
+    raise InputError(
+        f"{listing.root} has nothing to train on, only {', '.join(listing.splits)} "
+        f"({listing.format})"
+    )
 
 
 def _adopt(listing: Listing, classes: Sequence[str]) -> Listing:
@@ -153,10 +181,10 @@ def _refuse_missing(listing: Listing) -> None:
     entries = [entry for part in listing.splits.values() for entry in part]
     missing = [entry for entry in entries if not os.path.isfile(entry.path)]
     if missing:
-        path, _, where = missing[0]
+        first = missing[0]
         raise InputError(
             f"{len(missing)} of {len(entries)} files do not exist, "
-            f"first {path} ({where}){hint(path)}"
+            f"first {first.path} ({first.where}){hint(first.path)}"
         )
 
 
@@ -196,15 +224,19 @@ def _akin(classes: Sequence[str]) -> list[str]:
     ]
 
 
-def _without(listing: Listing, skipped: Mapping[Path, str]) -> dict[str, list[Entry]]:
+def _without(
+    listing: Listing, skipped: Mapping[Path, str], by_class: bool
+) -> dict[str, list[Entry]]:
     kept = {
         which: [entry for entry in entries if entry.path not in skipped]
         for which, entries in listing.splits.items()
     }
     for which in kept.keys() & {"train", "all"}:
+        if not by_class and not kept[which]:
+            raise InputError(f"{listing.root}: no image of {which} can be read")
         left = {entry.label for entry in kept[which]}
         for entry in listing.splits[which]:
-            if entry.label not in left:
+            if by_class and entry.label not in left:
                 raise InputError(f"{listing.root}: no image of class {entry.label!r} can be read")
     return kept
 
@@ -215,15 +247,17 @@ def _split(
     seed: int,
     val_fraction: float,
     test_fraction: float,
+    by_class: bool,
 ) -> tuple[dict[str, list[Entry]], list[str]]:
     shares = {"test": test_fraction} if "all" in splits else {}
     if "val" not in splits and splits.keys() & {"all", "train"}:
         shares["val"] = val_fraction
     if "all" in splits:
         splits = {"train": splits["all"]}
-    drawn = _draw(splits.get("train", []), shares, seed, listing.root)
+    drawn = _draw(splits.get("train", []), shares, seed, listing.root, by_class)
+    whole = "each class" if by_class else "all"
     notes = [
-        f"{which}: {len(drawn[which])} images split off, {share:.0%} of each class, seed {seed}"
+        f"{which}: {len(drawn[which])} images split off, {share:.0%} of {whole}, seed {seed}"
         for which, share in shares.items()
     ]
     splits = {**splits, **drawn}
@@ -232,17 +266,17 @@ def _split(
 
 
 def _draw(
-    entries: list[Entry], shares: Mapping[str, float], seed: int, root: Path
+    entries: list[Entry], shares: Mapping[str, float], seed: int, root: Path, by_class: bool
 ) -> dict[str, list[Entry]]:
     def turn(entry: Entry) -> bytes:
         # By name, not by position: a copy of the folder splits alike on every system.
         return hashlib.sha256(os.fsencode(f"{seed}/{relative(entry.path, root)}")).digest()
 
-    by_class = defaultdict(list)
+    groups = defaultdict(list)
     for entry in entries:
-        by_class[entry.label].append(entry)
+        groups[entry.label if by_class else ""].append(entry)
     taken: dict[Path, str] = {}
-    for members in by_class.values():
+    for members in groups.values():
         queue = sorted(members, key=turn)
         for which, share in shares.items():
             # At least one for each split, and at least one left for train.

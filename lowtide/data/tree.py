@@ -72,6 +72,33 @@ def children(folder: Path) -> list[Path]:
     return [folder / name for name in names(folder)]
 
 
+def walk(folder: Path, entered: set[str]) -> tuple[list[Path], list[Path]]:
+    """Find the images below a folder, through links too, in no folder twice.
+
+    Args:
+        folder: An existing folder.
+        entered: Real paths of the folders that were entered; those entered here are added.
+
+    Returns:
+        The images, and what else is there, both in a fixed order.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    for parent, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in entered:  # a link to where it has been, or to a folder above
+            subfolders.clear()
+            others.append(Path(parent))
+            continue
+        entered.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not is_litter(name))
+        for name in sorted(files):
+            if not is_litter(name):
+                path = Path(parent, name)
+                (images if is_image(path) else others).append(path)
+    return images, others
+
+
 def hint(path: Path) -> str:
     """Suggest what a path that does not exist may have meant.
 

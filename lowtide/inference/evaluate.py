@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor, nn
 
-from ..data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader, read
-from ..data.formats.corruptions import corruption_error, severities_in
+from ..data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader
 from ..data.images import look
 from ..errors import InputError, LowtideError, UnknownName
 from ..planning.simulate import tune_on_meta
+from ..targets import Targets, construct
+from ..targets.classify import Classify
 from ..training.devices import device_of
 from ..training.owner import refuse_unfinished
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, load, set_frozen_dtype
+from ..tuning.weights import leaves_frozen
 from ..values import read as read_value
 
 OVER = ("all", "present")
@@ -37,6 +38,7 @@ class Trained:
         transform: The evaluation transform.
         classes: Class names, in the order of the logits.
         name: timm's name of the backbone.
+        targets: What it has learnt.
     """
 
     tuned: Tuned
@@ -44,6 +46,7 @@ class Trained:
     transform: Transform
     classes: tuple[str, ...]
     name: str
+    targets: Targets
 
 
 def open_run(
@@ -77,11 +80,18 @@ def open_run(
     transform = preprocessing.transform(
         train=False, augment=read_value("augment", Augment, config.augment)
     )
+    try:
+        targets = construct(config.classes, config.targets)
+    except InputError as e:
+        raise InputError(f"{folder / CONFIG} is damaged: {e}") from e
     seed, options = _origin(config, folder, checkpoint)
-    _refuse_misfit(config, options, folder)
+    shape = _refuse_misfit(config, options, folder)
+    dtype = "fp32" if original or config.frozen_dtype is None else config.frozen_dtype
+    if options["checkpoint"] and shape is not None and leaves_frozen(shape):
+        options["frozen_dtype"] = dtype
     tuned = load(_make(seed, options), folder)
-    if config.frozen_dtype not in (None, "fp32") and not original:
-        set_frozen_dtype(tuned, config.frozen_dtype)
+    if dtype != "fp32":
+        set_frozen_dtype(tuned, dtype)
     fits = Preprocessing.of(tuned.backbone)
     if (preprocessing.size, preprocessing.channels) != (fits.size, fits.channels):
         raise InputError(
@@ -89,7 +99,9 @@ def open_run(
             f" {preprocessing.channels} channels and the model takes {fits.size} with"
             f" {fits.channels}"
         )
-    return Trained(tuned.to(where), preprocessing, transform, config.classes, options["name"])
+    return Trained(
+        tuned.to(where), preprocessing, transform, config.classes, options["name"], targets
+    )
 
 
 def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
@@ -124,8 +136,8 @@ def _origin(
     return base.seed, {**options, "checkpoint": weights}
 
 
-def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Path) -> None:
-    """Hold the file's shapes against those of the model, before the model takes any memory."""
+def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Path) -> Tuned | None:
+    """Hold the file's shapes against a model without numbers, and give that if it can be made."""
     shapes = read_shapes(folder / WEIGHTS)
     try:
         tuned = tune_on_meta(
@@ -135,12 +147,13 @@ def _refuse_misfit(config: AdapterConfig, options: Mapping[str, Any], folder: Pa
             image_size=options["image_size"],
         )
     except (NotImplementedError, RuntimeError):  # it cannot be made without weights
-        return
+        return None
     own = tuned.adapter_state()
     like = {k: own[k].dtype if k in own else torch.float32 for k in shapes}
     tuned.load_adapter_state({
         k: torch.empty(v, device="meta", dtype=like[k]) for k, v in shapes.items()
     })
+    return tuned
 
 
 def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:
@@ -149,9 +162,13 @@ def _make(seed: int, options: Mapping[str, Any]) -> nn.Module:
 
 
 def score(
-    trained: Trained, samples: Sequence[Sample], batch_size: int = 32, over: str = "all"
+    trained: Trained,
+    samples: Sequence[Sample],
+    batch_size: int = 32,
+    over: str = "all",
+    flip: bool = False,
 ) -> dict[str, Any]:
-    """Measure how often a model is right.
+    """Measure how good a model is.
 
     Args:
         trained: The model.
@@ -160,52 +177,40 @@ def score(
         over: Which classes may be answered: `all` of the model, or those `present` among the
             samples. ImageNet-A and -R hold 200 of 1000: NOAH and DTL score over all, SSF over
             those present.
+        flip: Average the probabilities of each image and of its mirror image.
 
     Returns:
-        Number of images, top-1 accuracy, mean accuracy over classes, accuracy by class name.
+        Number of images, the scores of the run's task by name, and of classes the accuracy of each
+        and the images of each true class by the class they were taken for.
 
     Raises:
-        InputError: There are no samples.
+        InputError: There are no samples, or classes are to be chosen where there are none.
         UnknownName: `over` is neither.
     """
     if not samples:
         raise InputError("there are no images in this split")
     if over not in OVER:
         raise UnknownName("value of over", over, OVER)
-    truth = [s.label for s in samples]
-    present = sorted(set(truth))
-    answers = torch.tensor(present if over == "present" else range(len(trained.classes)))
+    kind = trained.targets
+    if over == "present" and kind.task != "classify":
+        raise InputError(f"over is of classes: task {kind.task} has none")
     batches = loader(samples, trained.transform, batch_size, shuffle=False)
-    logits = (_logits(trained, images)[:, answers] for images, _ in batches)
-    predicted = [p for part in logits for p in answers[part.argmax(-1)].tolist()]
-    recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0)
-    return {
-        "images": len(samples),
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "mean_class_accuracy": float(sum(recalls) / len(recalls)),
-        "class_accuracy": {
-            trained.classes[i]: float(r) for i, r in zip(present, recalls, strict=True)
-        },
-    }
-
-
-def score_corruptions(trained: Trained, folder: Path, batch_size: int = 32) -> dict[str, Any]:
-    """Measure how often a model is wrong on ImageNet-C.
-
-    Args:
-        trained: The model.
-        folder: A folder `corruption/severity/class/...`.
-        batch_size: Images per forward pass.
-
-    Returns:
-        Top-1 error by `corruption/severity` and by corruption, their mean over the 15, and mCE.
-    """
-    errors = {}
-    for key, path in severities_in(folder).items():
-        data = read(path, classes=trained.classes, val_fraction=0, test_fraction=0)
-        errors[key] = 1 - score(trained, data.train, batch_size)["accuracy"]
-    each = {f"{name}/{severity}": error for (name, severity), error in errors.items()}
-    return {"each": each, **asdict(corruption_error(errors))}
+    parts = [(_mean_outputs(trained, images, flip), targets) for images, targets in batches]
+    outputs, truth = (torch.cat(part) for part in zip(*parts, strict=True))
+    if kind.task != "classify":
+        return {"images": len(samples), **kind.scores(outputs, truth)}
+    present = truth.unique()
+    if over == "present":
+        kind = Classify(tuple(trained.classes[i] for i in present.tolist()))
+        outputs, truth = outputs[:, present], torch.searchsorted(present, truth)
+    right = outputs.argmax(-1) == truth
+    each = {kind.names[k]: float(right[truth == k].float().mean()) for k in truth.unique().tolist()}
+    confused: dict[str, dict[str, int]] = {kind.names[k]: {} for k in truth.unique().tolist()}
+    for k, taken in zip(truth.tolist(), outputs.argmax(-1).tolist(), strict=True):
+        row = confused[kind.names[k]]
+        row[kind.names[taken]] = row.get(kind.names[taken], 0) + 1
+    scores = kind.scores(outputs, truth)
+    return {"images": len(samples), **scores, "class_accuracy": each, "confusion": confused}
 
 
 def _stop(error: UnreadableImage) -> None:
@@ -225,13 +230,14 @@ def predict(
     Args:
         trained: The model.
         paths: Image files.
-        top: How many classes to give, best first.
+        top: How many names to give, best first.
         batch_size: Images per forward pass.
         unreadable: Told of a file that is missing or no image; by default the error is raised.
             Where it returns, the other images are answered.
 
     Yields:
-        Path, class, and the best classes with their probabilities.
+        Path, and what `Targets.answer` says: the class and the best classes with their
+        probabilities, the labels with theirs, or the value.
 
     Raises:
         LowtideError: The model's answer is no number.
@@ -247,18 +253,10 @@ def predict(
                 readable.append(path)
         if not images:
             continue
-        best = (
-            _logits(trained, torch.stack(images)).softmax(-1).topk(min(top, len(trained.classes)))
-        )
-        for path, values, labels in zip(readable, best.values, best.indices, strict=True):
-            if not values.isfinite().all():
+        for path, output in zip(readable, _outputs(trained, torch.stack(images)), strict=True):
+            if not output.isfinite().all():
                 raise LowtideError(f"the model's answer to {path} is no number")
-            names = [trained.classes[i] for i in labels.tolist()]
-            yield {
-                "path": str(path),
-                "class": names[0],
-                "probabilities": dict(zip(names, values.tolist(), strict=True)),
-            }
+            yield {"path": str(path), **trained.targets.answer(output, top)}
 
 
 def too_deep(trained: Trained, paths: Sequence[Path]) -> list[str]:
@@ -281,7 +279,15 @@ def too_deep(trained: Trained, paths: Sequence[Path]) -> list[str]:
     ]
 
 
+def _mean_outputs(trained: Trained, images: Tensor, flip: bool) -> Tensor:
+    """Outputs `(B, K)`, of each image alone or of the mean answer to it and its mirror image."""
+    outputs = _outputs(trained, images)
+    if not flip:
+        return outputs
+    return trained.targets.averaged((outputs, _outputs(trained, images.flip(-1))))
+
+
 @torch.no_grad()
-def _logits(trained: Trained, images: Tensor) -> Tensor:
+def _outputs(trained: Trained, images: Tensor) -> Tensor:
     device = next(trained.tuned.parameters()).device
     return trained.tuned(images.to(device)).float().cpu()

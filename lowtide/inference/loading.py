@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Dataset, Sample, read
+from ..data.formats import named
+from ..data.tree import hint
 from ..errors import InputError, UnknownName
 from ..paths import located
 from ..training.config import RunConfig, read_yaml
@@ -85,7 +87,12 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
         return _read_for_merged(trained, given)
     config = RunConfig.from_dict(read_yaml(folder / CONFIG))
     source = config.data if given["data"] is None else given["data"]
-    own = located(source).resolve() == located(config.data).resolve()
+    if given["data"] is None and not (named(source) or located(source).exists()):
+        raise InputError(
+            f"{source}, which {folder} has learnt from, does not exist{hint(located(source))};"
+            f" lowtide eval {folder} --data says where its images are now"
+        )
+    own = str(source) == config.data or located(source).resolve() == located(config.data).resolve()
     if own and which == "val" and config.train_on_val:
         raise InputError(
             f"{folder} has learnt from its validation images (train_on_val): no image is left to"
@@ -96,10 +103,17 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
         seed=config.seed,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
-        skip_bad_images=config.skip_bad_images,
+        skip_bad_images=True,
         classes=trained.classes,
+        task=config.task,
+        target=config.target if own else None,
     )
-    samples, notes = _selected(folder, dataset, which, own)
+    split = Split.read(folder)
+    moved = not own and split is not None and split.holds(dataset)
+    samples, notes = _selected(folder, split, dataset, which, own or moved)
+    notes += [f"{source} holds the run's own images, moved: its split is used"] if moved else []
+    notes += [] if own or moved else _drawn(dataset, which)
+    notes += [f"left out, cannot be read: {skipped}" for skipped in dataset.skipped]
     return samples, notes + too_deep(trained, [s.path for s in samples])
 
 
@@ -107,16 +121,23 @@ def _read_for_merged(trained: Trained, given: dict[str, Any]) -> tuple[list[Samp
     """Read a split of other data for a merged file or an adapter alone, which keep no split."""
     if given["data"] is None:
         raise InputError(f"{given['run']} is no run folder and names no data: give --data")
-    dataset = read(given["data"], classes=trained.classes)
+    dataset = read(given["data"], classes=trained.classes, task=trained.targets.task)
     samples = samples_of(dataset, given["split"])
-    return samples, too_deep(trained, [s.path for s in samples])
+    return samples, _drawn(dataset, given["split"]) + too_deep(trained, [s.path for s in samples])
+
+
+def _drawn(dataset: Dataset, which: str) -> list[str]:
+    """Say where a split of other data was not declared but drawn."""
+    drawn = [
+        note for note in dataset.notes if note.startswith(f"{which}: ") and "split off" in note
+    ]
+    return [f"{note}; --split all scores all" for note in drawn]
 
 
 def _selected(
-    folder: Path, dataset: Dataset, which: str, own: bool
+    folder: Path, split: Split | None, dataset: Dataset, which: str, own: bool
 ) -> tuple[list[Sample], list[str]]:
     """Choose a split's images, and say what was left out."""
-    split = Split.read(folder)
     if own and split is not None:
         return split.select(dataset, which)
     samples = samples_of(dataset, which)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data import Preprocessing
 from ..errors import InputError, UnknownName
 from ..methods import METHODS
+from ..targets import construct, describe
 from ..training.devices import device_of
 from ..tuning.adapter_files import read_metadata, read_tensors, refuse_infinite, write_tensors
 from ..tuning.tuned import apply
@@ -46,6 +47,7 @@ def write_merged(trained: Trained, path: Path) -> str:
         "classes": list(trained.classes),
         "preprocessing": trained.preprocessing.to_dict(),
         "augment": trained.transform.augment,
+        "targets": describe(trained.targets),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, state, {HEADER: json.dumps(header)})
@@ -76,6 +78,7 @@ def open_merged(path: Path, *, device: str = "auto") -> Trained:
         classes = tuple(map(str, header["classes"]))
         preprocessing = Preprocessing.from_dict(header["preprocessing"])
         transform = preprocessing.transform(train=False, augment=header["augment"])
+        targets = construct(classes, header.get("targets"))
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as e:
@@ -91,7 +94,7 @@ def open_merged(path: Path, *, device: str = "auto") -> Trained:
     model = timm.create_model(name, **options)
     model.load_state_dict(state)
     tuned = apply(model, METHODS["linear"]()).eval()
-    return Trained(tuned.to(where), preprocessing, transform, classes, name)
+    return Trained(tuned.to(where), preprocessing, transform, classes, name, targets)
 
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:

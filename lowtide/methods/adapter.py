@@ -48,6 +48,8 @@ class Adapter(Method):
         dropout: Probability of dropping a value after phi.
     """
 
+    learning_rate: ClassVar[float] = 0.005
+
     rank: Width = 8
     positions: Literal["mlp", "both"] = "mlp"
     activation: Literal["gelu", "relu", "silu"] = "gelu"

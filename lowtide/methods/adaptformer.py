@@ -43,6 +43,8 @@ class AdaptFormer(Method):
         dropout: Probability of dropping a value after ReLU.
     """
 
+    learning_rate: ClassVar[float] = 0.005
+
     rank: Width = 64
     scale: Scale = 0.1
     dropout: Share = 0.1

@@ -53,6 +53,8 @@ class ARC(Method):
         stream: Adapt the residual stream between attention and MLP, not what the MLP reads.
     """
 
+    learning_rate: ClassVar[float] = 0.01
+
     rank: Width = 50
     dropout: Share = 0.1
     where: Literal["both", "attention", "mlp"] = "both"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..core.graft import Edit, Method, Thaw, method, need
 from ..core.site import Role, Sites
@@ -23,6 +24,8 @@ class Bias(Method):
     Saves:
         Nothing beyond what a frozen block on the gradient path keeps.
     """
+
+    learning_rate: ClassVar[float] = 0.005
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
         """Thaw every bias.

@@ -61,6 +61,8 @@ class ConvAdapter(Method):
             before it.
     """
 
+    learning_rate: ClassVar[float] = 0.005
+
     reduction: Width = 8
     activation: Literal["gelu", "relu"] = "gelu"
     init: Literal["paper", "identity"] = "paper"

@@ -62,6 +62,8 @@ class DTL(Method):
             authors' code does and their text does not say; `model` leaves the backbone's pooling.
     """
 
+    learning_rate: ClassVar[float] = 0.01
+
     rank: Width = 2
     start_block: Index = 0
     plus: bool = False

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class FacTTK(Method):
         dropout: Probability of dropping what the core gives.
         interleave: Interleave the MLP's slices and transpose fc2's, as the authors' code does.
     """
+
+    learning_rate: ClassVar[float] = 0.005
 
     rank: Width = 32
     scale: Scale = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class FacTTT(Method):
         scale: Scale s of the update; the authors choose it per task among 0.01 ... 100.
         dropout: Probability of dropping what Sigma gives.
     """
+
+    learning_rate: ClassVar[float] = 0.005
 
     rank: Width = 16
     scale: Scale = 1.0

@@ -20,6 +20,8 @@ class Full(Method):
     Merge: nothing to merge, the backbone's own weights changed.
     """
 
+    learning_rate: ClassVar[float] = 0.0005
+
     overwrites: ClassVar[bool] = True
 
     def edits(self, sites: Sites) -> Iterable[Edit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..core.graft import Edit, Method, method
 from ..core.site import Sites
@@ -18,6 +19,8 @@ class Linear(Method):
 
     Merge: nothing to merge.
     """
+
+    learning_rate: ClassVar[float] = 0.001
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
         """Change nothing: the classifier trains under every method.

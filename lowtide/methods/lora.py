@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class LoRA(Method):
         parts: Which parts of a fused qkv map, and which of separate ones.
         dropout: Probability of dropping an input of A.
     """
+
+    learning_rate: ClassVar[float] = 0.005
 
     rank: Width = 8
     alpha: Scale = 0.0

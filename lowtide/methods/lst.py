@@ -60,6 +60,8 @@ class LST(Method):
             training starts at the backbone.
     """
 
+    learning_rate: ClassVar[float] = 0.003
+
     reduction: Width = 8
     head_dim: Width = 32
     temperature: Ratio = 0.1

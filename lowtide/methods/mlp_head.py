@@ -39,6 +39,8 @@ class MLPHead(Method):
         dropout: Probability of dropping a hidden value.
     """
 
+    learning_rate: ClassVar[float] = 0.003
+
     layers: Index = 4
     dropout: Share = 0.1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..core.graft import Edit, Method, Thaw, method, need
 from ..core.site import Role, Sites
@@ -36,6 +37,8 @@ class Partial(Method):
     Attributes:
         blocks: How many blocks k, counted from the classifier.
     """
+
+    learning_rate: ClassVar[float] = 0.001
 
     blocks: Index = 1
 

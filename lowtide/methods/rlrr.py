@@ -69,6 +69,8 @@ class RLRR(Method):
             residual: at 1), gamma = 1 and no shifts.
     """
 
+    learning_rate: ClassVar[float] = 0.005
+
     sides: Literal["both", "left", "right"] = "both"
     residual: bool = True
     reduction_bias: bool = True

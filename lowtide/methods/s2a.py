@@ -68,6 +68,8 @@ class S2A(Method):
         affine: Whether the branch's norms have a scale and a shift.
     """
 
+    learning_rate: ClassVar[float] = 0.005
+
     bias: bool = True
     prompt: bool = True
     side: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..core.graft import Edit, Method, Swap, method, need
 from ..core.scale_shift import Init, ScaleShift, absorbs_shift
@@ -65,6 +65,8 @@ class SSF(Method):
         scale: A factor per channel, one `scalar` for all, or `none`.
         shift: Whether there is a beta.
     """
+
+    learning_rate: ClassVar[float] = 0.005
 
     init: Init = "paper"
     layers: Index = 0

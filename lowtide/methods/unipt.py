@@ -54,6 +54,8 @@ class UniPT(Method):
             its bias at zero, so that training starts at the backbone.
     """
 
+    learning_rate: ClassVar[float] = 0.002
+
     reduction: Width = 4
     init: Literal["paper", "identity"] = "paper"
 

@@ -56,6 +56,8 @@ class VPT(Method):
         pool_prompts: Let a backbone of windows average the last block's prompts with its patches.
     """
 
+    learning_rate: ClassVar[float] = 0.01
+
     depth: Literal["deep", "shallow"] = "deep"
     tokens: Width = 50
     dropout: Share | None = None

@@ -55,7 +55,8 @@ class Chunk:
         each = self.heads // t.shape[-3]
         heads = slice(at.start // each, -(-at.stop // each))
         where = (*self.lead[:-1], heads)
-        return t[tuple(s if n > 1 else slice(None) for s, n in zip(where, t.shape, strict=False))]
+        sizes = t.shape[: len(where)]
+        return t[tuple(s if n > 1 else slice(None) for s, n in zip(where, sizes, strict=True))]
 
     def of_rows(self, t: Tensor) -> Tensor:
         """Take its images, heads and queries.
@@ -185,7 +186,7 @@ def attention_backward(
     q, k, v = (aligned(t, ndim) for t in qkv)
     found = [
         torch.zeros_like(t, dtype=dy.dtype) if need else None
-        for t, need in zip((q, k, v), needs, strict=False)
+        for t, need in zip((q, k, v), needs[:3], strict=True)
     ]
     dy = aligned(dy, ndim)
     shared = [dy.shape[-3] // t.shape[-3] for t in (q, k, v) if t.shape[-3] > 1]

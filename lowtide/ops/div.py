@@ -56,7 +56,8 @@ def _in_place(codecs: Codecs, call: Call) -> Any:
     x, *others = call.args
     # What is kept as it is must not be written to.
     kept = x.clone() if isinstance(codecs.get("div"), Exact) else x
-    return overwritten(x, _answer(codecs, call._replace(args=(kept, *others))), in_place=True)
+    copied = Call(call.function, (kept, *others), call.kwargs)
+    return overwritten(x, _answer(codecs, copied), in_place=True)
 
 
 def _case(a: Shape, b: Shape) -> Case:

@@ -3,5 +3,5 @@
 `StepConfig` says what a step is; the memory meter and the cost model watch one; `plan` simulates
 it, and `search` finds what fits into a budget.
 
-Imports errors, versions, values, core, memory, families, tuning.
+Imports errors, versions, values, core, memory, families, tuning, targets.
 """

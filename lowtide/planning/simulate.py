@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..families import image_shape, meta_copy
 from ..memory.compress import compress
 from ..memory.policy import POLICIES
+from ..targets import Targets
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply, set_frozen_dtype
 from ..versions import on_meta
@@ -174,8 +175,8 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
                 _first_update(
                     tuned, opt, step.update_in_backward
                 )  # after which the meter looks for state
-            inputs = torch.empty(batch, *shape)
-            labels = torch.zeros(batch, dtype=torch.long)
+            targets = step.blank_targets(tuned.num_classes)
+            inputs, labels = torch.empty(batch, *shape), _labels(step, targets, tuned.num_classes)
             batches = micro_batches(inputs, labels, accumulate)[:2]
             before = meter.work
             training_step(
@@ -183,6 +184,7 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
                 opt,
                 batches,
                 amp=step.amp,
+                loss=targets.loss,
                 before_update=lambda: passes.append(meter.work),
                 in_backward=step.update_in_backward,
             )
@@ -194,6 +196,13 @@ def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None
     )
     peak = meter.peak
     return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
+
+
+def _labels(step: StepConfig, targets: Targets, classes: int) -> Tensor:
+    """Targets of a batch, or shares of the classes where images are mixed."""
+    if step.mixes:
+        return torch.empty(step.batch_size, classes)
+    return targets.batch(step.batch_size)
 
 
 def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:

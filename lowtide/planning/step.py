@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
-from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from timm.optim import (
     SGDW,
     Adafactor,
@@ -19,13 +17,15 @@ from timm.optim import (
     create_optimizer_v2,
 )
 from torch import Tensor, nn, optim
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
 from ..memory.policy import POLICIES
+from ..targets import Balance, Targets, blank, refuse_unknown
+from ..targets.classify import Classify
 from ..values import Count, Share, Within, read_fields
+from .statistics import shares_statistics as shares_statistics
 
 BY_PARAMETER: tuple[type[Optimizer], ...] = (
     *(optim.SGD, optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam),
@@ -33,6 +33,9 @@ BY_PARAMETER: tuple[type[Optimizer], ...] = (
     *(Adafactor, AdafactorBigVision, Lion, NAdamW, SGDW),
 )
 """Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
+
+CROSS_ENTROPY = Classify(()).loss
+"""The loss of one class per image, none of them weighed."""
 
 Amp = Literal["no", "bf16", "fp16"]
 
@@ -58,7 +61,16 @@ class StepConfig:
         opt: timm's name of the optimiser.
         update_in_backward: Update each parameter as soon as its gradient is there, and drop the
             gradient, so that no two are held; for optimisers that treat each parameter alone.
+        mixup: The a of the Beta(a, a) that mixup's shares are drawn from; 0 mixes no images.
+        cutmix: The same for CutMix, which puts a rectangle of one image into another; with both on,
+            each batch gets one of the two.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
+        task: What is learnt of an image: classify (one class), multilabel (any number of labels) or
+            regress (a number).
+        loss: What is minimised: cross_entropy for classify, bce for multilabel, mse or smooth_l1
+            for regress; by default the first of the task.
+        balance: What is done for rare classes: none, weights (in the loss, by inverse frequency) or
+            sampler (images are drawn so that every class comes equally often).
     """
 
     batch_size: Count = 32
@@ -71,7 +83,12 @@ class StepConfig:
     frozen_dtype: FrozenDtype = "fp32"
     opt: str = "adamw"
     update_in_backward: bool = False
+    mixup: Annotated[float, Within(0, 100)] = 0.0
+    cutmix: Annotated[float, Within(0, 100)] = 0.0
     ema: Share = 0.0
+    task: str = "classify"
+    loss: str | None = None
+    balance: Balance = "none"
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -79,6 +96,9 @@ class StepConfig:
             object.__setattr__(self, name, value)
         if self.policy not in POLICIES:
             raise UnknownName("policy", self.policy, POLICIES)
+        refuse_unknown(self.task, self.loss, self.balance)
+        if self.mixes and self.task != "classify":
+            raise InputError(f"mixup and cutmix mix classes, and task {self.task} has none")
         if POLICIES[self.policy]().checkpointing:
             object.__setattr__(self, "checkpointing", True)
         if self.recomputed_blocks is not None and not self.checkpointing:
@@ -99,6 +119,22 @@ class StepConfig:
                 f"update_in_backward drops each gradient at once, and {other} needs them together"
             )
 
+    def blank_targets(self, outputs: int) -> Targets:
+        """Make targets that a step of these options may have.
+
+        Args:
+            outputs: What the model gives for an image, in numbers.
+
+        Returns:
+            Targets of no images.
+        """
+        return blank(self.task, outputs, loss=self.loss, balance=self.balance)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed, so that targets are shares of classes."""
+        return bool(self.mixup or self.cutmix)
+
     @property
     def micro_batch(self) -> int:
         """Most images in one forward pass."""
@@ -111,6 +147,7 @@ def make_optimizer(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     in_backward: bool = False,
+    scaled: Mapping[nn.Parameter, float] | None = None,
 ) -> Optimizer:
     """Make timm's optimiser over what trains; parameters of one dimension never decay.
 
@@ -125,6 +162,8 @@ def make_optimizer(
         lr: Learning rate.
         weight_decay: Decay of matrices and kernels.
         in_backward: Whether it will update each parameter by itself, in backward.
+        scaled: Parameters with a learning rate of their own, and what timm's schedule multiplies
+            the others' by there.
 
     Returns:
         The optimiser; AdamW in its fused form, which needs no temporaries of the size of the state.
@@ -134,14 +173,16 @@ def make_optimizer(
     """
     fused: Any = {"fused": True} if name in {"adam", "adamw", "sgd"} else {}
     kernels = _decayed(model) if weight_decay else set()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if (p in kernels) is decays], "weight_decay": decay}
-        for decays, decay in ((False, 0.0), (True, weight_decay))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in (p for p in model.parameters() if p.requires_grad):
+        key = ((scaled or {}).get(p, 1.0), weight_decay if p in kernels else 0.0)
+        groups.setdefault(key, []).append(p)
+    made_of = [
+        {"params": groups[key], "weight_decay": key[1], "lr_scale": key[0]}
+        for key in sorted(groups)
     ]
-    groups = [group for group in groups if group["params"]]
     try:
-        made = create_optimizer_v2(groups, opt=name, lr=lr, **fused)
+        made = create_optimizer_v2(made_of, opt=name, lr=lr, **fused)
     except (ValueError, AssertionError) as e:
         raise InputError(f"unknown optimiser {name!r}: {e}") from e
     if in_backward and type(made) not in BY_PARAMETER:
@@ -178,28 +219,12 @@ def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
 
 
-def shares_statistics(model: nn.Module) -> bool:
-    """Say whether a training step makes one image's outputs depend on the others of its batch.
-
-    Args:
-        model: The model, in training mode.
-
-    Returns:
-        Whether a BatchNorm, or timm's EvoNorm of a batch, takes its statistics from the batch.
-    """
-    return any(
-        isinstance(m, EvoNorm2dB0 | EvoNorm2dB1 | EvoNorm2dB2)
-        or (isinstance(m, _BatchNorm) and (m.training or m.running_var is None))
-        for m in model.modules()
-    )
-
-
 def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
     """Cut a batch into parts that differ by one image at most, the larger ones first.
 
     Args:
         images: `(B, 3, H, W)`.
-        labels: `(B,)`.
+        labels: `(B,)`, or shares of the classes `(B, K)`.
         parts: How many, B at most.
 
     Returns:
@@ -214,7 +239,7 @@ def training_step(
     batch: Sequence[tuple[Tensor, Tensor]],
     *,
     amp: Amp = "no",
-    smoothing: float = 0.0,
+    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
     share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
@@ -225,11 +250,12 @@ def training_step(
     The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
 
     Args:
-        model: Images to logits.
+        model: Images to outputs.
         optimizer: Updates it.
-        batch: Images `(B, 3, H, W)` and labels `(B,)` of each micro-batch.
+        batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)` or shares `(B, K)`, of each
+            micro-batch.
         amp: Mixed precision of the forward pass.
-        smoothing: Label smoothing.
+        loss: From outputs and targets of a micro-batch to their mean loss over images.
         share: What the mean loss counts: among processes whose gradients are averaged, their number
             times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
@@ -239,17 +265,16 @@ def training_step(
     Returns:
         The mean loss times `share`, detached.
     """
-    total = sum(len(labels) for _, labels in batch)
+    total = sum(len(targets) for _, targets in batch)
     mean = torch.zeros((), device=batch[0][1].device)
     updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
-    for images, labels in batch:
+    for images, targets in batch:
         with autocast(images.device, amp):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-        loss = loss * (share * len(labels) / total)
-        mean += loss.detach()
+            outputs = model(images)
+        part = loss(outputs, targets) * (share * len(targets) / total)
+        mean += part.detach()
         with updates:
-            backward(loss)
+            backward(part)
     before_update()
     if not in_backward:
         optimizer.step()

@@ -15,6 +15,7 @@ from ..training.summary import RunSummary
 from .rows import Entry
 
 LEVEL = 0.05
+NO_TEST = "no test with fewer than two seeds each"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def p_value(one: Entry, other: Entry) -> tuple[float, str]:
     Biometrika 34): t = (m1 - m2) / sqrt(s1^2 / n1 + s2^2 / n2). With fewer, or where no seed
     differs from another, the z-test of two proportions with a common variance on the test images:
     z = (p1 - p2) / sqrt(p (1 - p) (1 / k1 + 1 / k2)), p the share right among all k1 + k2; it knows
-    nothing of the spread over seeds, nor that both saw the same images.
+    nothing of the spread over seeds, nor that both saw the same images. A score that is no share of
+    images right, such as mAP or R^2, is not tested with fewer seeds, and nothing is told apart.
 
     Args:
         one: A method on a data set.
@@ -76,6 +78,8 @@ def p_value(one: Entry, other: Entry) -> tuple[float, str]:
             fmean(a), one.spread, len(a), fmean(b), other.spread, len(b), equal_var=False
         )
         return float(found.pvalue), "Welch's t-test over seeds"
+    if one.metric != "accuracy":
+        return 1.0, NO_TEST
     p1, p2, k1, k2 = fmean(a), fmean(b), one.images, other.images
     common = (k1 * p1 + k2 * p2) / (k1 + k2) if k1 + k2 else 0.0
     error = math.sqrt(common * (1 - common) * (1 / k1 + 1 / k2)) if k1 and k2 else 0.0

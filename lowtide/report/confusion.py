@@ -8,6 +8,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
+from ..training.mistakes import Mistake, read_mistakes
 from .cells import Cell, Column, Table
 from .rows import Entry
 from .svg import drawing, tag
@@ -37,6 +38,18 @@ def confusion(entry: Entry) -> Counts:
         for true, predicted, count in run.test_confusion or ():
             counts[true, predicted] += count
     return counts
+
+
+def mistakes(entry: Entry) -> list[Mistake]:
+    """Read the most confident errors of a method's first row that kept some.
+
+    Args:
+        entry: A method on a data set.
+
+    Returns:
+        At most 16, the most confident first.
+    """
+    return next((found for f in entry.result.folders if (found := read_mistakes(f))), [])
 
 
 def class_names(entries: Sequence[Entry]) -> list[str]:

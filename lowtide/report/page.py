@@ -15,9 +15,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ..targets.words import word
 from .cells import Column
 from .compare import warnings
-from .confusion import MOST, class_names, class_table, confusion, heat_map, pairs_table
+from .confusion import MOST, class_names, class_table, confusion, heat_map, mistakes, pairs_table
 from .plots import Point, bar, curves, histories, pareto
 from .provenance import provenance_table
 from .rows import Entry
@@ -31,6 +32,7 @@ from .tables import (
     overview_table,
     parts_of,
     result_table,
+    scores_table,
 )
 from .words import MEMORY, REPEAT, SIGNIFICANCE, heading
 
@@ -146,6 +148,10 @@ def _model(
     }
 
 
+def _metric(tested: Sequence[Entry]) -> str:
+    return word(tested[0].metric) if tested else "accuracy"
+
+
 def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any]:
     """Gather what is shown of one data set."""
     tested = [e for e in board.entries if e.runs]
@@ -156,6 +162,7 @@ def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any
         "heading": heading(board),
         "warnings": warnings(board.entries),
         "table": result_table(board),
+        "scores": scores_table(board),
         "plots": [
             *(
                 _pareto([(e, (e.accuracy or 0), cost(e)) for e in tested], words, numbers)
@@ -166,7 +173,7 @@ def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any
                 curves(lines, numbers, what)
                 for what, lines in (
                     ("training loss", losses),
-                    ("validation accuracy, %", validated),
+                    (f"validation {_metric(tested)}, %", validated),
                 )
                 if lines
             ),
@@ -179,6 +186,7 @@ def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any
             for e in tested
             if confusion(e)
         ],
+        "mistakes": [(e.label, found) for e in tested if (found := mistakes(e))],
     }
 
 
@@ -214,7 +222,8 @@ def _pareto(
         if cost
     ]
     costs = [p.cost for p in points]
-    return pareto(points, numbers, words, log=max(costs) > LOG_FROM * min(costs))
+    metric = _metric([e for e, _, _ in given])
+    return pareto(points, numbers, words, log=max(costs) > LOG_FROM * min(costs), metric=metric)
 
 
 def _overview_plots(played: Sequence[Board], numbers: Mapping[str, int]) -> list[Markup]:

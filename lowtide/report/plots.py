@@ -12,6 +12,7 @@ from .compare import front
 from .rows import Entry
 from .svg import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, drawing, frame, mark, tag
 
+Box = tuple[float, float, float, float]
 LETTER, LINE = 6.7, 11.0
 """Width of a letter and height of a line of the plots' small text, about."""
 
@@ -34,7 +35,12 @@ class Point:
 
 
 def pareto(
-    points: Sequence[Point], numbers: Mapping[str, int], cost: str, *, log: bool = True
+    points: Sequence[Point],
+    numbers: Mapping[str, int],
+    cost: str,
+    *,
+    log: bool = True,
+    metric: str = "accuracy",
 ) -> Markup:
     """Draw accuracy against a cost, with the line of those that none beats in both.
 
@@ -43,6 +49,7 @@ def pareto(
         numbers: Number of each method, which gives it colour and mark.
         cost: Name of the cost and its unit.
         log: Whether equal steps along are equal factors.
+        metric: What the values are.
 
     Returns:
         The plot.
@@ -55,7 +62,11 @@ def pareto(
         f"H{spots[i][0]:.1f}V{spots[i][1]:.1f}" for i in best[1:]
     )
     order = [*best, *(i for i in range(len(points)) if i not in best)]
-    places = _labels([points[i].label for i in order], [spots[i] for i in order])
+    places = _labels(
+        [points[i].label for i in order],
+        [spots[i] for i in order],
+        _steps([spots[i] for i in best]),
+    )
     drawn = []
     for i, place in zip(order, places, strict=True):
         p = points[i]
@@ -65,18 +76,18 @@ def pareto(
         kind = "point front" if i in best else "point"
         drawn.append(tag("g", *parts, class_=kind, data_m=numbers[p.label]))
     return drawing(
-        f"Test accuracy against {cost}",
-        frame(x, y, cost, "test accuracy, %"),
+        f"Test {metric} against {cost}",
+        frame(x, y, cost, f"test {metric}, %"),
         tag("path", class_="pareto", d=f"{steps}H{WIDTH - RIGHT}"),
         *reversed(drawn),
     )
 
 
 def _labels(
-    names: Sequence[str], spots: Sequence[tuple[float, float]]
+    names: Sequence[str], spots: Sequence[tuple[float, float]], lines: Sequence[Box]
 ) -> list[tuple[float, float] | None]:
-    """Place names beside their points, the first ones first; None where there is no room."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    """Place names beside their points and on no line, the first ones first; None without room."""
+    taken = [*((x - 6, y - 6, x + 6, y + 6) for x, y in spots), *lines]
     found: list[tuple[float, float] | None] = []
     for name, (x, y) in zip(names, spots, strict=True):
         wide = LETTER * len(name)
@@ -96,7 +107,14 @@ def _labels(
     return found
 
 
-Box = tuple[float, float, float, float]
+def _steps(spots: Sequence[tuple[float, float]]) -> list[Box]:
+    """Give the parts of the line of the best, each of which would strike a name through."""
+    found: list[Box] = []
+    for (x, y), (to_x, to_y) in zip(
+        spots, [*spots[1:], (WIDTH - RIGHT, spots[-1][1])], strict=True
+    ):
+        found += [(x, y - 1, to_x, y + 1), (to_x - 1, min(y, to_y), to_x + 1, max(y, to_y))]
+    return found
 
 
 def _overlap(a: Box, b: Box) -> bool:
@@ -144,7 +162,7 @@ def histories(entries: Sequence[Entry]) -> tuple[dict[str, list[float]], dict[st
         if loss := _mean([line.train_loss for line in r.history] for r in e.runs):
             losses[e.label] = loss
         for runs in (e.runs, [e.search] if e.search else []):
-            scores = _mean([line.val_accuracy for line in r.history] for r in runs)
+            scores = _mean([line.validated for line in r.history] for r in runs)
             if scores and e.label not in validated:
                 validated[e.label] = [100 * s for s in scores]
     return losses, validated

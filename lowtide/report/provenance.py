@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
+from ..data.formats import named
 from ..errors import InputError
 from ..training.summary import RunSummary
 from .cells import Cell, Column, Table, number, text
@@ -22,9 +25,9 @@ def provenance_table(entries: Sequence[Entry]) -> Table:
     """
     words = ("method", "backbone", "data")
     columns = [Column(w, False) for w in words]
-    columns += [Column("seed"), Column("learning rate"), Column("test accuracy, %")]
+    columns += [Column("seed"), Column("learning rate"), Column("test score, %")]
     columns += [Column("command", False, code=True)]
-    more = ["rates tried: validation accuracy, %", "lowtide, commit", "torch, timm, Python"]
+    more = ["rates tried: validation score, %", "lowtide, commit", "torch, timm, Python"]
     more += ["device", "finished", "data fingerprint", "pre-processing", "folder"]
     columns += [Column(w, False) for w in more]
     rows = []
@@ -38,7 +41,7 @@ def provenance_table(entries: Sequence[Entry]) -> Table:
                 *(Cell(t, t) for t in (e.label, e.model, e.data)),
                 number(config.seed, "d"),
                 number(config.lr, "g"),
-                number(run.test_accuracy, ".2f", 1e-2),
+                number(run.tested, ".2f", 1e-2),
                 text(command(run)),
                 text(tried(e)),
                 text(f"{env.lowtide or 'unknown'}, {env.commit or 'no commit'}"),
@@ -86,9 +89,19 @@ def command(run: RunSummary) -> str:
         run: A finished row.
 
     Returns:
-        The command; where this version does not know its options, why there is none.
+        The command, behind a change to the folder it was given in where its paths are relative;
+        where this version does not know its options, why there is none.
     """
     try:
-        return repeat(run.config.to_dict(), run.environment.processes)
+        command = repeat(run.config.to_dict(), run.environment.processes)
     except InputError as e:
         return f"made by another version: {e}"
+    paths = (run.config.data, run.config.extra.get("checkpoint"))
+    if run.environment.folder is None or not any(path and _relative(path) for path in paths):
+        return command
+    return f"cd {shlex.quote(run.environment.folder)} && {command}"
+
+
+def _relative(path: str) -> bool:
+    """Tell whether a path means another file in another folder."""
+    return not (path.startswith(("/", "~", "$")) or named(path) or Path(path).is_absolute())

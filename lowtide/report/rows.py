@@ -46,7 +46,25 @@ class Entry:
     @property
     def runs(self) -> tuple[RunSummary, ...]:
         """Finished rows that were tested."""
-        return tuple(r for r in self.result.runs if r.test_accuracy is not None)
+        return tuple(r for r in self.result.runs if r.tested is not None)
+
+    @property
+    def metric(self) -> str:
+        """The score that is reported as accuracy is: that of the task of its rows."""
+        return next((r.metric for r in self.runs), "accuracy")
+
+    def score(self, name: str) -> float | None:
+        """Average another score of the test images over seeds.
+
+        Args:
+            name: Of the score.
+
+        Returns:
+            Its mean; None where not all rows have it.
+        """
+        known = [(r.test_scores or {}).get(name) for r in self.runs]
+        found = [value for value in known if value is not None]
+        return fmean(found) if found and len(found) == len(known) else None
 
     @property
     def accuracies(self) -> list[float]:

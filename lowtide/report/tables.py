@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
+from ..targets.words import word
 from .cells import Cell, Column, Table, number
-from .compare import Verdict, averages, judge
+from .compare import NO_TEST, Verdict, averages, judge
 from .rows import Entry
 
 
@@ -58,15 +59,16 @@ def result_table(board: Board) -> Table:
     Returns:
         One row per method, failed and unfinished ones too.
     """
-    columns = ["test accuracy, %", "trained parameters", "planned peak, MiB", "measured peak, MiB"]
+    metric = word(board.entries[0].metric)
+    columns = [f"test {metric}, %", "trained parameters", "planned peak, MiB", "measured peak, MiB"]
     columns += ["ms per step", "learning rate"]
     return Table(
-        f"{board.data}: test accuracy and what it costs",
+        f"{board.data}: test {metric} and what it costs",
         (Column("method", False), *map(Column, columns), Column("seeds", False)),
         tuple(
             (
                 Cell(e.label, e.label),
-                _accuracy(e, board.verdicts.get(e.label)),
+                _accuracy(e, board.verdicts),
                 number(e.trained, ",d"),
                 number(e.planned, ",.1f", 2**20),
                 number(e.measured, ",.1f", 2**20),
@@ -78,6 +80,37 @@ def result_table(board: Board) -> Table:
         ),
         _notes(board.entries),
     )
+
+
+def scores_table(board: Board) -> Table | None:
+    """Tell the other scores of each method on the test images, means over seeds.
+
+    Args:
+        board: The methods on a data set.
+
+    Returns:
+        One row per method that has some; None where none has.
+    """
+    tested = [e for e in board.entries if e.runs]
+    names = dict.fromkeys(n for e in tested for r in e.runs for n in r.test_scores or ())
+    names = {n: None for n in names if n not in {e.metric for e in tested}}
+    if not names:
+        return None
+    columns = [Column("method", False), *(Column(word(n)) for n in names), Column("temperature")]
+    rows = tuple(
+        (
+            Cell(e.label, e.label),
+            *(number(e.score(n), ".4g") for n in names),
+            number(_mean_temperature(e), ".3g"),
+        )
+        for e in tested
+    )
+    return Table(f"{board.data}: other scores on the test images", tuple(columns), rows)
+
+
+def _mean_temperature(entry: Entry) -> float | None:
+    known = [r.temperature for r in entry.runs if r.temperature is not None]
+    return fmean(known) if known else None
 
 
 def _notes(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -109,13 +142,14 @@ def overview_table(played: Sequence[Board]) -> Table:
         cells = [Cell(label, label)]
         for b in played:
             entry = known.get(b.data)
-            cells.append(_accuracy(entry, b.verdicts.get(label)) if entry else Cell())
+            cells.append(_accuracy(entry, b.verdicts) if entry else Cell())
         for kind in kinds:
             mean = means[label][kind] if label in means else None
-            top = mean is not None and mean == max(m[kind] for m in means.values())
-            cells.append(replace(number(mean, ".1f", 1e-2), best=top))
+            cells.append(number(mean, ".1f", 1e-2))
         rows.append(tuple(cells))
-    return Table("Test accuracy, %, on every data set", tuple(heads), tuple(rows))
+    metrics = list(dict.fromkeys(word(e.metric) for b in played for e in b.entries if e.runs))
+    title = f"Test {' or '.join(metrics)}, %, on every data set"
+    return Table(title, tuple(heads), tuple(rows))
 
 
 def _by_completeness(played: Sequence[Board]) -> list[tuple[str, dict[str, Entry]]]:
@@ -202,7 +236,8 @@ def parts_of(entry: Entry) -> Mapping[str, int]:
     return largest.planned.parts
 
 
-def _accuracy(entry: Entry, verdict: Verdict | None) -> Cell:
+def _accuracy(entry: Entry, verdicts: Mapping[str, Verdict]) -> Cell:
+    verdict = verdicts.get(entry.label)
     if entry.accuracy is None or verdict is None:
         failed = bool(entry.result.failed)
         return Cell("failed" if failed else "unfinished", note=entry.missing)
@@ -212,4 +247,5 @@ def _accuracy(entry: Entry, verdict: Verdict | None) -> Cell:
     if not verdict.best:
         note += f"; against the best p = {verdict.p:.2g}, {verdict.test}"
     text = f"{100 * entry.accuracy:.1f}{spread}"
-    return Cell(text, entry.accuracy, note, verdict.best, verdict.close)
+    compared = len(verdicts) > 1 and verdict.test != NO_TEST
+    return Cell(text, entry.accuracy, note, verdict.best and compared, verdict.close)

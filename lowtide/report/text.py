@@ -8,16 +8,14 @@ import json
 import re
 from collections.abc import Sequence
 
-from ..errors import printable
+from ..errors import inert, printable
 from .cells import Cell, Table
 from .compare import warnings
 from .provenance import command, provenance_table
 from .rows import Entry
-from .tables import boards, overview_table, result_table
+from .tables import boards, overview_table, result_table, scores_table
 from .words import MEMORY, REPEAT, SIGNIFICANCE, heading
 
-FORMULA = re.compile(r"[\s\"'\0]*[=+@\t\r\-\uff1d\uff0b\uff0d\uff20]")
-"""How texts begin that spreadsheets compute, also behind spaces and quotes."""
 BAR = r"\|"
 """What a table takes for a bar, in code too."""
 
@@ -42,6 +40,7 @@ def markdown(title: str, entries: Sequence[Entry]) -> str:
             blocks += [f"Warning: {_escaped(w)}." for w in warnings(board.entries)]
             table = result_table(board)
             blocks += [_table(table), *map(_escaped, table.notes)]
+            blocks += [_table(more)] if (more := scores_table(board)) else []
     blocks += ["## Where the numbers are from", REPEAT, _table(provenance_table(entries))]
     return "\n\n".join(blocks) + "\n"
 
@@ -89,16 +88,8 @@ def rows_csv(entries: Sequence[Entry]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(k for line in lines for k in line)))
     writer.writeheader()
-    writer.writerows({k: _inert(v) for k, v in line.items()} for line in lines)
+    writer.writerows({k: inert(v) for k, v in line.items()} for line in lines)
     return out.getvalue()
-
-
-def _inert(value: object) -> object:
-    """Keep a spreadsheet from computing a text: one that it would take for a formula gets a '."""
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
-    return f"'{text}" if FORMULA.match(value) else text
 
 
 def _lines(entry: Entry) -> list[dict[str, object]]:
@@ -120,6 +111,8 @@ def _lines(entry: Entry) -> list[dict[str, object]]:
             "policy": run.config.policy,
             "test_accuracy": run.test_accuracy,
             "val_accuracy": run.val_accuracy,
+            **{f"test_{n}": v for n, v in (run.test_scores or {}).items() if n != "accuracy"},
+            "temperature": run.temperature,
             "test_images": run.data.test,
             "trained_parameters": run.trainable_parameters,
             "planned_peak_bytes": run.planned.peak_bytes,

@@ -6,8 +6,8 @@ from .compare import LEVEL
 from .tables import Board
 
 SIGNIFICANCE = (
-    "Test accuracy is that of the last epoch, mean ± standard deviation over seeds. The best is"
-    " bold; ≈ marks what cannot be told from it"
+    "Test accuracy is that of the last epoch, mean ± standard deviation over seeds. The best of"
+    " several is bold; ≈ marks what cannot be told from it"
     f" (p ≥ {LEVEL:g}, two-sided, not corrected for the number of methods): Welch's t-test over"
     " seeds where both have two or more, else a z-test of two proportions on the test images. With"
     " few seeds a mark says little: it is no proof that two methods are equal."
@@ -17,9 +17,10 @@ MEMORY = (
     " counted; the measured one is the run's own. Time per step is the median of a run's updates."
 )
 REPEAT = (
-    "Every finished row, and the command that trains it again from the same commit. A learning"
-    " rate that was chosen was chosen on validation images, before any test. Names with $ in a path"
-    " are environment variables."
+    "Every finished row, and the command that trains it again from the same commit. Relative paths"
+    " in it start from the folder that it changes to, or of rows of earlier versions from the one"
+    " in which they were run. A learning rate that was chosen was chosen on validation images,"
+    " before any test. Names with $ in a path are environment variables."
 )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from ..core.graft import Method
-from ..data import Augment, Pixels
+from ..data import Augment, Distortion, Pixels, refuse_policy
 from ..errors import InputError, UnknownName, shown
 from ..families import HeadInit
 from ..methods.lora import LoRA
@@ -19,11 +19,13 @@ from ..paths import read_text
 from ..planning.search import parse_bytes
 from ..planning.step import StepConfig
 from ..tuning.adapter_files import construct, describe
-from ..values import Count, Device, Seed, Share, Side, Within, options
+from ..values import MANY, Count, Device, Seed, Share, Side, Within, options
 from ..yaml_text import parse_yaml
 
 HeadStart = Literal["probe", "trunc_normal", "zero", "own"]
 """How a run's classifier starts: what needs no image (`lowtide.families.HeadInit`), or a probe."""
+
+Keep = Literal["last", "best"]
 
 LearningRate = Annotated[float, Within(0, 1e30, above=True)]
 
@@ -42,15 +44,21 @@ class RunConfig(StepConfig):
         checkpoint: Safetensors file with the backbone's weights, instead of timm's own.
         pretrained: Take timm's own weights where no file is given.
         image_size: Side of the square input; by default that of the weights.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; by default as many as give a small set enough
+            updates.
         memory_budget: Most bytes of a step, such as 640MiB; policy, checkpointing, accumulate and
             frozen_dtype are then chosen to be fast within it, save those that are given.
-        lr: Peak learning rate.
+        lr: Peak learning rate; by default the method's own, which is for AdamW.
+        head_lr_scale: What the learning rate of the map that gives the logits is multiplied by; by
+            default less than 1 where it starts at a probe and something else trains beside it.
         min_lr: Learning rate at the end of the cosine.
         weight_decay: Decay of matrices and kernels; biases and norms never decay.
-        warmup_epochs: Epochs of linear warm-up before the cosine; part of `epochs`.
+        warmup_epochs: Epochs of linear warm-up before the cosine; part of `epochs`. By default a
+            number of updates, a tenth of the run at most.
         cooldown_epochs: Epochs at `min_lr` after the cosine; part of `epochs`.
         smoothing: Label smoothing.
+        target: Columns of a table that hold what is learnt, with commas between, for tasks
+            multilabel and regress; by default label or a like name, or all that are left.
         clip_grad: Largest gradient norm; 0 does not clip.
         drop_path: Stochastic depth rate of the backbone.
         head_init: How a new classifier starts: probe (logistic regression on the features of the
@@ -58,11 +66,21 @@ class RunConfig(StepConfig):
             class as likely), or own (as the backbone's library has it). With as many classes as the
             backbone was trained for, its own classifier stays.
         augment: none (squash to the input), flip, or crop (random resized crop and flip).
+        auto_augment: timm's text of a policy of random distortions, such as rand-m9-mstd0.5-inc1;
+            with augment crop.
+        color_jitter: Most that brightness, contrast and saturation are changed by; with augment
+            crop.
+        random_erasing: Probability of filling a rectangle of an image with noise; with augment
+            crop.
+        repeats: How often each image of a batch is in it, each time augmented anew.
         normalize: Mean and deviation of pixels: that of the weights (checkpoint), imagenet's, or
             inception's (0.5 each).
         cache_features: Run the part of the backbone that no training changes once per image, and
             train from its features; for linear, mlp_head, partial, lst, unipt and dtl.
         seed: Decides splits, order, initialisation, augmentation and dropout.
+        keep: Which epoch's model is tested and saved: last, or best on the validation images, where
+            the start counts as an epoch. By default best where there are validation images.
+        patience: End the run after so many epochs without a better one; for keep best.
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.
         train_on_val: Learn from the validation images too, once the options are chosen.
@@ -80,21 +98,29 @@ class RunConfig(StepConfig):
     checkpoint: str | None = None
     pretrained: bool = True
     image_size: Side | None = None
-    epochs: Count = 10
+    epochs: Count | None = None
     memory_budget: str | None = None
-    lr: LearningRate = 1e-3
+    lr: LearningRate | None = None
+    head_lr_scale: Annotated[float, Within(0, 1e3)] | None = None
     min_lr: Annotated[float, Within(0, 1e30)] = 0.0
     weight_decay: Annotated[float, Within(0, 1e3)] = 1e-4
-    warmup_epochs: Annotated[float, Within(0, 1e6)] = 1.0
+    warmup_epochs: Annotated[float, Within(0, 1e6)] | None = None
     cooldown_epochs: Annotated[int, Within(0, 1_000_000)] = 0
     smoothing: Share = 0.0
+    target: str | None = None
     clip_grad: Annotated[float, Within(1e-6, 1e6, zero=True)] = 0.0
     drop_path: Share = 0.0
     head_init: HeadStart = "probe"
     augment: Augment = "none"
+    auto_augment: str | None = None
+    color_jitter: Annotated[float, Within(0, 1)] = 0.0
+    random_erasing: Annotated[float, Within(0, 1)] = 0.0
+    repeats: Annotated[int, Within(1, 64)] = 1
     normalize: Pixels = "checkpoint"
     cache_features: bool = False
     seed: Seed = 0
+    keep: Keep | None = None
+    patience: Count | None = None
     val_fraction: Share = 0.1
     test_fraction: Share = 0.2
     train_on_val: bool = False
@@ -110,33 +136,58 @@ class RunConfig(StepConfig):
                 f"method must be a Method of lowtide, such as LoRA(), not {shown(self.method)}"
             )
         super().__post_init__()
-        if self.cache_features and self.augment != "none":
-            raise InputError(
-                f"cache_features needs augment none, not {self.augment}: a feature is computed once"
-            )
+        self._check_augmentation()
         if self.update_in_backward and self.clip_grad:
             raise InputError(
                 "update_in_backward drops each gradient at once, and clip_grad needs the norm of"
                 " all of them"
             )
+        if self.target is not None and self.task == "classify":
+            raise InputError("target names columns for multilabel and regress, not for classify")
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
+        if self.patience is not None and self.keep == "last":
+            raise InputError("patience waits for a better epoch, and keep last takes the last one")
         self._check_schedule()
+
+    def _check_augmentation(self) -> None:
+        """Refuse what would do nothing, or not what it says."""
+        if self.cache_features and (self.augment != "none" or self.mixes):
+            raise InputError(
+                f"cache_features needs augment none, not {self.augment}, and no mixup: a feature is"
+                " computed once"
+            )
+        if self.distortion.any and self.augment != "crop":
+            raise InputError(
+                "auto_augment, color_jitter and random_erasing are parts of timm's transform: give"
+                f" --augment crop as well, not {self.augment}"
+            )
+        if self.auto_augment is not None:
+            refuse_policy(self.auto_augment)
+            if self.color_jitter:
+                raise InputError("timm leaves color_jitter out beside auto_augment: give only one")
+        if self.repeats > 1 and self.augment == "none":
+            raise InputError("repeats shows each image augmented anew: give --augment as well")
+
+    @property
+    def distortion(self) -> Distortion:
+        """What training does to an image beside cropping it."""
+        return Distortion(self.auto_augment, self.color_jitter, self.random_erasing)
 
     def _check_schedule(self) -> None:
         """Refuse parts of the schedule that do not fit into the run."""
-        alone = self.epochs == 1 and self.warmup_epochs <= 1
-        if not (self.warmup_epochs < self.epochs or alone):
+        epochs, warmup = self.epochs or MANY, self.warmup_epochs or 0.0
+        if not (warmup < epochs or (epochs == 1 and warmup <= 1)):
             raise InputError(
-                f"warmup_epochs must be at least 0 and below epochs ({self.epochs}),"
-                f" not {self.warmup_epochs}"
+                f"warmup_epochs must be at least 0 and below epochs ({epochs}), not {warmup}"
             )
-        if self.min_lr > self.lr:
-            raise InputError(f"min_lr must be between 0 and lr ({self.lr}), not {self.min_lr}")
-        if self.cooldown_epochs and self.cooldown_epochs >= self.epochs - self.warmup_epochs:
+        peak = self.method.learning_rate if self.lr is None else self.lr
+        if self.min_lr > peak:
+            raise InputError(f"min_lr must be between 0 and lr ({peak}), not {self.min_lr}")
+        if self.cooldown_epochs and self.cooldown_epochs >= epochs - warmup:
             raise InputError(
-                f"cooldown_epochs must be at least 0 and leave a part of epochs ({self.epochs})"
-                f" after warmup_epochs ({self.warmup_epochs}), not {self.cooldown_epochs}"
+                f"cooldown_epochs must be at least 0 and leave a part of epochs ({epochs})"
+                f" after warmup_epochs ({warmup}), not {self.cooldown_epochs}"
             )
 
     def refuse_crowd(self) -> None:

@@ -15,9 +15,15 @@ from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
 from . import resume
 from .config import RunConfig, read_yaml
+from .decided import OPEN
+from .kept import drop_others
 from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
 from .prepare import Run
 from .split import Split
+from .summary import scored
+
+BEFORE: dict[str, object] = {"head_lr_scale": 1.0, "keep": "last"}
+"""What a run did whose config is older than these options."""
 
 MOVABLE = frozenset({"data", "checkpoint", "device", "workers"})
 """Options that a run may continue with otherwise: no result depends on them."""
@@ -29,7 +35,8 @@ def refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
         return
     if (folder / CONFIG).exists():
         raise InputError(
-            f"{folder} already holds a run; --resume {folder} continues it, --overwrite replaces it"
+            f"{folder} already holds a run: lowtide train --resume {folder} continues it,"
+            " --overwrite replaces it"
         )
     if taken := [name for name in (ADAPTER, WEIGHTS) if (folder / name).exists()]:
         raise InputError(f"{folder} already holds {taken[0]}; --overwrite replaces it")
@@ -37,7 +44,10 @@ def refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
 
 def continued(config: RunConfig, folder: Path) -> RunConfig:
     """Refuse to continue a run with options that are not its own."""
-    kept = RunConfig.from_dict(read_yaml(folder / CONFIG))
+    kept = RunConfig.from_dict({**BEFORE, **read_yaml(folder / CONFIG)})
+    config = dataclasses.replace(
+        config, **{name: getattr(kept, name) for name in OPEN if getattr(config, name) is None}
+    )
     if config.memory_budget is not None:  # what it decided once stays so
         decided = {name: getattr(kept, name) for name in (*DECIDED, "memory_budget")}
         config = dataclasses.replace(config, **decided)
@@ -61,13 +71,15 @@ def save(run: Run, optimizer: Optimizer) -> None:
         measured_bytes=run.measured_bytes,
         data=run.dataset.fingerprint,
         processes=run.processes,
-        start_accuracy=run.start_accuracy,
+        **scored("start", run.targets, run.start_score),
+        kept_epoch=run.kept_epoch,
     )
     averages = run.average.averages if run.average else ()
     scaler = run.accelerator.scaler
     resume.write(run.folder / CHECKPOINT, run.tuned, optimizer, scaler, record, averages)
     lines = (json.dumps(epoch.to_dict()) + "\n" for epoch in run.history)
     write_text(run.folder / LOG, "".join(lines))
+    drop_others(run)
 
 
 def restore(run: Run, optimizer: Optimizer) -> None:
@@ -89,7 +101,10 @@ def restore(run: Run, optimizer: Optimizer) -> None:
     resume.read(path, run.tuned, optimizer, run.accelerator.scaler, averages)
     run.history = list(record.history)
     run.measured_bytes = record.measured_bytes
-    run.start_accuracy = record.start_accuracy
+    known = record.start_accuracy if record.start_score is None else record.start_score
+    run.start_score = known
+    run.kept_epoch = record.kept_epoch
+    drop_others(run)
 
 
 def _refuse_changed(run: Run, fingerprint: str) -> None:

@@ -48,7 +48,15 @@ def environment(device: torch.device, processes: int) -> Environment:
         threads=torch.get_num_threads(),
         processes=processes,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        folder=_working_folder(),
     )
+
+
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
 
 
 def diagnosis() -> dict[str, Any]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..data import Sample
 from ..paths import write_text
+from ..targets import describe
+from ..targets.calibration import fit_temperature
 from .environment import environment
+from .kept import drop_kept, score_at
+from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
 from .prepare import Run
-from .scoring import accuracy_of, confusion_of
+from .scoring import confusion_of, outputs_of
 from .summary import (
     SCHEMA,
     Confused,
@@ -21,27 +27,63 @@ from .summary import (
     Planned,
     RunOptions,
     RunSummary,
+    scored,
 )
 
 
 def finish(run: Run, model: Any) -> RunSummary:
-    """Test the last epoch's model, save adapter and summary, drop the training checkpoint."""
-    confusion = confusion_of(run, model, () if run.config.skip_test else run.dataset.test)
+    """Test the kept epoch's model, save adapter and summary, drop the training checkpoint."""
+    validated = Scored.of(run, model, run.dataset.val)
+    tested = Scored.of(run, model, () if run.config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
-    summary = summarise(run, confusion)
+    summary = summarise(run, validated, tested)
     if run.main:
         save_adapter(run)
+        write_mistakes(tested.mistakes, run.folder)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
+        drop_kept(run.folder)
     if run.features:
         run.features.drop()
     return summary
 
 
-def summarise(run: Run, confusion: Tensor) -> RunSummary:
-    """Gather what is reported of a finished run; `confusion` counts its test images `(K, K)`."""
+@dataclass(frozen=True)
+class Scored:
+    """What the final model gave for some images.
+
+    Attributes:
+        scores: Scores by name; none without images.
+        temperature: What fits its probabilities to these images; None where it has none.
+        confusion: Images by true and predicted class, zeros left out; None where there are none.
+        mistakes: The most confident errors.
+    """
+
+    scores: Mapping[str, float]
+    temperature: float | None = None
+    confusion: tuple[Confused, ...] | None = None
+    mistakes: Sequence[Mistake] = ()
+
+    @classmethod
+    def of(cls, run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
+        """Score a model on images of its run."""
+        outputs, targets = outputs_of(run, model, samples)
+        classify = run.targets.task == "classify"
+        scores = run.targets.scores(outputs, targets) if len(targets) else {}
+        if not classify:
+            return cls(scores)
+        counts = confusion_of(outputs, targets)
+        rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
+        temperature = fit_temperature(outputs, targets) if len(targets) else None
+        wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
+        return cls(scores, temperature, tuple(rows), wrong)
+
+
+def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
+    """Gather what is reported of a finished run."""
     trained, total = run.tuned.trainable_counts()
+    kept = len(run.history) if run.kept_epoch is None else run.kept_epoch
     return RunSummary(
         schema=SCHEMA,
         config=RunOptions.from_dict(run.config.to_dict()),
@@ -52,14 +94,17 @@ def summarise(run: Run, confusion: Tensor) -> RunSummary:
         planned=Planned.from_dict(run.planned.to_dict()),
         measured_peak_bytes=run.measured_bytes or None,
         step_seconds=median(run.step_s) if run.step_s else None,
-        start_accuracy=run.start_accuracy,
+        **scored("start", run.targets, run.start_score),
         history=tuple(run.history),
-        val_accuracy=run.history[-1].val_accuracy,
-        test_accuracy=accuracy_of(confusion),
-        test_confusion=tuple(
-            Confused(true, predicted, int(confusion[true, predicted]))
-            for true, predicted in confusion.nonzero().tolist()
-        ),
+        kept_epoch=kept,
+        **scored("val", run.targets, score_at(run, kept)),
+        test_accuracy=tested.scores.get("accuracy"),
+        metric=run.targets.metric,
+        val_scores=validated.scores,
+        test_scores=tested.scores,
+        temperature=validated.temperature,
+        targets=run.targets.to_dict(),
+        test_confusion=tested.confusion,
         environment=environment(run.accelerator.device, run.accelerator.num_processes),
     )
 
@@ -80,4 +125,5 @@ def save_adapter(run: Run) -> None:
         preprocessing=run.preprocessing.to_dict(),
         augment=config.augment,
         classes=list(run.dataset.classes),
+        targets=describe(run.targets),
     )

@@ -19,25 +19,32 @@ from ..errors import LowtideError
 from ..paths import write_text
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
+from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
+from .callbacks import Callback, Step
 from .config import RunConfig, write_yaml
 from .continuing import continued, refuse_taken, restore, save
+from .decided import Decided, decide
 from .ema import WeightAverage
 from .finish import finish
+from .kept import drop_kept, keep_if_best, put_back, waited_enough
+from .mistakes import MISTAKES
+from .mixing import mix
 from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
-from .probe import images_for_probe, start_at_probe
+from .probe import images_for_probe, probed_maps, start_at_probe, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
-from .scoring import accuracy_of, confusion_of
+from .scoring import score_of
 from .split import Split
 from .summary import (
     Epoch,
     RunSummary,
     read_summary,
+    scored,
 )
 from .time_limit import TimeLimit
 from .trackers import check_trackers
@@ -52,6 +59,7 @@ def train(
     *,
     continues: bool = False,
     overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
     log: Sequence[str] = (),
     time_limit: str | None = None,
 ) -> RunSummary:
@@ -66,6 +74,7 @@ def train(
         continues: Continue the run in `folder` from its last finished epoch; a finished run is left
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
+        callbacks: Told of every update, every epoch and the end.
         log: Whom to tell the numbers while it lasts: csv, tensorboard, wandb, ...
         time_limit: Such as 2h: the run stops in time, and can be continued.
 
@@ -84,68 +93,111 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues, limit, log)
+        return _run(config, folder, continues, callbacks, limit, log)
 
 
 def _run(
-    config: RunConfig, folder: Path, continues: bool, limit: TimeLimit, log: Sequence[str]
+    config: RunConfig,
+    folder: Path,
+    continues: bool,
+    callbacks: Sequence[Callback],
+    limit: TimeLimit,
+    log: Sequence[str],
 ) -> RunSummary:
     run = prepare(config, folder)
-    config = run.config  # with what a memory budget decided
+    run.callbacks = callbacks if run.main else ()
     for line in run.notes if run.main else ():
         note(line)
-    optimizer = make_optimizer(
-        run.tuned, config.opt, config.lr, config.weight_decay, config.update_in_backward
-    )
     whole = run.features.model if run.features else run.tuned
-    model, wrapped = run.accelerator.prepare(whole, optimizer)
-    if run.probed and not (continues and (folder / CHECKPOINT).exists()):
-        _probe(run, model)
+    model = run.accelerator.prepare(whole)
+    fresh = not (continues and (folder / CHECKPOINT).exists())
+    run.probed = run.probed and fresh and _probe(run, model)
+    config = run.config = decide(  # with what a memory budget decided as well
+        run.config,
+        updates=run.updates,
+        validated=bool(run.dataset.val),
+        probed=run.probed and trains_beside(run.tuned),
+    )
+    if run.main:
+        note(str(Decided.of(config)))
+    optimizer = _optimizer(run)
+    wrapped = run.accelerator.prepare(optimizer)
     if config.ema:
         run.average = WeightAverage(run.tuned, config.ema)
     if continues:
         restore(run, optimizer)
     elif run.main:
-        # What says that there is a model goes first: the old one never answers for the new.
-        for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT):
-            (folder / stale).unlink(missing_ok=True)
+        _clear(folder)
     if run.main and not run.history:
         Split.of(run.dataset).write(folder)
     if run.main:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
     watch = Watch(run, limit, log)
     try:
+        if fresh:
+            _start(run, model)
         _fit(run, model, wrapped, optimizer, watch)
     finally:
         watch.end()
     with run.averaged():
-        return finish(run, model)
+        put_back(run)
+        summary = finish(run, model)
+    for callback in run.callbacks:
+        callback.on_end(summary)
+    return summary
 
 
-def _probe(run: Run, model: Any) -> None:
-    """Start the classifier at a probe, and say what that is worth."""
+def _clear(folder: Path) -> None:
+    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
+    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
+        (folder / stale).unlink(missing_ok=True)
+    drop_kept(folder)
+
+
+def _optimizer(run: Run) -> Optimizer:
+    config = run.config
+    made = Decided.of(config)
+    head = {p: made.head_lr_scale for m in probed_maps(run.tuned) for p in m.parameters()}
+    return make_optimizer(
+        run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head
+    )
+
+
+def _probe(run: Run, model: Any) -> bool:
+    """Start the classifier at a probe; tell whether there was anything to fit."""
     order = np.random.default_rng(run.config.seed).permutation(len(run.dataset.train))
     some = [run.dataset.train[i] for i in order[: images_for_probe(run.tuned, len(order))]]
     batches = (batch[:2] for batch in run.batches(tuple(some), shared=False))
-    if not some or not start_at_probe(run.tuned, model, batches, run.config.seed):
+    if not some or not start_at_probe(run.tuned, model, batches, run.targets, run.config.seed):
         if run.main:
             note("the classifier reads no vector per image, or there is one class: no probe")
-        return
-    run.start_accuracy = accuracy_of(confusion_of(run, model, run.dataset.val))
+        return False
     if run.main:
-        val = "" if run.start_accuracy is None else f", val accuracy {run.start_accuracy:.3f}"
-        note(f"the classifier starts at a linear probe of {len(some)} images{val}")
+        note(f"the classifier starts at a linear probe of {len(some)} images")
+    return True
+
+
+def _start(run: Run, model: Any) -> None:
+    """Say what the start is worth, where it is a probe or may be what is kept."""
+    if not run.dataset.val or not (run.probed or run.config.keep == "best"):
+        return
+    run.start_score = score_of(run, model, run.dataset.val)
+    keep_if_best(run)
+    if run.main and run.start_score is not None:
+        note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
 
 
 def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch) -> None:
-    config = run.config
+    config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
     meter = Meter(run.tuned, optimizer)
     if run.accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # an earlier run of this process has its own
-    with Progress(config.epochs, steps, shown=run.main) as progress:
-        for epoch in range(len(run.history), config.epochs):
+    with Progress(made.epochs, steps, run.main, run.targets.metric) as progress:
+        for epoch in range(len(run.history), made.epochs):
+            if waited_enough(run):
+                break
             watch.begin_epoch()
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
@@ -155,28 +207,44 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch)
             for step, batch in enumerate(run.batches(run.dataset.train, epoch, True)):
                 schedule.step_update(epoch * steps + step)
                 metered = epoch == 0 and step < METERED_STEPS
+                seed = _seed(config.seed, epoch * steps + step, run.accelerator.process_index)
+                batch = mix(config, *batch[:2], run.tuned.num_classes, seed) + batch[2:]
                 losses.append(_update(run, model, wrapped, batch, meter if metered else None))
                 if run.average:
                     run.average.update()
-                if not math.isfinite(losses[-1]):
-                    raise LowtideError(
-                        f"the loss is {losses[-1]} at epoch {epoch + 1}, step {step + 1}: lower"
-                        f" --lr ({config.lr:g}) or set --clip-grad 1; finished epochs are kept"
-                    )
+                _refuse_infinite(losses[-1], f"epoch {epoch + 1}, step {step + 1}", made.lr)
                 progress.step(losses[-1], watch.step(optimizer, losses[-1], batch[-1]))
-            with run.averaged():
-                validated = accuracy_of(confusion_of(run, model, run.dataset.val))
-            run.history.append(
-                Epoch(
-                    epoch=epoch + 1,
-                    train_loss=_over_processes(run, sum(losses) / len(losses), "mean"),
-                    val_accuracy=validated,
-                    seconds=round(time.perf_counter() - started, 2),
-                )
-            )
+                for callback in run.callbacks:
+                    callback.on_step(Step(epoch + 1, step + 1, steps, losses[-1]))
+            _validate(run, model, sum(losses) / len(losses), started)
             progress.epoch(run.history[-1], watch.end_epoch())
             if run.main:
                 save(run, optimizer)
+            for callback in run.callbacks:
+                callback.on_epoch(run.history[-1])
+
+
+def _refuse_infinite(loss: float, where: str, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise LowtideError(
+            f"the loss is {loss} at {where}: lower --lr ({lr:g}) or set --clip-grad 1; finished"
+            " epochs are kept"
+        )
+
+
+def _validate(run: Run, model: Any, loss: float, started: float) -> None:
+    """Score an epoch, record it, and keep it if it is the best."""
+    with run.averaged():
+        validated = score_of(run, model, run.dataset.val)
+        run.history.append(
+            Epoch(
+                epoch=len(run.history) + 1,
+                train_loss=_over_processes(run, loss, "mean"),
+                **scored("val", run.targets, validated),
+                seconds=round(time.perf_counter() - started, 2),
+            )
+        )
+        keep_if_best(run)
 
 
 def _update(
@@ -188,8 +256,9 @@ def _update(
 ) -> float:
     """Run one update, timed or metered; give this process's share of the loss."""
     config, accelerator = run.config, run.accelerator
-    images, labels, own, count = batch
-    images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+    images, targets, own, count = batch
+    images = images.to(accelerator.device)
+    targets = run.targets.encode(targets).to(accelerator.device)
     # Every process goes forward and back equally often, or they would wait for each other.
     fewest = (
         count
@@ -203,8 +272,8 @@ def _update(
         loss = training_step(
             model,
             wrapped,
-            micro_batches(images, labels, parts),
-            smoothing=config.smoothing,
+            micro_batches(images, targets, parts),
+            loss=run.targets.loss,
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

@@ -26,6 +26,21 @@ class Busy(LowtideError):
     """Another process writes to the folder."""
 
 
+def free_folder(data: str, method: object) -> Path:
+    """Find the next unused folder name under runs/.
+
+    Args:
+        data: What the run learns from.
+        method: What trains.
+
+    Returns:
+        `runs/DATA-METHOD`, or that with a number.
+    """
+    stem = f"{Path(data).resolve().stem}-{type(method).__name__.lower()}"
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 10_000)))
+    return next(Path("runs") / n for n in names if not (Path("runs") / n).exists())
+
+
 def refuse_unfinished(folder: Path) -> None:
     """Refuse a run that has begun and not ended; what lies in its folder is not its result.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,11 +19,16 @@ from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
 from ..errors import InputError
 from ..families import classifiers, outputs
 from ..planning.search import parse_bytes, search
-from ..planning.simulate import Plan, plan, set_up_step
+from ..planning.simulate import Plan, plan, set_up_step, tune_on_meta
 from ..planning.step import shares_statistics
+from ..targets import KINDS, Targets
+from ..targets.classify import draw_weights
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
+from ..tuning.weights import Unfilled, leaves_frozen
+from .callbacks import Callback
 from .config import RunConfig
+from .decided import refuse_blind
 from .devices import device_of
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
@@ -43,34 +48,40 @@ class Run:
         folder: Where it leaves its files.
         dataset: What it learns from.
         preprocessing: How images become inputs.
+        targets: What is learnt of an image.
         tuned: The model.
         accelerator: Devices, mixed precision, processes.
         planned: The plan of a step.
         probed: Whether the classifier is new and starts at a probe.
-        start_accuracy: That of a probe on the validation images; None without either.
+        start_score: That on the validation images before the first update, where it is asked.
+        kept_epoch: The best epoch so far, 0 for the start; None where the last one is kept.
         history: One record per finished epoch.
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
         cache: Decoded images, kept between epochs.
         average: The running average of what trains, if one is kept.
         features: What stays the same for an image, if that is kept.
+        callbacks: Told of updates and epochs by this process.
     """
 
     config: RunConfig
     folder: Path
     dataset: Dataset
     preprocessing: Preprocessing
+    targets: Targets
     tuned: Tuned
     accelerator: Accelerator
     planned: Plan
     probed: bool
-    start_accuracy: float | None = None
+    start_score: float | None = None
+    kept_epoch: int | None = None
     history: list[Epoch] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     measured_bytes: int = 0
     cache: Cache = field(default_factory=Cache)
     average: WeightAverage | None = None
     features: Features | None = None
+    callbacks: Sequence[Callback] = ()
 
     @property
     def main(self) -> bool:
@@ -121,8 +132,11 @@ class Run:
         load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
         load = partial(load, rank=rank, processes=processes)
         if training:
-            load = partial(load, drop_last=self._drops(len(samples)))
-        transform = self.preprocessing.transform(train=training, augment=config.augment)
+            drops, weights = self._drops(len(samples)), self._weights(samples)
+            load = partial(load, drop_last=drops, weights=weights, repeats=config.repeats)
+        transform = self.preprocessing.transform(
+            train=training, augment=config.augment, distortion=config.distortion
+        )
         if self.features:
             whole = load(transform, shuffle=False, drop_last=False, workers=self.workers)
             self.features.fill(samples, whole)
@@ -134,11 +148,17 @@ class Run:
             count = min(together, len(samples) - step * together)
             yield images, labels, share(count, rank, processes), count
 
+    def _weights(self, samples: tuple[Sample, ...]) -> tuple[float, ...] | None:
+        """Weigh images for a draw in which every class comes as often; None without one."""
+        if self.config.balance != "sampler":
+            return None
+        return draw_weights([s.label for s in samples], len(self.targets.names))
+
     @property
     def notes(self) -> list[str]:
         """What to know of the run before it starts, a sentence each."""
         lines = [*self.dataset.notes, *self.planned.notes]
-        if self.config.warmup_epochs >= self.config.epochs:
+        if self.config.epochs == 1 and (self.config.warmup_epochs or 0) >= 1:
             lines.append(
                 "the learning rate rises from lr / 100 through the whole run, which is all warm-up;"
                 " --warmup-epochs 0 starts at lr"
@@ -184,31 +204,22 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     Raises:
         InputError: Several processes are to keep features, or to update in backward.
     """
-    dataset = read(
-        config.data,
-        seed=config.seed,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        skip_bad_images=config.skip_bad_images,
+    dataset = _read(config)
+    targets = KINDS[config.task].of(
+        dataset.classes,
+        [s.label for s in dataset.train],
+        loss=config.loss,
+        balance=config.balance,
+        smoothing=0.0 if config.mixes else config.smoothing,  # which is in the mixed targets
     )
-    if config.train_on_val:
-        dataset = replace(dataset, train=dataset.train + dataset.val, val=())
+    refuse_blind(config, validated=bool(dataset.val))
     on_cpu = device_of(config.device).type == "cpu"
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(mixed_precision=config.amp, cpu=on_cpu)
     if config.update_in_backward and accelerator.num_processes > 1:
         raise InputError("update_in_backward works in one process: others average gradients first")
-    torch.manual_seed(config.seed)
-    backbone = create(
-        config.model,
-        checkpoint=Path(config.checkpoint) if config.checkpoint else None,
-        pretrained=config.pretrained,
-        image_size=config.image_size,
-        drop_path=config.drop_path,
-    )
-    _refuse_infinite(backbone, config)
     classes = len(dataset.classes)
-    config = _within_budget(config, backbone, classes)
+    config, backbone = _backbone(config, classes)
     planned = plan(
         backbone,
         config.method,
@@ -222,7 +233,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     probed = config.head_init == "probe" and classes != _own_classes(backbone)
     tuned = apply(backbone, config.method, num_classes=classes, head_init=config.head_made)
     set_up_step(tuned, config).train()
-    run = Run(config, folder, dataset, preprocessing, tuned, accelerator, planned, probed)
+    run = Run(config, folder, dataset, preprocessing, targets, tuned, accelerator, planned, probed)
     if config.cache_features:
         if accelerator.num_processes > 1:
             raise InputError(
@@ -232,21 +243,43 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     return run
 
 
+def _read(config: RunConfig) -> Dataset:
+    """Read what a run learns from."""
+    dataset = read(
+        config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        skip_bad_images=config.skip_bad_images,
+        task=config.task,
+        target=config.target,
+    )
+    if config.train_on_val:
+        dataset = replace(dataset, train=dataset.train + dataset.val, val=())
+    return dataset
+
+
 def _own_classes(backbone: nn.Module) -> int | None:
     """Count the classes of the backbone's own classifier."""
     heads = classifiers(backbone)
     return outputs(backbone, heads) if heads else None
 
 
-def _refuse_infinite(backbone: nn.Module, config: RunConfig) -> None:
-    """Refuse weights that no learning rate would save."""
-    state = backbone.state_dict()
-    wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
-    if wrong:
-        raise InputError(
-            f"{config.checkpoint or config.model}: {len(wrong)} of {len(state)} pre-trained weights"
-            f" hold NaN or infinity, first {wrong[0]}"
-        )
+def _backbone(config: RunConfig, classes: int) -> tuple[RunConfig, nn.Module]:
+    """Make the backbone for a step within the memory budget, packed as its file is read."""
+    make = partial(create, config.model, image_size=config.image_size, drop_path=config.drop_path)
+    torch.manual_seed(config.seed)
+    file = config.checkpoint
+    if not file:
+        backbone = make(pretrained=config.pretrained)
+        return _within_budget(config, backbone, classes), backbone
+    with Unfilled():
+        shape = make(pretrained=False)
+    config = _within_budget(config, shape, classes)
+    tuned = tune_on_meta(shape, config.method, num_classes=classes)
+    dtype = config.frozen_dtype if leaves_frozen(tuned) else "fp32"
+    torch.manual_seed(config.seed)
+    return config, make(checkpoint=Path(file), frozen_dtype=dtype)
 
 
 def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:

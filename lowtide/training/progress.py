@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from ..errors import printable
+from ..targets.words import word
 from .summary import Epoch
 
 
@@ -25,15 +26,16 @@ def note(text: str) -> None:
 class Progress:
     """One bar over all updates of a run, and one line per finished epoch."""
 
-    def __init__(self, epochs: int, steps: int, shown: bool) -> None:
+    def __init__(self, epochs: int, steps: int, shown: bool, metric: str = "accuracy") -> None:
         """Lay the bar out.
 
         Args:
             epochs: Epochs of the run.
             steps: Updates per epoch.
             shown: Whether this process reports.
+            metric: Name of the score on validation images.
         """
-        self._shown, self._steps = shown, steps
+        self._shown, self._steps, self._metric = shown, steps, word(metric)
         self._console = Console(file=sys.stderr)
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -79,8 +81,8 @@ class Progress:
         """
         self._bars.update(self._task, completed=record.epoch * self._steps)
         if self._shown:
-            accuracy = record.val_accuracy
-            val = "" if accuracy is None else f"  val accuracy {accuracy:.3f}"
+            score = record.validated
+            val = "" if score is None else f"  val {self._metric} {score:.3f}"
             self._console.print(
                 f"epoch {record.epoch:3d}  loss {record.train_loss:.4f}{val}"
                 f"  {record.seconds:.1f} s{f'  ({more})' if more else ''}",

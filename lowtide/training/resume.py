@@ -16,7 +16,7 @@ from ..tuning.adapter_files import read_metadata, read_tensors, refuse_infinite,
 from ..tuning.tuned import Tuned
 from ..values import Count, Within
 from .records import Record
-from .summary import Accuracy, Epoch, Whole
+from .summary import Accuracy, Epoch, Score, Whole
 
 VERSION = 1
 """Version of this layout; files of lowtide 0.1 have none in their header, and are of version 1."""
@@ -32,6 +32,8 @@ class TrainingRecord(Record):
         data: Fingerprint of the data set.
         processes: How many processes shared the run; None in files of an earlier version.
         start_accuracy: Validation accuracy before the first update, where it was measured.
+        start_score: The same of another task than classify.
+        kept_epoch: The best epoch so far, 0 for the start; None where the last one is kept.
     """
 
     history: tuple[Epoch, ...]
@@ -39,6 +41,8 @@ class TrainingRecord(Record):
     data: str
     processes: Count | None = None
     start_accuracy: Accuracy | None = None
+    start_score: Score | None = None
+    kept_epoch: Whole | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

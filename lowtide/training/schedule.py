@@ -7,6 +7,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
 from .config import RunConfig
+from .decided import Decided
 
 
 def make_schedule(optimizer: Optimizer, config: RunConfig, updates: int) -> Scheduler:
@@ -19,17 +20,18 @@ def make_schedule(optimizer: Optimizer, config: RunConfig, updates: int) -> Sche
 
     Args:
         optimizer: Its learning rate is set.
-        config: Says the rates and the epochs.
+        config: Says the rates and the epochs; nothing is open.
         updates: Updates per epoch.
 
     Returns:
         The schedule; `step_update(n)` sets the rate of update n.
     """
+    made = Decided.of(config)
     schedule, _ = create_scheduler_v2(
         optimizer,
-        num_epochs=config.epochs - config.cooldown_epochs,
-        warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
-        warmup_lr=config.lr / 100,
+        num_epochs=made.epochs - config.cooldown_epochs,
+        warmup_epochs=made.warmup_epochs,  # type: ignore[arg-type]
+        warmup_lr=made.lr / 100,
         min_lr=config.min_lr,
         step_on_epochs=False,
         updates_per_epoch=updates,

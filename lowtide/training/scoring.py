@@ -1,32 +1,50 @@
-"""Score a model during a run, over all its processes."""
+"""Ask a model during a run, over all its processes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..data import Sample
 from .prepare import Run
 
 
-def confusion_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> Tensor:
-    """Count, over all processes, images by true class and predicted class `(K, K)`."""
-    classes, device = len(run.dataset.classes), run.accelerator.device
-    counts = torch.zeros(classes * classes, dtype=torch.int64)
+def outputs_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> tuple[Tensor, Tensor]:
+    """Take what a model gives for images, and their targets, over all processes.
+
+    Args:
+        run: The run.
+        model: What runs its model.
+        samples: The images.
+
+    Returns:
+        Outputs (N, K), float32, and targets (N,) or (N, K), on the CPU, in the order of the images.
+    """
+    device = run.accelerator.device
+    kept: list[tuple[Tensor, Tensor]] = []
     model.eval()
     with torch.no_grad():
-        for images, labels, own, _ in run.batches(samples) if samples else ():
-            predicted = model(images.to(device)).argmax(-1).cpu()
-            pairs = labels[:own] * classes + predicted[:own]
-            counts += pairs.bincount(minlength=classes * classes)
+        for images, targets, own, _ in run.batches(samples) if samples else ():
+            kept.append((model(images.to(device)).float().cpu()[:own], targets[:own]))
     if run.processes > 1:
-        counts = run.accelerator.reduce(counts.to(device), "sum").cpu()
-    return counts.view(classes, classes)
+        together, steps = gather_object(kept), len(kept)  # one process's after another's
+        kept = [part for step in range(steps) for part in together[step::steps]]
+    if not kept:
+        return torch.zeros(0, len(run.targets.names)), torch.zeros(0, dtype=torch.long)
+    return torch.cat([outputs for outputs, _ in kept]), torch.cat([truth for _, truth in kept])
 
 
-def accuracy_of(confusion: Tensor) -> float | None:
-    """Top-1 accuracy; None without samples."""
-    images = int(confusion.sum())
-    return int(confusion.trace()) / images if images else None
+def score_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> float | None:
+    """Take the score that a run follows; None without samples, or where it is not defined."""
+    outputs, targets = outputs_of(run, model, samples)
+    return run.targets.score(outputs, targets) if len(targets) else None
+
+
+def confusion_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Count images by true class and predicted class `(K, K)`."""
+    classes = outputs.shape[1]
+    pairs = targets * classes + outputs.argmax(-1)
+    return pairs.bincount(minlength=classes * classes).view(classes, classes)

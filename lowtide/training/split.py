@@ -47,7 +47,7 @@ class Split:
         splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
         return cls({
             which: {
-                relative(s.path, dataset.root): (dataset.classes[s.label], content)
+                relative(s.path, dataset.root): (dataset.text(s.label), content)
                 for s, content in zip(samples, _contents(s.path for s in samples), strict=True)
             }
             for which, samples in splits.items()
@@ -118,23 +118,25 @@ class Split:
             which: `train`, `val`, `test` or `all`.
 
         Returns:
-            The images that are what they were, and what is to be said of the others, all left out.
+            The images that are what they were, those that were renamed too, and what is to be said
+            of the others, all left out.
         """
-        everywhere = (*dataset.train, *dataset.val, *dataset.test)
-        now = {relative(s.path, dataset.root): s for s in everywhere}
+        now = _by_relative_path(dataset)
         wanted = {
             path: value
             for split in SPLITS
             if which in {split, "all"}
             for path, value in self.images[split].items()
         }
+        new = [path for path in now if path not in self._by_path()]
+        renamed = self._renamed([p for p in wanted if p not in now], new, now, dataset)
+        now |= {was: now[is_] for was, is_ in renamed.items()}
         there = [path for path in wanted if path in now]
         contents = _contents(now[path].path for path in there)
         found = {
-            path: (dataset.classes[now[path].label], content)
+            path: (dataset.text(now[path].label), content)
             for path, content in zip(there, contents, strict=True)
         }
-        known = self._by_path()
         left = {
             "are gone": [p for p in wanted if p not in now],
             "have changed": [p for p in there if found[p][1] != wanted[p][1]],
@@ -148,12 +150,50 @@ class Split:
             for became, paths in left.items()
             if paths
         ]
-        if new := [p for p in now if p not in known]:
+        if renamed:
+            notes.append(f"{_counted(list(renamed))} were renamed since the run and are scored")
+        if new := [p for p in new if p not in renamed.values()]:
             notes.append(
                 f"{_counted(new)} new, in no split of the run, and left out;"
                 " give them as --data to score them"
             )
         return [now[p] for p in there if found[p] == wanted[p]], notes
+
+    def _renamed(
+        self,
+        gone: Sequence[str],
+        new: Sequence[str],
+        now: Mapping[str, Sample],
+        dataset: Dataset,
+    ) -> dict[str, str]:
+        """Find images that are gone under new names: the same bytes with the same label."""
+        if not gone or not new:
+            return {}
+        by_content: dict[tuple[str, str], list[str]] = {}
+        for path, content in zip(new, _contents(now[p].path for p in new), strict=True):
+            by_content.setdefault((dataset.text(now[path].label), content), []).append(path)
+        known, found = self._by_path(), {}
+        for path in gone:
+            if others := by_content.get(known[path][1:]):
+                found[path] = others.pop(0)
+        return found
+
+    def holds(self, dataset: Dataset) -> bool:
+        """Tell whether a data set is the run's own, moved.
+
+        Args:
+            dataset: Any data.
+
+        Returns:
+            Whether half of the run's images or more lie there, under the same relative paths.
+        """
+        own, now = self._by_path(), _by_relative_path(dataset)
+        there = [path for path in own if path in now]
+        if 2 * len(there) < len(own):  # without reading a file
+            return False
+        contents = _contents(now[path].path for path in there)
+        same = sum(own[p][2] == content for p, content in zip(there, contents, strict=True))
+        return 2 * same >= len(own) > 0
 
     def unseen(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Part other images by whether the run has learnt from the same file.
@@ -173,6 +213,11 @@ class Split:
 
     def _by_path(self) -> dict[str, tuple[str, str, str]]:
         return {p: (which, *v) for which, images in self.images.items() for p, v in images.items()}
+
+
+def _by_relative_path(dataset: Dataset) -> dict[str, Sample]:
+    everywhere = (*dataset.train, *dataset.val, *dataset.test)
+    return {relative(s.path, dataset.root): s for s in everywhere}
 
 
 def samples_of(dataset: Dataset, which: str) -> list[Sample]:

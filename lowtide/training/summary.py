@@ -6,19 +6,17 @@ open; a field that is newer than a file has its default.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from ..errors import InputError, shown
-from ..methods import METHODS
 from ..paths import read_json
-from ..tuning.adapter_files import describe
-from ..values import Count, Seed, Within
-from .config import LearningRate, RunConfig
+from ..targets import Targets
+from ..values import Count, Within
 from .records import Misfit, Record
+from .run_options import RunOptions as RunOptions
 
 SCHEMA = 1
 """Version of the file; 0 is that of files which say none."""
@@ -28,66 +26,8 @@ Number = Annotated[float, Within(0, 1e18)]
 Loss = Annotated[float, Within(0, 1e39)]
 """A float32 may hold any of them."""
 Accuracy = Annotated[float, Within(0, 1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions(Record):
-    """What trained.
-
-    Attributes:
-        name: Name of the method; its options are `extra`.
-    """
-
-    name: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(Record):
-    """The options of a run, as `RunConfig.to_dict` gave them to the version that ran it.
-
-    Attributes:
-        model: timm's name of the backbone.
-        data: Where the images were.
-        method: What trained.
-        policy: What was kept for backward.
-        lr: Peak learning rate.
-        seed: The seed.
-        batch_size: Images per update.
-        skip_test: Whether the test images were left alone.
-    """
-
-    model: str
-    data: str
-    method: MethodOptions
-    policy: str
-    lr: LearningRate
-    seed: Seed
-    batch_size: Count
-    skip_test: bool = False
-
-    def completed(self) -> dict[str, Any]:
-        """Give every option that this version or the run's has.
-
-        Returns:
-            The run's options, then those that are newer than the run, at what they come to there.
-        """
-        given = self.to_dict()
-        if self.method.name in METHODS:
-            own = describe(METHODS[self.method.name]())
-            given["method"] = {**given["method"], **_beside(own, given["method"])}
-        usual = RunConfig(model="any", data="any", head_init="trunc_normal").to_dict()
-        return {**given, **_beside(usual, given)}
-
-    @property
-    def identity(self) -> str:
-        """What runs share that differ in nothing but their seed, and in what changes no result."""
-        options = self.completed()
-        del options["seed"], options["workers"]
-        return json.dumps(options, sort_keys=True)
-
-
-def _beside(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in usual.items() if name not in given}
+Score = Annotated[float, Within(-1e39, 1e39)]
+"""What a task is scored by: a share of 1, or an error in the units of a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +85,21 @@ class Epoch(Record):
     Attributes:
         epoch: Its number, from 1.
         train_loss: Mean loss of its updates.
-        val_accuracy: Accuracy on the validation images; None without any.
+        val_accuracy: Accuracy on the validation images; None without any, and of other tasks.
+        val_score: Score of another task than classify on them, which is the summary's `metric`.
         seconds: How long it took.
     """
 
     epoch: Count
     train_loss: Loss | None
     val_accuracy: Accuracy | None
+    val_score: Score | None = None
     seconds: Number
+
+    @property
+    def validated(self) -> float | None:
+        """The score on the validation images, whatever the task; higher is better."""
+        return self.val_accuracy if self.val_score is None else self.val_score
 
 
 class Confused(NamedTuple):
@@ -179,6 +126,7 @@ class Environment(Record):
         threads: Threads of torch.
         processes: Processes that shared the run.
         finished: When it ended, in UTC.
+        folder: Where the command was given, which relative paths start from.
     """
 
     python: str | None = None
@@ -192,6 +140,7 @@ class Environment(Record):
     threads: Whole | None = None
     processes: Count = 1
     finished: str | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +158,23 @@ class RunSummary(Record):
         measured_peak_bytes: The run's own peak; None where it was not measured.
         step_seconds: Median time of an update; None where none was timed.
         start_accuracy: Accuracy on the validation images before the first update, where the
-            classifier started at a probe.
+            classifier started at a probe or the start could be kept.
         history: One record per epoch.
-        val_accuracy: That of the last epoch; None without validation images.
-        test_accuracy: Accuracy on the test images; None where they were left alone.
+        start_score: The same of another task than classify.
+        kept_epoch: The epoch whose model was tested and saved, 0 for the start; None in files that
+            are older than that, which kept the last.
+        val_accuracy: That of the epoch that was kept; None without validation images, and of other
+            tasks.
+        val_score: That of the epoch that was kept, of another task than classify.
+        test_accuracy: Accuracy on the test images; None where they were left alone, and of other
+            tasks.
+        metric: The score that is followed and chosen by.
+        val_scores: Every score of the final model on the validation images, by name; None in files
+            that are older than that.
+        test_scores: The same on the test images.
+        temperature: What logits are divided by for calibrated probabilities, fitted on the
+            validation images; None without any, and of other tasks than classify.
+        targets: What else must be known of what was learnt, such as mean and deviation of numbers.
         test_confusion: How many test images of which class were taken for which, zeros left out;
             None in files that are older than that.
         environment: Where and with what it was made.
@@ -228,9 +190,17 @@ class RunSummary(Record):
     measured_peak_bytes: Whole | None = None
     step_seconds: Number | None = None
     start_accuracy: Accuracy | None = None
+    start_score: Score | None = None
     history: tuple[Epoch, ...]
+    kept_epoch: Whole | None = None
     val_accuracy: Accuracy | None
+    val_score: Score | None = None
     test_accuracy: Accuracy | None
+    metric: str = "accuracy"
+    val_scores: Mapping[str, Score] | None = None
+    test_scores: Mapping[str, Score] | None = None
+    temperature: Number | None = None
+    targets: Mapping[str, Any] | None = None
     test_confusion: tuple[Confused, ...] | None = None
     environment: Environment
 
@@ -239,6 +209,39 @@ class RunSummary(Record):
         for i, row in enumerate(self.test_confusion or ()):
             if max(row.true, row.predicted) >= classes:
                 raise Misfit(f"test_confusion.{i}", f"of {classes} classes", list(row))
+
+    @property
+    def started(self) -> float | None:
+        """`metric` on the validation images before the first update."""
+        return self.start_accuracy if self.start_score is None else self.start_score
+
+    @property
+    def validated(self) -> float | None:
+        """`metric` on the validation images of the epoch that was kept; higher is better."""
+        return self.val_accuracy if self.val_score is None else self.val_score
+
+    @property
+    def tested(self) -> float | None:
+        """`metric` on the test images; None where they were left alone."""
+        return (self.test_scores or {}).get(self.metric, self.test_accuracy)
+
+
+def scored(which: str, targets: Targets, score: float | None) -> dict[str, Any]:
+    """Name a score: accuracy has a field of its own, that of every earlier version.
+
+    Args:
+        which: `start`, `val`, the first word of the fields.
+        targets: Their metric.
+        score: Its value.
+
+    Returns:
+        The values of both fields.
+    """
+    accuracy = targets.metric == "accuracy"
+    return {
+        f"{which}_accuracy": score if accuracy else None,
+        f"{which}_score": None if accuracy else score,
+    }
 
 
 def read_summary(path: Path) -> RunSummary:

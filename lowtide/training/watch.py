@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch.optim import Optimizer
 
+from .decided import Decided
 from .prepare import Run
 from .time_limit import TimeLimit
 from .trackers import Trackers
@@ -66,7 +67,7 @@ class Watch:
         peak = self._peak() / 2**20 or None
         self._trackers.log(self._update, **numbers, images_per_second=self._speed(), peak_mib=peak)
         self._longest = max(self._longest, time.perf_counter() - self._started)
-        left = self._longest * (run.config.epochs - len(run.history))
+        left = self._longest * (Decided.of(run.config).epochs - len(run.history))
         more = f", {datetime.timedelta(seconds=round(left))} left" if left else ""
         return self._told() + more
 
@@ -80,7 +81,7 @@ class Watch:
             mine = torch.tensor(float(late), device=self._run.accelerator.device)
             late = bool(self._run.accelerator.reduce(mine, "sum"))
         if late:
-            self._limit.stop(len(self._run.history), self._run.config.epochs)
+            self._limit.stop(len(self._run.history), Decided.of(self._run.config).epochs)
 
     def _speed(self) -> float:
         return round(self._images / max(time.perf_counter() - self._started, 1e-9), 1)

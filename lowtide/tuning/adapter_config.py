@@ -53,6 +53,7 @@ class AdapterConfig:
         preprocessing: How a run's images became inputs, as `Preprocessing.from_dict` takes it.
         augment: The run's augmentation.
         classes: Names of the classes, in the order of the logits.
+        targets: What was learnt, as `lowtide.targets` says it; an earlier version did not say.
     """
 
     methods: tuple[Method, ...]
@@ -64,6 +65,7 @@ class AdapterConfig:
     preprocessing: Mapping[str, Any] | None = None
     augment: str | None = None
     classes: tuple[str, ...] | None = None
+    targets: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, content: Mapping[str, Any], folder: Path | str) -> AdapterConfig:
@@ -115,6 +117,7 @@ def _of_run(content: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
         "preprocessing": _mapping("preprocessing", content.get("preprocessing")),
         "augment": _field(content, "augment", str),
         "classes": _classes(content.get("classes"), num_classes),
+        "targets": _mapping("targets", content["targets"]) if "targets" in content else None,
     }
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import DropPath, PatchEmbed
 from torch import nn
 
 from .. import zoo as zoo
-from ..core.wrapped import unprefixed
 from ..errors import InputError, LowtideError, UnknownName
-from ..families import classifiers, family_of, image_shape, measure
+from ..families import family_of, image_shape, measure, reset
+from ..memory.frozen_dtype import FrozenDtype
 from ..paths import located
+from .fingerprint import ORIGINAL, fingerprint
+from .weights import Unfilled, Weights, forget_numbers, load_weights, pack_backbone
 
 
 def create(
@@ -27,6 +27,7 @@ def create(
     pretrained: bool = True,
     image_size: int | None = None,
     drop_path: float = 0.0,
+    frozen_dtype: FrozenDtype = "fp32",
 ) -> nn.Module:
     """Make a timm backbone with its pre-trained weights and its own classifier.
 
@@ -38,9 +39,11 @@ def create(
         image_size: Side of the square input, where it is not that of the weights.
         drop_path: Stochastic depth rate of its blocks, trained or frozen; 0 switches it off, where
             timm's own default for some families (Swin) is 0.1.
+        frozen_dtype: What to keep frozen weights in, see `set_frozen_dtype`. Those of a file are
+            packed module by module as they are read: the model is never wide as a whole.
 
     Returns:
-        The backbone.
+        The backbone; frozen where `frozen_dtype` is given.
 
     Raises:
         UnknownName: timm has no such model.
@@ -51,8 +54,10 @@ def create(
         raise UnknownName("model", name, timm.list_models())
     options: Any = {"drop_path_rate": drop_path} if drop_path else {}
     own = pretrained and checkpoint is None
+    packs = frozen_dtype != "fp32"
     try:
-        model = timm.create_model(name, pretrained=own, **options)
+        with Unfilled() if packs and checkpoint else nullcontext():
+            model: Any = timm.create_model(name, pretrained=own, **options)
     except TypeError as e:
         raise InputError(f"{name} has no option drop_path: {e}") from e
     except (OSError, RuntimeError) as e:  # the hub is out of reach, or holds none
@@ -64,52 +69,26 @@ def create(
     for module in model.modules() if not drop_path else ():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
-    if checkpoint is not None:
-        _load(model, name, located(checkpoint))
+    weights = None if checkpoint is None else Weights(located(checkpoint), name, model)
+    if weights is not None:
+        if packs:
+            _pack_unfilled(model, weights, frozen_dtype)
+        load_weights(model, weights)
     if image_size is not None and image_shape(model)[1:] != (image_size, image_size):
         _resize(model, name, image_size)
+    if packs and weights is None:
+        pack_backbone(model, frozen_dtype)
+    elif packs and weights is not None:
+        model.__dict__[ORIGINAL] = fingerprint(model, weights.read)
     return model
 
 
-def _load(model: nn.Module, name: str, path: Path) -> None:
-    if not path.is_file():
-        near = sorted(path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
-        raise InputError(f"no file {path}" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        state = load_file(path)
-    except SafetensorError as e:
-        raise InputError(
-            f"{path} is no safetensors file ({e}); other formats can run code and are not read:"
-            " convert with safetensors.torch.save_file"
-        ) from e
-    own = model.state_dict()
-    state = unprefixed(state, own.keys())
-    heads = tuple(f"{p}." for p in classifiers(model))
-    for key in [k for k in own if k.startswith(heads)]:
-        if key not in state or state[key].shape != own[key].shape:
-            state[key] = own[key]  # another number of classes, or none: the head is made anew
-    wrong = [k for k in state if k in own and state[k].shape != own[k].shape]
-    if wrong:
-        raise InputError(
-            f"{path} does not fit {name}: {wrong[0]} is {tuple(state[wrong[0]].shape)} in the file"
-            f" and {tuple(own[wrong[0]].shape)} in the model"
-        )
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(k for k in state.keys() - own.keys() if not k.startswith(heads))
-    if missing or extra:
-        raise InputError(
-            f"{path} does not fit {name}: {len(missing)} tensors missing {missing[:2]},"
-            f" {len(extra)} unexpected {extra[:2]}{_nearest(missing, extra)}"
-        )
-    model.load_state_dict({k: v for k, v in state.items() if k in own})
-
-
-def _nearest(missing: list[str], extra: list[str]) -> str:
-    """Tell which name of the file is like one that the model lacks."""
-    for key in missing[:10]:
-        if near := difflib.get_close_matches(key, extra[:1000], n=1, cutoff=0.5):
-            return f"; nearest to {key} is {near[0]}"
-    return ""
+def _pack_unfilled(model: Any, weights: Weights, dtype: FrozenDtype) -> None:
+    """Make place for the bytes of weights that are still to be read."""
+    if not weights.classifies:
+        reset(model, model.num_classes, "own")
+    forget_numbers(model)
+    pack_backbone(model, dtype)
 
 
 def _resize(model: nn.Module, name: str, size: int) -> None:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..families import classifiers
+from ..memory.frozen_dtype import PACKED, Frozen
 from .adapter_config import AdapterConfig
 
 ORIGINAL = "_lowtide_original_sha256"
 """Attribute of a backbone whose weights were rounded: their hash before that."""
 
 
-def fingerprint(model: nn.Module) -> str:
+Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
+"""Reads tensors by their names in a model."""
+
+
+def fingerprint(model: nn.Module, read: Read | None = None) -> str:
     """Hash a backbone, classifier left out.
 
     Args:
         model: The backbone; carries no adapter.
+        read: Reads the wide weights of a backbone that was packed as it was loaded.
 
     Returns:
         SHA-256 of its parameters and persistent buffers, in hexadecimal; of a backbone whose
@@ -29,8 +36,15 @@ def fingerprint(model: nn.Module) -> str:
     if ORIGINAL in model.__dict__:
         return str(model.__dict__[ORIGINAL])
     digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in classifiers(model))
-    for key, value in sorted(model.state_dict().items()):
+    packed = {f"{path}.{PACKED}": m for path, m in model.named_modules() if isinstance(m, Frozen)}
+    state = {
+        key.removesuffix(PACKED) + "weight" if key in packed else key: (packed.get(key), value)
+        for key, value in model.state_dict().items()
+    }
+    for key, (module, value) in sorted(state.items(), key=lambda item: item[0]):
         if not key.startswith(left_out):
+            if module is not None and read is not None:
+                value = read([key])[key].to(module.slabs.dtype)
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

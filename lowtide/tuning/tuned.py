@@ -18,7 +18,6 @@ from ..core.wrapped import plain, unwrapped
 from ..errors import InputError, UnknownName, Unsupported
 from ..families import (
     HeadInit,
-    classifiers,
     family_of,
     image_shape,
     measure,
@@ -50,6 +49,7 @@ from .checks import (
 from .fingerprint import ORIGINAL, architecture, fingerprint, refuse_other_base
 from .left_out import LeftOutWarning, left_out
 from .side_execution import StagedModel
+from .weights import pack_backbone
 
 
 class Tuned(StagedModel):
@@ -450,11 +450,7 @@ def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
         waiting = [p for adapter in model.adapters.values() for *_, p in adapter.thawed]
         pack_frozen(backbone, dtype, but=waiting)
     else:
-        heads = classifiers(backbone)
-        if not next(backbone.parameters()).is_meta:
-            backbone.__dict__[ORIGINAL] = fingerprint(backbone)
-        every = [p for path in heads for p in backbone.get_submodule(path).parameters()]
-        pack_frozen(backbone.requires_grad_(False), dtype, but=every)
+        pack_backbone(backbone, dtype)
     return model
 
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from lowtide.data import AUGMENTS, Cache, Preprocessing, UnreadableImage, loader, read
+from lowtide.data import (
+    AUGMENTS,
+    Cache,
+    Distortion,
+    Preprocessing,
+    Sample,
+    UnreadableImage,
+    loader,
+    read,
+)
 
 MADE = Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.875, "center")
 CROP = MADE.transform(train=True, augment="crop")
@@ -138,3 +150,48 @@ def test_a_file_that_vanished_is_one_clear_line(samples, workers):
     with pytest.raises(UnreadableImage) as caught:
         list(batches)
     assert str(caught.value) == f"cannot read image {samples[3].path}: no such file"
+
+
+def test_repeated_images_are_in_one_batch_and_augmented_apart(tmp_path):
+    """An epoch as long as without repeats, so that it sees a third of the images, three times."""
+    paths = []
+    for i in range(7):
+        paths.append(tmp_path / f"{i}.png")
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(paths[-1])
+    samples = [Sample(path, i) for i, path in enumerate(paths)]
+    transform = MADE.transform(train=True, augment="crop")
+    batches = list(loader(samples, transform, 3, shuffle=True, repeats=3))
+    assert [len(labels) for _, labels in batches] == [3, 3, 1]
+    for images, labels in batches[:2]:
+        assert len(set(labels.tolist())) == 1
+        assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
+    assert batches[0][1][0] != batches[1][1][0] != batches[2][1][0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "original", "augmix-m3-w2", None])
+def test_distortions_are_timms_drawn_from_the_image_alone(tmp_path, channels, policy):
+    """What is drawn before, by whichever of the three generators, changes nothing."""
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    made = replace(MADE, mean=(0.5,) * channels, std=(0.5,) * channels)
+    distortion = Distortion(policy, 0.0 if policy else 0.4, 0.5)
+    transform = made.transform(train=True, augment="crop", distortion=distortion)
+    seen = []
+    for draw in (np.random.rand, random.random, torch.rand):
+        draw(1) if draw is torch.rand else draw()
+        ((images, _),) = loader([Sample(path, 0)], transform, 1, shuffle=True, seed=5)
+        seen.append(images)
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+    other = made.transform(train=True, augment="crop")
+    differ = []
+    for seed in range(4):  # a policy may draw what changes nothing
+        a, b = (
+            next(iter(loader([Sample(path, 0)], t, 1, shuffle=True, seed=seed)))[0]
+            for t in (transform, other)
+        )
+        assert a.shape == b.shape == (1, channels, 8, 8)
+        differ.append(not torch.equal(a, b))
+    assert any(differ)

@@ -36,9 +36,13 @@ def build(tree: str, paint) -> tuple[list[list[str]], set[Path]]:
     return commands, images
 
 
+def option(command: list[str], name: str) -> str | None:
+    return command[command.index(name) + 1] if name in command else None
+
+
 def test_the_page_has_a_tree_for_every_format_of_files():
-    assert len(TREES) == 11
-    assert sum(tree.count("$ lowtide") for tree in TREES) == 16
+    assert len(TREES) == 13
+    assert sum(tree.count("$ lowtide") for tree in TREES) == 19
 
 
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.splitlines()[0][10:])
@@ -53,9 +57,11 @@ def test_a_documented_tree_is_read(tree, paint):
         else:
             sources = [source]
         for path in sources:
-            data = read(path, classes=classes if command[0] == "eval" else None)
+            task, target = (option(command, name) for name in ("--task", "--target"))
+            known = classes if command[0] == "eval" else None
+            data = read(path, classes=known, task=task or "classify", target=target)
             used |= {sample.path for sample in itertools.chain(data.train, data.val, data.test)}
             if command[0] == "train":
                 classes = data.classes
-                assert data.train and len(classes) >= 2
+                assert data.train and len(classes) >= (1 if task == "regress" else 2)
     assert {path.resolve() for path in used} == images

@@ -224,3 +224,17 @@ def test_imagenets_flat_validation_images_are_refused(paint):
     with pytest.raises(InputError, match="ImageNet's validation images lie flat") as caught:
         read(root)
     assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_image_is_answered_with_its_mirror_image(home, capsys):
+    """The mean of both images' probabilities decides."""
+    target = str(home / "imagenet-adversarial")
+    trained = open_run(home / "run", device="cpu")
+    samples = read(target, classes=trained.classes).val
+    images = torch.stack([trained.transform(decode(s.path)) for s in samples])
+    with torch.no_grad():
+        shares = [trained.tuned(x).softmax(-1) for x in (images, images.flip(-1))]
+    assert not torch.allclose(*shares, atol=1e-3)
+    right = sum(shares).argmax(-1) == torch.tensor([s.label for s in samples])
+    found = evaluate(home, capsys, "--data", target, "--split", "val", "--flip")
+    assert found["accuracy"] == pytest.approx(right.double().mean().item())

@@ -31,7 +31,12 @@ OTHER = {
     "frozen_dtype": "bf16",
     "opt": "sgd",
     "update_in_backward": True,
+    "mixup": 0.8,
+    "cutmix": 1.0,
     "ema": 0.5,
+    "task": "classify",
+    "loss": "cross_entropy",
+    "balance": "weights",
 }
 """For each option of a step another value than its default, where the others allow one."""
 

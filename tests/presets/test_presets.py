@@ -204,8 +204,18 @@ def test_a_preset_decides_everything_but_the_data():
         weight_decay=5e-5,
         drop_path=0.1,
         head_init="trunc_normal",
+        keep="last",
         preset="ssf/vtab/dmlab",
     )
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_a_preset_leaves_nothing_to_be_decided(name):
+    """Options that a run may leave open are the paper's, whatever the defaults are or become."""
+    config = resolved("--data", "d", "--preset", name)
+    assert config.keep == ("best" if "few_shot" in name else "last")
+    assert config.head_init != "probe"
+    assert None not in (config.lr, config.epochs, config.warmup_epochs)
 
 
 def test_arguments_override_a_file_and_a_file_a_preset(tmp_path):
@@ -252,3 +262,23 @@ def test_the_list_can_be_searched(capsys):
     assert "ssf/vtab/cifar" in out
     assert "ssf/whole/cifar100" in out
     assert "lora" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (
+            "ssf/whole/cifar100",
+            {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "ema": 0.99992},
+        ),
+        ("ssf/whole/imagenet", {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.25, "epochs": 40}),
+        ("ssf/fgvc/cub", {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "ema": 0.9998}),
+        ("ssf/vtab/cifar", {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "random_erasing": 0.0}),
+        ("rlrr_augmented/fgvc/cub", {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "ema": 0.9998}),
+        ("rlrr/fgvc/cub", {"mixup": 0.0, "ema": 0.0}),
+        ("dtl/few_shot/food_1", {"auto_augment": "rand-m9-mstd0.5-inc1", "keep": "best"}),
+    ],
+)
+def test_augmented_recipes_are_what_the_authors_run(name, wanted):
+    config = resolved("--data", "d", "--preset", name)
+    assert {option: getattr(config, option) for option in wanted} == wanted

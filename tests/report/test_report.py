@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
+import io
 import itertools
 import json
 import re
@@ -14,9 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from reported import summary, write_row, write_suite
 from scipy import stats
 
+from lowtide import METHODS as METHOD
+from lowtide import InputError
 from lowtide.bench import Suite
 from lowtide.cli import main
 from lowtide.data.vtab import GROUPS, TASKS, vtab_averages
@@ -32,8 +37,12 @@ from lowtide.report.confusion import (
     heat_map,
     pairs_table,
 )
+from lowtide.report.plots import Point, pareto
+from lowtide.report.provenance import command
 from lowtide.report.tables import boards
 from lowtide.training.config import RunConfig
+from lowtide.training.mistakes import MISTAKES, read_mistakes
+from lowtide.training.summary import read_summary
 
 METHODS = ("bias", "LoRA, r=2", "s2a")
 DATA = {"dtd": "natural", "svhn": "natural", "kitti": "structured"}
@@ -114,9 +123,15 @@ def test_tables_hold_mean_spread_best_and_marks(tmp_path, rights):
     ]
     for label, *_, of_groups, of_data in rows:
         dtd, svhn, kitti = (means[label, d] for d in DATA)
-        assert of_groups.strip("*") == f"{((dtd + svhn) / 2 + kitti) / 2:.1f}"
-        assert of_data.strip("*") == f"{(dtd + svhn + kitti) / 3:.1f}"
-        assert of_data.startswith("**") == (label == "s2a")
+        assert of_groups == f"{((dtd + svhn) / 2 + kitti) / 2:.1f}"
+        assert of_data == f"{(dtd + svhn + kitti) / 3:.1f}"
+        assert not of_data.startswith("**")  # no mean was tested against another
+
+
+def test_a_method_alone_is_not_the_best_of_several(tmp_path):
+    folder = write_suite(tmp_path / "suite", {("LoRA", "dtd"): [150, 151]})
+    _, row = markdown_tables(report(folder, "report.md"))["dtd (natural)"]
+    assert row[1] == "75.2 ± 0.4"
 
 
 def test_means_are_of_what_was_tested_everywhere(tmp_path, rights):
@@ -466,3 +481,74 @@ def test_the_time_of_a_step_is_the_median_of_the_rows(tmp_path):
         path.write_text(json.dumps({**content, "step_seconds": seconds}))
     (entry,) = gather([folder])
     assert entry.seconds == 0.3
+
+
+def test_names_stand_on_no_line_that_joins_the_best():
+    draw = np.random.default_rng(1)
+    for _ in range(20):
+        points = [
+            Point(f"method {i}", float(cost), float(value), "")
+            for i, (cost, value) in enumerate(draw.uniform(1, 99, (7, 2)))
+        ]
+        drawn = str(pareto(points, {p.label: i for i, p in enumerate(points)}, "cost", log=False))
+        path = re.search(r'class="pareto" d="M([\d.]+) ([\d.]+)([^"]*)"', drawn)
+        x, y = float(path[1]), float(path[2])
+        lines = []
+        for kind, number in re.findall(r"([HV])([\d.]+)", path[3]):
+            to = (float(number), y) if kind == "H" else (x, float(number))
+            lines.append((min(x, to[0]), min(y, to[1]), max(x, to[0]), max(y, to[1])))
+            x, y = to
+        names = re.findall(r'<text class="label" x="([\d.]+)" y="([\d.]+)">([^<]*)<', drawn)
+        assert names
+        for left, base, name in names:
+            box = (float(left), float(base) - 8, float(left) + 6 * len(name), float(base))
+            assert not [
+                line
+                for line in lines
+                if line[0] < box[2] and line[2] > box[0] and line[1] < box[3] and line[3] > box[1]
+            ]
+
+
+def test_the_command_says_from_where_its_paths_start(tmp_path):
+    for data, there, start in (
+        ("photos", "/home/me/my work", "cd '/home/me/my work' && lowtide train"),
+        ("/photos", "/home/me", "lowtide train"),
+        ("hf:a/b", "/home/me", "lowtide train"),
+        ("photos", None, "lowtide train"),
+    ):
+        content = summary(RunConfig("m", data, method=LoRA()), 100)
+        if there:
+            content["environment"]["folder"] = there
+        write_row(tmp_path / "run", content)
+        assert command(read_summary(tmp_path / "run/summary.json")).startswith(start)
+
+
+def test_other_scores_and_errors_are_shown(tmp_path):
+    content = summary(RunConfig("m", "/d", method=LoRA()), 100)
+    content |= {"test_scores": {"accuracy": 0.5, "macro_f1": 0.4321, "ece": 0.1}, "temperature": 2}
+    folder = write_row(tmp_path / "run", content)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    copy = base64.b64encode(file.getvalue()).decode()
+    wrong = {"path": "<b>", "true": "cat", "predicted": "<i>dog", "probability": 0.87}
+    (folder / MISTAKES).write_text(json.dumps({"mistakes": [{**wrong, "thumbnail": copy}]}))
+    page = report(folder, "report.html")
+    assert "macro F1" in page and "0.4321" in page and "AUROC" not in page
+    assert f"data:image/jpeg;base64,{copy}" in page and "cat taken for &lt;i&gt;dog, 87 %" in page
+    for damage in ({"thumbnail": "PHN2Zz4="}, {"probability": 2}, {"thumbnail": copy * 200}):
+        content = {"mistakes": [{**wrong, "thumbnail": copy, **damage}]}
+        (folder / MISTAKES).write_text(json.dumps(content))
+        with pytest.raises(InputError, match="is damaged: "):
+            read_mistakes(folder)
+
+
+def test_other_tasks_are_compared_by_their_metric(tmp_path):
+    for name, value in (("lora", 0.8), ("bias", 0.7)):
+        content = summary(RunConfig("m", "/d", method=METHOD[name](), task="regress"), 100)
+        content |= {"test_accuracy": None, "val_accuracy": None, "test_confusion": None}
+        content |= {"metric": "r2", "test_scores": {"r2": value, "mae": 3.25}}
+        write_row(tmp_path / "runs" / name, content)
+    text = report(tmp_path / "runs", "report.md")
+    (table,) = (rows for rows in markdown_tables(text).values() if "test R²" in rows[0][1])
+    assert [row[1] for row in table] == ["test R², %", "80.0", "70.0 ≈"]
+    assert "MAE" in report(tmp_path / "runs", "report.html")

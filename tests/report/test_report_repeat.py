@@ -25,6 +25,7 @@ from lowtide.training.config import RunConfig
 from lowtide.training.options import Parser, config_of, run_config
 
 FIXED = {"policy": "tight", "opt": "sgd", "memory_budget": "640MiB", "checkpoint": "w.safetensors"}
+FIXED |= {"task": "multilabel", "loss": "bce", "target": "one, two"}
 PRESETS = sorted(presets())[::16]
 
 

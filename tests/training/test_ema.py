@@ -60,6 +60,7 @@ def config(tmp_path):
         lr=1e-2,
         warmup_epochs=0.0,
         ema=0.9,
+        keep="last",
         device="cpu",
     )
 

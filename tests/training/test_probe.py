@@ -14,10 +14,13 @@ from tinted import write_tinted
 
 import lowtide
 from lowtide import METHODS
+from lowtide.targets.classify import Classify
+from lowtide.targets.linear import STRENGTHS
+from lowtide.targets.linear import softmax_regression as fit
 from lowtide.training import loop
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
-from lowtide.training.probe import STRENGTHS, fit, images_for_probe, start_at_probe
+from lowtide.training.probe import images_for_probe, start_at_probe
 from lowtide.training.summary import read_summary
 from lowtide.tuning.adapter_files import read_config
 
@@ -96,7 +99,8 @@ def test_the_model_with_its_probe_answers_as_the_probe_does(model, method):
     images += labels.view(-1, 1, 1, 1)
     assert images_for_probe(tuned, 6) == 6
     before = {n: p.clone() for n, p in tuned.named_parameters()}
-    assert start_at_probe(tuned, tuned, [(images[:4], labels[:4]), (images[4:], labels[4:])], 0)
+    batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
+    assert start_at_probe(tuned, tuned, batches, Classify(("a", "b", "c")), 0)
     with torch.no_grad():
         assert torch.equal(tuned.eval()(images).argmax(1), labels)
     changed = {n for n, p in tuned.named_parameters() if not torch.equal(p, before[n])}
@@ -122,7 +126,8 @@ def test_a_run_starts_at_it_and_says_what_it_is_worth(tmp_path, capsys):
     assert read_config(tmp_path / "run")["backbone"]["head_init"] == "zero"
     cached = replace(config, method=METHODS["linear"](), cache_features=True)
     assert train(cached, tmp_path / "cached").start_accuracy == summary.start_accuracy
-    assert train(replace(config, head_init="zero"), tmp_path / "zero").start_accuracy is None
+    zero = replace(config, head_init="zero", keep="last")
+    assert train(zero, tmp_path / "zero").start_accuracy is None
 
 
 def test_a_resumed_run_keeps_what_it_said_of_the_start(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ def config(images):
         weight_decay=0.0,
         warmup_epochs=0.0,
         head_init="trunc_normal",
+        keep="last",
         device="cpu",
     )
 
@@ -63,7 +64,7 @@ def trained_by(config, folder, monkeypatch):
 
 def test_clipping_bounds_how_far_an_update_goes(config, tmp_path, monkeypatch):
     """Nesterov's first step goes 1.9 lr |g|."""
-    config = replace(config, opt="sgd", lr=0.1, batch_size=18)
+    config = replace(config, opt="sgd", lr=0.1, batch_size=18, keep="last")
     gone = {}
     for clip in (0.0, 1e-2, 1e-3):
         run = replace(config, clip_grad=clip)
@@ -160,7 +161,7 @@ def test_the_mean_over_classes_is_of_classes(config, images, tmp_path, monkeypat
     train(config, tmp_path / "run")
     trained = open_run(tmp_path / "run", device="cpu")
     first = F.one_hot(torch.zeros(1, dtype=torch.long), 3).float()
-    monkeypatch.setattr("lowtide.inference.evaluate._logits", lambda _, x: first.expand(len(x), 3))
+    monkeypatch.setattr("lowtide.inference.evaluate._outputs", lambda _, x: first.expand(len(x), 3))
     path = next((images / "test").rglob("*.png"))
     scored = score(trained, [Sample(path, label) for label in (0, 0, 0, 1)])
     assert (scored["accuracy"], scored["mean_class_accuracy"]) == (0.75, 0.5)

@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 
 import pytest
+import timm
 import torch
 
+from lowtide import METHODS, apply
 from lowtide.errors import InputError
+from lowtide.planning.step import make_optimizer
 from lowtide.training.config import RunConfig
+from lowtide.training.decided import FEWEST, MOST, WARMUP, Decided, decide, refuse_blind
+from lowtide.training.decided import UPDATES as UPDATES_AT_LEAST
+from lowtide.training.probe import trains_beside
 from lowtide.training.schedule import make_schedule
 
 UPDATES = 4
 
 
-def rates(**options):
+def decided(updates, probed=False, validated=True, **options):
     config = RunConfig("m", "d", **options)
+    return decide(config, updates=updates, validated=validated, probed=probed)
+
+
+def rates(**options):
+    config = decided(UPDATES, **options)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
     schedule = make_schedule(optimizer, config, UPDATES)
     found = []
@@ -59,3 +70,59 @@ def test_without_options_the_cosine_ends_near_zero():
 def test_impossible_schedules_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         RunConfig("m", "d", **options)
+
+
+def test_what_is_given_is_not_decided():
+    given = {"lr": 0.5, "head_lr_scale": 3.0, "epochs": 7, "warmup_epochs": 0.0, "keep": "last"}
+    config = decided(10, probed=True, **given)
+    assert Decided.of(config) == Decided(**given)
+    with pytest.raises(InputError, match="lr is not decided"):
+        Decided.of(RunConfig("m", "d", **{**given, "lr": None}))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_says_its_own_learning_rate(name):
+    method = METHODS[name]()
+    assert decided(10, method=method).lr == method.learning_rate
+    assert 1e-5 <= method.learning_rate <= 3e-2
+
+
+def test_a_small_set_gets_enough_updates_and_a_large_one_no_more_epochs_than_that():
+    for updates in (1, 2, 7, 20, 31, 500):
+        config = decided(updates)
+        assert FEWEST <= config.epochs <= MOST
+        assert config.epochs == MOST or config.epochs * updates >= UPDATES_AT_LEAST
+        assert (config.epochs - 1) * updates < UPDATES_AT_LEAST or config.epochs == FEWEST
+        assert config.warmup_epochs * updates <= min(WARMUP, 0.1 * config.epochs * updates) + 1e-3
+    assert decided(500, warmup_epochs=30.0, cooldown_epochs=2).epochs == 33
+
+
+def test_a_classifier_that_starts_at_a_probe_moves_slower_than_what_trains_beside_it():
+    assert decided(10, probed=True).head_lr_scale < 1
+    assert decided(10, probed=False).head_lr_scale == 1
+    backbone = timm.create_model("vit_micro_patch4_32", num_classes=3)
+    for name, beside in (("linear", False), ("bias", True), ("mlp_head", True)):
+        assert trains_beside(apply(backbone, METHODS[name](), num_classes=3)) is beside
+
+
+def test_the_scale_of_the_head_is_in_every_rate():
+    head, rest = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    model = torch.nn.ModuleList([head, rest])
+    optimizer = make_optimizer(model, lr=0.2, scaled=dict.fromkeys(head.parameters(), 0.25))
+    schedule = make_schedule(optimizer, decided(UPDATES, epochs=5, lr=0.2), UPDATES)
+    for update in range(5 * UPDATES):
+        schedule.step_update(update)
+        rate = {p: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        for p in head.parameters():
+            assert rate[p] == pytest.approx(0.25 * rate[rest.weight])
+        assert len(rate) == 4
+
+
+def test_the_best_epoch_is_kept_where_there_is_something_to_tell_it_by():
+    assert decided(10).keep == "best"
+    assert decided(10, validated=False).keep == "last"
+    for options in ({"keep": "best"}, {"patience": 3}):
+        with pytest.raises(InputError, match="there are none: give --val-fraction"):
+            refuse_blind(RunConfig("m", "d", **options), validated=False)
+    with pytest.raises(InputError, match="keep last takes the last"):
+        RunConfig("m", "d", keep="last", patience=2)

@@ -147,3 +147,102 @@ def test_a_damaged_split_is_one_line(run, text):
     (run / SPLIT).write_text(text)
     with pytest.raises(InputError, match="is damaged"):
         Split.read(run)
+
+
+def write_lists(root):
+    for part, first in {"train": 0, "val": 6, "test": 8}.items():
+        lines = [f"all/{c}/{i}.png {c}" for c in ("red", "blue") for i in range(first, first + 2)]
+        (root / f"{part}.txt").write_text("\n".join(lines))
+    return root
+
+
+def write_table(root, head="label"):
+    rows = [f"all/{c}/{i}.png,{c}" for c in ("red", "green", "blue") for i in range(10)]
+    (root / "table.csv").write_text("\n".join([f"path,{head}", *rows]))
+    return root / "table.csv"
+
+
+def write_json(root):
+    for part, first in {"train": 0, "val": 6, "test": 8}.items():
+        names = [f"all/{c}/{i}.png" for c in ("red", "blue") for i in range(first, first + 2)]
+        (root / f"{part}.json").write_text(json.dumps({n: n[4:5] for n in names}))
+    return root
+
+
+def write_folders(root):
+    for part in ("train", "test"):
+        shutil.copytree(root / "all", root / "split" / part)
+        for path in (root / "split" / part).glob("*/*.png"):
+            path.write_bytes(path.read_bytes() + part.encode())  # other bytes, the same pixels
+    return root / "split"
+
+
+SOURCES = {
+    "class folders": (lambda root: root / "all", {}),
+    "split folders": (write_folders, {}),
+    "lists": (write_lists, {}),
+    "a table": (write_table, {}),
+    "JSON lists": (write_json, {}),
+    "a table of labels": (lambda root: write_table(root, "labels"), {"task": "multilabel"}),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_in_every_format_what_became_of_images_is_said(tmp_path, kind):
+    root = tmp_path / "here"
+    write_tinted(root, {"all": 10})
+    make, options = SOURCES[kind]
+    source = make(root)
+    dataset = read(source, **options)
+    split = Split.of(dataset)
+    samples, notes = split.select(dataset, "test")
+    assert {s.path for s in samples} == {s.path for s in dataset.test} and notes == []
+    shutil.copytree(root, tmp_path / "moved")
+    there = tmp_path / "moved" / source.relative_to(root)
+    moved = read(there, **options)
+    assert split.holds(moved)
+    assert [s.path.name for s in split.select(moved, "test")[0]] == [s.path.name for s in samples]
+    changed = samples[0].path
+    changed.write_bytes(changed.read_bytes() + b"more")
+    samples_, (note,) = split.select(read(source, **options), "test")
+    assert len(samples_) == len(samples) - 1 and "1 (first " in note and "have changed" in note
+    for sample in moved.test + moved.train:
+        sample.path.write_bytes(sample.path.read_bytes() + b"other")
+    assert not split.holds(read(there, **options))
+
+
+def test_renamed_images_are_followed_and_a_copy_is_not(run, capsys):
+    folder = run.parent / "all"
+    (red,) = [p for p in paths(run, "test") if p.parent.name == "red"][:1]
+    (folder / "red/deeper").mkdir()
+    red.rename(folder / "red/deeper/other.png")
+    shutil.copy(paths(run, "train")[0], folder / "blue/copy.png")
+    images, said = scored(capsys, run)
+    assert images == 6 and "1 (first 'red/" in said and "renamed since the run" in said
+    assert "1 (first 'blue/copy.png') new" in said
+    assert scored(capsys, run, "--split", "all")[0] == 30
+
+
+def test_data_that_moved_are_the_runs_own(run, capsys):
+    paths(run, "test")[0].unlink()
+    moved = run.parent / "elsewhere"
+    (run.parent / "all").rename(moved)
+    assert main(["eval", str(run), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "does not exist" in said and "--data says where" in said
+    images, said = scored(capsys, run, "--data", moved)
+    assert images == 5 and "moved: its split is used" in said and "are gone" in said
+
+
+def test_an_image_that_is_broken_now_is_named_and_the_others_scored(run, capsys):
+    paths(run, "test")[0].write_bytes(b"broken")
+    images, said = scored(capsys, run)
+    assert images == 5 and "cannot be read" in said and paths(run, "test")[0].name in said
+
+
+def test_a_split_of_other_data_that_was_drawn_is_said_so(run, capsys):
+    other = write_tinted(run.parent / "more", {"fresh": 15}) / "fresh"
+    for path in other.glob("*/*.png"):
+        path.write_bytes(path.read_bytes() + b"fresh")
+    images, said = scored(capsys, run, "--data", other)
+    assert images == 9 and "9 images split off" in said and "--split all" in said

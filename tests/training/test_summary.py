@@ -71,12 +71,14 @@ FIELDS = {
     "planned.notes": LIST,
     "measured_peak_bytes": "whole?",
     "step_seconds": "number?",
+    "start_accuracy": "share?",
     "history": LIST,
     "history.1": MAPPING,
     "history.1.epoch": "whole",
     "history.1.train_loss": "number?",
     "history.1.val_accuracy": "share?",
     "history.1.seconds": "number",
+    "kept_epoch": "whole?",
     "val_accuracy": "share?",
     "test_accuracy": "share?",
     "test_confusion": LIST,
@@ -95,6 +97,8 @@ YOUNGER = {
     "planned.notes",
     "measured_peak_bytes",
     "step_seconds",
+    "start_accuracy",
+    "kept_epoch",
     "test_confusion",
     "environment.commit",
     "environment.threads",
@@ -217,7 +221,7 @@ def test_options_newer_than_a_run_have_their_defaults():
     del content["config"]["method"]["rank"]
     content["config"] |= {"forgotten": 1, "lr": 0.5}
     options = RunSummary.from_dict(content).config
-    usual = RunConfig("m", "/d", method=METHODS["lora"](), lr=0.5).to_dict()
+    usual = {**FRESH["config"], "lr": 0.5}
     assert options.completed() == {**json.loads(json.dumps(usual)), "forgotten": 1}
     assert options.to_dict() == content["config"]
 

@@ -40,11 +40,12 @@ def named(source: Path | str) -> Named | None:
     return next((found for found in NAMED if str(source).startswith(found.prefix)), None)
 
 
-def find(source: Path | str) -> Listing:
+def find(source: Path | str, task: str = "classify") -> Listing:
     """Read what a source says, without opening an image.
 
     Args:
         source: A folder, a file, or a name such as `hf:org/name`.
+        task: What is learnt of an image; of all but `classify` the entries have values for labels.
 
     Returns:
         What it lists.
@@ -53,6 +54,8 @@ def find(source: Path | str) -> Listing:
         InputError: It does not exist, is in no known format, or is wrong in its format.
     """
     if name := named(source):
+        if task != "classify":
+            raise InputError(f"{source} holds one class per image; {_wanted(task)}")
         return name.read(str(source))
     path = Path(os.path.abspath(located(source)))
     if not os.path.exists(path):
@@ -63,7 +66,16 @@ def find(source: Path | str) -> Listing:
         raise InputError(f"{path} is a file: expected {', '.join(others)} or {last}")
     if claimed.rank == LAST:
         _refuse_outer(path)
-    return claimed.read(path)
+    if task == "classify":
+        return claimed.read(path)
+    if claimed.rows is None:
+        raise InputError(f"{path} holds one class per image; {_wanted(task)}")
+    return claimed.rows(path)
+
+
+def _wanted(task: str) -> str:
+    able = " or ".join(found.file for found in FORMATS if found.rows is not None)
+    return f"task {task} learns from {able}"
 
 
 def _refuse_outer(folder: Path) -> None:

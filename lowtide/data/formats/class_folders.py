@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
 from ...errors import InputError
 from ..listing import LAST, Entry, Format, Listing
-from ..tree import children, is_image, is_litter
+from ..tree import children, is_image, walk
 
 
 def read_class_folders(root: Path) -> Listing:
@@ -56,7 +55,7 @@ def read_classes_of(folder: Path) -> tuple[list[Entry], list[str]]:
     entries, others = [], [child for child in found if child.is_file()]
     entered: set[str] = set()
     for child in classes:
-        images, rest = _walk(child, entered)
+        images, rest = walk(child, entered)
         if not images:
             seen = ", ".join(sorted({path.suffix or path.name for path in rest})) or "nothing"
             raise InputError(f"class folder {child} has no images (it holds {seen})")
@@ -74,25 +73,6 @@ def _ignored(others: list[Path]) -> list[str]:
     kinds |= Counter({"folders": len(folders)})
     said = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common(5))
     return [f"ignored {len(others)} {what} ({said}), first {others[0]}"]
-
-
-def _walk(folder: Path, entered: set[str]) -> tuple[list[Path], list[Path]]:
-    """Find the images of a class, through links too, in no folder twice."""
-    images: list[Path] = []
-    others: list[Path] = []
-    for parent, subfolders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in entered:  # a link to where it has been, or to a folder above
-            subfolders.clear()
-            others.append(Path(parent))
-            continue
-        entered.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not is_litter(name))
-        for name in sorted(files):
-            if not is_litter(name):
-                path = Path(parent, name)
-                (images if is_image(path) else others).append(path)
-    return images, others
 
 
 def _around(folder: Path) -> bool:

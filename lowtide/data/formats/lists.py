@@ -70,6 +70,11 @@ def read_lists(folder: Path) -> Listing:
     Raises:
         InputError: There are several lists for one role.
     """
+    return _listing(folder, _lists_of(folder))
+
+
+def _lists_of(folder: Path) -> dict[str, Path]:
+    """Choose the list of each role."""
     found = lists_in(folder)
     unions = [path for path in found if _is_union(path)]
     parts = [path for path in found if not _is_union(path)]
@@ -80,7 +85,7 @@ def read_lists(folder: Path) -> Listing:
         if len(paths) > 1:
             several = " and ".join(path.name for path in paths)
             raise InputError(f"{folder}: {several} are all lists for {which}; name the one to use")
-    return _listing(folder, {which: paths[0] for which, paths in roles.items() if paths})
+    return {which: paths[0] for which, paths in roles.items() if paths}
 
 
 def read_list(path: Path) -> Listing:
@@ -94,18 +99,43 @@ def read_list(path: Path) -> Listing:
         of train and val (`train800val200.txt`) has no val: its images are trained on. A list for
         val or test stands alone. A list of any other name is all there is, to be split.
     """
+    listing = _listing(path.parent, _beside(path))
+    if _is_union(path):
+        listing.splits["val"] = []
+    return listing
+
+
+def read_rows(path: Path) -> Listing:
+    """Read lists without asking what stands behind a path: one column, `label`.
+
+    Args:
+        path: A list, or a folder of lists.
+
+    Returns:
+        Entries with their label as a value.
+    """
+    folder = path.parent if path.is_file() else path
+    chosen = _beside(path) if path.is_file() else _lists_of(path)
+    splits = {
+        which: [entry._replace(values={"label": entry.label}) for entry in part]
+        for which, part in _placed(chosen).items()
+    }
+    if _is_union(path):
+        splits["val"] = []
+    return Listing(_kind(chosen), folder, splits)
+
+
+def _beside(path: Path) -> dict[str, Path]:
+    """Choose a list and its siblings, by role."""
     which = _role(path)
     if which != "train":
-        return _listing(path.parent, {which or "all": path})
+        return {which or "all": path}
     chosen = {"train": path}
     for which in ("test",) if _is_union(path) else ("val", "test"):
         siblings = [p for p in lists_in(path.parent) if _role(p) == which and _akin(p, path)]
         if len(siblings) == 1:
             chosen[which] = siblings[0]
-    listing = _listing(path.parent, chosen)
-    if _is_union(path):
-        listing.splits["val"] = []
-    return listing
+    return chosen
 
 
 def read_lines(path: Path) -> list[Entry]:
@@ -151,17 +181,30 @@ def _akin(one: Path, other: Path) -> bool:
 
 
 def _listing(folder: Path, chosen: dict[str, Path]) -> Listing:
-    paths = list(chosen.values())
-    json = paths[0].suffix.lower() == ".json"
+    paths, placed = list(chosen.values()), _placed(chosen)
     # CUB and NABirds come with a classes.txt of their own, which is in another format.
-    classes = None if json else read_classes(folder)
-    read = {which: read_pairs(p) if json else read_lines(p) for which, p in chosen.items()}
-    entries = place([entry for part in read.values() for entry in part], _roots(paths[0]))
-    named = iter(name_labels(entries, classes))
-    splits = {which: [next(named) for _ in part] for which, part in read.items()}
-    kind = "JSON lists" if json else "lists"
-    kind += f" ({', '.join(path.name for path in paths)})"
-    return Listing(kind, folder, splits, classes, task=_task(folder, paths))
+    classes = None if _is_json(paths[0]) else read_classes(folder)
+    named = iter(name_labels([entry for part in placed.values() for entry in part], classes))
+    splits = {which: [next(named) for _ in part] for which, part in placed.items()}
+    return Listing(_kind(chosen), folder, splits, classes, task=_task(folder, paths))
+
+
+def _placed(chosen: dict[str, Path]) -> dict[str, list[Entry]]:
+    """Read lists, labels as written and paths whole."""
+    first = next(iter(chosen.values()))
+    read = {w: read_pairs(p) if _is_json(first) else read_lines(p) for w, p in chosen.items()}
+    entries = iter(place([entry for part in read.values() for entry in part], _roots(first)))
+    return {which: [next(entries) for _ in part] for which, part in read.items()}
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
+
+
+def _kind(chosen: dict[str, Path]) -> str:
+    paths = list(chosen.values())
+    kind = "JSON lists" if _is_json(paths[0]) else "lists"
+    return f"{kind} ({', '.join(path.name for path in paths)})"
 
 
 def _roots(path: Path) -> list[Path]:
@@ -184,4 +227,5 @@ FORMAT = Format(
     rank=20,
     nested=lists_in,
     file="a list (.txt, .json, *_meta.list)",
+    rows=read_rows,
 )

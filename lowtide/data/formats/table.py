@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import InputError
+from ..columns import NAMED
 from ..labels import name_labels, read_classes
 from ..listing import SPLITS, Entry, Format, Listing, role
 from ..tree import read_text
@@ -14,6 +16,9 @@ from ..tree import read_text
 PATH_COLUMNS = ("path", "image", "file", "filename")
 LABEL_COLUMNS = ("label", "class")
 SPLIT_COLUMN = "split"
+OTHER_TASKS = "; --task multilabel or regress learns from columns of other names"
+KNOWN = {*PATH_COLUMNS, *LABEL_COLUMNS, *NAMED, SPLIT_COLUMN}
+"""Names that are read in any case; other columns keep theirs."""
 
 
 def is_table(path: Path) -> bool:
@@ -44,23 +49,60 @@ def read_csv(path: Path) -> Listing:
         InputError: A column is missing, or a row lacks a value or names an unknown split.
     """
     columns, rows = _parse(path)
-    path_column = _column(path, columns, PATH_COLUMNS)
-    label_column = _column(path, columns, LABEL_COLUMNS)
+    _column(path, columns, PATH_COLUMNS)
+    label_column = _column(path, columns, LABEL_COLUMNS, OTHER_TASKS)
     entries, roles = [], []
-    for line, row in rows:
-        file, label = row[path_column].strip(), row[label_column].strip()
-        if not file or not label:
-            raise InputError(f"{path}:{line}: expected a path and a label")
-        file = file.replace("\\", "/")
-        entries.append(Entry(path.parent / file, label, f"{path.name}:{line}"))
-        roles.append(_role(row[SPLIT_COLUMN], path, line) if SPLIT_COLUMN in columns else "all")
-    if not entries:
-        raise InputError(f"{path} has no rows below its header")
+    for which, entry in _entries(path, columns, rows):
+        label = entry.values[label_column].strip()
+        if not label:
+            raise InputError(f"{path.parent / entry.where}: expected a path and a label")
+        entries.append(Entry(entry.path, label, entry.where))
+        roles.append(which)
     classes = read_classes(path.parent)
-    splits: dict[str, list[Entry]] = {which: [] for which in roles}
-    for which, entry in zip(roles, name_labels(entries, classes), strict=True):
-        splits[which].append(entry)
+    return _listing(path, zip(roles, name_labels(entries, classes), strict=True), classes)
+
+
+def read_rows(path: Path) -> Listing:
+    """Read a CSV without asking what its columns mean: `path`, perhaps `split`, and others.
+
+    Args:
+        path: The CSV.
+
+    Returns:
+        Entries with the values of the other columns, by role.
+
+    Raises:
+        InputError: The column of paths is missing, or a row lacks one or names an unknown split.
+    """
+    columns, rows = _parse(path)
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise InputError(f"{path}: column {twice[0]} is there twice")
+    return _listing(path, _entries(path, columns, rows))
+
+
+def _listing(
+    path: Path, entries: Iterable[tuple[str, Entry]], classes: tuple[str, ...] | None = None
+) -> Listing:
+    splits: dict[str, list[Entry]] = {}
+    for which, entry in entries:
+        splits.setdefault(which, []).append(entry)
+    if not splits:
+        raise InputError(f"{path} has no rows below its header")
     return Listing(f"csv ({path.name})", path.parent, splits, classes)
+
+
+def _entries(
+    path: Path, columns: list[str], rows: list[tuple[int, dict[str, str]]]
+) -> Iterator[tuple[str, Entry]]:
+    """Give role and image of each row, with the values of its other columns."""
+    path_column = _column(path, columns, PATH_COLUMNS)
+    for line, row in rows:
+        file = row[path_column].strip().replace("\\", "/")
+        if not file:
+            raise InputError(f"{path}:{line}: expected a path and a label")
+        which = _role(row[SPLIT_COLUMN], path, line) if SPLIT_COLUMN in columns else "all"
+        others = {c: row[c] for c in columns if c not in {path_column, SPLIT_COLUMN}}
+        yield which, Entry(path.parent / file, "", f"{path.name}:{line}", others)
 
 
 def _parse(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -71,18 +113,20 @@ def _parse(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         io.StringIO(text, newline=""), delimiter=delimiter, restval="", strict=True
     )
     try:
-        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        heads = [name.strip() for name in rows.fieldnames or ()]
+        rows.fieldnames = [h.lower() if h.lower() in KNOWN else h for h in heads]
         return list(rows.fieldnames), [(rows.line_num, row) for row in rows]
     except csv.Error as error:
         raise InputError(f"{path}:{rows.line_num}: not a CSV row: {error}") from error
 
 
-def _column(path: Path, found: list[str], accepted: tuple[str, ...]) -> str:
+def _column(path: Path, found: list[str], accepted: tuple[str, ...], hint: str = "") -> str:
     for name in accepted:
         if name in found:
             return name
     raise InputError(
-        f"{path}: no column {' or '.join(accepted)}; its columns are {', '.join(found) or 'none'}"
+        f"{path}: no column {' or '.join(accepted)}; its columns are"
+        f" {', '.join(found) or 'none'}{hint}"
     )
 
 
@@ -94,4 +138,4 @@ def _role(text: str, path: Path, line: int) -> str:
     return which
 
 
-FORMAT = Format(is_table, read_csv, rank=30, nested=is_table, file="a CSV")
+FORMAT = Format(is_table, read_csv, rank=30, nested=is_table, file="a CSV", rows=read_rows)

@@ -1,0 +1,386 @@
+"""The defaults of `lowtide train`: what they were chosen by, and what they are worth.
+
+    python -m benchmarks.defaults sweep --data FOLDER --tasks TASK ...
+    python -m benchmarks.defaults show
+    python -m benchmarks.defaults compare --data FOLDER --tasks TASK ...
+        [--model vit_micro_patch4_32] [--checkpoint FILE] [--image-size SIDE]
+
+FOLDER holds the tasks, a folder of images each in any format that lowtide reads, such as VTAB-1k's
+lists. A row is written to results/defaults/sweep.csv or compare.csv as it ends, and what is in that
+file is not run again.
+
+`sweep`: every row is one run, validated after each epoch and tested with the weights of the last
+epoch and with those of the best. `show` prints what there is of it.
+
+`compare`: a run with nothing but defaults; logistic regression on the backbone's features, its
+penalty by cross-validation; and peft's LoRA (rank 8 on qkv, a new classifier) for as many updates,
+with the best of three learning rates on the validation images. All learn from the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lowtide import METHODS
+from lowtide.core.site import Role
+from lowtide.data import Cache, Dataset, Preprocessing, Sample, loader, read
+from lowtide.training import loop
+from lowtide.training.config import RunConfig
+from lowtide.training.kept import put_back
+from lowtide.training.scoring import accuracy_of, confusion_of
+from lowtide.tuning.backbone import create
+
+TABLE = Path(__file__).parents[1] / "results" / "defaults" / "sweep.csv"
+EVERY = (Role.QKV, Role.PROJ, Role.FC1, Role.FC2)
+SET_UPS: dict[str, Any] = {
+    "lora": METHODS["lora"](),
+    "lora every": METHODS["lora"](roles=EVERY, parts="qkv"),
+    "s2a": METHODS["s2a"](),
+    "full": METHODS["full"](),
+    "bias": METHODS["bias"](),
+    "ssf": METHODS["ssf"](),
+    "adaptformer": METHODS["adaptformer"](),
+    "fact_tt": METHODS["fact_tt"](),
+    "rlrr": METHODS["rlrr"](),
+    "linear": METHODS["linear"](),
+    "partial": METHODS["partial"](),
+    "mlp_head": METHODS["mlp_head"](),
+    "dtl": METHODS["dtl"](plus=True),
+    "lst": METHODS["lst"](),
+    "unipt": METHODS["unipt"](),
+}
+UPDATES = 125
+BATCH = 32
+PEFT_RATES = (1e-3, 3e-3, 1e-2)
+CACHED = {"linear", "partial", "mlp_head", "dtl", "lst", "unipt"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a row varies; size 0 is that of the weights."""
+
+    model: str
+    size: int
+    task: str
+    set_up: str
+    lr: float
+    head_lr_scale: float
+    updates: int
+
+
+@dataclass(frozen=True)
+class Row(Point):
+    """What came of it; accuracies as shares."""
+
+    epochs: int
+    start: float
+    val_last: float
+    val_best: float
+    best_epoch: int
+    test_last: float
+    test_best: float
+    seconds: int
+
+
+class Table:
+    """Rows of a dataclass in a CSV file, one written as it ends."""
+
+    def __init__(self, path: Path, kind: Any) -> None:
+        self.path, self.kind = path, kind
+
+    def rows(self) -> list[Any]:
+        """Read the rows that are there."""
+        if not self.path.exists():
+            return []
+        kinds = {f.name: {"int": int, "float": float}.get(f.type, str) for f in fields(self.kind)}
+        with self.path.open(newline="") as file:
+            return [
+                self.kind(**{k: kinds[k](v) for k, v in row.items()})
+                for row in csv.DictReader(file)
+            ]
+
+    def keys(self, names: tuple[str, ...]) -> set[tuple[Any, ...]]:
+        """List what rows are known by."""
+        return {tuple(getattr(row, n) for n in names) for row in self.rows()}
+
+    def add(self, row: Any) -> None:
+        """Write a row at the end."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(self.kind)])
+            if new:
+                writer.writeheader()
+            writer.writerow(asdict(row))
+
+
+def run(point: Point, data: Path, checkpoint: str | None, folder: Path) -> Row:
+    """Run one row."""
+    images = len(read(data / point.task).train)
+    epochs = round(point.updates / -(-images // 32))
+    tested: dict[str, float] = {}
+    started = time.perf_counter()
+    config = RunConfig(
+        point.model,
+        str(data / point.task),
+        SET_UPS[point.set_up],
+        checkpoint=checkpoint,
+        image_size=point.size or None,
+        epochs=epochs,
+        lr=point.lr,
+        head_lr_scale=point.head_lr_scale,
+        amp="no" if point.set_up in CACHED else "bf16",
+        cache_features=point.set_up in CACHED,
+        keep="best",
+        device="cpu",
+    )
+    loop.put_back = lambda run: _test_last(run, tested)
+    try:
+        summary = loop.train(config, folder, overwrite=True)
+    finally:
+        loop.put_back = put_back
+    return Row(
+        **asdict(point),
+        epochs=epochs,
+        start=summary.start_accuracy,
+        val_last=summary.history[-1].val_accuracy,
+        val_best=summary.val_accuracy,
+        best_epoch=summary.kept_epoch,
+        test_last=round(tested.get("last", summary.test_accuracy), 4),
+        test_best=round(summary.test_accuracy, 4),
+        seconds=round(time.perf_counter() - started),
+    )
+
+
+def _test_last(run: Any, tested: dict[str, float]) -> None:
+    """Test the last epoch before the best one takes its place."""
+    if run.kept_epoch != len(run.history):
+        model = run.features.model if run.features else run.tuned
+        tested["last"] = accuracy_of(confusion_of(run, model, run.dataset.test))
+    put_back(run)
+
+
+STAGES = (
+    ("lora every", (1e-2,), (0.1,), 3),
+    ("s2a", (1e-2,), (0.1,), 3),
+    ("lora every", (3e-3,), (0.1,), 3),
+    ("s2a", (3e-3,), (0.1,), 3),
+    ("lora every", (3e-3,), (1.0,), 2),
+    ("full", (3e-4, 1e-3), (0.1,), 2),
+    ("lora", (3e-3, 1e-2), (0.1,), 2),
+    ("lora every", (3e-3,), (0.1,), 6),
+    ("s2a", (3e-3,), (0.1,), 6),
+    ("bias", (3e-3, 1e-2), (0.1,), 2),
+    ("ssf", (3e-3, 1e-2), (0.1,), 2),
+    ("mlp_head", (3e-4, 1e-3, 3e-3), (0.1,), 2),
+    ("partial", (3e-4, 1e-3), (0.1,), 2),
+    ("linear", (3e-4, 1e-3, 3e-3), (1.0,), 2),
+    ("lora every", (1e-2, 1e-3), (0.1,), 6),
+    ("s2a", (1e-2, 1e-3), (0.1,), 6),
+    ("full", (3e-4, 1e-3), (0.1,), 6),
+    ("dtl", (3e-3, 1e-2), (0.1,), 3),
+    ("adaptformer", (3e-3, 1e-2), (0.1,), 3),
+    ("rlrr", (3e-3, 1e-2), (0.1,), 3),
+    ("fact_tt", (3e-3, 1e-2), (0.1,), 3),
+    ("lst", (1e-3, 3e-3), (0.1,), 3),
+    ("unipt", (1e-3, 3e-3), (0.1,), 3),
+)
+"""What is run, what decides most first: set-up, rates, scales of the head's rate, tasks."""
+
+
+def points(model: str, size: int | None, tasks: list[str]) -> Iterator[Point]:
+    """List what is run."""
+    for name, rates, scales, many in STAGES:
+        for lr in rates:
+            for scale in scales:
+                for task in tasks[:many]:
+                    yield Point(model, size or 0, task, name, lr, scale, UPDATES)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A task: test accuracies as shares, and what was chosen."""
+
+    model: str
+    size: int
+    task: str
+    images: int
+    updates: int
+    start: float
+    kept_epoch: int
+    defaults: float
+    regression: float
+    peft: float
+    peft_lr: float
+
+
+def compare(model: str, size: int, task: Path, checkpoint: str | None, folder: Path) -> Compared:
+    """Run the defaults on a task, and what they are held against."""
+    side = {"image_size": size} if size else {}
+    config = RunConfig(model, str(task), checkpoint=checkpoint, device="cpu", **side)
+    summary = loop.train(config, folder, overwrite=True)
+    dataset = read(task)
+    backbone = create(model, checkpoint=Path(checkpoint) if checkpoint else None, **side)
+    transform = Preprocessing.of(backbone).transform(train=False)
+    epochs = len(summary.history)
+    tried = {
+        lr: peft_lora(copy.deepcopy(backbone), transform, dataset, epochs, lr) for lr in PEFT_RATES
+    }
+    best = max(tried, key=lambda lr: tried[lr][0])
+    return Compared(
+        model,
+        size,
+        task.name,
+        len(dataset.train),
+        epochs * -(-len(dataset.train) // BATCH),
+        summary.start_accuracy,
+        summary.kept_epoch,
+        round(summary.test_accuracy, 4),
+        round(regression(backbone, transform, dataset), 4),
+        round(tried[best][1], 4),
+        best,
+    )
+
+
+def regression(backbone: torch.nn.Module, transform: Any, dataset: Dataset) -> float:
+    """Test accuracy of logistic regression on frozen features."""
+
+    def features(samples: tuple[Sample, ...]) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        with torch.no_grad():
+            for images, labels in loader(samples, transform, BATCH, shuffle=False):
+                seen = backbone.forward_head(backbone.forward_features(images), pre_logits=True)
+                parts.append((seen.numpy(), labels.numpy()))
+        return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+    backbone.eval()
+    x, y = features(dataset.train)
+    model = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=10, cv=3, max_iter=500))
+    return float(model.fit(x, y).score(*features(dataset.test)))
+
+
+def peft_lora(
+    backbone: Any, transform: Any, dataset: Dataset, epochs: int, lr: float
+) -> tuple[float, float]:
+    """Train peft's LoRA; validation and test accuracy of the last epoch."""
+    torch.manual_seed(0)
+    backbone.reset_classifier(len(dataset.classes))
+    head = [n for n, m in backbone.named_modules() if m is backbone.get_classifier()]
+    config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"], modules_to_save=head)
+    model = peft.get_peft_model(backbone, config).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=1e-4)
+    updates, cache = epochs * -(-len(dataset.train) // BATCH), Cache()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, updates, pct_start=0.1)
+    for epoch in range(epochs):
+        for images, labels in loader(
+            dataset.train, transform, BATCH, shuffle=True, epoch=epoch, cache=cache
+        ):
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    model.eval()
+    return _accuracy(model, transform, dataset.val), _accuracy(model, transform, dataset.test)
+
+
+@torch.no_grad()
+def _accuracy(model: Any, transform: Any, samples: tuple[Sample, ...]) -> float:
+    batches = loader(samples, transform, BATCH, shuffle=False)
+    right = sum(int((model(x).argmax(-1) == y).sum()) for x, y in batches)
+    return right / len(samples)
+
+
+def table_of(rows: list[Row]) -> None:
+    """Print the sweep: test accuracy of the last epoch, and of the best where it is another."""
+    tasks = list(dict.fromkeys(r.task for r in rows))
+    print("| set-up | rate | classifier's | " + " | ".join(tasks) + " |")
+    print("|" + "---|" * (3 + len(tasks)))
+    cells: dict[tuple[str, float, float], dict[str, str]] = {}
+    for r in rows:
+        other = f" ({100 * r.test_best:.1f})" if r.test_best != r.test_last else ""
+        row = cells.setdefault((r.set_up, r.lr, r.lr * r.head_lr_scale), {})
+        row[r.task] = f"{100 * r.test_last:.1f}{other}"
+    for (name, lr, head), row in sorted(cells.items()):
+        print(f"| {name} | {lr:g} | {head:g} | " + " | ".join(row.get(t, "") for t in tasks) + " |")
+    gain = sum(r.test_last - r.test_best for r in rows) / len(rows)
+    same = sum(r.test_last == r.test_best for r in rows)
+    print(f"last over best: {100 * gain:+.1f} points over {len(rows)} rows; equal in {same}")
+
+
+def report(rows: list[Compared]) -> None:
+    """Print each task, and the means over tasks."""
+    print("| task | updates | defaults | logistic regression | peft LoRA |")
+    print("|---|---|---|---|---|")
+    numbers = [(100 * r.defaults, 100 * r.regression, 100 * r.peft) for r in rows]
+    for row, cells in zip(rows, numbers, strict=True):
+        print(f"| {row.task} | {row.updates} |", " | ".join(f"{n:.1f}" for n in cells), "|")
+    own, theirs, peft_mean = (sum(column) / len(rows) for column in zip(*numbers, strict=True))
+    print(f"| mean | | {own:.1f} | {theirs:.1f} | {peft_mean:.1f} |")
+    ahead = sum(a - max(b, c) for a, b, c in numbers) / len(rows)
+    print(f"mean over tasks above the better of both: {ahead:+.1f} points")
+    print(f"worst against logistic regression: {min(a - b for a, b, _ in numbers):+.1f} points")
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["sweep", "show", "compare"])
+    parser.add_argument("--data", type=Path, default=Path())
+    parser.add_argument("--tasks", nargs="+", help="By default every folder in FOLDER.")
+    parser.add_argument("--model", default="vit_micro_patch4_32")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--image-size", type=int, default=0)
+    parser.add_argument("--set-ups", nargs="+", default=list(SET_UPS))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.what == "show":
+        return table_of([r for r in Table(TABLE, Row).rows() if r.model == args.model])
+    tasks = args.tasks or sorted(p.name for p in args.data.iterdir() if p.is_dir())
+    with tempfile.TemporaryDirectory() as kept:
+        folder = Path(kept) / "run"
+        if args.what == "sweep":
+            sweep(args, tasks, folder)
+        else:
+            table = Table(TABLE.with_name("compare.csv"), Compared)
+            keys = ("model", "size", "task")
+            for task in tasks:
+                if (args.model, args.image_size, task) not in table.keys(keys):
+                    table.add(
+                        compare(
+                            args.model, args.image_size, args.data / task, args.checkpoint, folder
+                        )
+                    )
+            here = [r for r in table.rows() if (r.model, r.size) == (args.model, args.image_size)]
+            report(here)
+
+
+def sweep(args: argparse.Namespace, tasks: list[str], folder: Path) -> None:
+    """Run the rows of the sweep that are missing."""
+    table, keys = Table(TABLE, Row), tuple(f.name for f in fields(Point))
+    for point in points(args.model, args.image_size, tasks):
+        if point.set_up in args.set_ups and tuple(asdict(point).values()) not in table.keys(keys):
+            row = run(point, args.data, args.checkpoint, folder)
+            table.add(row)
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

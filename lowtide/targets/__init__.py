@@ -1,0 +1,97 @@
+"""What is learnt of an image, one kind a file: its loss, its start, its scores, its answers.
+
+A kind is found by walking this folder; its `KIND` is a class of `kind.Targets`.
+
+Imports errors, values.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError, UnknownName
+from .kind import Balance as Balance
+from .kind import Label as Label
+from .kind import Targets as Targets
+
+_FILES = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+
+KINDS: dict[str, type[Targets]] = {
+    kind.task: kind for file in _FILES if (kind := getattr(file, "KIND", None)) is not None
+}
+"""Kinds of targets by the name of the task that learns them."""
+
+
+def refuse_unknown(task: str, loss: str | None, balance: Balance) -> None:
+    """Refuse a task that there is not, and options that it has not.
+
+    Args:
+        task: Its name.
+        loss: Name of a loss; None for the task's own.
+        balance: How rare classes are weighed.
+
+    Raises:
+        UnknownName: There is no such task, or no such loss of it.
+        InputError: The task has no classes to weigh.
+    """
+    if task not in KINDS:
+        raise UnknownName("task", task, KINDS)
+    kind = KINDS[task]
+    if loss is not None and loss not in kind.losses:
+        raise UnknownName(f"loss of task {task}", loss, kind.losses)
+    if balance != "none" and not kind.balances:
+        able = ", ".join(name for name, other in KINDS.items() if other.balances)
+        raise InputError(f"balance weighs classes, and task {task} has none: it is for {able}")
+
+
+def describe(targets: Targets) -> dict[str, Any]:
+    """Say what must be known to use a model, beside the names of its outputs.
+
+    Args:
+        targets: What it has learnt.
+
+    Returns:
+        What `construct` takes.
+    """
+    return {"task": targets.task, **targets.to_dict()}
+
+
+def construct(names: tuple[str, ...], content: Mapping[str, Any] | None) -> Targets:
+    """Read what a trained model's targets are.
+
+    Args:
+        names: Of its outputs.
+        content: What `describe` gave; None of a version that knew classes alone.
+
+    Returns:
+        The targets.
+
+    Raises:
+        UnknownName: There is no such task.
+    """
+    task = "classify" if content is None else content.get("task")
+    if task not in KINDS:
+        raise UnknownName("task", task, KINDS)
+    return KINDS[str(task)].from_dict(names, content or {})
+
+
+def blank(
+    task: str, outputs: int, *, loss: str | None = None, balance: Balance = "none"
+) -> Targets:
+    """Make targets that stand for any others of their shape, as a plan needs them.
+
+    Args:
+        task: Their kind.
+        outputs: What a model gives for an image, in numbers.
+        loss: Name of the loss; by default the kind's own.
+        balance: How rare classes are weighed.
+
+    Returns:
+        Targets with numbers for names.
+    """
+    names = tuple(map(str, range(outputs)))
+    labels: Sequence[Label] = KINDS[task].examples(outputs)
+    return KINDS[task].of(names, labels, loss=loss, balance=balance)

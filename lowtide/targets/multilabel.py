@@ -1,0 +1,241 @@
+"""Any number of labels, none of them too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score, f1_score
+from torch import Tensor
+
+from .finite import refuse_infinite
+from .kind import Balance, Label, LinearMap, Targets
+from .linear import one_vs_rest
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Multilabel(Targets):
+    """Several labels per image; a target is 1 for each that it has, and 0 for the others.
+
+        L = mean_i mean_k  -t_ik log s(o_ik) - (1 - t_ik) log(1 - s(o_ik)),   s the sigmoid
+
+    A label is answered where its probability s(o) is 0.5 or more. With label smoothing e, t is
+    (1 - e) t + e / 2.
+
+    Attributes:
+        smoothing: e.
+    """
+
+    task: ClassVar[str] = "multilabel"
+    losses: ClassVar[tuple[str, ...]] = ("bce",)
+    metric: ClassVar[str] = "map"
+
+    smoothing: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        names: tuple[str, ...],
+        labels: Sequence[Label],
+        *,
+        loss: str | None = None,
+        balance: Balance = "none",
+        smoothing: float = 0.0,
+    ) -> Self:
+        """Take the names; see `Targets.of`.
+
+        Args:
+            names: Of the labels.
+            labels: Not asked.
+            loss: There is one.
+            balance: There is none.
+            smoothing: Label smoothing.
+
+        Returns:
+            The targets.
+        """
+        return cls(names, smoothing)
+
+    @staticmethod
+    def examples(outputs: int) -> Sequence[Label]:
+        """Give an image without labels.
+
+        Args:
+            outputs: How many labels there are.
+
+        Returns:
+            Its target.
+        """
+        return [(0.0,) * outputs]
+
+    def batch(self, images: int) -> Tensor:
+        """Give the targets of a batch.
+
+        Args:
+            images: How many.
+
+        Returns:
+            Zeros (B, K).
+        """
+        return torch.zeros(images, len(self.names))
+
+    def encode(self, targets: Tensor) -> Tensor:
+        """Smooth the labels.
+
+        Args:
+            targets: (B, K), 0 or 1.
+
+        Returns:
+            Float32.
+        """
+        return targets.float() * (1 - self.smoothing) + self.smoothing / 2
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Take the binary cross-entropy.
+
+        Args:
+            outputs: Logits (B, K).
+            targets: What `encode` gives.
+
+        Returns:
+            Its mean over images and labels.
+        """
+        return F.binary_cross_entropy_with_logits(outputs.float(), targets)
+
+    def score(self, outputs: Tensor, targets: Tensor) -> float | None:
+        """Take the mean average precision over the labels that some image has.
+
+        Args:
+            outputs: Logits (N, K).
+            targets: (N, K).
+
+        Returns:
+            mAP; None where no image has a label.
+
+        Raises:
+            LowtideError: A logit is no number.
+        """
+        refuse_infinite(outputs)
+        truth = targets.numpy()
+        present = np.flatnonzero(truth.any(0)) if len(truth) else np.arange(0)
+        each = [average_precision_score(truth[:, k], outputs[:, k].numpy()) for k in present]
+        return float(np.mean(each)) if each else None
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Take every score: `map`, and F1 at a threshold of 0.5.
+
+        `macro_f1` is the mean over the labels that some image has, `micro_f1` that of all answers
+        together; `exact` is the share of images whose labels are answered without a fault.
+
+        Args:
+            outputs: Logits (N, K).
+            targets: (N, K).
+
+        Returns:
+            Scores by name; `map` and `macro_f1` are not there where no image has a label.
+
+        Raises:
+            LowtideError: A logit is no number.
+        """
+        precision = self.score(outputs, targets)
+        truth = targets.numpy() > THRESHOLD
+        taken = outputs.sigmoid().numpy() >= THRESHOLD
+        found = {} if precision is None else {"map": precision}
+        if present := np.flatnonzero(truth.any(0)).tolist():
+            found["macro_f1"] = float(
+                np.mean([f1_score(truth[:, k], taken[:, k], zero_division=0.0) for k in present])
+            )
+        both = int((truth & taken).sum())
+        found["micro_f1"] = 2 * both / max(1, int(truth.sum()) + int(taken.sum()))
+        return {**found, "exact": float((truth == taken).all(1).mean())}
+
+    @staticmethod
+    def averaged(outputs: Sequence[Tensor]) -> Tensor:
+        """Average probabilities.
+
+        Args:
+            outputs: (N, K) each.
+
+        Returns:
+            Their logits (N, K).
+        """
+        return torch.stack([o.sigmoid() for o in outputs]).mean(0).logit()
+
+    def fit(self, x: np.ndarray, y: np.ndarray, seed: int) -> LinearMap | None:
+        """Fit one logistic regression to each label.
+
+        Args:
+            x: Features (N, C).
+            y: (N, K).
+            seed: Decides the folds.
+
+        Returns:
+            The map from features to logits.
+        """
+        return one_vs_rest(x, y, seed)
+
+    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
+        """Name the labels of an image.
+
+        Args:
+            output: Logits (K,).
+            top: How many probabilities to give.
+
+        Returns:
+            The labels at 0.5 or more, and probabilities by label, best first.
+        """
+        shares = output.sigmoid()
+        best = shares.topk(min(top, len(self.names)))
+        return {
+            "labels": [
+                n for n, p in zip(self.names, shares.tolist(), strict=True) if p >= THRESHOLD
+            ],
+            "probabilities": {
+                self.names[i]: p
+                for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            },
+        }
+
+    @classmethod
+    def text(cls, names: Sequence[str], label: Label) -> str:
+        """Write the labels of an image with semicolons between.
+
+        Args:
+            names: Of all labels.
+            label: The image's target.
+
+        Returns:
+            Its labels, in the order of `names`.
+        """
+        assert isinstance(label, tuple)
+        return ";".join(n for n, value in zip(names, label, strict=True) if value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what must be known beside the names.
+
+        Returns:
+            Nothing.
+        """
+        return {}
+
+    @classmethod
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
+        """Make the targets of a trained model.
+
+        Args:
+            names: Of the labels.
+            content: Not asked.
+
+        Returns:
+            The targets.
+        """
+        return cls(names)
+
+
+KIND = Multilabel

@@ -1,0 +1,27 @@
+"""Scores as people read them."""
+
+from __future__ import annotations
+
+WORDS = {
+    "mean_class_accuracy": "mean over classes",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "auroc": "AUROC",
+    "ece": "ECE",
+    "map": "mAP",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+}
+
+
+def word(score: str) -> str:
+    """Name a score.
+
+    Args:
+        score: Its name in files.
+
+    Returns:
+        Its name for people, the same where it has no other.
+    """
+    return WORDS.get(score, score.replace("_", " "))

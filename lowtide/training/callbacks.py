@@ -1,0 +1,52 @@
+"""What a program may be told while a run lasts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .summary import Epoch, RunSummary
+
+
+@dataclass(frozen=True)
+class Step:
+    """An update that was made.
+
+    Attributes:
+        epoch: Its epoch, from 1.
+        step: Its number within the epoch, from 1.
+        steps: Updates of an epoch.
+        loss: Mean loss of its images.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+
+
+class Callback:
+    """Told of a run by the process that writes its files; override what is of use.
+
+    An exception ends the run, which can be continued from its last finished epoch.
+    """
+
+    def on_step(self, step: Step) -> None:
+        """Take note of an update.
+
+        Args:
+            step: Which, and its loss.
+        """
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """Take note of an epoch, once a run could be continued from it.
+
+        Args:
+            epoch: What `log.jsonl` says of it.
+        """
+
+    def on_end(self, summary: RunSummary) -> None:
+        """Take note of the end, once the run folder is whole.
+
+        Args:
+            summary: What `summary.json` says.
+        """

@@ -1,0 +1,114 @@
+"""What a run decides of itself where nothing is given: rates, epochs, warm-up, the epoch kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..errors import InputError
+from .config import Keep, RunConfig
+
+UPDATES = 500
+"""Updates of a run, at least, of a number of epochs within `FEWEST` and `MOST`."""
+FEWEST, MOST = 10, 100
+WARMUP = 50
+"""Updates of warm-up, of a run that is ten times as long or more."""
+WARMUP_SHARE = 0.1
+HEAD_SCALE = 0.1
+"""Learning rate of a classifier that starts at a probe, over that of what trains beside it."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The options of a run that may be left open, as they are once the run has begun.
+
+    Attributes:
+        lr: Peak learning rate.
+        head_lr_scale: What it is multiplied by for the map that gives the logits.
+        epochs: Passes over the training images.
+        warmup_epochs: Epochs of warm-up.
+        keep: Which epoch's model is tested and saved.
+    """
+
+    lr: float
+    head_lr_scale: float
+    epochs: int
+    warmup_epochs: float
+    keep: Keep
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Decided:
+        """Read them off the config of a run that has begun.
+
+        Args:
+            config: What `decide` gave.
+
+        Returns:
+            Its values.
+
+        Raises:
+            InputError: One is left open.
+        """
+        given = {f.name: getattr(config, f.name) for f in fields(cls)}
+        if open_ := [name for name, value in given.items() if value is None]:
+            raise InputError(f"{open_[0]} is not decided yet")
+        return cls(**given)
+
+    def __str__(self) -> str:
+        head = f" ({self.lr * self.head_lr_scale:g} for the classifier)"
+        return (
+            f"learning rate {self.lr:g}{head if self.head_lr_scale != 1 else ''}, {self.epochs}"
+            f" epochs of which {self.warmup_epochs:g} of warm-up; the {self.keep} epoch is kept"
+        )
+
+
+OPEN = tuple(f.name for f in fields(Decided))
+"""Options that a run decides where they are not given."""
+
+
+def decide(config: RunConfig, *, updates: int, validated: bool, probed: bool) -> RunConfig:
+    """Fill in what is left open.
+
+    Args:
+        config: What was asked for.
+        updates: Updates of an epoch.
+        validated: Whether there are validation images.
+        probed: Whether the classifier starts at a probe, and something else trains beside it.
+
+    Returns:
+        The config of the run, nothing open.
+    """
+    epochs = config.epochs or _epochs(config, updates)
+    warmup = min(WARMUP / updates, WARMUP_SHARE * epochs)
+    usual: dict[str, Any] = {
+        "lr": config.method.learning_rate,
+        "head_lr_scale": HEAD_SCALE if probed else 1.0,
+        "epochs": epochs,
+        "warmup_epochs": round(warmup, 6),
+        "keep": "best" if validated else "last",
+    }
+    return replace(config, **{n: v for n, v in usual.items() if getattr(config, n) is None})
+
+
+def refuse_blind(config: RunConfig, *, validated: bool) -> None:
+    """Refuse to look for the best epoch without images to tell it by.
+
+    Args:
+        config: What was asked for.
+        validated: Whether there are validation images.
+
+    Raises:
+        InputError: There are none, and the best epoch is to be kept.
+    """
+    if not validated and (config.keep == "best" or config.patience is not None):
+        raise InputError(
+            "keep best and patience compare epochs on validation images, and there are none: give"
+            " --val-fraction, or --keep last"
+        )
+
+
+def _epochs(config: RunConfig, updates: int) -> int:
+    """Say how many epochs give enough updates and room for what was given of the schedule."""
+    enough = min(max(math.ceil(UPDATES / updates), FEWEST), MOST)
+    return max(enough, math.floor((config.warmup_epochs or 0) + config.cooldown_epochs) + 1)

@@ -1,0 +1,101 @@
+"""The best epoch so far: which it is, its weights in the run folder, and when to stop waiting.
+
+Its file is of its own name, and the one before is removed once the training checkpoint says so; a
+crash leaves the file that the checkpoint speaks of.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from ..tuning.adapter_files import read_tensors, write_tensors
+from .prepare import Run
+
+BEST = "best-{}.safetensors"
+
+
+def keep_if_best(run: Run) -> None:
+    """Keep the model as it stands, if it is the best on the validation images so far.
+
+    Of epochs of equal score the last is kept; the start gives way to a better one only. Called
+    in the state that is scored and saved, an average where there is one.
+
+    Args:
+        run: The run after an epoch, or before the first one.
+    """
+    if run.config.keep != "best":
+        return
+    epoch = len(run.history)
+    if run.kept_epoch is not None:
+        best, now = _rank(run, run.kept_epoch), _rank(run, epoch)
+        if now < best or (now == best and run.kept_epoch == 0):
+            return
+    run.kept_epoch = epoch
+    if run.main:
+        write_tensors(run.folder / BEST.format(epoch), run.tuned.adapter_state(), {})
+
+
+def score_at(run: Run, epoch: int) -> float | None:
+    """Look the score on the validation images after an epoch up; higher is better.
+
+    Args:
+        run: The run; it validates.
+        epoch: Which; 0 is the start.
+
+    Returns:
+        The score of the run's task; None where it is not defined on these images.
+    """
+    return run.history[epoch - 1].validated if epoch else run.start_score
+
+
+def _rank(run: Run, epoch: int) -> float:
+    score = score_at(run, epoch)
+    return -math.inf if score is None else score
+
+
+def waited_enough(run: Run) -> bool:
+    """Tell whether no epoch has been better than all before it for as long as `patience` says.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Whether to stop.
+    """
+    if run.config.patience is None:
+        return False
+    scores = [_rank(run, epoch) for epoch in range(len(run.history) + 1)]
+    return len(scores) - 1 - scores.index(max(scores)) >= run.config.patience
+
+
+def put_back(run: Run) -> None:
+    """Put the kept epoch's model in the place of the last one's.
+
+    Args:
+        run: The run after its last epoch.
+    """
+    if run.kept_epoch not in (None, len(run.history)):
+        run.tuned.load_adapter_state(read_tensors(run.folder / BEST.format(run.kept_epoch)))
+
+
+def drop_others(run: Run) -> None:
+    """Remove the files of epochs that are no longer the best.
+
+    Args:
+        run: The run; its training checkpoint is written.
+    """
+    own = None if run.kept_epoch is None else BEST.format(run.kept_epoch)
+    drop_kept(run.folder, but=own)
+
+
+def drop_kept(folder: Path, but: str | None = None) -> None:
+    """Remove the files of best epochs.
+
+    Args:
+        folder: The run folder.
+        but: The name of the one that stays.
+    """
+    for path in folder.glob(BEST.format("*")):
+        if path.name != but:
+            path.unlink(missing_ok=True)  # every process of a run looks

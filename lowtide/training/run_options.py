@@ -1,0 +1,75 @@
+"""The options of a run as its summary holds them, of whatever version they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..methods import METHODS
+from ..tuning.adapter_files import describe
+from ..values import Count, Seed
+from .config import LearningRate, RunConfig
+from .records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions(Record):
+    """What trained.
+
+    Attributes:
+        name: Name of the method; its options are `extra`.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Record):
+    """The options of a run, as `RunConfig.to_dict` gave them to the version that ran it.
+
+    Attributes:
+        model: timm's name of the backbone.
+        data: Where the images were.
+        method: What trained.
+        policy: What was kept for backward.
+        lr: Peak learning rate.
+        seed: The seed.
+        batch_size: Images per update.
+        skip_test: Whether the test images were left alone.
+    """
+
+    model: str
+    data: str
+    method: MethodOptions
+    policy: str
+    lr: LearningRate
+    seed: Seed
+    batch_size: Count
+    skip_test: bool = False
+
+    def completed(self) -> dict[str, Any]:
+        """Give every option that this version or the run's has.
+
+        Returns:
+            The run's options, then those that are newer than the run, at what they come to there.
+        """
+        given = self.to_dict()
+        if self.method.name in METHODS:
+            own = describe(METHODS[self.method.name]())
+            given["method"] = {**given["method"], **_beside(own, given["method"])}
+        then = RunConfig(model="any", data="any", head_init="trunc_normal", keep="last")
+        usual = {**then.to_dict(), "head_lr_scale": 1.0}
+        return {**given, **_beside(usual, given)}
+
+    @property
+    def identity(self) -> str:
+        """What runs share that differ in nothing but their seed."""
+        options = self.completed()
+        del options["seed"], options["workers"]
+        return json.dumps(options, sort_keys=True)
+
+
+def _beside(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in usual.items() if name not in given}

@@ -1,0 +1,177 @@
+"""The epoch that is kept: which it is, that its weights are tested and saved, and a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tinted import write_tinted
+
+from lowtide import METHODS, InputError
+from lowtide.cli import main
+from lowtide.data import read
+from lowtide.inference.evaluate import open_run, score
+from lowtide.training import loop
+from lowtide.training.config import RunConfig
+from lowtide.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_tinted(tmp_path_factory.mktemp("kept"), {"train": 6, "val": 5, "test": 4})
+
+
+@pytest.fixture
+def config(images):
+    return RunConfig(
+        "vit_micro_patch4_32",
+        str(images),
+        METHODS["bias"](),
+        epochs=4,
+        batch_size=6,
+        lr=1e-3,
+        head_init="trunc_normal",
+        keep="best",
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """Let validation say what a test wants, the start first; and note the weights at each."""
+
+    def say(*values):
+        said, seen = iter(values), []
+
+        def score(*_):
+            seen.append(None)
+            return next(said)
+
+        monkeypatch.setattr(loop, "score_of", score)
+        return seen
+
+    return say
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept", "more"),
+    [
+        ((0.5, 0.4, 0.6, 0.55, 0.5), 2, {}),
+        ((0.5, 0.4, 0.6, 0.6, 0.5), 3, {"ema": 0.5}),
+        ((0.5, 0.4, 0.5, 0.3, 0.5), 0, {"frozen_dtype": "int8"}),
+        ((0.1, 0.4, 0.5, 0.6, 0.7), 4, {}),
+    ],
+)
+def test_the_best_epochs_weights_are_saved(config, tmp_path, scores, monkeypatch, said, kept, more):
+    config = replace(config, **more)
+    states, save = [], loop.keep_if_best
+
+    def noted(run):
+        states.append({k: v.clone() for k, v in run.tuned.adapter_state().items()})
+        save(run)
+
+    monkeypatch.setattr(loop, "keep_if_best", noted)
+    scores(*said)
+    summary = train(config, tmp_path / "run")
+    assert (summary.kept_epoch, summary.val_accuracy) == (kept, said[kept])
+    assert summary.start_accuracy == said[0]
+    assert equal(weights(tmp_path / "run"), states[kept])
+    assert not equal(states[0], states[1]) and not equal(states[1], states[2])
+    assert not list((tmp_path / "run").glob("best-*")) + list((tmp_path / "run").glob("check*"))
+
+
+def test_what_is_tested_is_what_is_kept(config, images, tmp_path, scores, capsys):
+    scores(0.5, 0.9, 0.1, 0.1, 0.1)
+    args = ["train", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "run")]
+    (tmp_path / "c.yaml").write_text(json.dumps(config.to_dict()))
+    assert main(args) == 0
+    out = capsys.readouterr().out
+    assert "kept epoch 1 of 4" in out and "start val accuracy 0.5000" in out
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    saved = score(open_run(tmp_path / "run", device="cpu"), read(images).test)
+    assert summary["test_accuracy"] == saved["accuracy"]
+
+
+def test_updates_in_backward_and_all_weights_are_kept_as_well(config, tmp_path, scores):
+    scores(0.5, 0.6, 0.4, 0.4)
+    config = replace(config, method=METHODS["full"](), update_in_backward=True, epochs=3, lr=1e-4)
+    train(config, tmp_path / "run")
+    scores(0.5, 0.4, 0.4, 0.6)
+    train(config, tmp_path / "last")
+    assert not equal(weights(tmp_path / "run"), weights(tmp_path / "last"))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_killed_run_keeps_what_the_whole_one_does(config, tmp_path, scores, monkeypatch, stop):
+    said = (0.5, 0.7, 0.6, 0.8, 0.1)
+    scores(*said)
+    train(config, tmp_path / "whole")
+    save, saves = loop.save, []
+
+    def killed(*args):
+        if len(saves) == stop:  # the epoch's weights are kept, and no checkpoint says so
+            raise KeyboardInterrupt
+        save(*args)
+        saves.append(args)
+
+    monkeypatch.setattr(loop, "save", killed)
+    scores(*said)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    monkeypatch.setattr(loop, "save", save)
+    scores(*said[stop + 1 :])
+    summary = train(config, tmp_path / "run", continues=True)
+    assert (summary.kept_epoch, summary.start_accuracy) == (3, 0.5)
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_patience_ends_a_run_that_gets_no_better(config, tmp_path, scores):
+    scores(0.5, 0.6, 0.6, 0.6)
+    summary = train(replace(config, epochs=9, patience=2), tmp_path / "run")
+    assert (len(summary.history), summary.kept_epoch) == (3, 3)
+    scores(0.5, 0.1, 0.2)
+    summary = train(replace(config, epochs=9, patience=2), tmp_path / "none")
+    assert (len(summary.history), summary.kept_epoch, summary.val_accuracy) == (2, 0, 0.5)
+
+
+def test_the_last_epoch_is_kept_where_it_is_asked_for(config, tmp_path, scores):
+    scores(0.9, 0.1)
+    summary = train(replace(config, keep="last", epochs=2), tmp_path / "run")
+    assert (summary.kept_epoch, summary.val_accuracy, summary.start_accuracy) == (2, 0.1, None)
+
+
+def test_a_run_that_was_begun_before_there_was_a_choice_goes_on(config, tmp_path, monkeypatch):
+    config = replace(config, keep="last", epochs=2)
+    train(config, tmp_path / "whole")
+    save = loop.save
+
+    def killed(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    path = tmp_path / "run/config.yaml"
+    new = ("keep:", "patience:", "head_lr_scale:")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(x for x in lines if not x.startswith(new)))
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_what_cannot_be_compared_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match="there are none"):
+        train(replace(config, train_on_val=True), tmp_path / "run")
