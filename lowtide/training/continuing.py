@@ -16,7 +16,8 @@ from ..tuning.adapter_files import WEIGHTS
 from . import resume
 from .config import RunConfig, read_yaml
 from .decided import OPEN
-from .kept import drop_others
+from .kept import drop_kept, drop_others
+from .mistakes import MISTAKES
 from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
 from .prepare import Run
 from .split import Split
@@ -62,6 +63,13 @@ def continued(config: RunConfig, folder: Path) -> RunConfig:
             f" goes on as it began; --output FOLDER begins another"
         )
     return config
+
+
+def clear(folder: Path) -> None:
+    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
+    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
+        (folder / stale).unlink(missing_ok=True)
+    drop_kept(folder)
 
 
 def save(run: Run, optimizer: Optimizer) -> None:

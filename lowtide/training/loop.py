@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,15 @@ from ..paths import write_text
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from ..targets.words import word
-from ..tuning.adapter_files import CONFIG as ADAPTER
-from ..tuning.adapter_files import WEIGHTS
 from .callbacks import Callback, Step
 from .config import RunConfig, write_yaml
-from .continuing import continued, refuse_taken, restore, save
+from .continuing import clear, continued, refuse_taken, restore, save
 from .decided import Decided, decide
 from .ema import WeightAverage
 from .finish import finish
-from .kept import drop_kept, keep_if_best, put_back, waited_enough
-from .mistakes import MISTAKES
+from .kept import keep_if_best, put_back, waited_enough
 from .mixing import mix
-from .owner import CHECKPOINT, LOG, owned
+from .owner import CHECKPOINT, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
@@ -84,7 +82,7 @@ def train(
     Raises:
         InputError: The folder already holds a run, or one with other options.
     """
-    log, limit = check_trackers(log), TimeLimit(str(folder), time_limit)
+    watched = partial(Watch, limit=TimeLimit(str(folder), time_limit), log=check_trackers(log))
     with owned(folder):
         refuse_taken(folder, continues, overwrite)
         if continues:
@@ -93,7 +91,7 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues, callbacks, limit, log)
+        return _run(config, folder, continues, callbacks, watched)
 
 
 def _run(
@@ -101,8 +99,7 @@ def _run(
     folder: Path,
     continues: bool,
     callbacks: Sequence[Callback],
-    limit: TimeLimit,
-    log: Sequence[str],
+    watched: Callable[[Run], Watch],
 ) -> RunSummary:
     run = prepare(config, folder)
     run.callbacks = callbacks if run.main else ()
@@ -127,31 +124,21 @@ def _run(
     if continues:
         restore(run, optimizer)
     elif run.main:
-        _clear(folder)
+        clear(folder)
     if run.main and not run.history:
         Split.of(run.dataset).write(folder)
     if run.main:
         write_text(folder / CONFIG, write_yaml(config.to_dict()))
-    watch = Watch(run, limit, log)
-    try:
-        if fresh:
-            _start(run, model)
+    if fresh:
+        _start(run, model)
+    with closing(watched(run)) as watch:
         _fit(run, model, wrapped, optimizer, watch)
-    finally:
-        watch.end()
     with run.averaged():
         put_back(run)
         summary = finish(run, model)
     for callback in run.callbacks:
         callback.on_end(summary)
     return summary
-
-
-def _clear(folder: Path) -> None:
-    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
-    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
-        (folder / stale).unlink(missing_ok=True)
-    drop_kept(folder)
 
 
 def _optimizer(run: Run) -> Optimizer:

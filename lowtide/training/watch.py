@@ -71,7 +71,7 @@ class Watch:
         more = f", {datetime.timedelta(seconds=round(left))} left" if left else ""
         return self._told() + more
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Let trackers write what they hold."""
         self._trackers.end()
 
