@@ -133,6 +133,10 @@ def _run(
         _start(run, model)
     with closing(watched(run)) as watch:
         _fit(run, model, wrapped, optimizer, watch)
+    return _end(run, model)
+
+
+def _end(run: Run, model: Any) -> RunSummary:
     with run.averaged():
         put_back(run)
         summary = finish(run, model)
