@@ -26,6 +26,7 @@ from ..memory.policy import POLICIES
 from ..targets import Balance, Targets, blank, refuse_unknown
 from ..targets.classify import Classify
 from ..values import Count, Share, Within, read_fields
+from .micro_batches import micro_batches as micro_batches
 from .statistics import shares_statistics as shares_statistics
 
 BY_PARAMETER: tuple[type[Optimizer], ...] = (
@@ -220,20 +221,6 @@ def autocast(device: torch.device, amp: Amp) -> contextlib.AbstractContextManage
     if amp == "no":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if amp == "bf16" else torch.float16)
-
-
-def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
-    """Cut a batch into parts that differ by one image at most, the larger ones first.
-
-    Args:
-        images: `(B, 3, H, W)`.
-        labels: `(B,)`, or shares of the classes `(B, K)`.
-        parts: How many, B at most.
-
-    Returns:
-        Images and labels of each.
-    """
-    return list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
 
 
 def training_step(
