@@ -91,16 +91,12 @@ def plan(
         head=head,
     )
     if image_size is not None and tuned.backbone_path is None and not named:
-        raise InputError(
-            f"{type(tuned.model).__name__} takes the images it was built for: image_size is for a"
-            " model given by name, or one whose backbone is a part"
-        )
+        _refuse_size(tuned)
     trial = None
     if examples is not None and loss is not None:
         trial = Trial(examples, loss, "planned on the examples and the loss that were given")
     elif tuned.backbone_path is not None and part is None:
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        trial = trial_of(tuned.model, tuned.backbone, size, boxes)
+        trial = trial_of(tuned.model, tuned.backbone, _sides(image_size), boxes)
     if trial is None or not trial.looks:
         try:
             return simulate_step(set_up_step(tuned, step), step, part, trial)
@@ -110,6 +106,17 @@ def plan(
     real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
     tuned = apply(real, *methods, num_classes=num_classes, backbone=backbone, head=head)
     return rehearse_step(set_up_step(tuned, step), step, trial)
+
+
+def _refuse_size(tuned: Tuned) -> None:
+    raise InputError(
+        f"{type(tuned.model).__name__} takes the images it was built for: image_size is for a model"
+        " given by name, or one whose backbone is a part"
+    )
+
+
+def _sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _side(name: object, size: int | tuple[int, int] | None) -> int | None:
