@@ -95,9 +95,7 @@ def test_what_lowtide_needs_is_listed(
     assert ("nothing-real" in said["packages"]) is installed
     assert ("pillow" in said["packages"]) is not installed
     assert set(said["extras"]) == (
-        {"plots"}
-        if installed
-        else {"plots", "ray", "hub", "heif", "dense", "export", "tune", "serve"}
+        {"plots"} if installed else {"plots", "ray", "hub", "heif", "dense", "tune", "serve"}
     )
     assert list(said["extras"]["plots"]) == ["matplotlib"] and "x" not in said["packages"]
 
