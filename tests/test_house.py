@@ -15,7 +15,6 @@ LONG_FILES = {"core.graft", "tuning.tuned"}
 """Files longer than that. No name may be added, and one that fits is taken out."""
 
 LONG_FUNCTIONS = {
-    "families.table.measure",
     "kernels.triton._affine_pack",
     "kernels.triton_layer_norm._layer_norm_backward",
     "memory.swapped.swapped",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..data import check, dense
-from ..targets import refuse_unknown
+from ..targets import DENSE, refuse_unknown
 from ..training.parser import Parser
 from .console import OUT
 
@@ -29,11 +29,12 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
     refuse_unknown(given["task"], None, "none")
-    source, classes = given["source"], given["task"] == "classify" and given["target"] is None
-    if classes and dense.recognised(source):
+    source, task = given["source"], given["task"]
+    objects = task in DENSE or (task == "classify" and given["target"] is None)
+    if objects and dense.recognised(source):
         found: Any = dense.check(source)
     else:
-        found = check(source, task=given["task"], target=given["target"])
+        found = check(source, task=task, target=given["target"])
     if given["json"]:
         print(json.dumps(dataclasses.asdict(found)))
         return

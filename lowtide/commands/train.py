@@ -38,6 +38,15 @@ def train(args: Sequence[str]) -> None:
     )
     parser.add_argument("--resume", type=str, help="Run folder to continue; it knows its options.")
     parser.add_argument("--overwrite", action="store_true", help="Replace the run in --output.")
+    parser.add_argument(
+        "--log",
+        type=tuple[str, ...],
+        help="Whom to tell the numbers while it lasts, with commas between: csv (metrics.csv in the"
+        " run folder), tensorboard, wandb, ...",
+    )
+    parser.add_argument(
+        "--time-limit", type=str, help="Such as 2h or 90m: stop in time, to be continued."
+    )
     resumed = value_of(args, "--resume")
     if resumed is not None:
         _refuse_beside_resume(args)
@@ -49,7 +58,14 @@ def train(args: Sequence[str]) -> None:
     folder = Path(resumed or own["output"] or free_folder(config.data, config.method))
     refuse_unwritable(folder, folder=True)
     try:
-        summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
+        summary = fit(
+            config,
+            folder,
+            continues=resumed is not None,
+            overwrite=own["overwrite"],
+            log=own["log"] or (),
+            time_limit=own["time_limit"],
+        )
     except KeyboardInterrupt:
         begun = (folder / CONFIG).is_file()
         command = f"lowtide train --resume {shlex.quote(str(folder))} continues"

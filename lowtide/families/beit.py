@@ -20,7 +20,7 @@ from .table import Context
 
 def _stem(model: Any, x: Tensor) -> Tensor:
     x = model.patch_embed(x)
-    x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], 1)
+    x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1), x], 1)
     return model.pos_drop(x if model.pos_embed is None else x + model.pos_embed)
 
 

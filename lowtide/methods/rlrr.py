@@ -103,7 +103,7 @@ class RLRR(Method):
         edits: list[Edit] = []
         for i, s in enumerate(sites):
             inside = not staged or s.depth >= 0 or i > blocks_end
-            normed = s.role is Role.NORM and bool(s.params) and inside
+            normed = s.role is Role.NORM and s.affine and inside
             if normed or s.depthwise or (s.role is Role.STEM and not staged):
                 edits.append(Swap(s, partial(ScaleShift, site=s, init=self.init)))
             elif s in maps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from statistics import median
 from typing import Any
 
@@ -33,8 +34,8 @@ from .summary import (
 
 def finish(run: Run, model: Any) -> RunSummary:
     """Test the kept epoch's model, save adapter and summary, drop the training checkpoint."""
-    validated = Scored.of(run, model, run.dataset.val)
-    tested = Scored.of(run, model, () if run.config.skip_test else run.dataset.test)
+    validated = scores_on(run, model, run.dataset.val)
+    tested = scores_on(run, model, () if run.config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
     summary = summarise(run, validated, tested)
@@ -57,27 +58,29 @@ class Scored:
         scores: Scores by name; none without images.
         temperature: What fits its probabilities to these images; None where it has none.
         confusion: Images by true and predicted class, zeros left out; None where there are none.
+        by_class: Of a dense task, scores by name and class.
         mistakes: The most confident errors.
     """
 
     scores: Mapping[str, float]
     temperature: float | None = None
     confusion: tuple[Confused, ...] | None = None
+    by_class: Mapping[str, Mapping[str, float]] | None = None
     mistakes: Sequence[Mistake] = ()
 
-    @classmethod
-    def of(cls, run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
-        """Score a model on images of its run."""
-        outputs, targets = outputs_of(run, model, samples)
-        classify = run.targets.task == "classify"
-        scores = run.targets.scores(outputs, targets) if len(targets) else {}
-        if not classify:
-            return cls(scores)
-        counts = confusion_of(outputs, targets)
-        rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
-        temperature = fit_temperature(outputs, targets) if len(targets) else None
-        wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
-        return cls(scores, temperature, tuple(rows), wrong)
+
+@singledispatch
+def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
+    """Score a model on images of its run; a run of another kind registers how."""
+    outputs, targets = outputs_of(run, model, samples)
+    scores = run.targets.scores(outputs, targets) if len(targets) else {}
+    if run.targets.task != "classify":
+        return Scored(scores)
+    counts = confusion_of(outputs, targets)
+    rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
+    temperature = fit_temperature(outputs, targets) if len(targets) else None
+    wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
+    return Scored(scores, temperature, tuple(rows), mistakes=wrong)
 
 
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
@@ -102,6 +105,7 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
         metric=run.targets.metric,
         val_scores=validated.scores,
         test_scores=tested.scores,
+        test_class_scores=tested.by_class,
         temperature=validated.temperature,
         targets=run.targets.to_dict(),
         test_confusion=tested.confusion,
@@ -111,9 +115,14 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
 
 def save_adapter(run: Run) -> None:
     """Save what trained, with all that is needed to use it: backbone, images, classes."""
+    run.tuned.save_pretrained(run.folder, **record_of(run))
+
+
+@singledispatch
+def record_of(run: Run) -> dict[str, Any]:
+    """Say what else is needed to use a model; a run of another kind registers it."""
     config = run.config
-    run.tuned.save_pretrained(
-        run.folder,
+    return dict(
         backbone={
             "name": config.model,
             "checkpoint": config.checkpoint,

@@ -17,8 +17,15 @@ from torch.optim import Optimizer
 
 from ..errors import LowtideError
 from ..paths import write_text
+from ..planning.loss import of_outputs
 from ..planning.meter import Meter
-from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
+from ..planning.step import (
+    make_optimizer,
+    micro_batches,
+    shares_statistics,
+    training_step,
+)
+from ..targets import DENSE
 from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
@@ -26,6 +33,7 @@ from .callbacks import Callback, Step
 from .config import RunConfig, write_yaml
 from .continuing import continued, refuse_taken, restore, save
 from .decided import Decided, decide
+from .dense_run import prepare_dense
 from .ema import WeightAverage
 from .finish import finish
 from .kept import drop_kept, keep_if_best, put_back, waited_enough
@@ -46,6 +54,9 @@ from .summary import (
     read_summary,
     scored,
 )
+from .time_limit import TimeLimit
+from .trackers import check_trackers
+from .watch import Watch
 
 METERED_STEPS = 2
 
@@ -57,6 +68,8 @@ def train(
     continues: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    time_limit: str | None = None,
 ) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
@@ -70,6 +83,8 @@ def train(
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
         callbacks: Told of every update, every epoch and the end.
+        log: Whom to tell the numbers while it lasts: csv, tensorboard, wandb, ...
+        time_limit: Such as 2h: the run stops in time, and can be continued.
 
     Returns:
         The summary.
@@ -77,6 +92,7 @@ def train(
     Raises:
         InputError: The folder already holds a run, or one with other options.
     """
+    log, limit = check_trackers(log), TimeLimit(str(folder), time_limit)
     with owned(folder):
         refuse_taken(folder, continues, overwrite)
         if continues:
@@ -85,13 +101,18 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues, callbacks)
+        return _run(config, folder, continues, callbacks, limit, log)
 
 
 def _run(
-    config: RunConfig, folder: Path, continues: bool, callbacks: Sequence[Callback]
+    config: RunConfig,
+    folder: Path,
+    continues: bool,
+    callbacks: Sequence[Callback],
+    limit: TimeLimit,
+    log: Sequence[str],
 ) -> RunSummary:
-    run = prepare(config, folder)
+    run = (prepare_dense if config.task in DENSE else prepare)(config, folder)
     run.callbacks = callbacks if run.main else ()
     for line in run.notes if run.main else ():
         note(line)
@@ -120,7 +141,11 @@ def _run(
         note(str(Decided.of(config)))
     if fresh:
         _start(run, model)
-    _fit(run, model, wrapped, optimizer)
+    watch = Watch(run, limit, log)
+    try:
+        _fit(run, model, wrapped, optimizer, watch)
+    finally:
+        watch.end()
     with run.averaged():
         put_back(run)
         summary = finish(run, model)
@@ -139,7 +164,8 @@ def _clear(folder: Path) -> None:
 def _optimizer(run: Run) -> Optimizer:
     config = run.config
     made = Decided.of(config)
-    head = {p: made.head_lr_scale for m in probed_maps(run.tuned) for p in m.parameters()}
+    maps = probed_maps(run.tuned) if run.begins_trained else []
+    head = {p: made.head_lr_scale for m in maps for p in m.parameters()}
     return make_optimizer(
         run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head
     )
@@ -161,7 +187,9 @@ def _probe(run: Run, model: Any) -> bool:
 
 def _start(run: Run, model: Any) -> None:
     """Say what the start is worth, where it is a probe or may be what is kept."""
-    if not run.dataset.val or not (run.probed or run.config.keep == "best"):
+    if not run.dataset.val or not run.begins_trained:
+        return
+    if not (run.probed or run.config.keep == "best"):
         return
     run.start_score = score_of(run, model, run.dataset.val)
     keep_if_best(run)
@@ -169,7 +197,7 @@ def _start(run: Run, model: Any) -> None:
         note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
 
 
-def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
+def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch) -> None:
     config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
@@ -180,6 +208,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
         for epoch in range(len(run.history), made.epochs):
             if waited_enough(run):
                 break
+            watch.begin_epoch()
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
             torch.manual_seed(_seed(config.seed, epoch, run.accelerator.process_index))
@@ -194,11 +223,11 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                 if run.average:
                     run.average.update()
                 _refuse_infinite(losses[-1], f"epoch {epoch + 1}, step {step + 1}", made.lr)
-                progress.step(losses[-1])
+                progress.step(losses[-1], watch.step(optimizer, losses[-1], batch[-1]))
                 for callback in run.callbacks:
                     callback.on_step(Step(epoch + 1, step + 1, steps, losses[-1]))
             _validate(run, model, sum(losses) / len(losses), started)
-            progress.epoch(run.history[-1])
+            progress.epoch(run.history[-1], watch.end_epoch())
             if run.main:
                 save(run, optimizer)
             for callback in run.callbacks:
@@ -254,7 +283,7 @@ def _update(
             model,
             wrapped,
             micro_batches(images, targets, parts),
-            loss=run.targets.loss,
+            loss=of_outputs(run.targets.loss),
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

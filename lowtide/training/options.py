@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.outside import refuse_missing
 from ..errors import InputError, UnknownName
 from ..methods import METHODS
 from ..presets import named, over_preset
@@ -121,11 +122,14 @@ def config_of(given: Mapping[str, Any]) -> RunConfig:
 
 def _read(parser: Parser, args: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Parse a run's options once its method is known."""
-    name = given["method"].get("name")
+    described = dict(given["method"])
+    name, source = described.get("name"), described.pop("import", None)
     if name is None:
         raise InputError(f"method needs a name: one of {', '.join(sorted(METHODS))}")
+    refuse_missing(read("method", str, name), source)
+    given = {**given, "method": described}
     own = parser.options()
-    add_method(parser, read("method", str, name))
+    add_method(parser, name)
     add_fields(parser, RunConfig)
     return parser.read(args, given, unset=own) | {"preset": given.get("preset")}
 

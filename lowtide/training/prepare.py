@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
@@ -30,9 +30,12 @@ from .config import RunConfig
 from .decided import refuse_blind
 from .ema import WeightAverage
 from .feature_cache import Features, FeatureTransform, trained_part
+from .start import accelerate
 from .summary import Epoch
 
 FEATURES = "features.f32"
+MOST_WORKERS = 8
+"""Most loading processes that are not asked for."""
 
 
 @dataclass
@@ -80,6 +83,11 @@ class Run:
     callbacks: Sequence[Callback] = ()
 
     @property
+    def begins_trained(self) -> bool:
+        """Whether the model is worth something before it learns, so that the start may be kept."""
+        return True
+
+    @property
     def main(self) -> bool:
         """Whether this process writes the files."""
         return self.accelerator.is_main_process
@@ -92,6 +100,17 @@ class Run:
     def processes(self) -> int:
         """How many processes share each update."""
         return self.accelerator.num_processes
+
+    @property
+    def workers(self) -> int:
+        """Processes that load images; see `RunConfig.workers`."""
+        if self.config.workers is not None:
+            return self.config.workers
+        made, images = self.preprocessing, len(self.dataset.train) + len(self.dataset.val)
+        kept = made.channels * math.prod(made.size) * images <= self.cache.limit_bytes
+        kept &= made.transform(train=True, augment=self.config.augment).cacheable
+        on_cpu = self.accelerator.device.type == "cpu"
+        return 0 if kept or on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
 
     def batches(
         self,
@@ -123,11 +142,11 @@ class Run:
             train=training, augment=config.augment, distortion=config.distortion
         )
         if self.features:
-            whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
+            whole = load(transform, shuffle=False, drop_last=False, workers=self.workers)
             self.features.fill(samples, whole)
             loaded = load(FeatureTransform(), shuffle=training, cache=self.features)
         else:
-            loaded = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
+            loaded = load(transform, shuffle=training, workers=self.workers, cache=self.cache)
         together = config.batch_size * processes
         for step, (images, labels) in enumerate(loaded):
             count = min(together, len(samples) - step * together)
@@ -187,7 +206,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         The run, nothing learnt and nothing written yet.
 
     Raises:
-        InputError: Several processes are to keep features, or to update in backward.
+        InputError: Several processes are to keep features.
     """
     dataset = _read(config)
     targets = KINDS[config.task].of(
@@ -198,10 +217,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         smoothing=0.0 if config.mixes else config.smoothing,  # which is in the mixed targets
     )
     refuse_blind(config, validated=bool(dataset.val))
-    AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
-    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
-    if config.update_in_backward and accelerator.num_processes > 1:
-        raise InputError("update_in_backward works in one process: others average gradients first")
+    accelerator = accelerate(config)
     classes = len(dataset.classes)
     config, backbone = _backbone(config, classes)
     planned = plan(

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Block
+from ..core.graft import Block, find
+from ..core.site import Role, Sites
 from ..errors import InputError, Unsupported
 from ..families import Context, Family, classifiers, image_shape, recomputable
 from ..memory.gradient_checkpointing import recompute
@@ -25,16 +26,26 @@ class StagedModel(nn.Module):
 
     Attributes:
         family: The backbone's table.
-        backbone: The model.
+        model: The whole model.
+        backbone: The model, or the part of it that is the backbone.
+        backbone_path: Where that part is; None where the model classifies and has nothing else.
+        sites: The backbone's sites.
         sides: Side networks by name.
-        blocks: Paths of the blocks.
     """
 
     family: Family
+    model: Any
     backbone: Any
+    backbone_path: str | None
+    sites: Sites
     sides: Any
-    blocks: frozenset[str]
     _checkpointing = 0
+
+    @cached_property
+    def blocks(self) -> frozenset[str]:
+        """Paths of the blocks, where the model is run as the chain that its table says."""
+        whole = self.backbone_path is None
+        return frozenset(s.path for s in self.sites.of(Role.BLOCK) if whole)
 
     @property
     def checkpointing(self) -> int:
@@ -71,24 +82,26 @@ class StagedModel(nn.Module):
 
     @cached_property
     def parts(self) -> tuple[nn.Module, ...]:
-        """What checkpointing recomputes of a backbone without a table."""
+        """What checkpointing recomputes where the model is not run as a chain of blocks."""
         if self.blocks:
             return ()
-        return tuple(self.backbone.get_submodule(path) for path in recomputable(self.backbone))
+        blocks = tuple(find(self.model, s.path) for s in self.sites.of(Role.BLOCK))
+        return blocks or tuple(find(self.backbone, path) for path in recomputable(self.backbone))
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """Classify images.
+        """Run the model: classify images, detect, segment.
 
         Args:
             *inputs: `(B, 3, H, W)`, pre-processed as the weights want. Where nothing runs
-                beside the backbone or is recomputed block by block: whatever the backbone takes.
+                beside the backbone or is recomputed block by block: whatever the model takes, such
+                as a detector's images and targets.
             **options: The same by name.
 
         Returns:
-            Logits `(B, K)`, or what the backbone gives in their place.
+            Logits `(B, K)`, or what the model gives in their place.
         """
         if not self.sides and not (self.checkpointing and self.blocks):
-            return self.backbone(*inputs, **options)
+            return self.model(*inputs, **options)
         (x,) = (*inputs, *options.values())
         context = self.context((x.shape[-2], x.shape[-1]))
         return self._run_from(self.family.stem(self.backbone, x), STEM, {}, context)

@@ -12,17 +12,21 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Method, method_name
+from ..core.graft import Beside, Method, find, method_name
 from ..core.site import Role, Sites
 from ..core.wrapped import plain, unwrapped
 from ..errors import InputError, UnknownName, Unsupported
 from ..families import (
     HeadInit,
+    core,
     family_of,
+    holders,
     image_shape,
     measure,
+    measure_part,
     new_classifier,
     outputs,
+    part_at,
     prepare,
     reset,
 )
@@ -36,8 +40,8 @@ from ..memory.frozen_dtype import (
     packable,
     unpack_frozen,
 )
-from .adapter import Adapter, build, set_module
-from .adapter_config import AdapterConfig
+from .adapter import Adapter, build, exchange_hooks, set_module
+from .adapter_config import WHOLE, AdapterConfig, Head
 from .adapter_files import describe, read_adapter, write_adapter
 from .checks import (
     blame_methods,
@@ -46,38 +50,62 @@ from .checks import (
     refuse_unreached,
     restored_on_error,
 )
-from .fingerprint import ORIGINAL, architecture, fingerprint, refuse_other_base
+from .fingerprint import (
+    ORIGINAL,
+    architecture,
+    fingerprint,
+    refuse_other_base,
+    refuse_other_part,
+)
 from .left_out import LeftOutWarning, left_out
+from .place import located_backbone
 from .side_execution import StagedModel
 from .weights import pack_backbone
 
 
 class Tuned(StagedModel):
-    """A backbone with methods in place. Verbs and their meaning are PEFT's.
+    """A model with methods in place on its backbone. Verbs and their meaning are PEFT's.
 
     Attributes:
-        backbone: The model, with the active adapter's grafts in place.
+        model: The whole model, with the active adapter's grafts in place.
+        backbone: The part of it that methods change: all of a model that classifies.
+        backbone_path: Where that part is; None where the model classifies and has nothing else.
         sides: The active adapter's side networks.
-        sites: Every site, measured before anything was changed.
+        sites: Every site of the backbone, by its path in the model, measured before anything was
+            changed.
         active: Name of the adapter in place.
-        heads: Paths of the classifier's modules.
-        base_sha256: Hash of the backbone before anything could train, and before its weights were
-            rounded; empty on the meta device.
+        heads: Paths of what trains whatever the method: the classifier's modules, or all modules
+            beside the backbone.
+        base_sha256: Hash of what is frozen of the model before anything could train, and before
+            weights were rounded; empty on the meta device.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, backbone_path: str | None = None, head: Head = "train"
+    ) -> None:
         super().__init__()
-        prepare(backbone)
-        self.family = family_of(backbone)
-        self.sites: Sites = measure(backbone, self.family)
-        self.backbone = backbone.requires_grad_(False)
-        self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
+        prepare(model)
+        self.backbone_path, self.head = backbone_path, head
+        if backbone_path is None:
+            self.family = family_of(model)
+            self.sites: Sites = measure(model, self.family)
+            self.heads = tuple(s.path for s in self.sites.of(Role.HEAD))
+        else:
+            part = part_at(model, backbone_path)
+            self.family = family_of(core(part)[1])
+            self.sites = measure_part(part, self.family, backbone_path)
+            self.heads = holders(model, backbone_path) if head == "train" else ()
+        self.model = model.requires_grad_(False)
         self.sides = nn.ModuleDict()
         self.adapters: dict[str, Adapter] = {}
         self.active = ""
-        self.heads = tuple(s.path for s in self.sites.of(Role.HEAD))
-        on_meta = next(backbone.parameters()).is_meta
-        self.base_sha256 = "" if on_meta else fingerprint(backbone)
+        on_meta = next(model.parameters()).is_meta
+        self.base_sha256 = "" if on_meta else fingerprint(model, backbone_path, head)
+
+    @property
+    def backbone(self) -> Any:
+        """The part of the model that methods change."""
+        return find(self.model, self.backbone_path or "")
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -100,11 +128,11 @@ class Tuned(StagedModel):
     @property
     def frozen_dtype(self) -> FrozenDtype:
         """What the backbone's frozen weights are kept in."""
-        return frozen_dtype_of(self.backbone)
+        return frozen_dtype_of(self.model)
 
     @property
     def num_classes(self) -> int:
-        """Classes of the active adapter's classifier."""
+        """Classes of the active adapter's classifier; 0 where there is none."""
         return self.adapters[self.active].classes
 
     def train(self, mode: bool = True) -> Tuned:
@@ -117,7 +145,7 @@ class Tuned(StagedModel):
             Itself.
         """
         super().train(mode)
-        for m in self.backbone.modules():
+        for m in self.model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and not _moves(m):
                 m.eval()
         return self
@@ -150,24 +178,43 @@ class Tuned(StagedModel):
         if twice := [n for n in names if names.count(n) > 1]:
             raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
         edits = [(n, e) for n, m in zip(names, methods, strict=True) for e in m.edits(self.sites)]
-        if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
-            raise Unsupported(
-                f"{edits[0][0]} runs beside the blocks, and no family table says which modules"
-                " of this backbone are blocks"
-            )
+        if beside := next((n for n, e in edits if isinstance(e, Beside)), None):
+            self._refuse_beside(beside)
         with self.disable_adapter():
-            own = outputs(self.backbone, self.heads)
-            classes = num_classes or own
-            if classes == own:
-                heads = {p: self.backbone.get_submodule(p) for p in self.heads}
-            else:
-                heads = new_classifier(self.backbone, classes, head_init)
-            self.adapters[name] = build(self.backbone, methods, edits, heads, classes)
+            heads, classes = self._new_heads(num_classes, head_init)
+            self.adapters[name] = build(self.model, methods, edits, heads, classes)
         for n, method in zip(names, methods, strict=True):
             made = [edit for by, edit in edits if by == n]
             self.adapters[name].notes += left_out(n, method, made, self.sites)
         for line in self.adapters[name].notes:
             warnings.warn(line, LeftOutWarning, stacklevel=2)
+
+    def _refuse_beside(self, method: str) -> None:
+        """Refuse a side network where nothing runs it."""
+        if self.backbone_path is not None:
+            raise Unsupported(
+                f"{method} runs beside the blocks and ends at the classifier, and this backbone"
+                " gives feature maps to other parts of the model"
+            )
+        if not self.blocks:
+            raise Unsupported(
+                f"{method} runs beside the blocks, and no family table says which modules of this"
+                " backbone are blocks"
+            )
+
+    def _new_heads(
+        self, num_classes: int | None, init: HeadInit
+    ) -> tuple[dict[str, nn.Module], int]:
+        """Say which modules an adapter trains besides, and how many classes they tell apart."""
+        if self.backbone_path is not None:
+            return {p: self.model.get_submodule(p) for p in self.heads}, 0
+        own = outputs(self.model, self.heads)
+        if num_classes in (None, own):
+            heads = {p: self.model.get_submodule(p) for p in self.heads}
+        else:
+            heads = new_classifier(self.model, num_classes, init)
+        inside = {p: m.named_modules(prefix=p) for p, m in heads.items()}
+        return {p: m for modules in inside.values() for p, m in modules}, num_classes or own
 
     def set_adapter(self, name: str) -> None:
         """Put an adapter in place of the active one.
@@ -185,7 +232,7 @@ class Tuned(StagedModel):
             self._may_leave()
         self._take_out()
         adapter = self.adapters[name]
-        adapter.put_in(self.backbone)
+        adapter.put_in(self.model)
         self.sides = nn.ModuleDict(dict(adapter.sides))
         self.active = name
         self.train(self.training)
@@ -199,7 +246,7 @@ class Tuned(StagedModel):
 
     def _take_out(self) -> None:
         if self.active:
-            self.adapters[self.active].take_out(self.backbone)
+            self.adapters[self.active].take_out(self.model)
             self.sides, self.active = nn.ModuleDict(), ""
 
     @contextlib.contextmanager
@@ -236,7 +283,7 @@ class Tuned(StagedModel):
         Returns:
             Tensors by `site path/method/name`; the backbone itself and side networks are `.`.
         """
-        return self.adapters[self.active].state(self.backbone)
+        return self.adapters[self.active].state(self.model)
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state in; every key and shape must match.
@@ -292,23 +339,29 @@ class Tuned(StagedModel):
         )
 
     def save_pretrained(self, folder: Path | str, **record: Any) -> None:
-        """Write the active adapter in PEFT's layout: what trained, nothing that is frozen.
+        """Write the active adapter: what trained, nothing that is frozen.
 
         Args:
             folder: Where to; made if missing.
             **record: More to keep in the config (pre-processing, class names, ...); plain JSON.
         """
         config = {
-            "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
-            "base_model_name_or_path": architecture(self.backbone),
+            "base_model_name_or_path": architecture(self.model),
             "base_model_sha256": self.base_sha256,
             "frozen_dtype": self.frozen_dtype,
             "methods": [describe(m) for m in self.methods],
             "num_classes": self.num_classes,
+            **self._place(),
             "versions": {p: version(p) for p in ("lowtide", "torch", "timm")},
             **record,
         }
         write_adapter(Path(folder), config, self.adapter_state())
+
+    def _place(self) -> dict[str, Any]:
+        """Say where the backbone is, if it is not all of the model."""
+        if self.backbone_path is None:
+            return {}
+        return {"backbone_path": self.backbone_path or WHOLE, "head": self.head}
 
     def load_adapter(self, folder: Path | str, name: str) -> None:
         """Add a saved adapter and switch to it; on any error the active one stays.
@@ -322,9 +375,10 @@ class Tuned(StagedModel):
         """
         content, state = read_adapter(Path(folder))
         config = AdapterConfig.of(content, folder)
-        refuse_other_base(self.base_sha256, self.backbone, config, folder)
+        refuse_other_part(self.backbone_path, self.head, config, folder)
+        refuse_other_base(self.base_sha256, self.model, config, folder)
         before = self.active
-        self.add_adapter(name, *config.methods, num_classes=config.num_classes)
+        self.add_adapter(name, *config.methods, num_classes=config.num_classes or None)
         try:
             self.set_adapter(name)
             self.load_adapter_state(state)
@@ -361,11 +415,18 @@ def apply(
     name: str = "default",
     num_classes: int | None = None,
     head_init: HeadInit = "trunc_normal",
+    backbone: str | None = None,
+    head: Head = "train",
 ) -> Tuned:
     """Freeze a backbone and put methods in place.
 
+    The backbone may be a part of the model, as in a detector: methods change that part, and the
+    rest (neck, decoder, heads) trains whole. It is found by itself where the library marks it: in
+    torchvision's detectors and segmenters, segmentation_models_pytorch, transformers' image models,
+    and what timm's `features_only` gives.
+
     Args:
-        model: The backbone; changed in place. What `torch.compile` or a data-parallel wrapper put
+        model: The model; changed in place. What `torch.compile` or a data-parallel wrapper put
             around it is left off: wrap the result instead.
         *methods: What trains, innermost first; the classifier always trains.
         name: Name of the adapter.
@@ -373,12 +434,17 @@ def apply(
         head_init: How a new classifier starts: `trunc_normal` with weights of deviation 0.02 and
             biases at zero, as DTL and SSF have it; `zero`, as RLRR and ARC have it, so that the
             first output is the same for all classes; `own`, as the backbone's library has it.
+        backbone: Dotted path of the part that is the backbone, such as `backbone.body`; empty for a
+            model that is a backbone without a classifier. By default it is looked for.
+        head: Whether what is not the backbone trains (`train`) or stays as it is (`frozen`), where
+            the backbone is a part.
 
     Returns:
-        The tuned model.
+        The tuned model; it takes what the model takes.
 
     Raises:
-        InputError: The backbone has no classifier and `num_classes` is not given.
+        InputError: The backbone has no classifier and `num_classes` is not given, or the options
+            do not fit the model.
         Unsupported: A method cannot live on this backbone. Whatever is raised, the backbone is as
             it was.
     """
@@ -386,29 +452,45 @@ def apply(
         raise InputError(f"num_classes is at least 1, not {num_classes}")
     with restored_on_error(model):
         model = unwrapped(model)
-        classes = getattr(model, "num_classes", num_classes)
-        if num_classes not in (None, classes) and hasattr(model, "reset_classifier"):
-            reset(model, num_classes, head_init)
-        tuned = Tuned(model)
-        if not tuned.heads:
-            raise InputError("the backbone has no classifier; give num_classes")
+        path = located_backbone(model, backbone, head, num_classes)
+        if path is None:
+            classes = getattr(model, "num_classes", num_classes)
+            if num_classes not in (None, classes) and hasattr(model, "reset_classifier"):
+                reset(model, num_classes, head_init)
+        tuned = Tuned(model, path, head)
+        if path is None and not tuned.heads:
+            raise InputError(
+                "the backbone has no classifier; give num_classes, or backbone='' to tune it as it"
+                " is"
+            )
         tuned.add_adapter(name, *methods, num_classes=num_classes, head_init=head_init)
-        image = image_shape(model)
-        before = outputs_on_noise(tuned, image)
-        with blame_methods(model, [method_name(type(m)) for m in methods]):
-            tuned.set_adapter(name)
-            refuse_unreached(tuned, image)
-            after = outputs_on_noise(tuned, image)
-        if all(m.identity for m in methods):
-            refuse_changed_outputs(before, after)
+        _put_in_checked(tuned, name, methods)
     return tuned
+
+
+def _put_in_checked(tuned: Tuned, name: str, methods: tuple[Method, ...]) -> None:
+    """Put the first adapter in place; refuse what would train nothing or begin elsewhere."""
+    image = image_shape(tuned.backbone)
+    whole = tuned.backbone_path is None
+    before = outputs_on_noise(tuned, image, whole)
+    with blame_methods(tuned.model, [method_name(type(m)) for m in methods]):
+        tuned.set_adapter(name)
+        refuse_unreached(tuned, image, whole)
+        after = outputs_on_noise(tuned, image, whole)
+    if all(m.identity for m in methods):
+        refuse_changed_outputs(before, after)
+    if not any(p.requires_grad for p in tuned.parameters()):
+        raise InputError(
+            f"{' + '.join(method_name(type(m)) for m in methods)} trains nothing here: the backbone"
+            " has no classifier; give num_classes, or another method"
+        )
 
 
 def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tuned:
     """Put a saved adapter on the backbone it was trained on.
 
     Args:
-        model: The backbone, with the same pre-trained weights; changed in place.
+        model: The model, with the same pre-trained weights; changed in place.
         folder: What `save_pretrained` wrote to.
         name: Name for the adapter.
 
@@ -421,10 +503,15 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
     """
     content, state = read_adapter(Path(folder))
     config = AdapterConfig.of(content, folder)
+    path, head = config.backbone_path, config.head
     with restored_on_error(model):
         model = unwrapped(model)
-        refuse_other_base(fingerprint(model), model, config, folder)
-        tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
+        if path is not None and architecture(model) == config.base_model_name_or_path:
+            part_at(model, path)
+        refuse_other_base(fingerprint(model, path, head), model, config, folder)
+        classes = config.num_classes or None
+        options: Any = {} if path is None else {"backbone": path, "head": head}
+        tuned = apply(model, *config.methods, name=name, num_classes=classes, **options)
         tuned.load_adapter_state(state)
         tuned.adapters[name].frozen_dtype = config.frozen_dtype
     return tuned.eval()
@@ -452,7 +539,7 @@ def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
     """
     if dtype not in get_args(FrozenDtype):
         raise UnknownName("frozen dtype", dtype, get_args(FrozenDtype))
-    backbone = model.backbone if isinstance(model, Tuned) else model
+    backbone = model.model if isinstance(model, Tuned) else model
     if dtype == "fp32":
         unpack_frozen(backbone)
         backbone.__dict__.pop(ORIGINAL, None)
@@ -467,7 +554,7 @@ def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
 
 def _refuse_all_trained(tuned: Tuned, dtype: FrozenDtype) -> None:
     """Refuse to keep frozen weights in few bits where there are none."""
-    if tuned.frozen_dtype == "fp32" and not any(packable(tuned.backbone, dtype)):
+    if tuned.frozen_dtype == "fp32" and not any(packable(tuned.model, dtype)):
         names = " + ".join(method_name(type(m)) for m in tuned.methods)
         raise InputError(
             f"{names} leaves no weight frozen that could be kept in {dtype}: expected frozen_dtype"
@@ -490,16 +577,18 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     dtype = tuned.frozen_dtype
     set_frozen_dtype(tuned, "fp32")
     recomputing, tuned.checkpointing = tuned.checkpointing, False
-    total = tuned.family.total(tuned.backbone)
-    folded, unfolded = tuned.adapters[tuned.active].merged(tuned.backbone, total)
+    whole = tuned.backbone_path is None
+    total = tuned.family.total(tuned.backbone) if whole else None
+    folded, unfolded = tuned.adapters[tuned.active].merged(tuned.model, total)
     if unfolded:
         tuned.checkpointing = recomputing
         set_frozen_dtype(tuned, dtype)
     if not unfolded:
         for path, module in folded.items():
-            set_module(tuned.backbone, path, module.train(tuned.training))
+            exchange_hooks(module, find(tuned.model, path))
+            set_module(tuned.model, path, module.train(tuned.training))
         decompress(tuned).requires_grad_(True)
-    return tuned.backbone, unfolded
+    return tuned.model, unfolded
 
 
 def _alike(own: Tensor, given: Tensor) -> bool:

@@ -63,16 +63,16 @@ def declared(model: nn.Module, method: Method) -> set[str]:
     for edit in method.edits(measure(model, family_of(model))):
         match edit:
             case Thaw(site, own):
-                names |= {f"backbone.{site.path}.{n}".replace("..", ".") for n in own}
+                names |= {f"model.{site.path}.{n}".replace("..", ".") for n in own}
             case Swap(site, build):
                 graft = build(model.get_submodule(site.path))
                 own = {n: p for n, p in graft.own() if isinstance(p, nn.Parameter)}
-                names |= {f"backbone.{site.path}.{n}" for n, p in own.items() if p not in shared}
+                names |= {f"model.{site.path}.{n}" for n, p in own.items() if p not in shared}
                 shared |= set(own.values())
             case Beside(build):
                 kind = type(method).__module__.rpartition(".")[2]
                 names |= {f"sides.{kind}.{n}" for n, _ in build(FEW).named_parameters()}
-    heads = [f"backbone.{p}.{n}" for p in classifiers(model) for n in ("weight", "bias")]
+    heads = [f"model.{p}.{n}" for p in classifiers(model) for n in ("weight", "bias")]
     return names | set(heads)
 
 
