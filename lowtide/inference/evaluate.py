@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data import Augment, Preprocessing, Sample, Transform, UnreadableImage, loader
 from ..data.images import look
 from ..errors import InputError, LowtideError, UnknownName
+from ..memory.frozen_dtype import FrozenDtype
 from ..planning.simulate import tune_on_meta
 from ..targets import Targets, construct
 from ..targets.classify import Classify
@@ -104,17 +105,21 @@ def open_run(
     )
 
 
-def backbone_of(folder: Path, checkpoint: Path | None = None) -> nn.Module:
-    """Make the backbone a run began with; the generator is left as the run's was then.
+def backbone_of(
+    folder: Path, checkpoint: Path | None = None, frozen_dtype: FrozenDtype = "fp32"
+) -> nn.Module:
+    """Make the backbone a run began with; the generator of a wide one is left as the run's was.
 
     Args:
         folder: A run folder that `open_run` takes.
         checkpoint: Where the backbone's weights are now, if not where they were.
+        frozen_dtype: What to keep its weights in.
 
     Returns:
         The backbone as pre-trained, with its own classifier.
     """
-    return _make(*_origin(AdapterConfig.of(read_config(folder), folder), folder, checkpoint))
+    seed, options = _origin(AdapterConfig.of(read_config(folder), folder), folder, checkpoint)
+    return _make(seed, {**options, "frozen_dtype": frozen_dtype})
 
 
 def _foreign(folder: Path) -> str:

@@ -11,9 +11,7 @@ from litserve import LitAPI
 
 from ..errors import InputError, LowtideError
 from ..inference.evaluate import backbone_of
-from ..memory.frozen_dtype import FrozenDtype
 from ..multi_adapter.model import MultiAdapter
-from ..tuning.tuned import set_frozen_dtype
 from .tasks import Task, task_of
 
 PATH = "/internal"
@@ -49,11 +47,9 @@ class AdapterWorker(LitAPI):
             device: Where to.
         """
         first = task_of(*next(iter(self.runs.items())))
-        backbone = backbone_of(first.folder, self.checkpoint).to(device)
-        dtype: FrozenDtype = first.config.frozen_dtype or "fp32"
-        if dtype != "fp32":
-            set_frozen_dtype(backbone, dtype)
-        self.model = MultiAdapter(backbone)
+        dtype = first.config.frozen_dtype or "fp32"
+        backbone = backbone_of(first.folder, self.checkpoint, dtype)
+        self.model = MultiAdapter(backbone.to(device))
         self.tasks: dict[str, Task] = {}
         for name, folder in self.runs.items():
             self._load(name, folder, None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Label = int | tuple[float, ...]
@@ -85,7 +86,6 @@ class Targets(ABC):
             A few labels.
         """
 
-    @abstractmethod
     def batch(self, images: int) -> Tensor:
         """Give targets of the shape and type that `loss` takes.
 
@@ -93,8 +93,9 @@ class Targets(ABC):
             images: How many.
 
         Returns:
-            Arbitrary targets.
+            Zeros, (B, K) unless a kind says otherwise.
         """
+        return torch.zeros(images, len(self.names))
 
     @abstractmethod
     def encode(self, targets: Tensor) -> Tensor:

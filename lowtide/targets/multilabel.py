@@ -74,17 +74,6 @@ class Multilabel(Targets):
         """
         return [(0.0,) * outputs]
 
-    def batch(self, images: int) -> Tensor:
-        """Give the targets of a batch.
-
-        Args:
-            images: How many.
-
-        Returns:
-            Zeros (B, K).
-        """
-        return torch.zeros(images, len(self.names))
-
     def encode(self, targets: Tensor) -> Tensor:
         """Smooth the labels.
 

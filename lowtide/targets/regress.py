@@ -89,17 +89,6 @@ class Regress(Targets):
         """
         return [(0.0,) * outputs, (1.0,) * outputs]
 
-    def batch(self, images: int) -> Tensor:
-        """Give the targets of a batch.
-
-        Args:
-            images: How many.
-
-        Returns:
-            Zeros (B, 1).
-        """
-        return torch.zeros(images, len(self.names))
-
     def encode(self, targets: Tensor) -> Tensor:
         """Subtract the mean, divide by the deviation.
 

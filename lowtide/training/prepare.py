@@ -24,7 +24,7 @@ from ..targets import KINDS, Targets
 from ..targets.classify import draw_weights
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply
-from ..tuning.weights import Unfilled, leaves_frozen
+from ..tuning.weights import Unfilled, infinite, leaves_frozen, refuse_infinite
 from .callbacks import Callback
 from .config import RunConfig
 from .decided import refuse_blind
@@ -269,9 +269,11 @@ def _backbone(config: RunConfig, classes: int) -> tuple[RunConfig, nn.Module]:
     """Make the backbone for a step within the memory budget, packed as its file is read."""
     make = partial(create, config.model, image_size=config.image_size, drop_path=config.drop_path)
     torch.manual_seed(config.seed)
-    file = config.checkpoint
-    if not file:
-        backbone = make(pretrained=config.pretrained)
+    file = Path(config.checkpoint) if config.checkpoint else None
+    if file is None or (config.frozen_dtype == "fp32" and config.memory_budget is None):
+        backbone = make(checkpoint=file, pretrained=config.pretrained)
+        state = {} if file else backbone.state_dict()  # those of a file are looked at as it is read
+        refuse_infinite(config.model, infinite(state), len(state))
         return _within_budget(config, backbone, classes), backbone
     with Unfilled():
         shape = make(pretrained=False)
@@ -279,7 +281,7 @@ def _backbone(config: RunConfig, classes: int) -> tuple[RunConfig, nn.Module]:
     tuned = tune_on_meta(shape, config.method, num_classes=classes)
     dtype = config.frozen_dtype if leaves_frozen(tuned) else "fp32"
     torch.manual_seed(config.seed)
-    return config, make(checkpoint=Path(file), frozen_dtype=dtype)
+    return config, make(checkpoint=file, frozen_dtype=dtype)
 
 
 def _within_budget(config: RunConfig, backbone: nn.Module, classes: int) -> RunConfig:

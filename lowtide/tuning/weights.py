@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +137,40 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
         prefix = f"{path}." if path else ""
         own = {"weight" if n == PACKED else n for n in (*module._parameters, *module._buffers)}
         state = weights.read(prefix + name for name in own)
-        wrong += [key for key, value in state.items() if not bool(value.isfinite().all())]
+        wrong += infinite(state)
         state = {k.removeprefix(prefix): v.to(_dtype(module, k)) for k, v in state.items()}
         empty = any(p is not None and p.is_meta for p in module._parameters.values())
         module.load_state_dict(state, strict=False, assign=empty)
+    refuse_infinite(weights.path, wrong, len(weights.names))
+
+
+def infinite(state: Mapping[str, Tensor]) -> list[str]:
+    """Find tensors that hold NaN or infinity.
+
+    Args:
+        state: Tensors by name.
+
+    Returns:
+        Their names.
+    """
+    return [name for name, value in state.items() if not bool(value.isfinite().all())]
+
+
+def refuse_infinite(source: Path | str, wrong: Sequence[str], count: int) -> None:
+    """Refuse weights that no learning rate would save.
+
+    Args:
+        source: Where they are from.
+        wrong: Names of those that hold NaN or infinity.
+        count: How many there are.
+
+    Raises:
+        InputError: There is a wrong one.
+    """
     if wrong:
         raise InputError(
-            f"{weights.path}: {len(wrong)} of {len(weights.names)} pre-trained weights hold NaN or"
-            f" infinity, first {min(wrong)}"
+            f"{source}: {len(wrong)} of {count} pre-trained weights hold NaN or infinity, first"
+            f" {min(wrong)}"
         )
 
 
