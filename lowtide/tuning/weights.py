@@ -20,7 +20,7 @@ from .fingerprint import ORIGINAL, fingerprint
 
 FILLS = {
     getattr(Tensor, f"{name}_")
-    for name in ("add", "clamp", "erfinv", "fill", "mul", "normal", "uniform", "zero")
+    for name in ("add", "clamp", "copy", "erfinv", "fill", "mul", "normal", "uniform", "zero")
 }
 """What initialisations write with, beside the functions of `torch.nn.init`."""
 
@@ -89,13 +89,13 @@ class Weights:
             keys: Names in the model; those that are not in the file are left out.
 
         Returns:
-            Copies.
+            Tensors that are pages of the file: copy what is to stay.
         """
         found = [key for key in keys if key in self.names]
         if not found:
             return {}
         with safe_open(self.path, "pt") as file:
-            return {key: file.get_tensor(self.names[key]).clone() for key in found}
+            return {key: file.get_tensor(self.names[key]) for key in found}
 
 
 class Unfilled(TorchFunctionMode):
@@ -118,7 +118,8 @@ class Unfilled(TorchFunctionMode):
         kwargs = kwargs or {}
         first = next(iter((*args, *kwargs.values())), None)
         fills = func in FILLS or getattr(func, "__module__", "") == nn.init.__name__
-        return first if fills and isinstance(first, nn.Parameter) else func(*args, **kwargs)
+        whole = first._base if isinstance(first, Tensor) and first._is_view() else first
+        return first if fills and isinstance(whole, nn.Parameter) else func(*args, **kwargs)
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
@@ -138,8 +139,11 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
         own = {"weight" if n == PACKED else n for n in (*module._parameters, *module._buffers)}
         state = weights.read(prefix + name for name in own)
         wrong += infinite(state)
-        state = {k.removeprefix(prefix): v.to(_dtype(module, k)) for k, v in state.items()}
         empty = any(p is not None and p.is_meta for p in module._parameters.values())
+        state = {
+            name: value.to(_dtype(module, name), copy=empty and not _is_packed(module, name))
+            for name, value in ((k.removeprefix(prefix), v) for k, v in state.items())
+        }
         module.load_state_dict(state, strict=False, assign=empty)
     refuse_infinite(weights.path, wrong, len(weights.names))
 
@@ -222,12 +226,14 @@ def leaves_frozen(tuned: Any) -> bool:
     )
 
 
-def _dtype(module: nn.Module, key: str) -> torch.dtype:
+def _is_packed(module: nn.Module, name: str) -> bool:
+    return isinstance(module, Frozen) and name == "weight"
+
+
+def _dtype(module: nn.Module, name: str) -> torch.dtype:
     """Say in what dtype a module has, or had, one of its own tensors."""
-    name = key.rpartition(".")[2]
-    if isinstance(module, Frozen) and name == "weight":
-        return module.slabs.dtype
-    dtype: torch.dtype = getattr(module, name).dtype
+    had: Any = module.slabs if _is_packed(module, name) else getattr(module, name)
+    dtype: torch.dtype = had.dtype
     return dtype
 
 

@@ -17,7 +17,7 @@ from lowtide.memory.frozen_dtype import frozen_dtype_of
 from lowtide.tuning.backbone import create
 from lowtide.tuning.fingerprint import fingerprint
 from lowtide.tuning.tuned import apply, load
-from lowtide.tuning.weights import leaves_frozen
+from lowtide.tuning.weights import Unfilled, leaves_frozen
 
 NETS = {
     "vit": ("vit_micro_patch4_32", 48),
@@ -87,6 +87,17 @@ def test_it_is_known_which_methods_leave_all_weights_frozen(name, frozen) -> Non
     model = timm.create_model("vit_micro_patch4_32")
     tuned = apply(model, METHODS[name](), num_classes=3)
     assert leaves_frozen(tuned) is frozen
+
+
+def test_parameters_and_their_parts_are_left_as_they_are_and_other_tensors_filled() -> None:
+    whole, other = torch.nn.Parameter(torch.full((4, 3), 7.0)), torch.zeros(3)
+    with Unfilled():
+        torch.nn.init.trunc_normal_(whole, std=0.02)
+        torch.nn.init.ones_(whole[2:])  # as timm's SwiGLU starts its gate
+        with torch.no_grad():
+            whole.zero_()
+        torch.nn.init.ones_(other)
+    assert torch.equal(whole, torch.full((4, 3), 7.0)) and torch.equal(other, torch.ones(3))
 
 
 def test_infinite_numbers_are_refused_before_they_are_rounded(tmp_path) -> None:
