@@ -131,7 +131,7 @@ def measured(name: str, policy: str) -> tuple[float, Counter[str]]:
     """MiB saved after a forward; without a policy also which operation saved them."""
     torch.manual_seed(0)
     tuned = lowtide.apply(MODELS[name](), lowtide.METHODS["ssf"]()).train()
-    lowtide.compress(tuned, lowtide.POLICIES[policy]())
+    lowtide.compress(tuned, policy)
     trial = trial_of(tuned.model, tuned.backbone, (SIDE, SIDE), 8)
     batch = trial.examples(2)
     assert trial.loss is not None

@@ -5,7 +5,7 @@ What trains is a method (`lowtide.methods`); what is kept for the backward pass 
 
     model = timm.create_model("vit_base_patch16_224", pretrained=True)
     tuned = lowtide.apply(model, lowtide.METHODS["lora"](rank=8), num_classes=10)
-    lowtide.compress(tuned, lowtide.Policy.tight())
+    lowtide.compress(tuned, "tight")
 
 or, from a folder of images to a model that answers,
 
@@ -37,7 +37,7 @@ from .inference.fit import fit as fit
 from .inference.hub import from_hub as from_hub
 from .memory.compress import compress as compress
 from .memory.compress import decompress as decompress
-from .memory.policy import POLICIES as POLICIES
+from .memory.policies import POLICIES as POLICIES
 from .memory.policy import Policy as Policy
 from .methods import METHODS as METHODS
 from .multi_adapter.model import MultiAdapter as MultiAdapter

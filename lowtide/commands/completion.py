@@ -10,7 +10,7 @@ from string import Template
 
 from ..errors import UnknownName
 from ..inference.exports import FORMATS
-from ..memory.policy import POLICIES
+from ..memory.policies import POLICIES
 from ..methods import METHODS
 from ..training.parser import Parser
 from .inspect import VIEWS

@@ -51,7 +51,7 @@ class S2A(Method):
         qkv reads, behind the norm and inside the window) and branches (one per block), the branch's
         norms, activations and convolution biases (none, as a norm follows), stage changes, class
         tokens, pooling and sigma. With these its counts on ViT and Swin come out; on ConvNeXt it
-        takes every second prompt and no affine norms. `Policy.s2a` says what it chooses. The side
+        takes every second prompt and no affine norms. policy `s2a` says what it chooses. The side
         feature is read off the last map; a class token alone would leave every DW without a
         gradient, so we take the mean over tokens. The classifier's rows for it start at zero, so
         that training starts at the backbone.

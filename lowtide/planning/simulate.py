@@ -19,7 +19,7 @@ from ..core.graft import Method
 from ..errors import InputError
 from ..families import meta_copy
 from ..memory.compress import compress
-from ..memory.policy import POLICIES
+from ..memory.policies import POLICIES
 from ..tuning.adapter_config import Head
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, apply, set_frozen_dtype

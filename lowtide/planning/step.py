@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
-from ..memory.policy import POLICIES
+from ..memory.policies import POLICIES
 from ..targets import Balance, Targets, blank, refuse_unknown
 from ..values import Count, Share, Within, read_fields
 from .loss import CROSS_ENTROPY, Loss

@@ -10,7 +10,7 @@ from nets import FEW, backward, images, near, stir, tiny, wake
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from lowtide import Policy, compress
+from lowtide import compress
 from lowtide.core.site import Layout, Role
 from lowtide.families import GENERIC, family_of, measure
 from lowtide.families.kinds import channel_axis, is_map, is_norm
@@ -156,5 +156,5 @@ def test_a_norm_with_an_activation_is_scaled_in_front_of_it_when_compressed_too(
     stir(tuned)
     x = images(tuned.backbone)
     expected = tuned(x)
-    near(compress(tuned, Policy.tight())(x), expected)
+    near(compress(tuned, "tight")(x), expected)
     near(tuned.merge_and_unload().eval()(x), expected)

@@ -21,7 +21,6 @@ from lowtide.core.site import Sites
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import classifiers, family_of, measure, prepare
 from lowtide.memory.compress import compress
-from lowtide.memory.policy import Policy
 from lowtide.tuning.adapter import STATISTICS
 from lowtide.tuning.tuned import Tuned
 
@@ -267,7 +266,7 @@ def test_frozen_buffers_and_parameters_do_not_move(name: str, family: str) -> No
 def test_what_no_gradient_passes_keeps_nothing(name: str, family: str) -> None:
     """Below the first trained or perturbed tensor there is no graph, whatever the policy."""
     tuned = apply(tiny(family), name, num_classes=FEW).train()
-    compress(tuned, Policy.tight())
+    compress(tuned, "tight")
     kept: list[int] = []
     before: dict[nn.Module, int] = {}
 
