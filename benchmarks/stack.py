@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lowtide import METHODS, compress
 from lowtide.families import image_shape
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "lowtide"

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from . import interrupt as interrupt  # first of all: the rest takes seconds
 from . import zoo as zoo  # registers the bundled backbone with timm
-from .core.graft import Beside as Beside
 from .core.graft import Graft as Graft
-from .core.graft import Method as Method
-from .core.graft import Side as Side
-from .core.graft import Swap as Swap
-from .core.graft import Thaw as Thaw
-from .core.graft import method as method
+from .core.method import Beside as Beside
+from .core.method import Method as Method
+from .core.method import Swap as Swap
+from .core.method import Thaw as Thaw
+from .core.method import method as method
 from .core.outside import import_offered as _import_offered
+from .core.side import Side as Side
 from .core.site import Role as Role
 from .core.site import Site as Site
 from .core.site import Sites as Sites
@@ -49,12 +49,12 @@ from .planning.simulate import plan as plan
 from .planning.step import StepConfig as StepConfig
 from .report.card import push_to_hub as push_to_hub
 from .training.callbacks import Callback as Callback
+from .tuning.applying import apply as apply
 from .tuning.backbone import create as create
 from .tuning.peft import load as load
 from .tuning.peft import merge_peft as merge_peft
 from .tuning.peft import write_peft as write_peft
 from .tuning.tuned import Tuned as Tuned
-from .tuning.tuned import apply as apply
 from .tuning.tuned import merge as merge
 from .tuning.tuned import set_frozen_dtype as set_frozen_dtype
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from ..core.graft import Method, method_name
+from ..core.method import Method, method_name
 from ..dense.options import TaskConfig
 from ..dense.plans import plan_dense
 from ..errors import InputError, UnknownName

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ..errors import InputError, UnknownName, shown
-from .graft import METHODS, Method, method_name
+from .method import METHODS, Method, method_name
 
 GROUP = "lowtide.methods"
 """Entry points of this group name modules that define a method each."""

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import roi_align
 
-from ..core.graft import Method
+from ..core.method import Method
 from ..families import image_shape, meta_copy
 from ..planning.loss import of_outputs
 from ..planning.simulate import Plan, set_up_step, simulate_step
 from ..planning.step import StepConfig
 from ..planning.trial import Trial
+from ..tuning.applying import apply
 from ..tuning.backbone import create
-from ..tuning.tuned import apply
 from ..versions import on_meta
 from .options import TaskConfig
 from .pyramid import backbone_path

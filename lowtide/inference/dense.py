@@ -34,8 +34,9 @@ from ..tuning.adapter_files import (
     refuse_infinite,
     write_tensors,
 )
+from ..tuning.applying import load
 from ..tuning.backbone import create
-from ..tuning.tuned import load, set_frozen_dtype
+from ..tuning.tuned import set_frozen_dtype
 
 HEADER = "lowtide_dense"
 """Where the header of a merged file holds what its numbers mean."""

@@ -21,8 +21,9 @@ from ..training.devices import device_of
 from ..training.owner import refuse_unfinished
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
+from ..tuning.applying import load
 from ..tuning.backbone import create
-from ..tuning.tuned import Tuned, load, set_frozen_dtype
+from ..tuning.tuned import Tuned, set_frozen_dtype
 from ..tuning.weights import leaves_frozen
 from ..values import read as read_value
 

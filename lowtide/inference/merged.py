@@ -16,7 +16,7 @@ from ..methods import METHODS
 from ..targets import construct, describe
 from ..training.devices import device_of
 from ..tuning.adapter_files import read_metadata, read_tensors, refuse_infinite, write_tensors
-from ..tuning.tuned import apply
+from ..tuning.applying import apply
 from ..versions import on_meta
 from .evaluate import Trained
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.graft import Graft
 from ..core.linear_maps import fold, low_rank, product
+from ..core.method import Edit, Method, Swap, method, need
 from ..core.site import Role, Site, Sites
 from ..values import Scale, Share, Width
 

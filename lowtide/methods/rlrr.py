@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
-from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.graft import Graft
 from ..core.linear_maps import fold
+from ..core.method import Edit, Method, Swap, method, need
 from ..core.scale_shift import ScaleShift
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, key, method
+from ..core.graft import Graft
+from ..core.method import Beside, Edit, Method, Swap, Thaw, method
+from ..core.side import Block, Side, key
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
 from ..values import Scale, Width

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
+from ..core.method import Beside, Edit, Method, method, need
+from ..core.side import Block, Side, key
 from ..core.site import Layout, Role, Sites
 from ..errors import Unsupported
 from ..values import Width

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
+from ..core.graft import Graft
+from ..core.method import Beside, Edit, Method, Swap, method
+from ..core.side import Block, Side, key
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
 from ..values import Share, Width

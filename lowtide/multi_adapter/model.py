@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import method_name
+from ..core.method import method_name
 from ..core.wrapped import unwrapped
 from ..errors import InputError, UnknownName, Unsupported, shown
 from ..families import classifiers, image_shape, reset

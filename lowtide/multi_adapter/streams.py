@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.graft import Block, find
+from ..core.graft import find
+from ..core.side import Block
 from ..families import Context
 from ..tuning.side_execution import STEM, Between, StagedModel, along
 from .edits import in_place, replaced

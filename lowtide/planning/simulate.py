@@ -15,14 +15,15 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from ..core.graft import Method
+from ..core.method import Method
 from ..errors import InputError
 from ..families import meta_copy
 from ..memory.compress import compress
 from ..memory.policies import POLICIES
 from ..tuning.adapter_config import Head
+from ..tuning.applying import apply
 from ..tuning.backbone import create
-from ..tuning.tuned import Tuned, apply, set_frozen_dtype
+from ..tuning.tuned import Tuned, set_frozen_dtype
 from ..versions import on_meta
 from .loss import Loss
 from .materials import real_copy

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..core.graft import method_name
+from ..core.method import method_name
 from ..core.outside import source_of
 from ..errors import UnknownName
 from ..training.config import RunConfig

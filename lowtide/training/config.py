@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from ..core.graft import Method
+from ..core.method import Method
 from ..data import Augment, Distortion, Pixels, refuse_policy
 from ..dense.options import TaskConfig, refuse_beside
 from ..errors import InputError, UnknownName, shown

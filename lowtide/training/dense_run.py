@@ -19,7 +19,8 @@ from ..dense.tasks import TASKS, DenseTask
 from ..errors import InputError
 from ..extras import extra
 from ..planning.simulate import set_up_step
-from ..tuning.tuned import Tuned, apply
+from ..tuning.applying import apply
+from ..tuning.tuned import Tuned
 from .config import RunConfig
 from .decided import refuse_blind
 from .dense_data import Collate, Described, Together, Transformed, read_dense

@@ -13,7 +13,7 @@ from timm.layers import ClassifierHead, DropPath, NormMlpClassifierHead
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.graft import method_name
+from ..core.method import method_name
 from ..data import Sample
 from ..errors import InputError
 from ..families import classifiers, image_shape

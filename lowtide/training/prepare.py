@@ -22,8 +22,9 @@ from ..planning.simulate import Plan, plan, set_up_step, tune_on_meta
 from ..planning.step import shares_statistics
 from ..targets import KINDS, Targets
 from ..targets.classify import draw_weights
+from ..tuning.applying import apply
 from ..tuning.backbone import create
-from ..tuning.tuned import Tuned, apply
+from ..tuning.tuned import Tuned
 from ..tuning.weights import Unfilled, infinite, leaves_frozen, refuse_infinite
 from .callbacks import Callback
 from .config import RunConfig

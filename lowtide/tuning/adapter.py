@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.branches import Sum
-from ..core.graft import Beside, Edit, Graft, Method, Side, Swap, Thaw, find, root
+from ..core.graft import Graft, find, root
+from ..core.method import Beside, Edit, Method, Swap, Thaw
+from ..core.side import Side
 from ..core.wrapped import numbers_of
 from ..errors import InputError, Unsupported
 from ..families import config_of, exchange_config

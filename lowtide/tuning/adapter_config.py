@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..core.graft import Method, method_name
+from ..core.method import Method, method_name
 from ..errors import InputError, UnknownName, shown
 from ..families import HeadInit
 from ..memory.frozen_dtype import FrozenDtype

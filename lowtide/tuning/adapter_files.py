@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.graft import Method, method_name
+from ..core.method import Method, method_name
 from ..core.outside import refuse_missing, source_of
 from ..errors import InputError, LowtideError, shown
 from ..families import SEPARATE

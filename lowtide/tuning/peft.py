@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import method_name
+from ..core.method import method_name
 from ..core.site import Role, Site
 from ..core.wrapped import unwrapped
 from ..errors import InputError, Unsupported
@@ -22,13 +22,14 @@ from ..families import classifiers, new_classifier
 from ..methods.lora import PARTS, LoRA, LoRAGraft
 from ..paths import write_text
 from .adapter_files import CONFIG, WEIGHTS, write_tensors
+from .applying import apply
+from .applying import load as load_own
 from .checks import restored_on_error
 from .exchange import set_module
 from .fingerprint import architecture
 from .peft_change import ALTERNATIVE, Change, PeftAdapter, fits
 from .peft_files import PREFIX, is_peft, read_peft
-from .tuned import Tuned, apply
-from .tuned import load as load_own
+from .tuned import Tuned
 
 
 def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tuned:

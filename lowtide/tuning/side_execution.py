@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Block, find
+from ..core.graft import find
+from ..core.side import Block
 from ..core.site import Role, Sites
 from ..errors import InputError, Unsupported
 from ..families import Context, Family, classifiers, image_shape, recomputable

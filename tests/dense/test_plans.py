@@ -18,7 +18,7 @@ from lowtide.planning.loss import of_outputs
 from lowtide.planning.meter import footprint
 from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer, micro_batches, training_step
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 WITHIN = {"segment": 0, "detect": 0.1}
 """How far a plan may be off; a detector's leaves the matching of boxes out."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 import lowtide
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.core.site import Layout, Role
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import FAMILIES, Family, classifiers, family_of, measure, prepare

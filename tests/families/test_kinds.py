@@ -17,7 +17,7 @@ from lowtide.families.kinds import channel_axis, is_map, is_norm
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 from lowtide.versions import on_meta
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* places of its kind")

@@ -11,7 +11,7 @@ from torch import nn
 from lowtide.errors import Unsupported
 from lowtide.methods.dtl import DTL
 from lowtide.methods.s2a import S2A
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 
 def vit(**options: object) -> nn.Module:

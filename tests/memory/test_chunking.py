@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import lowtide
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.core.site import Role
 from lowtide.families import FAMILIES
 from lowtide.memory.chunking import by_tokens, is_imagewise

@@ -21,7 +21,8 @@ from lowtide.memory.gradient_checkpointing import recompute
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full
 from lowtide.methods.lora import LoRA
-from lowtide.tuning.tuned import Tuned, apply
+from lowtide.tuning.applying import apply
+from lowtide.tuning.tuned import Tuned
 
 LOSSLESS = Policy(block=Affine(8, group=1))
 """A group of one number is its own minimum."""

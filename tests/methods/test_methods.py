@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import lowtide
-from lowtide.core.graft import METHODS, Beside, Graft, Method, Swap, Thaw
+from lowtide.core.graft import Graft
+from lowtide.core.method import METHODS, Beside, Method, Swap, Thaw
 from lowtide.core.site import Sites
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import classifiers, family_of, measure, prepare

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lowtide
 from lowtide import StepConfig
 from lowtide.codecs.exact import Exact
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.memory.compress import compress, decompress
 from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES

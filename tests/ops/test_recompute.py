@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import lowtide
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.memory.compress import compress
 from lowtide.memory.policies import POLICIES
 from lowtide.memory.policy import Policy

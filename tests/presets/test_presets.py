@@ -19,7 +19,7 @@ from lowtide.presets import SUITES, preset, presets, recipes
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import CONFIG
 from lowtide.training.options import Parser, run_config
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 from lowtide.versions import on_meta
 
 PRESETS = presets()

@@ -17,8 +17,8 @@ from lowtide.errors import Unsupported
 from lowtide.training.config import RunConfig
 from lowtide.training.feature_cache import constant_outputs, features
 from lowtide.training.loop import train
+from lowtide.tuning.applying import apply
 from lowtide.tuning.side_execution import FEATURE, STEM
-from lowtide.tuning.tuned import apply
 
 CACHED = {
     "linear": METHODS["linear"](),
