@@ -15,7 +15,8 @@ from torch import nn
 
 from .. import zoo
 from ..core.site import Role
-from ..memory.chunking import declare
+from ..memory.attention import declare_attention
+from ..memory.chunking import declare, declare_mlps
 from .classifier import HeadInit as HeadInit
 from .classifier import classifiers as classifiers
 from .classifier import config_of as config_of
@@ -50,6 +51,8 @@ SHARED = ("timm.models._",)
 
 for _family in FAMILIES.values():
     declare(KNOWN, _family.classes)
+    declare_attention(_family.attentions)
+    declare_mlps(_family.mlps)
 
 
 def family_of(model: nn.Module) -> Family:

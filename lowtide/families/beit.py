@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.models.beit import Beit
+from timm.models.beit import Attention, Beit
 from torch import Tensor
 
 from ..core.site import Role
@@ -54,5 +54,6 @@ FAMILY = replace(
     ),
     extend=None,
     context=_context,
+    attentions=(Attention,),
     last="",
 )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import (
     PatchMerging,
     SwinTransformer,
+    WindowAttention,
     window_partition,
     window_reverse,
 )
@@ -110,5 +111,6 @@ FAMILY = Family(
     ),
     extend=_extend,
     halves=_halves,
+    attentions=(WindowAttention,),
     last="norm",
 )

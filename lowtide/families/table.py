@@ -53,6 +53,8 @@ class Family:
         last: Path of the module that gives the final feature map, a site even if it is an Identity.
         context: What elements of the chain take beside the feature map, such as rotary positions,
             for images of a height and width; computed once per forward.
+        attentions: Classes of its attention modules, which backward recomputes from their input.
+        mlps: Classes of its MLPs that no other backbone has, if they treat every token by itself.
         total: The final feature map, where branches are added up to it and linear maps alone read
             it on the way; None where a single module gives it.
     """
@@ -69,6 +71,8 @@ class Family:
     halves: Callable[..., Tensor] | None = None
     last: str = ""
     context: Callable[[Any, tuple[int, int]], Context] = lambda model, size: {}
+    attentions: tuple[type[nn.Module], ...] = ()
+    mlps: tuple[type[nn.Module], ...] = ()
     total: Callable[[Any], Sum | None] = lambda model: None
 
     def role(self, path: str, module: nn.Module) -> Role | None:

@@ -17,7 +17,8 @@ import lowtide
 from lowtide.core.method import METHODS
 from lowtide.core.site import Role
 from lowtide.families import FAMILIES
-from lowtide.memory.chunking import by_tokens, is_imagewise
+from lowtide.memory import chunking
+from lowtide.memory.chunking import by_tokens, is_imagewise, sizes
 from lowtide.memory.compress import compress
 from lowtide.memory.policy import Policy
 
@@ -306,6 +307,25 @@ def test_an_mlp_is_cut_by_tokens_where_they_do_not_meet(name: str) -> None:
     assert (rows.seen[0] == 64) == cut
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+class _Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead, self.gate, self.behind = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.ahead(x) * self.gate(x).sigmoid())
+
+
+def test_an_mlp_that_a_family_names_is_cut_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = _Gated().double(), torch.randn(2, TOKENS, 6, dtype=torch.float64)
+    y = model(x)
+    assert sizes(model, 6 * 128, (x,), {}) is None
+    monkeypatch.setattr(chunking, "_token_mlps", set())
+    chunking.declare_mlps((_Gated,))
+    assert sizes(model, 6 * 128, (x,), {}) == [64, 64, 64, 64, 44]
+    torch.testing.assert_close(compress(model, CHUNKS)(x), y, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["lora", "ssf", "rlrr", "arc", "fact_tt"])
