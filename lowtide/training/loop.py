@@ -116,7 +116,9 @@ def _run(
     run.callbacks = callbacks if run.main else ()
     for line in run.notes if run.main else ():
         note(line)
-    whole = run.features.model if run.features else run.tuned
+    whole: Any = run.features.model if run.features else run.tuned
+    for callback in run.callbacks:
+        whole = callback.around(whole)
     model = run.accelerator.prepare(whole)
     fresh = not (continues and (folder / CHECKPOINT).exists())
     run.probed = run.probed and fresh and _probe(run, model)

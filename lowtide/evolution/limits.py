@@ -1,0 +1,102 @@
+"""What a candidate may take at most: trained parameters, and bytes of its training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..core.graft import Method
+from ..errors import Unsupported
+from ..planning.search import parse_bytes
+from ..planning.simulate import plan, tune_on_meta
+from ..training.config import RunConfig
+from ..tuning.backbone import create
+from ..tuning.weights import Unfilled
+from .evolve import Cost
+from .journal import Journal
+from .space import Genes, Space
+
+NEITHER = "unfit"
+"""What the journal says of a candidate that the backbone cannot have."""
+
+
+@dataclass
+class Limits:
+    """Judges candidates; what was found out is kept in the journal.
+
+    Attributes:
+        space: Makes a candidate's method.
+        config: The run that a candidate is trained in; its step is what is planned.
+        classes: Classes of the classifier.
+        most_trained: Most parameters, the classifier apart; 0: any number.
+        most_memory: Most bytes of a step, such as `64MiB`; None: any number.
+        journal: Remembers plans.
+        count: Counts what a candidate trains; by default as the method is applied.
+    """
+
+    space: Space
+    config: RunConfig
+    classes: int
+    most_trained: int
+    most_memory: str | None
+    journal: Journal
+    count: Callable[[Genes], int] | None = None
+
+    def __post_init__(self) -> None:
+        with Unfilled():
+            self._shape: nn.Module = create(
+                self.config.model,
+                pretrained=False,
+                image_size=self.config.image_size,
+                drop_path=self.config.drop_path,
+            )
+
+    def allowed(self, genes: Genes) -> Cost | None:
+        """Judge a candidate.
+
+        Args:
+            genes: The candidate.
+
+        Returns:
+            What it takes; None where that is too much, or the backbone cannot have it.
+        """
+        known = self.journal.get(genes)
+        if NEITHER in known:
+            return None
+        trained = self.count(genes) if self.count else known.get("trained")
+        try:
+            method = self.space.method(genes)
+            if trained is None:
+                trained = self._counted(method)
+                self.journal.note(genes, trained=trained)
+            if self.most_trained and trained > self.most_trained:
+                return None
+            if self.most_memory is None:
+                return Cost(trained)
+            peak = known.get("peak_bytes")
+            if peak is None:
+                peak = self.planned(method)
+                self.journal.note(genes, peak_bytes=peak)
+        except (Unsupported, ValueError) as reason:
+            self.journal.note(genes, **{NEITHER: str(reason)})
+            return None
+        return Cost(trained, peak) if peak <= parse_bytes(self.most_memory) else None
+
+    def planned(self, method: Method) -> int:
+        """Plan a candidate's training step.
+
+        Args:
+            method: What trains.
+
+        Returns:
+            Its peak in bytes.
+        """
+        return plan(self._shape, method, step=self.config, num_classes=self.classes).peak_bytes
+
+    def _counted(self, method: Method) -> int:
+        tuned = tune_on_meta(self._shape, method, num_classes=self.classes)
+        heads = {p for path in tuned.heads for p in tuned.backbone.get_submodule(path).parameters()}
+        own = (p for p in tuned.parameters() if p.requires_grad and p not in heads)
+        return sum(p.numel() for p in own)
