@@ -12,11 +12,11 @@ from ..evolution import search as search_best
 from ..report.repeat import repeat
 from ..training.loop import CONFIG
 from ..training.loop import train as fit
-from ..training.options import Parser, add_fields, run_config
+from ..training.options import Parser, add_fields, run_config, value_of
 from .console import OUT
 from .train import print_run
 
-SUMMARY = "Search the widths of noah by evolution on shared weights; then train what was found."
+SUMMARY = "Search by evolution what trains, within limits; then train what was found."
 BEST = "best"
 USUAL: Mapping[str, Any] = {
     "method": "noah",
@@ -29,7 +29,7 @@ USUAL: Mapping[str, Any] = {
     "drop_path": 0.1,
     "head_init": "trunc_normal",
 }
-"""How the paper trains what it found, where nothing else is given."""
+"""How NOAH's paper trains what it found, where nothing else is given."""
 
 
 def search(args: Sequence[str]) -> None:
@@ -44,7 +44,8 @@ def search(args: Sequence[str]) -> None:
         "--output", type=str, help="Folder of the search; by default runs/DATA-search."
     )
     add_fields(parser, Search)
-    config, own = run_config(parser, args, USUAL)
+    over = value_of(args, "--over") or "widths"
+    config, own = run_config(parser, args, USUAL if over == "widths" else None)
     options = Search(**{f.name: own[f.name] for f in fields(Search)})
     folder = Path(own["output"] or Path("runs") / f"{Path(config.data).resolve().stem}-search")
     found = search_best(config, folder, options)

@@ -12,7 +12,7 @@ from .space import Genes, Space, name_of
 
 TRIES = 10
 """Draws of a mutant or a crossover for each that is wanted; then random ones fill up."""
-MOST_DRAWS = 200
+MOST_DRAWS = 50
 """Random draws for each that is wanted, after which the generation stays smaller."""
 
 

@@ -16,6 +16,7 @@ from ..tuning.backbone import create
 from ..tuning.weights import Unfilled
 from .evolve import Cost
 from .journal import Journal
+from .options import Search
 from .space import Genes, Space
 
 NEITHER = "unfit"
@@ -30,8 +31,7 @@ class Limits:
         space: Makes a candidate's method.
         config: The run that a candidate is trained in; its step is what is planned.
         classes: Classes of the classifier.
-        most_trained: Most parameters, the classifier apart; 0: any number.
-        most_memory: Most bytes of a step, such as `64MiB`; None: any number.
+        options: `most_trained` parameters, the classifier apart, and `most_memory` of a step.
         journal: Remembers plans.
         count: Counts what a candidate trains; by default as the method is applied.
     """
@@ -39,8 +39,7 @@ class Limits:
     space: Space
     config: RunConfig
     classes: int
-    most_trained: int
-    most_memory: str | None
+    options: Search
     journal: Journal
     count: Callable[[Genes], int] | None = None
 
@@ -71,9 +70,9 @@ class Limits:
             if trained is None:
                 trained = self._counted(method)
                 self.journal.note(genes, trained=trained)
-            if self.most_trained and trained > self.most_trained:
+            if self.options.most_trained and trained > self.options.most_trained:
                 return None
-            if self.most_memory is None:
+            if self.options.most_memory is None:
                 return Cost(trained)
             peak = known.get("peak_bytes")
             if peak is None:
@@ -82,7 +81,7 @@ class Limits:
         except (Unsupported, ValueError) as reason:
             self.journal.note(genes, **{NEITHER: str(reason)})
             return None
-        return Cost(trained, peak) if peak <= parse_bytes(self.most_memory) else None
+        return Cost(trained, peak) if peak <= parse_bytes(self.options.most_memory) else None
 
     def planned(self, method: Method) -> int:
         """Plan a candidate's training step.

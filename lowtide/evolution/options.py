@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..errors import InputError
 from ..planning.search import parse_bytes
@@ -17,6 +17,8 @@ class Search:
     """How a search goes; the defaults are the paper's for VTAB-1k.
 
     Attributes:
+        over: What is searched: widths (NOAH's, on shared weights) or methods (every method of the
+            registry with where it acts and how wide, each candidate trained by itself).
         widths: Widths to choose from, for each block and part.
         depths: How many blocks, from the first, a part may be in; by default a quarter, a half,
             three quarters and all.
@@ -29,10 +31,13 @@ class Search:
         parents: How many of the best so far have children.
         mutants: Changed parents in a generation.
         crossovers: Children of two parents in a generation.
-        mutate_part: Probability that a part of a parent is looked at.
-        mutate_depth: Probability that its depth is then drawn anew.
+        mutate_part: Probability that a part of a parent is looked at; over methods, that a mutant
+            is of another method.
+        mutate_depth: Probability that its depth is then drawn anew; over methods, an option.
+        trial_epochs: Over methods: passes over the training images by which a candidate is scored.
     """
 
+    over: Literal["widths", "methods"] = "widths"
     widths: tuple[Width, ...] = (1, 5, 10)
     depths: tuple[Index, ...] = ()
     most_trained: Annotated[int, Within(0, 10**12)] = 640_000
@@ -46,6 +51,7 @@ class Search:
     crossovers: Annotated[int, Within(0, MANY)] = 25
     mutate_part: Annotated[float, Within(0, 1)] = 0.2
     mutate_depth: Annotated[float, Within(0, 1)] = 0.4
+    trial_epochs: Count = 5
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}

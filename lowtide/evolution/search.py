@@ -19,8 +19,10 @@ from .journal import Journal
 from .limits import Limits
 from .options import Search
 from .progress import Progress
+from .registry import every_method
 from .report import write_report
 from .space import Genes, Space
+from .trials import classes_to_compare, trial_score
 
 ASKED, JOURNAL, SUPERNET = "search.json", "candidates.jsonl", "supernet"
 FREE = {"data", "checkpoint", "device", "workers"}
@@ -28,16 +30,17 @@ FREE = {"data", "checkpoint", "device", "workers"}
 
 
 def search(config: RunConfig, folder: Path, options: Search) -> RunConfig:
-    """Search NOAH's widths, and give the config that trains what was found.
+    """Search by evolution under limits, and give the config that trains what was found.
 
-    One supernet is trained on the training images, a uniformly drawn candidate each step; evolution
-    scores candidates on the validation images with the weights they inherit. Both go on after a
-    kill. `candidates.jsonl` holds every plan and score, `report.md` and `generations.json` what
+    Over widths one supernet is trained on the training images, a uniformly drawn candidate each
+    step, and candidates are scored on the validation images with the weights they inherit. Over
+    methods each candidate is trained for a few epochs by itself. All goes on after a kill.
+    `candidates.jsonl` holds every plan and score, `report.md` and `generations.json` what
     came of each generation. Test images are left alone.
 
     Args:
-        config: The run that trains what is found; its method says which parts are searched (those
-            with a width) and their dropout.
+        config: The run that trains what is found; over widths its method says which parts are
+            searched (those with a width) and their dropout.
         folder: Where everything is kept.
         options: How.
 
@@ -49,25 +52,46 @@ def search(config: RunConfig, folder: Path, options: Search) -> RunConfig:
             within the limits.
     """
     _refuse_unfit(config)
-    space = width_space(config, options)
+    over = {"widths": _over_widths, "methods": _over_methods}[options.over]
+    prepared = over(config, folder, options)
     refuse_unwritable(folder, folder=True)
     with owned(folder):
         _refuse_other(folder, config, options)
+        method = prepared()
+    return found_config(config, method)
+
+
+def _over_widths(config: RunConfig, folder: Path, options: Search) -> Callable[[], Method]:
+    """Check what is asked of NOAH; give what searches."""
+    if config.checkpointing:
+        raise InputError(
+            "a supernet's blocks cannot be recomputed, as another candidate is drawn meanwhile:"
+            " leave --checkpointing out, and choose a policy without it"
+        )
+    space = width_space(config, options)
+
+    def found() -> Method:
         shared = shared_config(config, space, options)
         supernet, run = trained_supernet(shared, folder / SUPERNET, space)
-        journal, classes = Journal(folder / JOURNAL), len(run.targets.names)
-        limits = Limits(
-            space=space,
-            config=config,
-            classes=classes,
-            most_trained=options.most_trained,
-            most_memory=options.most_memory,
-            journal=journal,
-            count=supernet.count,
-        )
+        journal = Journal(folder / JOURNAL)
+        limits = Limits(space, config, len(run.targets.names), options, journal, supernet.count)
         score = remembered(journal, inherited_score(run, supernet))
-        best = _evolved(space, config, options, limits, score, folder)
-    return found_config(config, space.method(best.genes))
+        return _evolved(space, config, options, limits, score, folder)
+
+    return found
+
+
+def _over_methods(config: RunConfig, folder: Path, options: Search) -> Callable[[], Method]:
+    """Give what searches the registry."""
+    space = every_method(options.mutate_part, options.mutate_depth)
+
+    def found() -> Method:
+        journal = Journal(folder / JOURNAL)
+        limits = Limits(space, config, classes_to_compare(config, folder), options, journal)
+        score = remembered(journal, trial_score(config, folder, space, options.trial_epochs))
+        return _evolved(space, config, options, limits, score, folder)
+
+    return found
 
 
 def found_config(config: RunConfig, method: Method) -> RunConfig:
@@ -111,9 +135,10 @@ def _evolved(
     limits: Limits,
     score: Callable[[Genes], float],
     folder: Path,
-) -> Candidate:
+) -> Method:
     """Run the evolution, a report after each generation; give the best of all."""
-    breeding, done = options.breeding(config.seed), []
+    breeding = options.breeding(config.seed)
+    done: list[list[Candidate]] = []
     with Progress(breeding.generations * breeding.population) as progress:
 
         def watched(genes: Genes) -> float:
@@ -127,7 +152,7 @@ def _evolved(
             write_report(folder, config, options, space, done)
     best = best_first([c for generation in done for c in generation])[0]
     note(f"best of {sum(map(len, done))} candidates: {best.score:.4f} on the validation images")
-    return best
+    return space.method(best.genes)
 
 
 def _refuse_unfit(config: RunConfig) -> None:
@@ -139,11 +164,6 @@ def _refuse_unfit(config: RunConfig) -> None:
         raise InputError("search has its own limit: --most-memory, not --memory-budget")
     if config.cache_features:
         raise InputError("search trains prompts in the first block: leave --cache-features out")
-    if config.checkpointing:
-        raise InputError(
-            "a supernet's blocks cannot be recomputed, as another candidate is drawn meanwhile:"
-            " leave --checkpointing out, and choose a policy without it"
-        )
 
 
 def _refuse_other(folder: Path, config: RunConfig, options: Search) -> None:
