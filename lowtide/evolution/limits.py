@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..core.graft import Method
+from ..core.graft import METHODS, Method
 from ..errors import Unsupported
 from ..planning.search import parse_bytes
 from ..planning.simulate import plan, tune_on_meta
@@ -95,7 +95,8 @@ class Limits:
         return plan(self._shape, method, step=self.config, num_classes=self.classes).peak_bytes
 
     def _counted(self, method: Method) -> int:
-        tuned = tune_on_meta(self._shape, method, num_classes=self.classes)
-        heads = {p for path in tuned.heads for p in tuned.backbone.get_submodule(path).parameters()}
-        own = (p for p in tuned.parameters() if p.requires_grad and p not in heads)
-        return sum(p.numel() for p in own)
+        tuned, probe = (
+            tune_on_meta(self._shape, m, num_classes=self.classes)
+            for m in (method, METHODS["linear"]())
+        )
+        return tuned.trainable_counts()[0] - probe.trainable_counts()[0]
