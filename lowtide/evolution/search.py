@@ -63,11 +63,6 @@ def search(config: RunConfig, folder: Path, options: Search) -> RunConfig:
 
 def _over_widths(config: RunConfig, folder: Path, options: Search) -> Callable[[], Method]:
     """Check what is asked of NOAH; give what searches."""
-    if config.checkpointing:
-        raise InputError(
-            "a supernet's blocks cannot be recomputed, as another candidate is drawn meanwhile:"
-            " leave --checkpointing out, and choose a policy without it"
-        )
     space = width_space(config, options)
 
     def found() -> Method:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..core.graft import key, method_name
 from ..methods.noah import NOAH, FusedLoRA, leading
@@ -18,21 +17,23 @@ from .space import Genes
 from .widths import WidthSpace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """One tensor of the supernet.
 
     Attributes:
-        name: In the tuned model.
+        holder: The parameters of the module that holds it, by name.
+        leaf: Its name there.
+        name: Its name in what NOAH brought, such as `down.weight`.
         part: `prompts`, `lora` or `adapter`.
         depth: Its block.
-        local: Its name in the module.
     """
 
+    holder: dict[str, Any]
+    leaf: str
     name: str
     part: str
     depth: int
-    local: str
 
 
 class Supernet(nn.Module):
@@ -41,7 +42,8 @@ class Supernet(nn.Module):
     In training each forward draws a candidate uniformly, from torch's own generator, so that a
     resumed epoch draws the same ones. In eval it runs `chosen`, or the widest. A candidate's
     forward is that of the method with its widths and the leading rows and columns of the shared
-    tensors, and only those get a gradient.
+    tensors, and only those get a gradient. They stay in place until backward is done, as blocks or
+    chunks may be computed again there.
 
     Attributes:
         tuned: The model, NOAH with the largest widths in place.
@@ -54,6 +56,7 @@ class Supernet(nn.Module):
         self.tuned, self.space = tuned, space
         self.chosen: Genes | None = None
         self._places = tuple(_places(tuned))
+        self._whole: list[tuple[Place, nn.Parameter]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify.
@@ -67,24 +70,32 @@ class Supernet(nn.Module):
         genes = self.chosen
         if self.training:
             genes = self.space.draw(random.Random(int(torch.randint(2**62, ()))))
-        if genes is None:
-            return self.tuned(images)
-        return functional_call(self.tuned, self.tensors(genes), (images,))
+        self.widen()
+        if genes is not None:
+            self._narrow(genes)
+        logits: Tensor = self.tuned(images)
+        if logits.requires_grad:
+            logits.register_hook(self._widen_after_backward)
+        else:
+            self.widen()
+        return logits
 
-    def tensors(self, genes: Genes) -> dict[str, Tensor]:
-        """Take a candidate's tensors: views of the shared ones.
+    def _narrow(self, genes: Genes) -> None:
+        """Put a candidate's tensors, views of the shared ones, in the places of the whole ones."""
+        for place in self._places:
+            whole: Any = place.holder[place.leaf]
+            width = genes[place.part][place.depth] if place.part in genes else 0
+            self._whole.append((place, whole))
+            place.holder[place.leaf] = leading(place.name, whole, width)
 
-        Args:
-            genes: The candidate.
+    def widen(self) -> None:
+        """Put the whole tensors back in place, the same objects."""
+        while self._whole:
+            place, whole = self._whole.pop()
+            place.holder[place.leaf] = whole
 
-        Returns:
-            Tensors by their names in the tuned model; of a module that is left out, no rows.
-        """
-        own: dict[str, Any] = dict(self.tuned.named_parameters())
-        return {
-            p.name: leading(p.local, own[p.name], genes[p.part][p.depth] if p.part in genes else 0)
-            for p in self._places
-        }
+    def _widen_after_backward(self, _: Tensor) -> None:
+        torch.autograd.Variable._execution_engine.queue_callback(self.widen)
 
     def count(self, genes: Genes) -> int:
         """Count what a candidate trains, the classifier apart.
@@ -95,20 +106,24 @@ class Supernet(nn.Module):
         Returns:
             Parameters.
         """
-        taken = self.tensors(genes)
-        return sum(taken[p.name].numel() for p in self._places if genes[p.part][p.depth])
+        return sum(
+            leading(place.name, place.holder[place.leaf], width).numel()
+            for place in self._places
+            if (width := genes[place.part][place.depth])
+        )
 
 
 def _places(tuned: Tuned) -> Iterator[Place]:
     """List what NOAH brought."""
-    names = {id(p): name for name, p in tuned.named_parameters()}
     depth = {site.path: site.depth for site in tuned.sites}
     for path, _, graft in tuned.adapters[tuned.active].grafts:
         part = "lora" if isinstance(graft, FusedLoRA) else "adapter"
-        for local, value in graft.own():
-            yield Place(names[id(value)], part, depth[path], local)
-    by_key = {key(path): at for path, at in depth.items()}
+        for name, _ in graft.own():
+            inner, _, leaf = name.rpartition(".")
+            yield Place(graft.get_submodule(inner)._parameters, leaf, name, part, depth[path])
     name = method_name(NOAH)
-    prompts: Any = tuned.sides[name].prompts if name in tuned.sides else {}
-    for local, value in prompts.items():
-        yield Place(names[id(value)], "prompts", by_key[local], local)
+    if name in tuned.sides:
+        prompts: Any = tuned.sides[name].prompts
+        by_key = {key(path): at for path, at in depth.items()}
+        for leaf in prompts:
+            yield Place(prompts._parameters, leaf, leaf, "prompts", by_key[leaf])

@@ -146,8 +146,6 @@ def _never(*args):
         ({"method": METHODS["lora"]()}, "widths of noah, not of lora"),
         ({"train_on_val": True}, "leave --train-on-val out"),
         ({"memory_budget": "1GiB"}, "--most-memory"),
-        ({"checkpointing": True}, "cannot be recomputed"),
-        ({"policy": "blocks"}, "cannot be recomputed"),
         ({"cache_features": True}, "leave --cache-features out"),
     ],
 )

@@ -101,6 +101,19 @@ def test_eval_runs_the_widest_unless_one_is_chosen() -> None:
     near(supernet(x), alone("vit", supernet, supernet.chosen).eval()(x))
 
 
+def test_the_whole_tensors_come_back_the_same_objects() -> None:
+    supernet, space = made("vit")
+    before = dict(supernet.tuned.named_parameters())
+    x = images(supernet.tuned.backbone)
+    supernet.train()(x).sum().backward()
+    supernet.train()(x)  # and no backward
+    supernet.chosen = space.draw(random.Random(0))
+    with torch.no_grad():
+        supernet.eval()(x)
+    after = dict(supernet.tuned.named_parameters())
+    assert after.keys() == before.keys() and all(after[n] is p for n, p in before.items())
+
+
 def test_parts_may_be_left_out() -> None:
     supernet, space = made("beit", ("lora", "adapter"))
     genes = space.draw(random.Random(2))
@@ -108,3 +121,24 @@ def test_parts_may_be_left_out() -> None:
     supernet.chosen = genes
     x = images(supernet.tuned.backbone)
     near(supernet.eval()(x), alone("beit", supernet, genes).eval()(x))
+
+
+@pytest.mark.parametrize("policy", ["tight", "s2a", "blocks"])
+def test_compression_meets_a_candidate_s_own_tensors_in_backward(policy: str) -> None:
+    """What is computed again there; what is kept in few bits is no rougher than by itself."""
+    supernet, space = made("vit")
+    genes = space.draw(random.Random(4))
+    plain, other = (alone("vit", supernet, genes).train() for _ in range(2))
+    x = images(other.backbone)
+    for tuned in (supernet.tuned.train(), other):
+        lowtide.compress(tuned, getattr(lowtide.Policy, policy)())
+        tuned.checkpointing = policy == "blocks"
+    supernet.chosen, supernet.training = genes, False
+    near(backward(supernet, x), backward(other, x))
+    backward(plain, x)
+    wide, exact = dict(supernet.tuned.named_parameters()), dict(plain.named_parameters())
+    for name, p in other.named_parameters():
+        if p.requires_grad:
+            mine = wide[name].grad[tuple(slice(0, size) for size in p.shape)]
+            off = (p.grad - exact[name].grad).norm()
+            assert (mine - exact[name].grad).norm() <= 1.5 * off + 1e-9
