@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "presets"),
     ("dense",),
     ("training",),
+    ("evolution",),
     ("inference",),
     ("serving",),
     ("bench", "inspect", "report"),

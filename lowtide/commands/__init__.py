@@ -1,7 +1,7 @@
 """One command, one file: `SUMMARY` is its line in the help, the function of its name runs it.
 
 Imports errors, versions, paths, extras, values, core, memory, methods, families, tuning, targets,
-planning, data, presets, dense, training, inference, serving, bench, inspect, report.
+planning, data, presets, dense, training, evolution, inference, serving, bench, inspect, report.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from . import (
     presets,
     push,
     report,
+    search,
     serve,
     train,
     tune,
@@ -35,6 +36,7 @@ Command = Callable[[Sequence[str]], None]
 COMMANDS: dict[str, tuple[Command, str]] = {
     "train": (train.train, train.SUMMARY),
     "tune": (tune.tune, tune.SUMMARY),
+    "search": (search.search, search.SUMMARY),
     "bench": (bench.bench, bench.SUMMARY),
     "eval": (evaluate.evaluate, evaluate.SUMMARY),
     "predict": (predict.predict, predict.SUMMARY),

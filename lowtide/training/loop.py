@@ -102,7 +102,9 @@ def _run(
     log: Sequence[str],
 ) -> RunSummary:
     run = _prepared(config, folder, callbacks)
-    whole = run.features.model if run.features else run.tuned
+    whole: Any = run.features.model if run.features else run.tuned
+    for callback in run.callbacks:
+        whole = callback.around(whole)
     model = run.accelerator.prepare(whole)
     fresh = not (continues and (folder / CHECKPOINT).exists())
     run.probed = run.probed and fresh and probe(run, model)

@@ -75,7 +75,9 @@ OWN = frozenset(f.name for f in dataclasses.fields(RunConfig))
 """Options of a run; the others belong to a command."""
 
 
-def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
+def run_config(
+    parser: Parser, args: Sequence[str], usual: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, dict[str, Any]]:
     """Read a run's config from a preset, from a file over it, and from arguments over both.
 
     A file that holds every option, as the one in a run folder, does without the preset it names.
@@ -83,6 +85,7 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     Args:
         parser: Knows the command's own options; gets the run's.
         args: The command's arguments.
+        usual: Defaults of the command in place of a run's own.
 
     Returns:
         The config, and the command's own options.
@@ -96,6 +99,7 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     recipe = value_of(args, "--preset") or (None if OWN <= given.keys() else given.get("preset"))
     if recipe is not None:
         given = over_preset(read("preset", str, recipe), given)
+    given = {**(usual or {}), **given}
     method = named(given.get("method", "lora"))
     if name is not None and name != method.get("name"):
         method = {"name": name}  # another method's options mean nothing to this one
