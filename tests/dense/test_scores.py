@@ -16,7 +16,6 @@ from lowtide.dense.windows import slide, starts
 from lowtide.errors import InputError
 
 
-
 def test_iou_and_accuracy_are_those_counted_by_hand() -> None:
     score = PixelScore(["a", "b", "c", "d"])
     score.update(torch.tensor([[0, 0, 0], [1, 1, 2]]), torch.tensor([[0, 0, 1], [1, 2, 255]]))

@@ -232,11 +232,6 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_lost(
     assert all(p.requires_grad for n, p in model.named_parameters())
 
 
-def test_side_networks_end_at_a_classifier() -> None:
-    with pytest.raises(Unsupported, match="gives feature maps to other parts"):
-        lowtide.apply(made("rcnn_swin"), METHODS["dtl"]())
-
-
 def test_two_extractors_are_not_chosen_between() -> None:
     pair = nn.ModuleDict({"a": MODELS["timm_vit"][2](), "b": MODELS["timm_vit"][2]()})
     with pytest.raises(InputError, match="2 feature extractors .*backbone='a'"):
