@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lowtide
 from lowtide import METHODS, POLICIES, compress
 from lowtide.core.outputs import tensors
-from lowtide.errors import InputError, Unsupported
+from lowtide.errors import InputError
 from lowtide.tuning.left_out import LeftOutWarning
 from lowtide.tuning.tuned import Tuned
 
