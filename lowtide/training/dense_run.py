@@ -56,6 +56,12 @@ class DenseRun(Run):
         return 0 if on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
 
     @property
+    def notes(self) -> list[str]:
+        """What to know of the run before it starts, a sentence each."""
+        own = "a detector's losses are means over the boxes of each process's images"
+        return super().notes + [own] * (self.processes > 1 and self.config.task != "segment")
+
+    @property
     def begins_trained(self) -> bool:
         """Whether the start may be kept; decoder and heads are at random then."""
         return False
