@@ -46,10 +46,14 @@ class Beside:
     """Run a side network along the backbone's blocks.
 
     Attributes:
-        side: Builds it for a number of classes.
+        side: Builds it for a number of classes; 0 where the backbone gives feature maps to other
+            parts of a model and classifies nothing.
+        maps: Whether it works there: what it learns is in the outputs of blocks, or `finish` puts
+            it into the last one's. It asks for neither extra tokens nor a block's halves then.
     """
 
     side: Callable[[int], Side]
+    maps: bool = False
 
 
 Edit = Swap | Thaw | Beside

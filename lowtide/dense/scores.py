@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..extras import extra
@@ -14,6 +16,7 @@ from .losses import IGNORE
 
 Number = float | None
 """A score between 0 and 1; None where nothing defines it."""
+MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,14 @@ class Scores:
         main: The number that runs are compared by.
         metrics: Every number by name.
         by_class: Numbers of each class, by name of the metric and of the class.
+        curves: Precision at the recalls 0, .01, ..., 1 of objects found with an IoU of .50, by what
+            is found (`box` or `mask`) and the name of the class; of classes that are there.
     """
 
     main: Number
     metrics: Mapping[str, Number] = field(default_factory=dict)
     by_class: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
 
 
 class PixelScore:
@@ -40,17 +46,17 @@ class PixelScore:
     class that is neither there nor predicted has no IoU, and the mean is over the others.
     """
 
-    def __init__(self, classes: Sequence[str], device: torch.device) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
         """Start at no pixels.
 
         Args:
             classes: Names of the classes.
-            device: Where predictions are.
         """
         self.classes = classes
         metrics = extra("torchmetrics.classification", "dense")
-        kind = metrics.MulticlassConfusionMatrix
-        self.counts = kind(len(classes), ignore_index=IGNORE, validate_args=False).to(device)
+        self.counts = metrics.MulticlassConfusionMatrix(
+            len(classes), ignore_index=IGNORE, validate_args=False, sync_on_compute=False
+        )
 
     def update(self, predicted: Tensor, mask: Tensor) -> None:
         """Count an image.
@@ -59,10 +65,14 @@ class PixelScore:
             predicted: Classes `(H, W)`.
             mask: The true ones `(H, W)`, 255 where they do not count.
         """
-        self.counts.update(predicted.flatten(), mask.flatten())
+        self.counts.to(predicted.device).update(predicted.flatten(), mask.flatten())
+
+    def gather(self) -> None:
+        """Count what every process has counted."""
+        self.counts.confmat = sum(gather_object([self.counts.confmat.cpu()]))
 
     def compute(self) -> Scores:
-        """Score all images so far, those of all processes.
+        """Score all images so far.
 
         Returns:
             `miou`, `pixel_accuracy`, and `iou` by class.
@@ -86,12 +96,11 @@ class ObjectScore:
     image count.
     """
 
-    def __init__(self, classes: Sequence[str], device: torch.device, masks: bool) -> None:
+    def __init__(self, classes: Sequence[str], masks: bool) -> None:
         """Start at no images.
 
         Args:
             classes: Names of the classes.
-            device: Where predictions are.
             masks: Whether masks are scored, beside boxes.
         """
         self.classes = classes
@@ -99,8 +108,12 @@ class ObjectScore:
         detection = extra("torchmetrics.detection", "dense")
         extra("pycocotools", "dense")
         self.metric = detection.MeanAveragePrecision(
-            iou_type=self.kinds, class_metrics=True, backend="pycocotools"
-        ).to(device)
+            iou_type=self.kinds,
+            class_metrics=True,
+            extended_summary=True,
+            backend="pycocotools",
+            sync_on_compute=False,
+        )
 
     def update(self, predicted: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
         """Count an image.
@@ -109,10 +122,19 @@ class ObjectScore:
             predicted: `boxes` `(N, 4)`, `scores` and `labels` `(N,)`, and `masks` `(N, H, W)` bool.
             target: `boxes`, `labels`, and `masks`; `iscrowd` of objects that may be found or not.
         """
-        self.metric.update([dict(predicted)], [dict(target)])
+        self.metric.update([_on_cpu(predicted)], [_on_cpu(target)])
+
+    def gather(self) -> None:
+        """Take the images of every process, in the order in which one would have met them."""
+        states = dict(self.metric.metric_state)
+        shares = gather_object([states])
+        for name in states:
+            turns = zip_longest(*(share[name] for share in shares), fillvalue=MISSING)
+            together = [item for turn in turns for item in turn if item is not MISSING]
+            setattr(self.metric, name, together)
 
     def compute(self) -> Scores:
-        """Score all images so far, those of all processes.
+        """Score all images so far.
 
         Returns:
             `box_map`, `box_map_50`, `box_map_75`, `box_map_small`, `box_map_medium`,
@@ -122,6 +144,7 @@ class ObjectScore:
         found: dict[str, Any] = self.metric.compute()
         metrics: dict[str, Number] = {}
         by_class: dict[str, dict[str, Number]] = {}
+        curves: dict[str, dict[str, tuple[float, ...]]] = {}
         seen = found["classes"].reshape(-1).tolist()
         for kind in self.kinds:
             own = "mask" if kind == "segm" else "box"
@@ -133,7 +156,19 @@ class ObjectScore:
             by_class[f"{own}_map"] = {
                 name: _number(each.get(i, -1)) for i, name in enumerate(self.classes)
             }
-        return Scores(metrics["mask_map" if "segm" in self.kinds else "box_map"], metrics, by_class)
+            curves[own] = self._curves(seen, found[f"{prefix}precision"])
+        main = metrics["mask_map" if "segm" in self.kinds else "box_map"]
+        return Scores(main, metrics, by_class, curves)
+
+    def _curves(self, seen: Sequence[int], precision: Tensor) -> dict[str, tuple[float, ...]]:
+        """Name the curves at the lowest IoU, of all sizes, with the most detections."""
+        rows = precision[0, :, :, 0, -1].T.tolist() if seen else ()
+        pairs = zip(seen, rows, strict=True)
+        return {self.classes[i]: tuple(row) for i, row in pairs if min(row) >= 0}
+
+
+def _on_cpu(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in given.items()}
 
 
 def _number(value: Tensor | float) -> Number:

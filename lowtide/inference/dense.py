@@ -23,7 +23,7 @@ from ..paths import located
 from ..targets import DENSE
 from ..training.config import RunConfig, read_yaml
 from ..training.dense_data import Described, read_dense
-from ..training.dense_run import scores_of, task_of
+from ..training.dense_run import answers_of, task_of
 from ..training.owner import CONFIG, refuse_unfinished
 from ..training.split import SPLITS, Split
 from ..tuning.adapter_files import CONFIG as ADAPTER
@@ -215,8 +215,12 @@ def score_dense(
             notes = [f"the run has learnt from {len(learnt)} of these images: left out"]
     if not samples:
         raise InputError(f"there are no images in split {which} of {data or opened.config.data}")
-    found = scores_of(opened.task, opened.model, dataset, tuple(samples), batch_size)
-    return found, len(samples), notes
+    scorer = opened.task.scorer()
+    for _, predicted, target in answers_of(
+        opened.task, opened.model, dataset, tuple(samples), batch_size
+    ):
+        scorer.update(predicted, target)
+    return scorer.compute(), len(samples), notes
 
 
 def _adopted(dataset: Described, names: tuple[str, ...]) -> Described:

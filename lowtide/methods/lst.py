@@ -109,7 +109,7 @@ class LST(Method):
                 f"lst divides the width by {self.reduction}, and {blocks[0].path} has"
                 f" {blocks[0].dim}"
             )
-        return [Beside(partial(Ladder, blocks, self))]
+        return [Beside(partial(Ladder, blocks, self), maps=True)]
 
 
 class Ladder(Side):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..data import Preprocessing, Sample, loader, share
@@ -16,6 +17,7 @@ from ..dense.pyramid import backbone_path
 from ..dense.scores import Scores
 from ..dense.sizes import refuse_size
 from ..dense.tasks import TASKS, DenseTask
+from ..dense.tasks.kind import Target
 from ..errors import InputError
 from ..extras import extra
 from ..planning.simulate import set_up_step
@@ -24,6 +26,7 @@ from ..tuning.tuned import Tuned
 from .config import RunConfig
 from .decided import refuse_blind
 from .dense_data import Collate, Described, Together, Transformed, read_dense
+from .examples import find_examples, image_score, write_examples
 from .finish import Scored, record_of, scores_on
 from .prepare import MOST_WORKERS, Run
 from .scoring import score_of
@@ -52,6 +55,12 @@ class DenseRun(Run):
             return self.config.workers
         on_cpu = self.accelerator.device.type == "cpu"
         return 0 if on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the run before it starts, a sentence each."""
+        own = "a detector's losses are means over the boxes of each process's images"
+        return super().notes + [own] * (self.processes > 1 and self.config.task != "segment")
 
     @property
     def begins_trained(self) -> bool:
@@ -171,10 +180,10 @@ def tuned_for(task: DenseTask, body: nn.Module, config: RunConfig) -> Tuned:
     return apply(model, config.method, backbone=backbone_path(model))
 
 
-def scores_of(
+def answers_of(
     task: DenseTask, model: Any, dataset: Described, samples: tuple[Sample, ...], batch_size: int
-) -> Scores:
-    """Score a model on images at their own size.
+) -> Iterator[tuple[Path, Any, Target]]:
+    """Ask a model about images at their own size.
 
     Args:
         task: The task.
@@ -183,36 +192,56 @@ def scores_of(
         samples: Which images.
         batch_size: Images per forward pass.
 
-    Returns:
-        The scores.
+    Yields:
+        The image, what was predicted, and what is labelled.
     """
     model.eval()
-    scorer = task.scorer(next(model.parameters()).device)
     for start in range(0, len(samples), batch_size):
-        items = [dataset.item(s.path) for s in samples[start : start + batch_size]]
+        some = samples[start : start + batch_size]
+        items = [dataset.item(s.path) for s in some]
         found = task.predict(model, [image.as_subclass(Tensor) for image, _ in items])
-        for predicted, (_, target) in zip(found, items, strict=True):
-            scorer.update(predicted, target)
-    return scorer.compute()
+        for sample, predicted, (_, target) in zip(some, found, items, strict=True):
+            yield sample.path, predicted, target
 
 
-def _run_scores(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> Scores:
+def _run_scores(
+    run: DenseRun, samples: tuple[Sample, ...], ranked: list[tuple[float, Path]] | None = None
+) -> Scores:
+    """Score images over all processes; with a list, note what each of them scores alone."""
     if not samples:
         return Scores(None)
+    task, scorer = run.targets, run.targets.scorer()
     mine = samples[run.accelerator.process_index :: run.processes]
-    return scores_of(run.targets, model, run.dataset, mine, run.config.batch_size)
+    # The model itself: a wrapped one would wait for processes that have fewer images.
+    for path, predicted, target in answers_of(
+        task, run.tuned, run.dataset, mine, run.config.batch_size
+    ):
+        scorer.update(predicted, target)
+        if ranked is not None and (alone := image_score(task, predicted, target)) is not None:
+            ranked.append((alone, path))
+    if run.processes > 1:
+        scorer.gather()
+        if ranked is not None:
+            ranked[:] = gather_object(ranked)
+    return scorer.compute()
 
 
 @score_of.register
 def _score(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> float | None:
-    return _run_scores(run, model, samples).main
+    return _run_scores(run, samples).main
 
 
 @scores_on.register
 def _scores(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> Scored:
-    found = _run_scores(run, model, samples)
+    ranked: list[tuple[float, Path]] = []
+    found = _run_scores(run, samples, ranked)
+
+    def leave(folder: Path) -> None:
+        kept = find_examples(run.targets, run.tuned, run.dataset, ranked, found.curves)
+        write_examples(kept, folder)
+
     by_class = {name: _defined(values) for name, values in found.by_class.items()}
-    return Scored(_defined(found.metrics), by_class=by_class)
+    return Scored(_defined(found.metrics), by_class=by_class, leave=leave)
 
 
 def _defined(scores: Mapping[str, float | None]) -> dict[str, float]:

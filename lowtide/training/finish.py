@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..targets import describe
 from ..targets.calibration import fit_temperature
 from .environment import environment
 from .kept import drop_kept, score_at
-from .mistakes import Mistake, find_mistakes, write_mistakes
+from .mistakes import find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
 from .prepare import Run
 from .scoring import confusion_of, outputs_of
@@ -41,7 +42,7 @@ def finish(run: Run, model: Any) -> RunSummary:
     summary = summarise(run, validated, tested)
     if run.main:
         save_adapter(run)
-        write_mistakes(tested.mistakes, run.folder)
+        tested.leave(run.folder)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
         drop_kept(run.folder)
@@ -59,14 +60,14 @@ class Scored:
         temperature: What fits its probabilities to these images; None where it has none.
         confusion: Images by true and predicted class, zeros left out; None where there are none.
         by_class: Of a dense task, scores by name and class.
-        mistakes: The most confident errors.
+        leave: Writes what is to be looked at into a run folder.
     """
 
     scores: Mapping[str, float]
     temperature: float | None = None
     confusion: tuple[Confused, ...] | None = None
     by_class: Mapping[str, Mapping[str, float]] | None = None
-    mistakes: Sequence[Mistake] = ()
+    leave: Callable[[Path], None] = lambda folder: None
 
 
 @singledispatch
@@ -80,7 +81,7 @@ def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
     rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
     temperature = fit_temperature(outputs, targets) if len(targets) else None
     wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
-    return Scored(scores, temperature, tuple(rows), mistakes=wrong)
+    return Scored(scores, temperature, tuple(rows), leave=partial(write_mistakes, wrong))
 
 
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:

@@ -28,6 +28,7 @@ from .continuing import continued, refuse_taken, restore, save
 from .decided import Decided, decide
 from .dense_run import prepare_dense
 from .ema import WeightAverage
+from .examples import EXAMPLES
 from .finish import finish
 from .kept import drop_kept, keep_if_best, put_back, waited_enough
 from .mistakes import MISTAKES
@@ -157,7 +158,7 @@ def _begin_folder(run: Run, folder: Path, continues: bool) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove an old run; what says that there is a model goes first: it answers for no new one."""
-    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
+    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES, EXAMPLES):
         (folder / stale).unlink(missing_ok=True)
     drop_kept(folder)
 

@@ -95,7 +95,7 @@ def outputs_on_noise(model: Any, image: Image, whole: bool = True) -> list[Tenso
     training = model.training
     with torch.no_grad():
         model.eval()
-        outputs = tensors((model if whole else model.backbone)(noise))
+        outputs = tensors((model if whole else model.maps)(noise))
     model.train(training)
     return outputs
 
@@ -111,13 +111,14 @@ def refuse_unreached(model: nn.Module, image: Image, whole: bool = True) -> None
     Raises:
         Unsupported: There is one.
     """
-    copied: Any = meta_copy(model)
-    meta = copied if whole else copied.backbone
+    meta: Any = meta_copy(model)
+    run, looked = (meta, meta) if whole else (meta.maps, meta.backbone)
     with torch.enable_grad():
-        outputs = [y.sum() for y in tensors(meta(_noise(meta, 2, image))) if y.requires_grad]
+        outputs = [y.sum() for y in tensors(run(_noise(meta, 2, image))) if y.requires_grad]
         if outputs:
             torch.stack(outputs).sum().backward()
-    unreached = [n for n, p in meta.named_parameters() if p.requires_grad and p.grad is None]
+    trained = (*looked.named_parameters(), *(() if whole else meta.sides.named_parameters()))
+    unreached = [n for n, p in trained if p.requires_grad and p.grad is None]
     if unreached:
         raise Unsupported(
             f"no gradient reaches {len(unreached)} of the trained parameters, first {unreached[0]}:"

@@ -148,8 +148,9 @@ class AdapterHolder(StagedModel):
         if twice := [n for n in names if names.count(n) > 1]:
             raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
         edits = [(n, e) for n, m in zip(names, methods, strict=True) for e in m.edits(self.sites)]
-        if beside := next((n for n, e in edits if isinstance(e, Beside)), None):
-            self._refuse_beside(beside)
+        for n, edit in edits:
+            if isinstance(edit, Beside):
+                self._refuse_beside(n, edit)
         with self.disable_adapter():
             heads, classes = self._new_heads(num_classes, head_init)
             self.adapters[name] = build(self.model, methods, edits, heads, classes)
@@ -159,14 +160,14 @@ class AdapterHolder(StagedModel):
         for line in self.adapters[name].notes:
             warnings.warn(line, LeftOutWarning, stacklevel=2)
 
-    def _refuse_beside(self, method: str) -> None:
+    def _refuse_beside(self, method: str, edit: Beside) -> None:
         """Refuse a side network where nothing runs it."""
-        if self.backbone_path is not None:
+        if self.backbone_path is not None and not edit.maps:
             raise Unsupported(
-                f"{method} runs beside the blocks and ends at the classifier, and this backbone"
-                " gives feature maps to other parts of the model"
+                f"{method} runs beside the blocks, with tokens of its own or inside of them, and"
+                " this backbone gives feature maps to other parts of the model"
             )
-        if not self.blocks:
+        if not (self.along if self.backbone_path is not None else self.blocks):
             raise Unsupported(
                 f"{method} runs beside the blocks, and no family table says which modules of this"
                 " backbone are blocks"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from types import MethodType
 from typing import Any
@@ -101,11 +102,69 @@ class StagedModel(nn.Module):
         Returns:
             Logits `(B, K)`, or what the model gives in their place.
         """
+        if self.backbone_path is not None:
+            with self.beside_modules():
+                return self.model(*inputs, **options)
         if not self.sides and not (self.checkpointing and self.blocks):
             return self.model(*inputs, **options)
         (x,) = (*inputs, *options.values())
         context = self.context((x.shape[-2], x.shape[-1]))
         return self._run_from(self.family.stem(self.backbone, x), STEM, {}, context)
+
+    def maps(self, images: Tensor) -> Any:
+        """Run the backbone alone, with what runs beside it.
+
+        Args:
+            images: `(B, C, H, W)`.
+
+        Returns:
+            What the backbone gives.
+        """
+        with self.beside_modules():
+            return self.backbone(images)
+
+    @cached_property
+    def along(self) -> dict[str, nn.Module]:
+        """Blocks, and what stands between stages, as modules by path, in the order they run."""
+        blocks = [s.path for s in self.sites.of(Role.BLOCK)]
+        inner = tuple(f"{path}." for path in blocks)
+        between = [s.path for s in self.sites.of(Role.DOWN) if not s.path.startswith(inner)]
+        order = [s.path for s in self.sites if s.path in {*blocks, *between}]
+        return {path: find(self.model, path) for path in order} if blocks else {}
+
+    @contextmanager
+    def beside_modules(self) -> Iterator[None]:
+        """Run side networks wherever the model's own forward calls a block.
+
+        A side network begins anew at the first block, and `finish` is asked after the last one.
+
+        Yields:
+            Nothing; blocks are as they were afterwards.
+        """
+        states: dict[str, Any] = {}
+        called = tuple(self.along.items()) if self.sides else ()
+        before = [(module, module.__dict__.get("forward")) for _, module in called]
+        try:
+            for path, module in called:
+                module.forward = partial(self._beside_module, path, module.forward, states)
+            yield
+        finally:
+            for module, forward in before:
+                module.__dict__.pop("forward", None)
+                if forward is not None:
+                    module.forward = forward
+
+    def _beside_module(
+        self, path: str, forward: Any, states: dict[str, Any], x: Tensor, *more: Any, **options: Any
+    ) -> Tensor:
+        order = tuple(self.along)
+        if path == order[0]:
+            states.update(dict.fromkeys(self.sides))
+        x = self.beside(path, lambda x: forward(x, *more, **options), states)(x)
+        if path == order[-1]:
+            for name, side in self.sides.items():
+                x = side.finish(x, states[name])
+        return x
 
     def forward_from(self, given: Mapping[str, Tensor]) -> Tensor:
         """Classify from what the first elements of the chain gave; they are not run.

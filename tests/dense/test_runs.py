@@ -109,7 +109,13 @@ def test_a_killed_run_continues_to_the_same_weights(
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [("segment", "full"), ("segment", "linear"), ("segment", "ssf"), ("detect", "bias")],
+    [
+        ("segment", "full"),
+        ("segment", "linear"),
+        ("segment", "ssf"),
+        ("segment", "s2a"),
+        ("detect", "bias"),
+    ],
 )
 def test_methods_train_their_part_and_the_rest_whole(
     shapes: Path, tmp_path: Path, task: str, method: str

@@ -15,11 +15,9 @@ from lowtide.dense.scores import ObjectScore, PixelScore
 from lowtide.dense.windows import slide, starts
 from lowtide.errors import InputError
 
-CPU = torch.device("cpu")
-
 
 def test_iou_and_accuracy_are_those_counted_by_hand() -> None:
-    score = PixelScore(["a", "b", "c", "d"], CPU)
+    score = PixelScore(["a", "b", "c", "d"])
     score.update(torch.tensor([[0, 0, 0], [1, 1, 2]]), torch.tensor([[0, 0, 1], [1, 2, 255]]))
     score.update(torch.tensor([[2]]), torch.tensor([[2]]))
     found = score.compute()
@@ -34,7 +32,7 @@ def _boxes(*rows: list[float]) -> Tensor:
 
 
 def test_average_precision_of_boxes_is_that_computed_by_hand() -> None:
-    score = ObjectScore(["a", "b", "c"], CPU, masks=False)
+    score = ObjectScore(["a", "b", "c"], masks=False)
     truth = {
         "boxes": _boxes([0, 0, 100, 100], [200, 0, 300, 100]),
         "labels": torch.tensor([0, 0]),
@@ -57,7 +55,7 @@ def test_average_precision_of_boxes_is_that_computed_by_hand() -> None:
 
 
 def test_average_precision_of_masks_looks_at_masks() -> None:
-    score = ObjectScore(["a"], CPU, masks=True)
+    score = ObjectScore(["a"], masks=True)
     mask = torch.zeros(1, 200, 200, dtype=torch.bool)
     mask[:, :100, :100] = True
     half = mask.clone()

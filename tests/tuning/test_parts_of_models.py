@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lowtide
 from lowtide import METHODS, compress
 from lowtide.core.outputs import tensors
-from lowtide.errors import InputError, Unsupported
+from lowtide.errors import InputError
 from lowtide.tuning.left_out import LeftOutWarning
 from lowtide.tuning.tuned import Tuned
 
@@ -230,11 +230,6 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_lost(
     assert "\n" not in str(error.value)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.requires_grad for n, p in model.named_parameters())
-
-
-def test_side_networks_end_at_a_classifier() -> None:
-    with pytest.raises(Unsupported, match="gives feature maps to other parts"):
-        lowtide.apply(made("rcnn_swin"), METHODS["dtl"]())
 
 
 def test_two_extractors_are_not_chosen_between() -> None:

@@ -132,16 +132,26 @@ class Detect(DenseTask):
             own["masks"] = frame.maps(found["masks"][:, 0].float()) > 0.5
         return own
 
-    def scorer(self, device: torch.device) -> Scorer:
-        """Count objects.
+    def labelled(self, target: Target) -> dict[str, Tensor]:
+        """Give the true objects.
 
         Args:
-            device: Where predictions are.
+            target: With `boxes`, `labels` and maybe `masks`.
+
+        Returns:
+            Boxes, labels, and masks where the detector gives some.
+        """
+        names = ("boxes", "labels", "masks") if self.masks else ("boxes", "labels")
+        found = {name: target[name].as_subclass(Tensor) for name in names}
+        return found | ({"masks": found["masks"].bool()} if self.masks else {})
+
+    def scorer(self) -> Scorer:
+        """Count objects.
 
         Returns:
             The counter.
         """
-        return _Objects(self.names, device, self.masks)
+        return _Objects(self.names, self.masks)
 
 
 class OnBatch(nn.Module):
@@ -176,10 +186,9 @@ class OnBatch(nn.Module):
 
 class _Objects(ObjectScore, Scorer):
     def update(self, predicted: Any, target: Any) -> None:
-        device, keys = predicted["boxes"].device, ("boxes", "labels", "scores")
-        mine = {k: predicted[k] for k in (*keys, "masks") if k in predicted}
+        mine = {k: predicted[k] for k in ("boxes", "labels", "scores", "masks") if k in predicted}
         true = {
-            k: target[k].as_subclass(Tensor).to(device)
+            k: target[k].as_subclass(Tensor)
             for k in ("boxes", "labels", "iscrowd", "area", "masks")
             if k in target
         }

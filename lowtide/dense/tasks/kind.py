@@ -106,11 +106,19 @@ class DenseTask(ABC):
         """
 
     @abstractmethod
-    def scorer(self, device: torch.device) -> Scorer:
-        """Start to score predictions.
+    def labelled(self, target: Target) -> Any:
+        """Give what is labelled in an image as `predict` gives what it found.
 
         Args:
-            device: Where they are.
+            target: What is labelled, at the image's own size.
+
+        Returns:
+            The same as from `predict`, but for scores.
+        """
+
+    @abstractmethod
+    def scorer(self) -> Scorer:
+        """Start to score predictions.
 
         Returns:
             What counts them.
@@ -187,8 +195,12 @@ class Scorer(ABC):
         """
 
     @abstractmethod
+    def gather(self) -> None:
+        """Count what every process has counted."""
+
+    @abstractmethod
     def compute(self) -> Scores:
-        """Score all images so far, those of all processes.
+        """Score all images so far.
 
         Returns:
             The scores.

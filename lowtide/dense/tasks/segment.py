@@ -141,16 +141,25 @@ class Segment(DenseTask):
         scores = model(square).float()
         return [f.maps(s).argmax(0) for f, s in zip(frames, scores, strict=True)]
 
-    def scorer(self, device: torch.device) -> Scorer:
-        """Count pixels.
+    def labelled(self, target: Target) -> Tensor:
+        """Give the true classes of pixels.
 
         Args:
-            device: Where predictions are.
+            target: With `mask`.
+
+        Returns:
+            Classes `(H, W)`, 255 where there is none.
+        """
+        mask: Tensor = target["mask"].as_subclass(Tensor)
+        return mask
+
+    def scorer(self) -> Scorer:
+        """Count pixels.
 
         Returns:
             The counter.
         """
-        return _Pixels(self.names, device)
+        return _Pixels(self.names)
 
 
 class _Pixels(PixelScore, Scorer):
