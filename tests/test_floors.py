@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "presets"),
     ("dense",),
     ("training",),
-    ("inference",),
+    ("inference", "integrations"),
     ("serving",),
     ("bench", "inspect", "report"),
     ("commands",),
