@@ -1,4 +1,4 @@
-"""A policy in other libraries' loops: less is kept, the same is learnt, and nothing stays behind."""
+"""A policy in other libraries' loops: less is kept, as much is learnt, nothing stays behind."""
 
 from __future__ import annotations
 
