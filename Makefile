@@ -10,9 +10,9 @@ OLDEST_TESTS ?= tests
 # Neighbours stay together, so that what a module's tests share is made once.
 SPREAD := -n 2 --dist worksteal
 
-.PHONY: demo test test-all oldest test-oldest check docs site package clean
+.PHONY: demo test test-all oldest test-oldest check docs notebooks site package clean
 
-# Fine-tune the bundled backbone on scikit-learn's digits with six methods, and print one table.
+# Fine-tune the bundled backbone on scikit-learn's digits with six methods: a table, a picture, a report.
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
@@ -36,6 +36,10 @@ check: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python scripts/generate_docs.py
+
+# Run the notebooks of docs/ anew, and keep what they print.
+notebooks: $(INSTALLED)
+	$(BIN)/python scripts/run_notebooks.py
 
 # The documentation as a site in site/; a link that leads nowhere fails it.
 site: $(INSTALLED)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "README.md": "index.md",
+    "README.md": "readme.md",
     "lowtide/zoo/MODEL_CARD.md": "model-card.md",
 }
 """Pages that docs/ links to and does not hold, by where they are on the site."""
@@ -27,16 +27,15 @@ LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)")
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are not in docs/."""
     for path, page in ELSEWHERE.items():
-        if page != "index.md":
-            files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
     files.append(File.generated(config, "gallery.md", content=gallery()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let links between the repository's files lead to the site's pages."""
-    at = next((k for k, v in ELSEWHERE.items() if v == page.file.src_uri), "")
-    source = ROOT / at if at and at != "README.md" else ROOT / "docs" / page.file.src_uri
+    own = {there: path for path, there in ELSEWHERE.items()}
+    source = ROOT / own.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def moved(found: re.Match[str]) -> str:
         target = (source.parent / found[1]).resolve()
