@@ -49,6 +49,10 @@ def paint(tmp_path: Path) -> Paint:
 
 
 TRAINS = {
+    "test_a_notebook_runs[comparing-methods.ipynb]",
+    "test_a_notebook_runs[own-photographs.ipynb]",
+    "test_commands_of_a_tutorial_run_in_their_order[large-images.md]",
+    "test_commands_of_a_tutorial_run_in_their_order[one-backbone.md]",
     "test_the_readmes_commands_run_in_their_order",
     "test_a_rate_is_chosen_on_val_and_the_result_is_learnt_on_all_but_test",
     "test_changes_of_a_run_that_folds_are_those_of_the_merged_weights",

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dense",),
     ("training",),
     ("evolution",),
-    ("inference",),
+    ("inference", "integrations"),
     ("serving",),
     ("bench", "inspect", "report"),
     ("commands",),
