@@ -4,5 +4,5 @@ LitServe batches, runs the workers and carries requests to them; here is what a 
 which tasks there are, and how a batch is answered. `worker` and `app` need the extra `serve`;
 `cluster`, which does the same on Ray Serve, needs `ray-serve`.
 
-Imports errors, values, tuning, multi_adapter, targets, data, training, inference.
+Imports errors, values, tuning, targets, multi_adapter, data, training, inference.
 """
