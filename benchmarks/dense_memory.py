@@ -1,9 +1,10 @@
-"""What a training step of Mask R-CNN and UperNet needs at 1024 x 1024: methods x ways to save memory.
+"""What a training step of Mask R-CNN and UperNet needs at 1024 x 1024, by method and policy.
 
     python -m benchmarks.dense_memory results/dense_memory.csv [MODEL ...]
 
-float32, one image, as `lowtide plan` simulates it: nothing is computed. A row that the file has is not
-planned again. At the end the table is printed in Markdown: MiB kept for backward, and of the peak.
+float32, one image, as `lowtide plan` simulates it: nothing is computed. A row that the file has is
+not planned again. At the end the table is printed in Markdown: MiB kept for backward, and of the
+peak.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..core.graft import METHODS, Method
+from ..core.method import METHODS, Method
 from ..errors import Unsupported
 from ..planning.search import parse_bytes
 from ..planning.simulate import plan, tune_on_meta

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-from ..core.graft import METHODS, Method
+from ..core.method import METHODS, Method
 from ..core.site import Role
 from ..tuning.adapter_files import construct
 from ..values import Index, Width, hints, options

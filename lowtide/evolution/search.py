@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..core.graft import Method
+from ..core.method import Method
 from ..errors import InputError, shown
 from ..paths import read_json, refuse_unwritable, write_text
 from ..training.config import RunConfig

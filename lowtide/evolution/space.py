@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.graft import Method
+from ..core.method import Method
 
 Genes = Mapping[str, Any]
 """What is chosen for a candidate, as plain data."""

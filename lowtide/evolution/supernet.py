@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import key, method_name
+from ..core.method import method_name
+from ..core.side import key
 from ..methods.noah import NOAH, FusedLoRA, leading
 from ..tuning.tuned import Tuned
 from .space import Genes

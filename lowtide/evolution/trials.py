@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.graft import METHODS
+from ..core.method import METHODS
 from ..errors import InputError, LowtideError
 from ..training.config import RunConfig
 from ..training.loop import train

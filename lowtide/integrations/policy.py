@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..errors import UnknownName
 from ..memory.compress import compress, decompress
-from ..memory.policy import POLICIES, Policy
+from ..memory.policies import policy_of
+from ..memory.policy import Policy
 
 
 class WhileTraining:
@@ -21,13 +21,8 @@ class WhileTraining:
 
         Args:
             policy: A policy or its name: exact, s2a, blocks or tight.
-
-        Raises:
-            UnknownName: No policy has that name.
         """
-        if isinstance(policy, str) and policy not in POLICIES:
-            raise UnknownName("policy", policy, POLICIES)
-        self.policy = POLICIES[policy]() if isinstance(policy, str) else policy
+        self.policy = policy_of(policy)
         self._model: nn.Module | None = None
 
     def begin(self, model: nn.Module) -> None:

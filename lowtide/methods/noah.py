@@ -10,8 +10,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
+from ..core.graft import Graft
 from ..core.linear_maps import bottleneck, fold, low_rank, product
+from ..core.method import Beside, Edit, Method, Swap, method
+from ..core.side import Block, Side, key
 from ..core.site import Role, Site, Sites
 from ..errors import Unsupported
 from ..ops.unary import QuickGELU

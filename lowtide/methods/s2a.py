@@ -214,8 +214,9 @@ class SideBranch(Side):
             key(s.path): thin(s.dim // config.reduction, s.dim) for s in ends
         })
         self.axis = blocks[-1].layout.value
-        for head in filter(None, (self.head, *self.maps.values())):
-            nn.init.zeros_(head.weight)
+        for start in (self.head, *self.maps.values()):
+            if isinstance(start, nn.Linear):
+                nn.init.zeros_(start.weight)
 
     def step(
         self, path: str, block: Block, x: Tensor, state: State | None

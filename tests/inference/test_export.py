@@ -128,3 +128,36 @@ def test_what_cannot_be_written_is_said_in_one_line(runs, tmp_path, capsys, monk
     assert export(folder, "onnx", tmp_path / "m.onnx") == 2
     assert 'pip install "lowtide[export]"' in capsys.readouterr().err
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.slow
+def test_runs_of_one_backbone_are_one_graph(images, tmp_path):
+    """Grafts of one kind and of others, a side network and a classifier, any batch."""
+    runtime = pytest.importorskip("onnxruntime")
+    methods = {"one": "lora", "two": "lora", "three": "ssf", "four": "dtl", "five": "linear"}
+    runs = {n: run(images, tmp_path / n, m) for n, m in methods.items()}
+    path = tmp_path / "tasks.onnx"
+    given = [f"{name}={folder}" for name, folder in runs.items()]
+    assert main(["export", *given, "--format", "onnx", "--output", str(path)]) == 0
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [o.name for o in session.get_outputs()] == list(runs)
+    for name, folder in runs.items():
+        trained, x, want = answers(folder)
+        (have,) = session.run([name], {"images": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(have), want, rtol=1e-4, atol=1e-4)
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["tasks"]) == {name: list(trained.classes) for name in runs}
+    assert json.loads(said["preprocessing"])["size"] == [64, 64]
+
+
+def test_a_set_is_refused_where_it_does_not_fit(images, tmp_path, capsys):
+    one, crop = run(images, tmp_path / "one"), run(images, tmp_path / "crop", augment="crop")
+    for given, form, reason in (
+        ([one, one], "onnx", "two runs are named one"),
+        ([one, crop], "onnx", "prepares images otherwise"),
+        ([one, crop], "torchscript", "torchscript holds one run; several fit onnx"),
+    ):
+        output = str(tmp_path / FILES[form])
+        assert main(["export", *map(str, given), "--format", form, "--output", output]) == 2
+        said = capsys.readouterr().err
+        assert reason in said and not (tmp_path / FILES[form]).exists()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import lowtide
 from lowtide import METHODS, POLICIES, compress
-from lowtide.core.graft import Beside
+from lowtide.core.method import Beside
 from lowtide.core.outputs import tensors
 from lowtide.errors import Unsupported
 from lowtide.tuning.left_out import LeftOutWarning

@@ -1,13 +1,14 @@
 """A run for other programs: one file per format, found by walking this folder.
 
 Each says `SUFFIX`, how a file of it ends (nothing for a folder), and `write`, which writes it and
-gives what its user must know.
+gives what its user must know. One that can hold several runs of a backbone has `write_tasks`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -58,3 +59,29 @@ def export(trained: Trained, form: str, output: Path) -> list[str]:
     """
     place(form, output).parent.mkdir(parents=True, exist_ok=True)
     return FORMATS[form].write(trained, output)
+
+
+def export_tasks(
+    runs: Mapping[str, Path], checkpoint: Path | None, form: str, output: Path
+) -> list[str]:
+    """Write several runs of one backbone as one file.
+
+    Args:
+        runs: Folders by name.
+        checkpoint: Where the backbone's weights are now, if not where they were.
+        form: The format.
+        output: The file.
+
+    Returns:
+        What its user must know, a line each.
+
+    Raises:
+        InputError: The format holds one run.
+    """
+    place(form, output)
+    able = [name for name, file in FORMATS.items() if hasattr(file, "write_tasks")]
+    if form not in able:
+        raise InputError(f"{form} holds one run; several fit {' or '.join(able)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = FORMATS[form].write_tasks(runs, checkpoint, output)
+    return lines

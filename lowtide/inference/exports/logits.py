@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -58,9 +58,34 @@ def graph_of(trained: Trained) -> tuple[nn.Module, list[Tensor]]:
     plain, unfolded = merge(tuned)
     model = decompress(tuned) if unfolded else plain
     made = trained.preprocessing
-    noise = torch.Generator().manual_seed(0)
-    batches = [torch.randn(n, made.channels, *made.size, generator=noise) for n in BATCHES]
-    return Logits(model).eval().requires_grad_(False), batches
+    return Logits(model).eval().requires_grad_(False), noise(made.channels, made.size)
+
+
+def noise(channels: int, size: Sequence[int]) -> list[Tensor]:
+    """Draw images to make a graph from, and to try it on.
+
+    Args:
+        channels: Of an image.
+        size: Its height and width.
+
+    Returns:
+        Batches of `BATCHES` images.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, channels, *size, generator=generator) for n in BATCHES]
+
+
+def preparation(made: Mapping[str, Any], augment: str) -> dict[str, Any]:
+    """Say how images become inputs.
+
+    Args:
+        made: What `Preprocessing.to_dict` says.
+        augment: What a run did to them.
+
+    Returns:
+        The same, with `crop_mode` `squash` and `crop_pct` 1 where the whole image is resized.
+    """
+    return {**made, **({} if augment == "crop" else {"crop_pct": 1.0, "crop_mode": "squash"})}
 
 
 def metadata(trained: Trained) -> dict[str, str]:
@@ -75,9 +100,7 @@ def metadata(trained: Trained) -> dict[str, str]:
         crop_mode as timm names them. With crop_mode `squash` and crop_pct 1 the whole image is
         resized.
     """
-    made = trained.preprocessing.to_dict()
-    if trained.transform.augment != "crop":
-        made |= {"crop_pct": 1.0, "crop_mode": "squash"}
+    made = preparation(trained.preprocessing.to_dict(), trained.transform.augment)
     return {
         "model": trained.name,
         "lowtide": version("lowtide"),
@@ -102,16 +125,23 @@ def refuse_other_answers(
         LowtideError: It fails, or answers otherwise.
     """
     for images in batches:
-        want = model(images)
+        wanted = model(images)
         try:
-            have = torch.as_tensor(answer(images))
+            answered = answer(images)
         except Exception as e:
             raise LowtideError(
                 f"the {what} graph fails on {len(images)} images: {str(e).splitlines()[0]}"
             ) from e
-        error = float((have - want).abs().max() / want.abs().max().clamp_min(1))
-        if not error <= TOLERANCE:
-            raise LowtideError(
-                f"the {what} graph differs from the run by {error:.1e} on {len(images)} images:"
-                " nothing was written"
+        for want, have in zip(_each(wanted), _each(answered), strict=True):
+            error = float(
+                (torch.as_tensor(have) - want).abs().max() / want.abs().max().clamp_min(1)
             )
+            if not error <= TOLERANCE:
+                raise LowtideError(
+                    f"the {what} graph differs from the run by {error:.1e} on {len(images)} images:"
+                    " nothing was written"
+                )
+
+
+def _each(outputs: Any) -> Sequence[Any]:
+    return outputs if isinstance(outputs, list | tuple) else (outputs,)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ...extras import extra
 from ...paths import whole
 from ..evaluate import Trained
 from .logits import graph_of, metadata, refuse_other_answers
+from .task_set import TaskSet
 
 SUFFIX = ".onnx"
 LARGEST = 2**31 - 2**20
@@ -38,15 +39,60 @@ def write(trained: Trained, path: Path) -> list[str]:
         InputError: An extra is missing, or the weights are larger than such a file may be.
         LowtideError: torch cannot export the model, or the file answers otherwise.
     """
-    runtime = [extra(name, "export") for name in ("onnx", "onnxscript", "onnxruntime")][-1]
+    _refuse_missing()
     said = metadata(trained)
     model, batches = graph_of(trained)
+    _save(model, batches, said, ["logits"], path)
+    return [
+        f"{_taken(batches)}; logits: (batch, {len(trained.classes)}); its metadata hold classes and"
+        " preprocessing"
+    ]
+
+
+def write_tasks(runs: Mapping[str, Path], checkpoint: Path | None, path: Path) -> list[str]:
+    """Write one ONNX file of several runs of a backbone: an output `(batch, K)` for each.
+
+    Args:
+        runs: Folders by name, which the outputs have.
+        checkpoint: Where the backbone's weights are now, if not where they were.
+        path: The file.
+
+    Returns:
+        What it takes and gives.
+    """
+    _refuse_missing()
+    tasks = TaskSet(runs, checkpoint).eval()
+    _save(tasks, tasks.batches, tasks.said, list(tasks.names), path)
+    outputs = ", ".join(tasks.names)
+    return [
+        f"{_taken(tasks.batches)}; outputs {outputs}; its metadata hold tasks and preprocessing"
+    ]
+
+
+def _refuse_missing() -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        extra(name, "export")
+
+
+def _taken(batches: list[Tensor]) -> str:
+    return f"images: float32 (batch, {', '.join(map(str, batches[0].shape[1:]))}), normalised"
+
+
+def _save(
+    model: torch.nn.Module,
+    batches: list[Tensor],
+    said: Mapping[str, str],
+    outputs: list[str],
+    path: Path,
+) -> None:
+    """Export, write, and hold the file's answers against the model's."""
     size = sum(t.nbytes for t in model.state_dict().values())
     if size > LARGEST:
         raise InputError(f"the weights take {size >> 20} MiB, and one ONNX file holds 2047")
-    program = _exported(model, batches[0])
+    program = _exported(model, batches[0], outputs)
     program.model.metadata_props.update(said)
     program.model.producer_name = "lowtide"
+    runtime = extra("onnxruntime", "export")
     with whole(path) as partial:
         program.save(str(partial), external_data=False)
         options = runtime.SessionOptions()
@@ -55,28 +101,24 @@ def write(trained: Trained, path: Path) -> list[str]:
             str(partial), options, providers=["CPUExecutionProvider"]
         )
         refuse_other_answers(
-            model, batches, lambda x: session.run(None, {"images": x.numpy()})[0], "ONNX"
+            model, batches, lambda x: session.run(None, {"images": x.numpy()}), "ONNX"
         )
-    return [
-        f"images: float32 (batch, {', '.join(map(str, batches[0].shape[1:]))}), normalised;"
-        f" logits: (batch, {len(trained.classes)}); its metadata hold classes and preprocessing"
-    ]
 
 
-def _exported(model: torch.nn.Module, images: Tensor) -> Any:
+def _exported(model: torch.nn.Module, images: Tensor, outputs: list[str]) -> Any:
     """Export, with attention as matrix products where its form has no operator."""
     fused = [m for m in model.modules() if getattr(m, "fused_attn", False) is True]
     try:
-        return _export(model, images)
+        return _export(model, images, outputs)
     except LowtideError:
         if not fused:
             raise
     for module in fused:
         module.fused_attn = False  # type: ignore[assignment]
-    return _export(model, images)
+    return _export(model, images, outputs)
 
 
-def _export(model: torch.nn.Module, images: Tensor) -> Any:
+def _export(model: torch.nn.Module, images: Tensor, outputs: list[str]) -> Any:
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
         with _quiet():
@@ -86,7 +128,7 @@ def _export(model: torch.nn.Module, images: Tensor) -> Any:
                 dynamo=True,
                 dynamic_shapes=(batch,),
                 input_names=["images"],
-                output_names=["logits"],
+                output_names=outputs,
                 verbose=False,
             )
     except Exception as e:
