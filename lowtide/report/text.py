@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ..errors import inert, printable
 from .cells import Cell, Table
 from .compare import warnings
+from .paired import paired_table
 from .provenance import command, provenance_table
 from .rows import Entry
 from .tables import boards, overview_table, result_table, scores_table
@@ -40,7 +41,9 @@ def markdown(title: str, entries: Sequence[Entry]) -> str:
             blocks += [f"Warning: {_escaped(w)}." for w in warnings(board.entries)]
             table = result_table(board)
             blocks += [_table(table), *map(_escaped, table.notes)]
-            blocks += [_table(more)] if (more := scores_table(board)) else []
+            for more in (scores_table(board), paired_table(board)):
+                blocks += [_table(more)] if more and more.rows else []
+                blocks += map(_escaped, more.notes if more else ())
     blocks += ["## Where the numbers are from", REPEAT, _table(provenance_table(entries))]
     return "\n\n".join(blocks) + "\n"
 

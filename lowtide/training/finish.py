@@ -19,6 +19,7 @@ from .environment import environment
 from .kept import drop_kept, score_at
 from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
+from .predictions import Predictions, predictions_of, write_predictions
 from .prepare import Run
 from .scoring import confusion_of, outputs_of
 from .summary import (
@@ -42,6 +43,8 @@ def finish(run: Run, model: Any) -> RunSummary:
     if run.main:
         save_adapter(run)
         write_mistakes(tested.mistakes, run.folder)
+        if tested.predictions is not None:
+            write_predictions(tested.predictions, run.folder)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
         drop_kept(run.folder)
@@ -60,6 +63,7 @@ class Scored:
         confusion: Images by true and predicted class, zeros left out; None where there are none.
         by_class: Of a dense task, scores by name and class.
         mistakes: The most confident errors.
+        predictions: What each image was taken for; None where there are no classes, or no images.
     """
 
     scores: Mapping[str, float]
@@ -67,6 +71,7 @@ class Scored:
     confusion: tuple[Confused, ...] | None = None
     by_class: Mapping[str, Mapping[str, float]] | None = None
     mistakes: Sequence[Mistake] = ()
+    predictions: Predictions | None = None
 
 
 @singledispatch
@@ -80,7 +85,8 @@ def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
     rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
     temperature = fit_temperature(outputs, targets) if len(targets) else None
     wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
-    return Scored(scores, temperature, tuple(rows), mistakes=wrong)
+    answers = predictions_of(outputs, targets, samples, run.dataset.root) if len(targets) else None
+    return Scored(scores, temperature, tuple(rows), mistakes=wrong, predictions=answers)
 
 
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
