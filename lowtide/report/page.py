@@ -20,6 +20,7 @@ from .cells import Column
 from .compare import warnings
 from .confusion import MOST, class_names, class_table, confusion, heat_map, mistakes, pairs_table
 from .dense import class_tables, looks, precision_table, recall_plots
+from .paired import paired_table
 from .plots import Point, bar, curves, histories, pareto
 from .provenance import provenance_table
 from .rows import Entry
@@ -164,6 +165,7 @@ def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any
         "warnings": warnings(board.entries),
         "table": result_table(board),
         "scores": [t for t in (scores_table(board), precision_table(board)) if t],
+        "paired": paired_table(board),
         "plots": [
             *(
                 _pareto([(e, (e.accuracy or 0), cost(e)) for e in tested], words, numbers)

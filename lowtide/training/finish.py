@@ -18,8 +18,9 @@ from ..targets import describe
 from ..targets.calibration import fit_temperature
 from .environment import environment
 from .kept import drop_kept, score_at
-from .mistakes import find_mistakes, write_mistakes
+from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
+from .predictions import Predictions, predictions_of, write_predictions
 from .prepare import Run
 from .scoring import confusion_of, outputs_of
 from .summary import (
@@ -81,7 +82,14 @@ def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
     rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
     temperature = fit_temperature(outputs, targets) if len(targets) else None
     wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
-    return Scored(scores, temperature, tuple(rows), leave=partial(write_mistakes, wrong))
+    answers = predictions_of(outputs, targets, samples, run.dataset.root) if len(targets) else None
+    return Scored(scores, temperature, tuple(rows), leave=partial(_leave, wrong, answers))
+
+
+def _leave(wrong: Sequence[Mistake], answers: Predictions | None, folder: Path) -> None:
+    write_mistakes(wrong, folder)
+    if answers is not None:
+        write_predictions(answers, folder)
 
 
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:

@@ -27,9 +27,7 @@ def made(kind: str) -> nn.Module:
 def real(model: nn.Module, step: StepConfig, batch: list[Any], run: Any) -> Footprint:
     tuned = set_up_step(apply(copy.deepcopy(model), METHODS["lora"]()), step).train()
     optimizer = make_optimizer(tuned, step.opt)
-    return footprint(
-        lambda: training_step(tuned, optimizer, batch, model_loss=run), tuned, optimizer
-    )
+    return footprint(lambda: training_step(tuned, optimizer, batch, loss=run), tuned, optimizer)
 
 
 def pixel_loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
