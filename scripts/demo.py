@@ -24,7 +24,7 @@ from lowtide.training.loop import train
 from lowtide.training.summary import RunSummary
 
 matplotlib.use("svg")
-from matplotlib import pyplot  # noqa: E402 - the backend is chosen first
+from matplotlib import pyplot
 
 ROWS = [
     ("linear", "linear", "exact"),
