@@ -21,7 +21,7 @@ from .training.environment import installed
 from .training.time_limit import OutOfTime
 from .tuning.left_out import LeftOutWarning
 
-CONTINUES = {"bench": "; the same command continues", "tune": "; the same command continues"}
+CONTINUES = dict.fromkeys(("bench", "search", "tune"), "; the same command continues")
 EXHAUSTED = {
     errno.ENOSPC,
     errno.EDQUOT,

@@ -103,10 +103,7 @@ def _run(
     log: Sequence[str],
 ) -> RunSummary:
     run = _prepared(config, folder, callbacks)
-    whole: Any = run.features.model if run.features else run.tuned
-    for callback in run.callbacks:
-        whole = callback.around(whole)
-    model = run.accelerator.prepare(whole)
+    model = run.accelerator.prepare(_model(run))
     fresh = not (continues and (folder / CHECKPOINT).exists())
     run.probed = run.probed and fresh and probe(run, model)
     config = run.config = decide(  # with what a memory budget decided as well
@@ -144,6 +141,14 @@ def _prepared(config: RunConfig, folder: Path, callbacks: Sequence[Callback]) ->
     for line in run.notes if run.main else ():
         note(line)
     return run
+
+
+def _model(run: Run) -> Any:
+    """Give what runs: the model or what trains from its features, in what callbacks put around."""
+    whole: Any = run.features.model if run.features else run.tuned
+    for callback in run.callbacks:
+        whole = callback.around(whole)
+    return whole
 
 
 def _begin_folder(run: Run, folder: Path, continues: bool) -> None:
