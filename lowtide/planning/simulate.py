@@ -80,8 +80,7 @@ def plan(
     Raises:
         InputError: Nothing tells what the loss of the model is, or options do not go together.
     """
-    if (examples is None) is not (loss is None):
-        raise InputError("examples= and loss= go together: a batch and what is made of it")
+    trial = _given(examples, loss)
     named = isinstance(model, str)
     tuned = tune_on_meta(
         model,
@@ -96,10 +95,7 @@ def plan(
             f"{type(tuned.model).__name__} takes the images it was built for: image_size is for a"
             " model given by name, or one whose backbone is a part"
         )
-    trial = None
-    if examples is not None and loss is not None:
-        trial = Trial(examples, loss, "planned on the examples and the loss that were given")
-    elif tuned.backbone_path is not None and part is None:
+    if trial is None and tuned.backbone_path is not None and part is None:
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         trial = trial_of(tuned.model, tuned.backbone, size, boxes)
     if trial is None or not trial.looks:
@@ -111,6 +107,15 @@ def plan(
     real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
     tuned = apply(real, *methods, num_classes=num_classes, backbone=backbone, head=head)
     return rehearse_step(set_up_step(tuned, step), step, trial)
+
+
+def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:
+    """Find what was given to plan on: both or neither."""
+    if examples is None and loss is None:
+        return None
+    if examples is None or loss is None:
+        raise InputError("examples= and loss= go together: a batch and what is made of it")
+    return Trial(examples, loss, "planned on the examples and the loss that were given")
 
 
 def _side(name: object, size: int | tuple[int, int] | None) -> int | None:

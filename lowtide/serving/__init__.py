@@ -3,5 +3,5 @@
 LitServe batches, runs the workers and carries requests to them; here is what a request may be,
 which tasks there are, and how a batch is answered. `worker` and `app` need the extra `serve`.
 
-Imports errors, values, tuning, multi_adapter, targets, data, training, inference.
+Imports errors, values, tuning, targets, multi_adapter, data, training, inference.
 """

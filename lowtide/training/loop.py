@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,14 +18,8 @@ from ..errors import LowtideError
 from ..paths import write_text
 from ..planning.loss import of_outputs
 from ..planning.meter import Meter
-from ..planning.step import (
-    make_optimizer,
-    micro_batches,
-    shares_statistics,
-    training_step,
-)
+from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from ..targets import DENSE
-from ..targets.words import word
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import WEIGHTS
 from .callbacks import Callback, Step
@@ -44,17 +37,13 @@ from .owner import CHECKPOINT, LOG, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
-from .probe import images_for_probe, probed_maps, start_at_probe, trains_beside
+from .probe import probed_maps, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import score_of
 from .split import Split
-from .summary import (
-    Epoch,
-    RunSummary,
-    read_summary,
-    scored,
-)
+from .starting_point import probe, score_start
+from .summary import Epoch, RunSummary, read_summary, scored
 from .time_limit import TimeLimit
 from .trackers import check_trackers
 from .watch import Watch
@@ -113,14 +102,11 @@ def _run(
     limit: TimeLimit,
     log: Sequence[str],
 ) -> RunSummary:
-    run = (prepare_dense if config.task in DENSE else prepare)(config, folder)
-    run.callbacks = callbacks if run.main else ()
-    for line in run.notes if run.main else ():
-        note(line)
+    run = _prepared(config, folder, callbacks)
     whole = run.features.model if run.features else run.tuned
     model = run.accelerator.prepare(whole)
     fresh = not (continues and (folder / CHECKPOINT).exists())
-    run.probed = run.probed and fresh and _probe(run, model)
+    run.probed = run.probed and fresh and probe(run, model)
     config = run.config = decide(  # with what a memory budget decided as well
         run.config,
         updates=run.updates,
@@ -133,15 +119,10 @@ def _run(
         run.average = WeightAverage(run.tuned, config.ema)
     if continues:
         restore(run, optimizer)
-    elif run.main:
-        _clear(folder)
-    if run.main and not run.history:
-        Split.of(run.dataset).write(folder)
     if run.main:
-        write_text(folder / CONFIG, write_yaml(config.to_dict()))
-        note(str(Decided.of(config)))
+        _begin_folder(run, folder, continues)
     if fresh:
-        _start(run, model)
+        score_start(run, model)
     watch = Watch(run, limit, log)
     try:
         _fit(run, model, wrapped, optimizer, watch)
@@ -153,6 +134,24 @@ def _run(
     for callback in run.callbacks:
         callback.on_end(summary)
     return summary
+
+
+def _prepared(config: RunConfig, folder: Path, callbacks: Sequence[Callback]) -> Run:
+    run = (prepare_dense if config.task in DENSE else prepare)(config, folder)
+    run.callbacks = callbacks if run.main else ()
+    for line in run.notes if run.main else ():
+        note(line)
+    return run
+
+
+def _begin_folder(run: Run, folder: Path, continues: bool) -> None:
+    """Leave what a run knows before its first update: its split, and its options."""
+    if not continues:
+        _clear(folder)
+    if not run.history:
+        Split.of(run.dataset).write(folder)
+    write_text(folder / CONFIG, write_yaml(run.config.to_dict()))
+    note(str(Decided.of(run.config)))
 
 
 def _clear(folder: Path) -> None:
@@ -170,32 +169,6 @@ def _optimizer(run: Run) -> Optimizer:
     return make_optimizer(
         run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head
     )
-
-
-def _probe(run: Run, model: Any) -> bool:
-    """Start the classifier at a probe; tell whether there was anything to fit."""
-    order = np.random.default_rng(run.config.seed).permutation(len(run.dataset.train))
-    some = [run.dataset.train[i] for i in order[: images_for_probe(run.tuned, len(order))]]
-    batches = (batch[:2] for batch in run.batches(tuple(some), shared=False))
-    if not some or not start_at_probe(run.tuned, model, batches, run.targets, run.config.seed):
-        if run.main:
-            note("the classifier reads no vector per image, or there is one class: no probe")
-        return False
-    if run.main:
-        note(f"the classifier starts at a linear probe of {len(some)} images")
-    return True
-
-
-def _start(run: Run, model: Any) -> None:
-    """Say what the start is worth, where it is a probe or may be what is kept."""
-    if not run.dataset.val or not run.begins_trained:
-        return
-    if not (run.probed or run.config.keep == "best"):
-        return
-    run.start_score = score_of(run, model, run.dataset.val)
-    keep_if_best(run)
-    if run.main and run.start_score is not None:
-        note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
 
 
 def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch) -> None:

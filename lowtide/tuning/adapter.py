@@ -15,12 +15,8 @@ from ..core.wrapped import numbers_of
 from ..errors import InputError, Unsupported
 from ..families import config_of, exchange_config
 from ..memory.frozen_dtype import PACKED, FrozenDtype, frozen_dtype_of
+from .exchange import exchange_hooks, set_module
 
-HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
-)
-"""What `torch.nn.Module` keeps of its forward hooks."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -225,37 +221,6 @@ def build(
     like = numbers_of(backbone)
     adapter.sides = [(method, edit.side(adapter.classes).to(like)) for method, edit in sides]
     return adapter
-
-
-def exchange_hooks(new: nn.Module, old: nn.Module) -> None:
-    """Let what looks at a place look at the module that stands there now.
-
-    Feature extractors read feature maps with forward hooks: left on the module under a graft, one
-    would read what the graft is given and not what it gives.
-
-    Args:
-        new: Takes the place.
-        old: Stood there.
-    """
-    for name in HOOKS:
-        new.__dict__[name], old.__dict__[name] = old.__dict__[name], new.__dict__[name]
-
-
-def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a path.
-
-    Args:
-        model: Changed in place.
-        path: Where; not empty.
-        module: What.
-
-    Raises:
-        InputError: The path is empty.
-    """
-    parent, _, leaf = path.rpartition(".")
-    if not leaf:
-        raise InputError("the backbone itself cannot be replaced")
-    root(find(model, parent))._modules[leaf] = module
 
 
 def _plain(backbone: nn.Module, folded: Mapping[str, nn.Module], path: str) -> nn.Module:

@@ -21,9 +21,9 @@ from ..errors import InputError, Unsupported
 from ..families import classifiers, new_classifier
 from ..methods.lora import PARTS, LoRA, LoRAGraft
 from ..paths import write_text
-from .adapter import set_module
 from .adapter_files import CONFIG, WEIGHTS, write_tensors
 from .checks import restored_on_error
+from .exchange import set_module
 from .fingerprint import architecture
 from .peft_change import ALTERNATIVE, Change, PeftAdapter, fits
 from .peft_files import PREFIX, is_peft, read_peft

@@ -40,7 +40,7 @@ from ..memory.frozen_dtype import (
     packable,
     unpack_frozen,
 )
-from .adapter import Adapter, build, exchange_hooks, set_module
+from .adapter import Adapter, build
 from .adapter_config import WHOLE, AdapterConfig, Head
 from .adapter_files import describe, read_adapter, write_adapter
 from .checks import (
@@ -50,6 +50,7 @@ from .checks import (
     refuse_unreached,
     restored_on_error,
 )
+from .exchange import exchange_hooks, set_module
 from .fingerprint import (
     ORIGINAL,
     architecture,
@@ -58,7 +59,7 @@ from .fingerprint import (
     refuse_other_part,
 )
 from .left_out import LeftOutWarning, left_out
-from .place import located_backbone
+from .located import located_backbone
 from .side_execution import StagedModel
 from .weights import pack_backbone
 
