@@ -69,15 +69,8 @@ def read(
     bits, of_bits = _depth(looks)
     by_class = KINDS[task].balances
     kept = _without(listing, skipped, by_class)
-    splits, notes = divide(
-        kept,
-        listing.root,
-        lambda entry: entry.path,
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        group=(lambda entry: str(entry.label)) if by_class else None,
-    )
+    group = _class if by_class else None
+    splits, notes = divide(kept, listing.root, seed, val_fraction, test_fraction, group)
     samples = {
         which: tuple(Sample(entry.path, labels[entry.label]) for entry in splits.get(which, ()))
         for which in SPLITS
@@ -247,3 +240,7 @@ def _without(
             if by_class and entry.label not in left:
                 raise InputError(f"{listing.root}: no image of class {entry.label!r} can be read")
     return kept
+
+
+def _class(entry: Entry) -> str:
+    return str(entry.label)

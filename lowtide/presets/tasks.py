@@ -41,4 +41,5 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Suite, task, other names. VTAB-1k's are its folders; `few_shot` counts images per class;
 `generalisation` trains on 16 images per class of ImageNet and is named after what it is tested on;
-`whole` is data sets in full; `dense` those of boxes and masks. Spelt with underscores and in lower case."""
+`whole` is data sets in full; `dense` those of boxes and masks. Spelt with underscores and in lower
+case."""

@@ -116,7 +116,7 @@ def check(source: Path | str, kind: Kind | None = None) -> DenseFindings:
     seen = survey(listing)
     if not seen.sizes:
         raise InputError(f"{source}: none of its images can be read ({listing.format})")
-    splits, notes = divide(seen.listing.splits, seen.listing.root, lambda image: image.path)
+    splits, notes = divide(seen.listing.splits, seen.listing.root)
     splits = {which: splits[which] for which in SPLITS if splits.get(which)}
     classes = _classes(seen, splits)
     faults = defaultdict(list)

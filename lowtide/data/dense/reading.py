@@ -63,14 +63,7 @@ def read(
     seen = survey(listing)
     skipped = refuse(seen.faults, listing.root, skip_bad_images)
     kind = kind or listing.kind
-    splits, notes = divide(
-        seen.listing.splits,
-        listing.root,
-        lambda image: image.path,
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-    )
+    splits, notes = divide(seen.listing.splits, listing.root, seed, val_fraction, test_fraction)
     classes = seen.classes
     if kind == "semantic" and listing.kind != kind:
         classes = (BACKGROUND, *(name for name in classes if name != BACKGROUND))
