@@ -49,7 +49,7 @@ def _part(suite: str, data: str, found: list[Result]) -> list[str]:
         points = [(r.label, costs(r)[cost], 100 * _accuracy(r)) for r in found]
         metric = word(found[0].runs[0].metric)
         _plot(points, axis, metric, FIGURES / name)
-        parts.append(f"![{metric[0].upper()}{metric[1:]} against {axis} on {data}](figures/{name})")
+        parts.append(f"![Test {metric} against {axis} on {data}](figures/{name})")
     return parts
 
 

@@ -212,8 +212,8 @@ class SideBranch(Side):
             key(s.path): thin(s.dim // config.reduction, s.dim) for s in ends
         })
         self.axis = blocks[-1].layout.value
-        for head in filter(None, (self.head, *self.maps.values())):
-            nn.init.zeros_(head.weight)
+        for p in (*self.maps.parameters(), *(self.head.parameters() if self.head else ())):
+            nn.init.zeros_(p)
 
     def step(
         self, path: str, block: Block, x: Tensor, state: State | None

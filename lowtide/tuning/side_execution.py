@@ -120,11 +120,7 @@ class StagedModel(nn.Module):
 
     @contextmanager
     def beside_modules(self) -> Iterator[None]:
-        """Run side networks wherever the model's own forward calls a block, from the first one on.
-
-        Yields:
-            Nothing.
-        """
+        """Run side networks wherever the model's own forward calls a block; yields nothing."""
         states: dict[str, Any] = {}
         called = tuple(self.along.items()) if self.sides else ()
         before = [(m, {k: f for k, f in vars(m).items() if k == "forward"}) for _, m in called]
