@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..data import check, dense
+from ..dense.tasks import TASKS
 from ..targets import DENSE, refuse_unknown
 from ..training.parser import Parser
 from .console import OUT
@@ -30,9 +31,9 @@ def data(args: Sequence[str]) -> None:
     given = parser.read(args)
     refuse_unknown(given["task"], None, "none")
     source, task = given["source"], given["task"]
-    objects = task in DENSE or (task == "classify" and given["target"] is None)
-    if objects and dense.recognised(source):
-        found: Any = dense.check(source)
+    objects = task == "classify" and given["target"] is None and dense.recognised(source)
+    if task in DENSE or objects:
+        found: Any = dense.check(source, TASKS[task].kind if task in DENSE else None)
     else:
         found = check(source, task=task, target=given["target"])
     if given["json"]:

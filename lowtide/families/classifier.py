@@ -149,13 +149,13 @@ def config_of(model: Any, classes: int) -> Any:
 
     Args:
         model: Any model.
-        classes: Of the classifier that it is to have.
+        classes: Of the classifier that it is to have; 0 for none, as around a part that is tuned.
 
     Returns:
         A copy that names as many labels; None where the model has no config, or it fits.
     """
     config: Any = getattr(model, "config", None)
-    if getattr(config, "num_labels", classes) == classes:
+    if not classes or getattr(config, "num_labels", classes) == classes:
         return None
     made = copy.copy(config)
     made.num_labels = classes

@@ -214,9 +214,8 @@ class SideBranch(Side):
             key(s.path): thin(s.dim // config.reduction, s.dim) for s in ends
         })
         self.axis = blocks[-1].layout.value
-        for start in (self.head, *self.maps.values()):
-            if isinstance(start, nn.Linear):
-                nn.init.zeros_(start.weight)
+        for p in (*self.maps.parameters(), *(self.head.parameters() if self.head else ())):
+            nn.init.zeros_(p)
 
     def step(
         self, path: str, block: Block, x: Tensor, state: State | None

@@ -95,7 +95,7 @@ def outputs_on_noise(model: Any, image: Image, whole: bool = True) -> list[Tenso
     training = model.training
     with torch.no_grad():
         model.eval()
-        outputs = tensors((model if whole else model.maps)(noise))
+        outputs = tensors(_run(model, noise, whole))
     model.train(training)
     return outputs
 
@@ -112,9 +112,10 @@ def refuse_unreached(model: nn.Module, image: Image, whole: bool = True) -> None
         Unsupported: There is one.
     """
     meta: Any = meta_copy(model)
-    run, looked = (meta, meta) if whole else (meta.maps, meta.backbone)
+    looked = meta if whole else meta.backbone
     with torch.enable_grad():
-        outputs = [y.sum() for y in tensors(run(_noise(meta, 2, image))) if y.requires_grad]
+        given = tensors(_run(meta, _noise(meta, 2, image), whole))
+        outputs = [y.sum() for y in given if y.requires_grad]
         if outputs:
             torch.stack(outputs).sum().backward()
     trained = (*looked.named_parameters(), *(() if whole else meta.sides.named_parameters()))
@@ -141,6 +142,14 @@ def refuse_changed_outputs(before: list[Tensor], after: list[Tensor]) -> None:
             error = (new - old).abs().max() / old.abs().max().clamp_min(1e-6)
             if error > torch.finfo(old.dtype).eps ** 0.5:
                 raise LowtideError(f"the methods promise to start at the backbone; {error:.1e} off")
+
+
+def _run(model: Any, images: Tensor, whole: bool) -> Any:
+    """Run a tuned model, or its backbone with what runs beside it."""
+    if whole:
+        return model(images)
+    with model.beside_modules():
+        return model.backbone(images)
 
 
 def _noise(model: nn.Module, batch: int, image: Image) -> Tensor:

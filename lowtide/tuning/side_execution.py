@@ -94,9 +94,8 @@ class StagedModel(nn.Module):
         """Run the model: classify images, detect, segment.
 
         Args:
-            *inputs: `(B, 3, H, W)`, pre-processed as the weights want. Where nothing runs
-                beside the backbone or is recomputed block by block: whatever the model takes, such
-                as a detector's images and targets.
+            *inputs: `(B, 3, H, W)`, pre-processed as the weights want; around a part, or where
+                nothing runs beside the blocks or is recomputed, whatever the model takes.
             **options: The same by name.
 
         Returns:
@@ -111,18 +110,6 @@ class StagedModel(nn.Module):
         context = self.context((x.shape[-2], x.shape[-1]))
         return self._run_from(self.family.stem(self.backbone, x), STEM, {}, context)
 
-    def maps(self, images: Tensor) -> Any:
-        """Run the backbone alone, with what runs beside it.
-
-        Args:
-            images: `(B, C, H, W)`.
-
-        Returns:
-            What the backbone gives.
-        """
-        with self.beside_modules():
-            return self.backbone(images)
-
     @cached_property
     def along(self) -> dict[str, nn.Module]:
         """Blocks, and what stands between stages, as modules by path, in the order they run."""
@@ -134,36 +121,27 @@ class StagedModel(nn.Module):
 
     @contextmanager
     def beside_modules(self) -> Iterator[None]:
-        """Run side networks wherever the model's own forward calls a block.
-
-        A side network begins anew at the first block, and `finish` is asked after the last one.
-
-        Yields:
-            Nothing; blocks are as they were afterwards.
-        """
+        """Run side networks wherever the model's own forward calls a block; yields nothing."""
         states: dict[str, Any] = {}
         called = tuple(self.along.items()) if self.sides else ()
-        before = [(module, module.__dict__.get("forward")) for _, module in called]
+        before = [(m, {k: f for k, f in vars(m).items() if k == "forward"}) for _, m in called]
         try:
             for path, module in called:
                 module.forward = partial(self._beside_module, path, module.forward, states)
             yield
         finally:
-            for module, forward in before:
-                module.__dict__.pop("forward", None)
-                if forward is not None:
-                    module.forward = forward
+            for module, own in before:
+                del module.__dict__["forward"]
+                module.__dict__.update(own)
 
     def _beside_module(
         self, path: str, forward: Any, states: dict[str, Any], x: Tensor, *more: Any, **options: Any
     ) -> Tensor:
         order = tuple(self.along)
-        if path == order[0]:
-            states.update(dict.fromkeys(self.sides))
+        states.update(dict.fromkeys(self.sides) if path == order[0] else {})
         x = self.beside(path, lambda x: forward(x, *more, **options), states)(x)
-        if path == order[-1]:
-            for name, side in self.sides.items():
-                x = side.finish(x, states[name])
+        for name, side in self.sides.items() if path == order[-1] else ():
+            x = side.finish(x, states[name])
         return x
 
     def forward_from(self, given: Mapping[str, Tensor]) -> Tensor:
