@@ -50,6 +50,7 @@ def train(args: Sequence[str]) -> None:
             overwrite=own["overwrite"],
             log=own["log"] or (),
             time_limit=own["time_limit"],
+            keep_features=Path(own["keep_features"]) if own["keep_features"] else None,
         )
     except KeyboardInterrupt:
         begun = (folder / CONFIG).is_file()
@@ -74,6 +75,11 @@ def _parser() -> Parser:
         type=tuple[str, ...],
         help="Whom to tell the numbers while it lasts, with commas between: csv (metrics.csv in the"
         " run folder), tensorboard, wandb, ...",
+    )
+    parser.add_argument(
+        "--keep-features",
+        type=str,
+        help="With --cache-features, a folder where later runs on the same images find them.",
     )
     parser.add_argument(
         "--time-limit", type=str, help="Such as 2h or 90m: stop in time, to be continued."

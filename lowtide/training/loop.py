@@ -14,26 +14,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import LowtideError
-from ..paths import write_text
+from ..errors import InputError, LowtideError
 from ..planning.loss import of_outputs
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from ..targets import DENSE
-from ..tuning.adapter_files import CONFIG as ADAPTER
-from ..tuning.adapter_files import WEIGHTS
 from .callbacks import Callback, Step
-from .config import RunConfig, write_yaml
+from .config import RunConfig
 from .continuing import continued, refuse_taken, restore, save
 from .decided import Decided, decide
 from .dense_run import prepare_dense
 from .ema import WeightAverage
-from .examples import EXAMPLES
 from .finish import finish
-from .kept import drop_kept, keep_if_best, put_back, waited_enough
-from .mistakes import MISTAKES
+from .kept import keep_if_best, put_back, waited_enough
 from .mixing import mix
-from .owner import CHECKPOINT, LOG, owned
+from .owner import CHECKPOINT, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
@@ -41,8 +36,7 @@ from .probe import probed_maps, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import score_of
-from .split import Split
-from .starting_point import probe, score_start
+from .starting_point import begin_folder, probe, score_start
 from .summary import Epoch, RunSummary, read_summary, scored
 from .time_limit import TimeLimit
 from .trackers import check_trackers
@@ -60,6 +54,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     log: Sequence[str] = (),
     time_limit: str | None = None,
+    keep_features: Path | None = None,
 ) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
@@ -75,12 +70,15 @@ def train(
         callbacks: Told of every update, every epoch and the end.
         log: Whom to tell the numbers while it lasts: csv, tensorboard, wandb, ...
         time_limit: Such as 2h: the run stops in time, and can be continued.
+        keep_features: With `cache_features`, a folder where later runs on the same images find the
+            features of the same frozen layers. It grows, and may be removed at any time.
 
     Returns:
         The summary.
 
     Raises:
-        InputError: The folder already holds a run, or one with other options.
+        InputError: The folder already holds a run, or one with other options; or features are to
+            be kept, and none are made.
     """
     log, limit = check_trackers(log), TimeLimit(str(folder), time_limit)
     with owned(folder):
@@ -91,18 +89,13 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues, callbacks, limit, log)
+        run = _prepared(config, folder, callbacks, keep_features)
+        return _run(run, folder, continues, limit, log)
 
 
 def _run(
-    config: RunConfig,
-    folder: Path,
-    continues: bool,
-    callbacks: Sequence[Callback],
-    limit: TimeLimit,
-    log: Sequence[str],
+    run: Run, folder: Path, continues: bool, limit: TimeLimit, log: Sequence[str]
 ) -> RunSummary:
-    run = _prepared(config, folder, callbacks)
     model = run.accelerator.prepare(_model(run))
     fresh = not (continues and (folder / CHECKPOINT).exists())
     run.probed = run.probed and fresh and probe(run, model)
@@ -119,7 +112,7 @@ def _run(
     if continues:
         restore(run, optimizer)
     if run.main:
-        _begin_folder(run, folder, continues)
+        begin_folder(run, folder, continues)
     if fresh:
         score_start(run, model)
     watch = Watch(run, limit, log)
@@ -135,8 +128,15 @@ def _run(
     return summary
 
 
-def _prepared(config: RunConfig, folder: Path, callbacks: Sequence[Callback]) -> Run:
-    run = (prepare_dense if config.task in DENSE else prepare)(config, folder)
+def _prepared(
+    config: RunConfig, folder: Path, callbacks: Sequence[Callback], keep_features: Path | None
+) -> Run:
+    if keep_features is not None and not config.cache_features:
+        raise InputError("keep_features keeps what cache_features makes: expected both")
+    if config.task in DENSE:
+        run: Run = prepare_dense(config, folder)
+    else:
+        run = prepare(config, folder, keep_features)
     run.callbacks = callbacks if run.main else ()
     for line in run.notes if run.main else ():
         note(line)
@@ -149,23 +149,6 @@ def _model(run: Run) -> Any:
     for callback in run.callbacks:
         whole = callback.around(whole)
     return whole
-
-
-def _begin_folder(run: Run, folder: Path, continues: bool) -> None:
-    """Leave what a run knows before its first update: its split, and its options."""
-    if not continues:
-        _clear(folder)
-    if not run.history:
-        Split.of(run.dataset).write(folder)
-    write_text(folder / CONFIG, write_yaml(run.config.to_dict()))
-    note(str(Decided.of(run.config)))
-
-
-def _clear(folder: Path) -> None:
-    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
-    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES, EXAMPLES):
-        (folder / stale).unlink(missing_ok=True)
-    drop_kept(folder)
 
 
 def _optimizer(run: Run) -> Optimizer:

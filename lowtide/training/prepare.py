@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
-from ..errors import InputError
 from ..families import classifiers, outputs
 from ..planning.search import parse_bytes, search
 from ..planning.simulate import Plan, plan, set_up_step, tune_on_meta
@@ -30,11 +29,11 @@ from .callbacks import Callback
 from .config import RunConfig
 from .decided import refuse_blind
 from .ema import WeightAverage
-from .feature_cache import Features, FeatureTransform, trained_part
+from .feature_cache import trained_part
+from .feature_store import Features, FeatureTransform
 from .start import accelerate
 from .summary import Epoch
 
-FEATURES = "features.f32"
 MOST_WORKERS = 8
 """Most loading processes that are not asked for."""
 
@@ -134,7 +133,7 @@ class Run:
         """
         config = self.config
         rank, processes = (self.accelerator.process_index, self.processes) if shared else (0, 1)
-        load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+        load = partial(loader, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
         load = partial(load, rank=rank, processes=processes)
         if training:
             drops, weights = self._drops(len(samples)), self._weights(samples)
@@ -143,11 +142,12 @@ class Run:
             train=training, augment=config.augment, distortion=config.distortion
         )
         if self.features:
-            whole = load(transform, shuffle=False, drop_last=False, workers=self.workers)
-            self.features.fill(samples, whole)
-            loaded = load(FeatureTransform(), shuffle=training, cache=self.features)
+            self.features.fill(samples, transform, config.batch_size, self.workers)
+            loaded = load(samples, FeatureTransform(), shuffle=training, cache=self.features)
         else:
-            loaded = load(transform, shuffle=training, workers=self.workers, cache=self.cache)
+            loaded = load(
+                samples, transform, shuffle=training, workers=self.workers, cache=self.cache
+            )
         together = config.batch_size * processes
         for step, (images, labels) in enumerate(loaded):
             count = min(together, len(samples) - step * together)
@@ -196,18 +196,16 @@ class Run:
         return 0 < last < min(2 * self.processes, images) and shares_statistics(self.tuned)
 
 
-def prepare(config: RunConfig, folder: Path) -> Run:
+def prepare(config: RunConfig, folder: Path, keep_features: Path | None = None) -> Run:
     """Read the data, plan the memory, make and tune the model.
 
     Args:
         config: What to do.
         folder: Where the run will leave its files.
+        keep_features: Where features are kept for later runs.
 
     Returns:
         The run, nothing learnt and nothing written yet.
-
-    Raises:
-        InputError: Several processes are to keep features.
     """
     dataset = _read(config)
     targets = KINDS[config.task].of(
@@ -236,11 +234,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     set_up_step(tuned, config).train()
     run = Run(config, folder, dataset, preprocessing, targets, tuned, accelerator, planned, probed)
     if config.cache_features:
-        if accelerator.num_processes > 1:
-            raise InputError(
-                "cache_features works in one process only: start one, or leave cache_features out"
-            )
-        run.features = Features(tuned, folder / FEATURES)
+        run.features = Features(tuned, preprocessing, folder, keep_features)
     return run
 
 

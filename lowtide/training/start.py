@@ -25,7 +25,7 @@ def accelerate(config: RunConfig) -> Accelerator:
         Accelerate's.
 
     Raises:
-        InputError: Several processes are to update in backward.
+        InputError: Several processes are to update in backward, or to keep features.
     """
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(
@@ -33,6 +33,10 @@ def accelerate(config: RunConfig) -> Accelerator:
     )
     if config.update_in_backward and accelerator.num_processes > 1:
         raise InputError("update_in_backward works in one process: others average gradients first")
+    if config.cache_features and accelerator.num_processes > 1:
+        raise InputError(
+            "cache_features works in one process only: start one, or leave cache_features out"
+        )
     return accelerator
 
 

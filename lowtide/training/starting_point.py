@@ -1,17 +1,28 @@
-"""Where a fresh run starts: its classifier at a probe, and what that is worth."""
+"""Where a fresh run starts: its folder, its classifier at a probe, and what that is worth."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..paths import write_text
 from ..targets.words import word
-from .kept import keep_if_best
+from ..tuning.adapter_files import CONFIG as ADAPTER
+from ..tuning.adapter_files import WEIGHTS
+from .config import write_yaml
+from .decided import Decided
+from .examples import EXAMPLES
+from .kept import drop_kept, keep_if_best
+from .mistakes import MISTAKES
+from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
+from .predictions import PREDICTIONS
 from .prepare import Run
 from .probe import images_for_probe, start_at_probe
 from .progress import note
 from .scoring import score_of
+from .split import Split
 
 
 def probe(run: Run, model: Any) -> bool:
@@ -51,3 +62,26 @@ def score_start(run: Run, model: Any) -> None:
     keep_if_best(run)
     if run.main and run.start_score is not None:
         note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
+
+
+def begin_folder(run: Run, folder: Path, continues: bool) -> None:
+    """Leave what a run knows before its first update: its split, and its options.
+
+    Args:
+        run: The run.
+        folder: Where to; an old run in it is removed.
+        continues: Whether the run there goes on.
+    """
+    if not continues:
+        _clear(folder)
+    if not run.history:
+        Split.of(run.dataset).write(folder)
+    write_text(folder / CONFIG, write_yaml(run.config.to_dict()))
+    note(str(Decided.of(run.config)))
+
+
+def _clear(folder: Path) -> None:
+    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
+    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES, EXAMPLES, PREDICTIONS):
+        (folder / stale).unlink(missing_ok=True)
+    drop_kept(folder)
