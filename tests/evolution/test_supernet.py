@@ -131,7 +131,7 @@ def test_compression_meets_a_candidate_s_own_tensors_in_backward(policy: str) ->
     plain, other = (alone("vit", supernet, genes).train() for _ in range(2))
     x = images(other.backbone)
     for tuned in (supernet.tuned.train(), other):
-        lowtide.compress(tuned, getattr(lowtide.Policy, policy)())
+        lowtide.compress(tuned, policy)
         tuned.checkpointing = policy == "blocks"
     supernet.chosen, supernet.training = genes, False
     near(backward(supernet, x), backward(other, x))
