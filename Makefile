@@ -10,9 +10,9 @@ OLDEST_TESTS ?= tests
 # Neighbours stay together, so that what a module's tests share is made once.
 SPREAD := -n 2 --dist worksteal
 
-.PHONY: demo test test-all oldest test-oldest check docs clean
+.PHONY: demo test test-all oldest test-oldest check docs notebooks site package clean
 
-# Fine-tune the bundled backbone on scikit-learn's digits with six methods, and print one table.
+# Fine-tune the bundled backbone on scikit-learn's digits with six methods: a table, a picture, a report.
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
@@ -37,9 +37,21 @@ check: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python scripts/generate_docs.py
 
+# Run the notebooks of docs/ anew, and keep what they print.
+notebooks: $(INSTALLED)
+	$(BIN)/python scripts/run_notebooks.py
+
+# The documentation as a site in site/; a link that leads nowhere fails it.
+site: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Sdist and wheel in dist/, built from the index's hatchling, installed alone and run.
+package: $(INSTALLED)
+	$(BIN)/python scripts/package.py
+
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,docs]"
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
@@ -49,4 +61,4 @@ $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) runs
+	rm -rf $(VENV) $(OLDEST) runs dist site

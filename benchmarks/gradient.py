@@ -2,16 +2,19 @@
 
     python benchmarks/gradient.py --checkpoint WEIGHTS --data VTAB_LIKE/dtd10 VTAB_LIKE/sign_digits
         [--model NAME] [--batches N] [--write docs/compression.md]
+    python benchmarks/gradient.py --checkpoint WEIGHTS --data ... --recomputed
 
 Cosine and relative error over all trained parameters but the classifier's, averaged over batches of
 16 images. Two tables: the policies as they are, on every data set; and one op at a time, everything
-else exact, on the first, with the bytes the model then keeps for backward.
+else exact, on the first, with the bytes the model then keeps for backward. With `--recomputed` the
+table of docs/memory.md instead: gradient checkpointing, by how the inputs of blocks are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -26,6 +29,7 @@ from lowtide.codecs.codebook import Codebook
 from lowtide.codecs.sine import Sine
 from lowtide.data import Preprocessing, loader, read
 
+RECOMPUTED = ("bias", "lora", "s2a", "ssf")
 METHOD_NAMES = ("bias", "lora", "s2a", "ssf", "full")
 SINGLE = (
     ("LayerNorm", "layer_norm", (8, 6, 5, 4, 3, 2), "bias"),
@@ -142,6 +146,22 @@ def of_ops(args: argparse.Namespace) -> Iterator[str]:
         )
 
 
+def of_blocks(args: argparse.Namespace) -> Iterator[str]:
+    """Print the table of methods x how blocks' inputs are kept x what is kept within."""
+    yield "| method | inputs of blocks | within | " + " | ".join(d.name for d in args.data) + " |"
+    yield "|---|---|---|" + "---|" * len(args.data)
+    for method in RECOMPUTED:
+        benches = [Bench(args, data, method) for data in args.data]
+        for bench in benches:
+            bench.tuned.checkpointing = True
+        for bits in (8, 6):
+            for within, name in (("exact", "blocks"), ("`tight`", "tight")):
+                policy = replace(POLICIES[name](), block=affine(bits))
+                cosines = [bench.compare(policy)[0] for bench in benches]
+                kept = " | ".join(f"{c:.4f}" for c in cosines)
+                yield f"| {method} | {bits} bits, groups of 64 | {within} | {kept} |"
+
+
 def main() -> None:
     """Print both tables, and write them where they are shown."""
     parser = argparse.ArgumentParser(
@@ -151,10 +171,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--recomputed", action="store_true")
     parser.add_argument("--write", type=Path, help="a page that has the markers")
     args = parser.parse_args()
     lines = []
-    for table in (of_policies, of_ops):
+    for table in (of_blocks,) if args.recomputed else (of_policies, of_ops):
         for line in table(args):
             print(line, flush=True)
             lines.append(line)

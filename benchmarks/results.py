@@ -17,6 +17,7 @@ from pathlib import Path
 from lowtide.bench import Result, read_results
 from lowtide.bench.suite import SUITE
 from lowtide.report import write_report
+from lowtide.targets.words import word
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -45,8 +46,10 @@ def _part(suite: str, data: str, found: list[Result]) -> list[str]:
     parts = [f"### {data}", _table(found)]
     for cost, axis in COSTS.items():
         name = f"{suite}-{data}-{cost}.svg"
-        _plot([(r.label, costs(r)[cost], 100 * _accuracy(r)) for r in found], axis, FIGURES / name)
-        parts.append(f"![Accuracy against {axis} on {data}](figures/{name})")
+        points = [(r.label, costs(r)[cost], 100 * _accuracy(r)) for r in found]
+        metric = word(found[0].runs[0].metric)
+        _plot(points, axis, metric, FIGURES / name)
+        parts.append(f"![Test {metric} against {axis} on {data}](figures/{name})")
     return parts
 
 
@@ -60,7 +63,8 @@ def costs(result: Result) -> dict[str, float]:
 
 
 def _table(found: Sequence[Result]) -> str:
-    heads = ["method", "test accuracy", "seeds", "validation", "lr", "trained", "planned peak MiB"]
+    metric = word(found[0].runs[0].metric)
+    heads = ["method", f"test {metric}", "seeds", "validation", "lr", "trained", "planned peak MiB"]
     rows = []
     for r in found:
         spread = "" if r.spread is None else f" ± {r.spread:.3f}"
@@ -78,8 +82,8 @@ def _table(found: Sequence[Result]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in zip(*told, strict=True))
 
 
-def _plot(points: list[tuple[str, float, float]], axis: str, path: Path) -> None:
-    """Draw accuracy against a cost, and the line no method is above and left of."""
+def _plot(points: list[tuple[str, float, float]], axis: str, metric: str, path: Path) -> None:
+    """Draw a score against a cost, and the line no method is above and left of."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -94,7 +98,7 @@ def _plot(points: list[tuple[str, float, float]], axis: str, path: Path) -> None
         if not front or accuracy > front[-1][1]:
             front.append((cost, accuracy))
     axes.step(*zip(*front, strict=True), where="post", color="tab:orange", zorder=0)
-    axes.set(xlabel=axis, ylabel="test accuracy, %", xscale="log")
+    axes.set(xlabel=axis, ylabel=f"test {metric}, %", xscale="log")
     axes.grid(alpha=0.3)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, metadata={"Date": None})

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from lowtide import METHODS, Policy, apply, compress, create
+from lowtide import METHODS, POLICIES, Policy, apply, compress, create
 from lowtide.codecs.affine import Affine, Rounding
 from lowtide.planning.step import make_optimizer, training_step
 
@@ -31,7 +31,7 @@ def rounded(rounding: Rounding, bits: int) -> Policy:
     def changed(codec: object) -> object:
         return replace(codec, bits=bits, rounding=rounding) if type(codec) is Affine else codec
 
-    tight = Policy.tight()
+    tight = POLICIES["tight"]()
     codecs = {k: changed(c) for k, c in tight.codecs.items() if k != "max_pool"}
     return replace(tight, codecs=codecs, recompute=changed(tight.recompute))
 
@@ -75,7 +75,7 @@ def main() -> None:
         pixels, torch.tensor(digits.target), test_size=500, stratify=digits.target, random_state=0
     )
     policies = {
-        "exact": Policy.exact(),
+        "exact": Policy(),
         "nearest": rounded("nearest", args.bits),
         "stochastic": rounded("stochastic", args.bits),
     }

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from lowtide import METHODS, POLICIES, compress
+from lowtide import METHODS, compress
 from lowtide.families import image_shape
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "lowtide"
@@ -33,7 +33,7 @@ PARTS = {"norm1": "LayerNorms", "norm2": "LayerNorms", "attn": "attention", "mlp
 def kept(model_name: str, method: str, policy: str, batch: int) -> Counter[str]:
     """Bytes kept in the middle block of the chain, by part."""
     tuned = apply(timm.create_model(model_name), METHODS[method](), num_classes=100).train()
-    compress(tuned, POLICIES[policy]())
+    compress(tuned, policy)
     chain = tuned.family.chain(tuned.backbone)
     middle = chain[len(chain) // 2]
     running: list[str] = []

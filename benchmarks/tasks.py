@@ -16,11 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import peft
 import torch
 from torch import Tensor, nn
 
@@ -45,11 +45,11 @@ def saved(model: str, method: Method, count: int, folder: Path) -> dict[str, Pat
     return {f"task{i}": folder / f"task{i}" for i in range(count)}
 
 
-def images(model: str, batch: int) -> Tensor:
+def images(model: str, batch: int, device: str) -> Tensor:
     """Noise of the size that a model takes."""
     with torch.device("meta"):
         shape = image_shape(create(model, pretrained=False))
-    return torch.randn(batch, *shape)
+    return torch.randn(batch, *shape, device=device)
 
 
 def backbone(model: str) -> nn.Module:
@@ -58,20 +58,20 @@ def backbone(model: str) -> nn.Module:
     return create(model, pretrained=False)
 
 
-def one_of(model: str, folder: Path) -> Tuned:
+def one_of(model: str, folder: Path, device: str) -> Tuned:
     """Load one adapter alone."""
     tuned = Tuned(backbone(model)).eval()
     tuned.load_adapter(folder, "one")
-    return tuned
+    return tuned.to(device)
 
 
-def all_tasks(model: str, method: Method, batch: int, folder: Path) -> Runs:
+def all_tasks(model: str, method: Method, batch: int, folder: Path, device: str) -> Runs:
     """Ask all adapters about the same images: together, one alone, and one after another."""
     folders = saved(model, method, TASKS, folder)
     together, one, x = (
-        MultiAdapter(backbone(model), folders),
-        one_of(model, folders["task0"]),
-        images(model, batch),
+        MultiAdapter(backbone(model), folders).to(device),
+        one_of(model, folders["task0"], device),
+        images(model, batch, device),
     )
     return {
         "together": lambda: together(x),
@@ -80,27 +80,31 @@ def all_tasks(model: str, method: Method, batch: int, folder: Path) -> Runs:
     }
 
 
-def mixed(model: str, method: Method, batch: int, folder: Path) -> Runs:
+def mixed(model: str, method: Method, batch: int, folder: Path, device: str) -> Runs:
     """Ask one adapter about each image: in one batch, by peft, and in a loop over adapters."""
     folders = saved(model, method, MIXED, folder)
     together, one, x = (
-        MultiAdapter(backbone(model), folders),
-        one_of(model, folders["task0"]),
-        images(model, batch),
+        MultiAdapter(backbone(model), folders).to(device),
+        one_of(model, folders["task0"], device),
+        images(model, batch, device),
     )
     names = [f"task{i % MIXED}" for i in range(batch)]
-    theirs = _peft(model, names)
     groups = [x[i::MIXED] for i in range(MIXED)]
-    return {
+    runs: Runs = {
         "together": lambda: together.mixed(x, names),
         "one alone": lambda: one(x),
         "one after another": lambda: [one(part) for part in groups],
-        "peft": lambda: theirs(x, adapter_names=names),
     }
+    if find_spec("peft"):
+        theirs = _peft(model, names).to(device)
+        runs["peft"] = lambda: theirs(x, adapter_names=names)
+    return runs
 
 
 def _peft(model: str, names: list[str]) -> nn.Module:
     """The same adapters in peft, on the fused map, without classifiers, which it mixes up."""
+    import peft
+
     plain = backbone(model)
     plain.reset_classifier(0)
     config = peft.LoraConfig(r=8, target_modules=["qkv"], init_lora_weights=False)
@@ -111,11 +115,11 @@ def _peft(model: str, names: list[str]) -> nn.Module:
     return wrapped.eval()
 
 
-ROWS: dict[str, Callable[[str, Path], Runs]] = {
+ROWS: dict[str, Callable[[str, Path, str], Runs]] = {
     **{
         f"{TASKS} {name}, batch {batch}": partial(
-            lambda name, options, batch, model, folder: all_tasks(
-                model, METHODS[name](**options), batch, folder
+            lambda name, options, batch, model, folder, device: all_tasks(
+                model, METHODS[name](**options), batch, folder, device
             ),
             name,
             options,
@@ -124,8 +128,8 @@ ROWS: dict[str, Callable[[str, Path], Runs]] = {
         for name, options in (("dtl", {"start_block": 7}), ("linear", {}), ("lst", {}))
         for batch in (1, 8)
     },
-    f"{MIXED} lora, mixed batch 32": lambda model, folder: mixed(
-        model, METHODS["lora"](), 32, folder
+    f"{MIXED} lora, mixed batch 32": lambda model, folder, device: mixed(
+        model, METHODS["lora"](), 32, folder, device
     ),
 }
 
@@ -134,6 +138,8 @@ def clock(run: Callable[[], object]) -> tuple[float, float]:
     """Time one call: seconds on the wall, and of all processors."""
     wall, processor = time.perf_counter(), time.process_time()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
@@ -168,7 +174,7 @@ def main() -> None:
         if (args.model, name, args.threads) in found:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            measured = measure(ROWS[name](args.model, Path(folder)), args.rounds)
+            measured = measure(ROWS[name](args.model, Path(folder), "cpu"), args.rounds)
         row = {"model": args.model, "row": name, "threads": args.threads, **measured}
         found[args.model, name, args.threads] = row
         with args.rows.open("a") as file:

@@ -32,7 +32,7 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lowtide import POLICIES, compress
+from lowtide import compress
 from lowtide.planning.meter import Meter
 from lowtide.versions import on_meta
 
@@ -90,7 +90,7 @@ class Step(NamedTuple):
 def step(model: nn.Module, x: Tensor, policy: str, backward: bool = True) -> Step:
     """Give outputs and buffers, the bytes alive after the forward, and the gradients."""
     before = {name: b.clone() for name, b in model.named_buffers()}
-    compress(model, POLICIES[policy]())
+    compress(model, policy)
     model.zero_grad()
     torch.manual_seed(1)
     with Meter(model) as meter:
@@ -130,7 +130,7 @@ def measure(module: str) -> dict[str, Any]:
     for policy, given in steps.items():
         row[policy] = given.alive
         row[f"{policy}_equal"] = all(map(torch.equal, plain.outputs, given.outputs))
-    compress(model, POLICIES["exact"]())
+    compress(model, "exact")
     settle(model, x)
     wanted = step(model, x, "exact").gradients
     for policy, given in steps.items():

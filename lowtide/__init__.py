@@ -5,7 +5,7 @@ What trains is a method (`lowtide.methods`); what is kept for the backward pass 
 
     model = timm.create_model("vit_base_patch16_224", pretrained=True)
     tuned = lowtide.apply(model, lowtide.METHODS["lora"](rank=8), num_classes=10)
-    lowtide.compress(tuned, lowtide.Policy.tight())
+    lowtide.compress(tuned, "tight")
 
 or, from a folder of images to a model that answers,
 
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from . import interrupt as interrupt  # first of all: the rest takes seconds
 from . import zoo as zoo  # registers the bundled backbone with timm
-from .core.graft import Beside as Beside
 from .core.graft import Graft as Graft
-from .core.graft import Method as Method
-from .core.graft import Side as Side
-from .core.graft import Swap as Swap
-from .core.graft import Thaw as Thaw
-from .core.graft import method as method
+from .core.method import Beside as Beside
+from .core.method import Method as Method
+from .core.method import Swap as Swap
+from .core.method import Thaw as Thaw
+from .core.method import method as method
+from .core.outside import import_offered as _import_offered
+from .core.side import Side as Side
 from .core.site import Role as Role
 from .core.site import Site as Site
 from .core.site import Sites as Sites
@@ -33,9 +34,10 @@ from .errors import UnknownName as UnknownName
 from .errors import Unsupported as Unsupported
 from .inference.fit import FitResult as FitResult
 from .inference.fit import fit as fit
+from .inference.hub import from_hub as from_hub
 from .memory.compress import compress as compress
 from .memory.compress import decompress as decompress
-from .memory.policy import POLICIES as POLICIES
+from .memory.policies import POLICIES as POLICIES
 from .memory.policy import Policy as Policy
 from .methods import METHODS as METHODS
 from .multi_adapter.model import MultiAdapter as MultiAdapter
@@ -45,11 +47,14 @@ from .planning.meter import footprint as footprint
 from .planning.simulate import Plan as Plan
 from .planning.simulate import plan as plan
 from .planning.step import StepConfig as StepConfig
+from .report.card import push_to_hub as push_to_hub
 from .training.callbacks import Callback as Callback
+from .tuning.applying import apply as apply
 from .tuning.backbone import create as create
+from .tuning.peft import load as load
+from .tuning.peft import merge_peft as merge_peft
+from .tuning.peft import write_peft as write_peft
 from .tuning.tuned import Tuned as Tuned
-from .tuning.tuned import apply as apply
-from .tuning.tuned import load as load
 from .tuning.tuned import merge as merge
 from .tuning.tuned import set_frozen_dtype as set_frozen_dtype
 
@@ -86,9 +91,15 @@ __all__ = [
     "decompress",
     "fit",
     "footprint",
+    "from_hub",
     "load",
     "merge",
+    "merge_peft",
     "method",
     "plan",
+    "push_to_hub",
     "set_frozen_dtype",
+    "write_peft",
 ]
+
+_import_offered()  # last of all: their files import lowtide

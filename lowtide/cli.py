@@ -14,12 +14,14 @@ import torch
 from safetensors import SafetensorError
 
 from .commands import COMMANDS
+from .core.outside import import_methods
 from .errors import InputError, LowtideError, UnknownName, printable
 from .interrupt import leave_at_once
 from .training.environment import installed
+from .training.time_limit import OutOfTime
 from .tuning.left_out import LeftOutWarning
 
-CONTINUES = {"bench": "; the same command continues", "tune": "; the same command continues"}
+CONTINUES = dict.fromkeys(("bench", "search", "tune"), "; the same command continues")
 EXHAUSTED = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -39,8 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command and arguments; by default those of the process.
 
     Returns:
-        0; 2 for bad input, 1 for a failure, 130 where it was interrupted, each with one line on
-        standard error.
+        0; 2 for bad input, 1 for a failure, 130 where it was interrupted, 124 where its time limit
+        ended it, each with one line on standard error.
     """
     args = list(sys.argv[1:] if args is None else args)
     _open_streams()
@@ -53,6 +55,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return code
     except InputError as e:
         return _complain(e, 2)
+    except OutOfTime as e:
+        return _complain(e, 124)
     except LowtideError as e:
         return _complain(e, 1)
     except KeyboardInterrupt as e:
@@ -78,11 +82,27 @@ def _run(args: Sequence[str]) -> int:
     if args[0] == "--version":
         print(f"lowtide {installed('lowtide') or 'from a source tree'}")
         return 0
-    if args[0] not in COMMANDS:
-        raise UnknownName("command", args[0], COMMANDS)
+    args = _with_methods(args)
+    if not args or args[0] not in COMMANDS:
+        raise UnknownName("command", args[0] if args else "", COMMANDS)
     run, _ = COMMANDS[args[0]]
     run(args[1:])
     return 0
+
+
+def _with_methods(args: Sequence[str]) -> list[str]:
+    """Import what `--import` names, wherever it stands, and give the other arguments."""
+    rest, waiting = [], list(args)
+    while waiting:
+        word = waiting.pop(0)
+        flag, equals, source = word.partition("=")
+        if flag != "--import":
+            rest.append(word)
+            continue
+        if not equals and not waiting:
+            raise InputError("--import needs a value")
+        import_methods(source if equals else waiting.pop(0))
+    return rest
 
 
 def _open_streams() -> None:
@@ -121,5 +141,6 @@ def _help() -> str:
     return (
         "Fine-tune large pre-trained vision backbones in very little memory.\n\n"
         f"usage: lowtide COMMAND ...\n\n{rows}\n\n"
-        "lowtide COMMAND --help says more; lowtide --version says which this is."
+        "lowtide COMMAND --help says more; lowtide --version says which this is.\n"
+        "--import FILE.py or MODULE, with any command, takes a method of your own from there."
     )

@@ -76,6 +76,9 @@ Index = Annotated[int, Within(0, 4096)]
 """A number of blocks or layers, or which of them."""
 Ratio = Annotated[float, Within(1e-6, 1e6)]
 Scale = Annotated[float, Within(-1e6, 1e6)]
+_Cuda = Literal["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6", "cuda:7"]
+Device = Literal["auto", "cpu", "cuda", "mps", _Cuda]
+"""Where to compute; another machine may have what this one has not."""
 
 
 def read(name: str, hint: Any, given: Any) -> Any:

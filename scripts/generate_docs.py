@@ -16,12 +16,13 @@ from typing import NamedTuple
 import timm
 import torch
 
-from lowtide.core.graft import METHODS, Method
+from lowtide.core.method import METHODS, Method
 from lowtide.core.site import Role
 from lowtide.errors import Unsupported
 from lowtide.families import FAMILIES, GENERIC, Family, family_of, measure
 from lowtide.presets import SUITES, Recipe, recipes
-from lowtide.tuning.tuned import apply, merge
+from lowtide.tuning.applying import apply
+from lowtide.tuning.tuned import merge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from nets import TABLES, images, tiny

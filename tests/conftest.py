@@ -49,6 +49,11 @@ def paint(tmp_path: Path) -> Paint:
 
 
 TRAINS = {
+    "test_a_notebook_runs[comparing-methods.ipynb]",
+    "test_a_notebook_runs[own-photographs.ipynb]",
+    "test_commands_of_a_tutorial_run_in_their_order[large-images.md]",
+    "test_commands_of_a_tutorial_run_in_their_order[one-backbone.md]",
+    "test_the_readmes_commands_run_in_their_order",
     "test_a_rate_is_chosen_on_val_and_the_result_is_learnt_on_all_but_test",
     "test_changes_of_a_run_that_folds_are_those_of_the_merged_weights",
     "test_linear_probe_on_digits_beats_random_weights",
@@ -83,7 +88,32 @@ STARTS_PROCESSES = {
     "test_two_processes",
     "test_two_processes_train_what_one_would",
 }
+DENSE = {  # a run of the other task, and of the other methods, is the same in the short suite
+    "test_a_killed_run_continues_to_the_same_weights[instances]",
+    "test_methods_train_their_part_and_the_rest_whole[segment-full]",
+    "test_methods_train_their_part_and_the_rest_whole[segment-ssf]",
+    "test_a_folded_run_answers_as_the_run_does",
+}
+PARTS_OF_MODELS = {  # each of these is like another one in the short suite
+    *(
+        f"test_it_trains_saves_loads_and_merges[{kind}-ssf]"
+        for kind in ("ssd", "lraspp", "smp_timm", "smp_mit", "smp_padded", "rt_detr", "retina_net")
+    ),
+    *(
+        f"test_a_segmenters_plan_equals_the_real_step[{kind}-{policy}]"
+        for kind in ("smp_timm", "segformer")
+        for policy in ("exact", "tight")
+    ),
+    "test_it_trains_saves_loads_and_merges[timm_efficientnet-ssf]",
+    "test_it_trains_saves_loads_and_merges[smp_padded-lora]",
+    "test_it_trains_saves_loads_and_merges[smp_timm-fact_tk]",
+    "test_outputs_start_unchanged_and_compression_changes_none[mask_rcnn]",
+    "test_a_detectors_plan_is_a_step_with_as_many_boxes_as_it_takes",
+    "test_the_code_of_the_page_of_parts_runs",
+}
 SLOW = {
+    *DENSE,
+    *PARTS_OF_MODELS,
     "test_the_matrix_is_never_there",
     *TRAINS,
     *PLANS_BY_THE_DOZEN,

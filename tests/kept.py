@@ -34,3 +34,8 @@ def kept_bytes(model: nn.Module, *inputs: Tensor) -> int:
     with keeping() as kept:
         model(*inputs)
     return bytes_besides(kept, [*model.parameters(), *model.buffers()])
+
+
+def stored_bytes(packed: tuple[Tensor, ...]) -> int:
+    """Count the bytes of what a codec made, as they lie in memory."""
+    return sum(t.untyped_storage().nbytes() for t in packed)

@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 from tinted import write_tinted
 
 import lowtide
 from lowtide import InputError, UnknownName
 from lowtide.training.config import read_yaml
 from lowtide.training.options import Parser, run_config
+from lowtide.tuning.adapter_files import read_adapter
 
 DOCS = Path(__file__).parents[1] / "docs"
 if not DOCS.is_dir():
@@ -19,7 +21,16 @@ if not DOCS.is_dir():
 
 
 def code(page):
-    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
+    return code_of((DOCS / page).read_text())
+
+
+def code_of(text):
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
+def recipe(title):
+    section = (DOCS / "recipes.md").read_text().partition(f"\n## {title}\n")[2]
+    return code_of(section.partition("\n## ")[0])[0]
 
 
 @pytest.fixture
@@ -79,16 +90,37 @@ def test_a_callback_may_end_a_run_which_goes_on_later(photos):
     assert len(found.summary.history) == 2
 
 
-@pytest.mark.parametrize("number", range(3), ids=["pytorch", "trainer", "timm"])
-def test_a_recipe_runs(photos, number):
-    if number == 1:
-        pytest.importorskip("transformers")
-    blocks = code("recipes.md")
-    assert len(blocks) == 3
-    names = run(blocks[number])
-    if number == 1:
-        assert names["result"].global_step == 2
-    else:
-        assert names["loss"].isfinite()
-        trained = [p for p in names["tuned"].parameters() if p.requires_grad]
-        assert number == 2 or (len(trained) > 2 and Path("adapter/adapter_config.json").is_file())
+def test_a_loop_in_pytorch(photos):
+    names = run(recipe("A plain PyTorch loop"))
+    trained = [p for p in names["tuned"].parameters() if p.requires_grad]
+    assert names["loss"].isfinite() and len(trained) > 2
+    assert Path("adapter/adapter_config.json").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loop_of_transformers(photos):
+    pytest.importorskip("transformers")
+    names = run(recipe("transformers' Trainer"))
+    assert names["result"].global_step == 2
+    saved = read_adapter(Path("trainer/checkpoint-2/adapter"))[1]
+    assert saved.keys() == names["tuned"].adapter_state().keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loop_of_lightning(photos):
+    pytest.importorskip("pytorch_lightning")
+    names = run(recipe("Lightning"))
+    assert names["trainer"].global_step == 3
+    assert Path("adapter/adapter_model.safetensors").is_file()
+
+
+def test_a_loop_like_timm(photos):
+    names = run(recipe("timm's train.py"))
+    assert names["loss"].isfinite() and Path("last.pth.tar").is_file()
+    assert type(names["plain"]) is type(timm.create_model("vit_micro_patch4_32"))
+
+
+def test_the_lines_for_timms_script_are_those_of_the_loop():
+    diff = re.search(r"^```diff\n(.*?)^```", (DOCS / "recipes.md").read_text(), re.M | re.S)[1]
+    added = [line.removeprefix("+    ") for line in diff.splitlines() if line.startswith("+")]
+    assert len(added) == 3 and "\n".join(added[1:]) in recipe("timm's train.py")

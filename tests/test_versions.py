@@ -29,6 +29,8 @@ def test_models_are_made_on_meta_though_they_read_drop_path_rates_as_numbers() -
 
 
 ROOT = Path(__file__).parents[1]
+TOOLS = {"dev", "docs"}
+"""Extras for whoever works on lowtide, each pinned to one version."""
 in_a_checkout = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").is_file(), reason="runs in a checkout only"
 )
@@ -48,11 +50,19 @@ def pins(lines: list[str]) -> dict[str, str]:
 def test_what_pyproject_promises_begins_with_what_is_tested() -> None:
     oldest = pins((ROOT / "tests" / "oldest.txt").read_text().splitlines())
     extras = [(name, *lines) for name, lines in project()["optional-dependencies"].items()]
-    optional = [line for name, *lines in extras if name != "dev" for line in lines]
+    optional = [line for name, *lines in extras if name not in TOOLS for line in lines]
     for promised in map(Requirement, (*project()["dependencies"], *optional)):
         (bound,) = promised.specifier
         assert bound.operator == ">=", promised
         assert Version(oldest[promised.name]) == Version(bound.version), promised
+
+
+@in_a_checkout
+def test_tools_are_of_one_version() -> None:
+    extras = project()["optional-dependencies"]
+    loose = {"types-PyYAML", "matplotlib"}  # any will do
+    for line in (line for name in TOOLS for line in extras[name]):
+        assert str(Requirement(line).specifier).startswith("==") or line in loose, line
 
 
 @in_a_checkout

@@ -29,7 +29,12 @@ Jobs = Sequence[tuple[Path, RunConfig]]
 
 
 def run_suite(
-    suite: Suite, output: Path, *, launcher: str = "local", processes: int = 1
+    suite: Suite,
+    output: Path,
+    *,
+    launcher: str = "local",
+    processes: int = 1,
+    keep_features: Path | None = None,
 ) -> list[Path]:
     """Run every row that is not finished; a row that fails is recorded and the others go on.
 
@@ -41,6 +46,8 @@ def run_suite(
         output: Where to leave the rows.
         launcher: `local`, one row after the other, or `ray`, as many at once as the cluster takes.
         processes: Processes of each row, through Accelerate.
+        keep_features: Where rows with `cache_features` find the features that an earlier one made
+            of the same images with the same frozen layers.
 
     Returns:
         Folders of the rows that failed.
@@ -63,9 +70,9 @@ def run_suite(
     write_text(output / SUITE, suite.source)
     launch = LAUNCHERS[launcher]
     searches = [row for cell in suite.cells for row in cell.searches.values()]
-    launch(_unfinished(output, searches), processes)
+    launch(_unfinished(output, searches), processes, keep_features)
     tests = [row for cell in suite.cells for row in chosen_tests(cell, output)]
-    launch(_unfinished(output, tests), processes)
+    launch(_unfinished(output, tests), processes, keep_features)
     return [output / r.folder for r in searches + tests if (output / r.folder / FAILED).exists()]
 
 
@@ -111,38 +118,42 @@ def _differ(one: object, other: object) -> bool:
     return json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True)
 
 
-def _local(jobs: Jobs, processes: int) -> None:
+def _local(jobs: Jobs, processes: int, keep: Path | None) -> None:
     """Run one row after the other."""
     for number, (folder, config) in enumerate(jobs, 1):
         print(printable(f"{number} of {len(jobs)}: {folder}"), file=sys.stderr, flush=True)
-        _run(folder, config, processes)
+        _run(folder, config, processes, keep)
 
 
-def _ray(jobs: Jobs, processes: int) -> None:
+def _ray(jobs: Jobs, processes: int, keep: Path | None) -> None:
     """Run rows on a Ray cluster, joined or started here, whose machines share the output folder."""
     ray = extra("ray", "ray")
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = processes if ray.cluster_resources().get("GPU") else 0
     row: Any = ray.remote(num_cpus=processes, num_gpus=gpus, max_calls=1)(_run)
-    waiting: dict[Any, Path] = {row.remote(f, config, processes): f for f, config in jobs}
+    waiting: dict[Any, Path] = {row.remote(f, config, processes, keep): f for f, config in jobs}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
         ray.get(done)
         print(printable(f"{waiting.pop(done)}; {len(waiting)} to go"), file=sys.stderr, flush=True)
 
 
-LAUNCHERS: Mapping[str, Callable[[Jobs, int], None]] = {"local": _local, "ray": _ray}
+LAUNCHERS: Mapping[str, Callable[[Jobs, int, Path | None], None]] = {"local": _local, "ray": _ray}
 
 
-def _run(folder: Path, config: RunConfig, processes: int = 1) -> None:
+def _run(
+    folder: Path, config: RunConfig, processes: int = 1, keep_features: Path | None = None
+) -> None:
     """Run one row; leave why it failed, if it does."""
     try:
         (folder / FAILED).unlink(missing_ok=True)
         if processes > 1:
             _run_apart(folder, config, processes)
         else:
-            train(config, folder, continues=(folder / CONFIG).exists(), overwrite=True)
+            keep = keep_features if config.cache_features else None
+            begun = (folder / CONFIG).exists()
+            train(config, folder, continues=begun, overwrite=True, keep_features=keep)
     except Busy as e:  # it is not this process's row to say anything of
         print(f"lowtide: note: {e}", file=sys.stderr, flush=True)
     except Exception as e:  # whatever stops one row must not stop the others

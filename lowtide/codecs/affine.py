@@ -164,3 +164,14 @@ class Affine:
             return None
         low = torch.stack([r.min for r in ranges]).amin()
         return low.view(1, 1), torch.stack([r.max for r in ranges]).amax().view(1, 1)
+
+
+CASES = {
+    **{f"affine{bits}": Affine(bits, 16) for bits in (2, 3, 4, 6, 8)},
+    "affine4_row": Affine(4, "row"),
+    "affine4_tensor": Affine(4, "tensor"),
+    "affine4_floor": Affine(4, 16, "floor"),
+    "affine4_stochastic": Affine(4, 16, "stochastic"),
+    "affine4_short": Affine(4, 64, stats=torch.bfloat16),
+    "affine8_short": Affine(8, "row", stats=torch.bfloat16),
+}

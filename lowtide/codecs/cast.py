@@ -73,3 +73,6 @@ class Cast:
         """
         kept = torch.finfo(self.dtype)
         return residue.abs() * (kept.eps / 2) + kept.smallest_normal * kept.eps
+
+
+CASES = {"cast": Cast()}

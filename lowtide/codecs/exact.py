@@ -76,3 +76,6 @@ class Exact:
             Zero everywhere.
         """
         return torch.zeros_like(residue)
+
+
+CASES = {"exact": Exact()}

@@ -190,3 +190,6 @@ TREE = dynamic_tree()
 
 def _eight_bits(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.tensor(TREE, device=device, dtype=dtype)
+
+
+CASES = {"nf4": NormalFloat(), "nf4_small": NormalFloat(16, 4)}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..data import check, dense
-from ..targets import refuse_unknown
+from ..dense.tasks import TASKS
+from ..targets import DENSE, refuse_unknown
 from ..training.parser import Parser
 from .console import OUT
 
@@ -29,11 +30,12 @@ def data(args: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
     refuse_unknown(given["task"], None, "none")
-    source, classes = given["source"], given["task"] == "classify" and given["target"] is None
-    if classes and dense.recognised(source):
-        found: Any = dense.check(source)
+    source, task = given["source"], given["task"]
+    objects = task == "classify" and given["target"] is None and dense.recognised(source)
+    if task in DENSE or objects:
+        found: Any = dense.check(source, TASKS[task].kind if task in DENSE else None)
     else:
-        found = check(source, task=given["task"], target=given["target"])
+        found = check(source, task=task, target=given["target"])
     if given["json"]:
         print(json.dumps(dataclasses.asdict(found)))
         return

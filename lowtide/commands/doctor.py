@@ -10,6 +10,8 @@ from ..training.environment import diagnosis
 from ..training.parser import Parser
 from .console import OUT
 
+FOREMOST = ("torch", "torchvision", "timm")
+"""Libraries with a line of their own."""
 SUMMARY = "Say what lowtide runs with here: versions, devices, kernels."
 
 
@@ -34,9 +36,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     commit = f", commit {found['commit']}" if found["commit"] else ""
     yield "lowtide", f"{found['packages']['lowtide'] or 'not installed'}{commit}"
     yield "python", f"{found['python']}, {found['platform']}"
-    for name, version in found["packages"].items():
-        if name != "lowtide":
-            yield name, version or "not installed"
+    held = {name: version or "not installed" for name, version in found["packages"].items()}
+    for name in FOREMOST:
+        yield name, held.pop(name)
+    yield "and", ", ".join(f"{n} {v}" for n, v in held.items() if n != "lowtide")
     for device in found["devices"]:
         yield "device", device
     yield "threads", f"{found['threads']} of {found['cores']} cores"
@@ -47,8 +50,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "compiler", f"{compiler} ({about})" if compiler else "none"
     yield "cache", found["cpu_kernels_file"] or f"{found['cache'] or 'none'} (not used)"
     for name, libraries in found["extras"].items():
-        held = ", ".join(f"{n} {v or 'not installed'}" for n, v in libraries.items())
-        yield "extra", f"{name}: {held}"
+        row = ", ".join(f"{n} {v or 'not installed'}" for n, v in libraries.items())
+        yield "extra", f"{name}: {row}"
     for warning in found["warnings"]:
         yield "warning", warning
     if not found["warnings"]:

@@ -11,12 +11,14 @@ from rich.table import Table
 
 from ..data.formats.corruptions import corruptions_in
 from ..inference.corruptions import score_corruptions
+from ..inference.dense import is_dense
 from ..inference.evaluate import score
 from ..inference.loading import add_loading, open_given, read_samples
 from ..targets.words import word
 from ..training.parser import Parser
 from ..training.progress import note
 from .console import OUT
+from .dense import evaluate_dense
 
 SMALL = 12
 """Classes whose confusion is printed whole."""
@@ -44,6 +46,8 @@ def evaluate(args: Sequence[str]) -> None:
     add_loading(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     given = parser.read(args)
+    if is_dense(Path(given["run"])):
+        return evaluate_dense(given)
     trained = open_given(given)
     if given["data"] and corruptions_in(Path(given["data"])):
         result = score_corruptions(trained, Path(given["data"]), given["batch_size"])

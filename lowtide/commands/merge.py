@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..inference.dense import is_dense
 from ..inference.loading import add_loading, open_given
 from ..inference.merged import write_merged
 from ..paths import refuse_unwritable
 from ..training.parser import Parser
 from .console import OUT
+from .dense import merge_dense
 
 SUMMARY = "Fold a run into a file of weights that timm loads."
 
@@ -35,6 +37,10 @@ def merge(args: Sequence[str]) -> None:
     refuse_unwritable(output)
     if Path(given["run"]).is_file():
         raise InputError(f"{given['run']} is a file: give the folder of a run")
+    if is_dense(Path(given["run"])):
+        line = merge_dense(given, output)
+        OUT.print(f"wrote {output}; use it with")
+        return OUT.print(line)
     line = write_merged(open_given({**given, "device": "cpu"}, original=True), output)
     OUT.print(f"wrote {output}; load it with")
     OUT.print(line)

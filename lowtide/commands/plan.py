@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from ..core.graft import Method, method_name
+from ..core.method import Method, method_name
+from ..dense.options import TaskConfig
+from ..dense.plans import plan_dense
 from ..errors import InputError, UnknownName
 from ..planning.cost_model import MACHINES
 from ..planning.search import parse_bytes, search
 from ..planning.simulate import Plan
 from ..planning.simulate import plan as foresee
-from ..planning.step import StepConfig
+from ..targets import DENSE
 from ..training.options import Parser, add_fields, add_method, method_options
 from ..training.progress import note
 from ..tuning.adapter_files import construct
@@ -26,12 +28,13 @@ SEARCHED = ("lora", "bias", "s2a")
 
 
 @dataclass(frozen=True)
-class PlanOptions(StepConfig):
+class PlanOptions(TaskConfig):
     """What to plan for.
 
     Attributes:
         model: timm's name of the backbone.
-        num_classes: Classes of the classifier; by default the backbone's own.
+        num_classes: Classes of the classifier, by default the backbone's own; of pixels or objects
+            for a dense task, by default 2.
         image_size: Side of the square input; by default the model's.
         budget: Most bytes of a step, such as 640MiB: print what fits, fastest first. Policy,
             checkpointing and of how many blocks, accumulate and frozen_dtype are searched, save
@@ -72,21 +75,35 @@ def plan(args: Sequence[str]) -> None:
     options = PlanOptions(**given)
     told = any(arg.startswith("--method.") for arg in args)
     methods = _searched(options, told)
+    if options.budget is not None and options.task in DENSE:
+        raise InputError(f"--budget searches for task classify, not {options.task}")
     if options.budget is not None:
         return _print_choices(options, methods or [method])
-    planned = foresee(
-        options.model,
-        method,
-        step=options,
-        num_classes=options.num_classes,
-        image_size=options.image_size,
-    )
+    planned = _foreseen(options, method)
     for line in planned.notes:
         note(line)
     if options.json:
         print(json.dumps(planned.to_dict()))
     else:
         _print_plan(planned)
+
+
+def _foreseen(options: PlanOptions, method: Method) -> Plan:
+    if options.task in DENSE:
+        return plan_dense(
+            options.model,
+            method,
+            step=options,
+            num_classes=options.num_classes,
+            image_size=options.image_size,
+        )
+    return foresee(
+        options.model,
+        method,
+        step=options,
+        num_classes=options.num_classes,
+        image_size=options.image_size,
+    )
 
 
 def _searched(options: PlanOptions, told: bool) -> list[Method]:

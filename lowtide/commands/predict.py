@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..data import UnreadableImage
+from ..errors import InputError
+from ..inference.dense import is_dense
 from ..inference.evaluate import predict as answers_to
 from ..inference.evaluate import too_deep
 from ..inference.loading import add_loading, open_given
 from ..inference.predictions import images_in, refuse_output, write_answers
+from ..targets import DENSE
 from ..training.parser import Parser
 from ..training.progress import note
-from ..values import Count
+from ..values import Count, Share
 from .console import OUT
+from .dense import predict_images
 
 SUMMARY = "Answer images, and all below folders: as a table, or one JSON object per line."
 
@@ -35,11 +39,22 @@ def predict(args: Sequence[str]) -> None:
     parser.add_argument(
         "--output",
         type=str,
-        help="File to write: .csv or .jsonl; by default lines of JSON are printed.",
+        help="File to write: .csv or .jsonl, or of pixels and objects .json with COCO's results; by"
+        " default lines of JSON are printed.",
     )
     parser.add_argument("--top", type=Count, default=5, help="How many classes to give.")
+    parser.add_argument(
+        "--draw", type=str, help="Folder for pictures of the answers, of pixels and objects."
+    )
+    parser.add_argument(
+        "--threshold", type=Share, default=0.5, help="Least score of an object that is shown."
+    )
     add_loading(parser)
     given = parser.read(args)
+    if is_dense(Path(given["run"])):
+        return predict_images(given)
+    if given["draw"]:
+        raise InputError(f"--draw is for runs of pixels and objects: {', '.join(DENSE)}")
     output = Path(given["output"]) if given["output"] else None
     if output:
         refuse_output(output)

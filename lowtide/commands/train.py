@@ -31,13 +31,7 @@ def train(args: Sequence[str]) -> None:
         InputError: There is no run to resume.
         KeyboardInterrupt: It was interrupted; it says which command goes on.
     """
-    parser = Parser("train", SUMMARY)
-    parser.add_argument("--config", type=str, help="YAML file with any of these options.")
-    parser.add_argument(
-        "--output", type=str, help="Run folder to make; by default the next free runs/DATA-METHOD."
-    )
-    parser.add_argument("--resume", type=str, help="Run folder to continue; it knows its options.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace the run in --output.")
+    parser = _parser()
     resumed = value_of(args, "--resume")
     if resumed is not None:
         _refuse_beside_resume(args)
@@ -49,7 +43,15 @@ def train(args: Sequence[str]) -> None:
     folder = Path(resumed or own["output"] or free_folder(config.data, config.method))
     refuse_unwritable(folder, folder=True)
     try:
-        summary = fit(config, folder, continues=resumed is not None, overwrite=own["overwrite"])
+        summary = fit(
+            config,
+            folder,
+            continues=resumed is not None,
+            overwrite=own["overwrite"],
+            log=own["log"] or (),
+            time_limit=own["time_limit"],
+            keep_features=Path(own["keep_features"]) if own["keep_features"] else None,
+        )
     except KeyboardInterrupt:
         begun = (folder / CONFIG).is_file()
         command = f"lowtide train --resume {shlex.quote(str(folder))} continues"
@@ -58,6 +60,31 @@ def train(args: Sequence[str]) -> None:
     if state.is_main_process:
         print_run(folder, summary)
     state.destroy_process_group()  # or a process that is done early may abort at its exit
+
+
+def _parser() -> Parser:
+    parser = Parser("train", SUMMARY)
+    parser.add_argument("--config", type=str, help="YAML file with any of these options.")
+    parser.add_argument(
+        "--output", type=str, help="Run folder to make; by default the next free runs/DATA-METHOD."
+    )
+    parser.add_argument("--resume", type=str, help="Run folder to continue; it knows its options.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the run in --output.")
+    parser.add_argument(
+        "--log",
+        type=tuple[str, ...],
+        help="Whom to tell the numbers while it lasts, with commas between: csv (metrics.csv in the"
+        " run folder), tensorboard, wandb, ...",
+    )
+    parser.add_argument(
+        "--keep-features",
+        type=str,
+        help="With --cache-features, a folder where later runs on the same images find them.",
+    )
+    parser.add_argument(
+        "--time-limit", type=str, help="Such as 2h or 90m: stop in time, to be continued."
+    )
+    return parser
 
 
 def _refuse_beside_resume(args: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..core.graft import method_name
+from ..core.method import method_name
 from ..errors import InputError
 from ..report.repeat import repeat
 from ..training.config import RunConfig, read_yaml

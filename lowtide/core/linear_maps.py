@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from timm import layers as tl
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..errors import Unsupported
 from .site import Layout
@@ -21,6 +22,8 @@ from .wrapped import plain_kind
 
 MAPS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, tl.Conv2dSame)
 """y = W x + b."""
+PADDED = ("Conv2dStaticSamePadding", "Conv2dDynamicSamePadding")
+"""Names of segmentation_models_pytorch's convolutions of a padded input, linear maps as well."""
 NORMS: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.BatchNorm2d,
@@ -44,6 +47,59 @@ ACTIVATED: tuple[type[nn.Module], ...] = tuple(
 """y = act(w * xhat + b)."""
 
 
+FROZEN = {"weight", "bias", "running_mean", "running_var"}
+"""Buffers of a FrozenBatchNorm2d, all of which it has and no parameter."""
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Say whether a module is a BatchNorm2d of which nothing moves: y = w * xhat + b.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is torchvision's FrozenBatchNorm2d or one of transformers' copies of it.
+    """
+    kind = plain_kind(module)
+    known = kind.__module__.startswith(("torchvision.", "transformers."))
+    named = known and kind.__name__.endswith("FrozenBatchNorm2d")
+    return named and module._buffers.keys() == FROZEN and not module._parameters
+
+
+def scales_and_shifts(module: nn.Module) -> bool:
+    """Say whether a library's own LayerNorm is y = w * xhat + b, by trying it.
+
+    Libraries derive theirs for channels that come first (ConvNeXt, SAM, SegFormer); one of those
+    multiplies by w + 1.
+
+    Args:
+        module: Derives from `nn.LayerNorm`.
+
+    Returns:
+        Whether it does what its weight and bias say, along the axis that they fit.
+    """
+    if not isinstance(module, nn.LayerNorm) or module._parameters.keys() != {"weight", "bias"}:
+        return False
+    if module.weight is None or module.bias is None or module.weight.is_meta:
+        return False
+    count, like = module.weight.numel(), module.weight
+    drawn = torch.Generator().manual_seed(0)
+    w, b = (torch.randn(count, generator=drawn).to(like) for _ in range(2))
+    one = {"weight": torch.ones_like(w), "bias": torch.zeros_like(b)}
+    tried = []
+    for shape, tail in (((2, 3, count), ()), ((2, 3, 5, count), ()), ((2, count, 3, 5), (1, 1))):
+        x = torch.randn(shape, generator=drawn).to(like)
+        try:
+            y, plain = (functional_call(module, p, x) for p in ({"weight": w, "bias": b}, one))
+        except RuntimeError:  # it takes the channels elsewhere
+            continue
+        made = plain * w.view(-1, *tail) + b.view(-1, *tail)
+        tried.append(
+            y.shape == x.shape and torch.allclose(y, made, atol=1e-2 if like.itemsize < 4 else 1e-4)
+        )
+    return bool(tried) and all(tried)
+
+
 def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module, nn.Module]:
     """Build `up(down(x))` with the shape of `module(x)` and at most `rank` (per group).
 
@@ -61,7 +117,7 @@ def low_rank(module: Any, rank: int, out: int | None = None) -> tuple[nn.Module,
     Raises:
         Unsupported: `module` is neither.
     """
-    if plain_kind(module) not in MAPS:
+    if not is_plain_map(module):
         raise Unsupported(
             f"a low-rank update needs a Linear or Conv2d, not {type(module).__name__}"
         )
@@ -93,11 +149,42 @@ def parallel(module: Any, out: int, groups: int, bias: bool) -> nn.Conv2d:
     Returns:
         A convolution of the same kind, kernel, stride, padding and dilation.
     """
+    if _is_padded(module):
+        return _like(module, out, groups, bias)
     geometry = (module.kernel_size, module.stride, module.padding, module.dilation, groups)
     with module.weight.device:
         conv: Any = plain_kind(module)(module.in_channels, out, *geometry, bias=bias)
     conv.to(module.weight.dtype)
     conv.padding_mode = module.padding_mode
+    return conv
+
+
+def is_plain_map(module: nn.Module) -> bool:
+    """Say whether a module is y = W x + b with the weight and bias that it holds.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is a Linear or a Conv2d, padded in front or not, and no other subclass.
+    """
+    return plain_kind(module) in MAPS or _is_padded(module)
+
+
+def _is_padded(module: nn.Module) -> bool:
+    kind = plain_kind(module)
+    return kind.__name__ in PADDED and kind.__module__.startswith("segmentation_models_pytorch.")
+
+
+def _like(module: Any, out: int, groups: int, bias: bool) -> nn.Conv2d:
+    """Copy a convolution, padding and all, with a new weight of another size."""
+    conv = copy.copy(module)
+    conv.__dict__ |= {k: dict(conv.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")}
+    conv.out_channels, conv.groups = out, groups
+    size = (out, module.in_channels // groups, *module.kernel_size)
+    conv.weight = nn.Parameter(module.weight.new_empty(size))
+    conv.bias = nn.Parameter(module.weight.new_empty(out)) if bias else None
+    conv.reset_parameters()
     return conv
 
 
@@ -160,9 +247,10 @@ def fold(
         The copy, or None where `module` cannot absorb the change.
     """
     kind = plain_kind(module)
-    own = module._parameters
-    norm = kind in (*NORMS, *ACTIVATED) and delta is into is None and module.weight is not None
-    if kind not in MAPS and not (norm and (shift is None or "bias" in own)):
+    own = module._buffers if is_frozen_norm(module) else module._parameters
+    norm = kind in (*NORMS, *ACTIVATED) or is_frozen_norm(module) or scales_and_shifts(module)
+    norm = norm and delta is into is None and module.weight is not None
+    if not is_plain_map(module) and not (norm and (shift is None or "bias" in own)):
         return None
     out = copy.deepcopy(module)
     with torch.no_grad():
@@ -176,7 +264,8 @@ def fold(
             b = None if b is None else b * scale
         if shift is not None:
             b = shift if b is None else b + shift
-        out.weight = nn.Parameter(w.clone())
+        kept: Any = nn.Parameter if own is module._parameters else nn.Buffer
+        out.weight = kept(w.clone())
         if b is not None:
-            out.bias = nn.Parameter(b.clone())
+            out.bias = kept(b.clone())
     return out

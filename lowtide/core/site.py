@@ -68,8 +68,11 @@ class Site:
         depthwise: Whether it is a convolution that keeps channels apart.
         kernel: Height and width of what a convolution reads at once; 1 and 1 for anything else.
         patches: Height and width of the grid the stem cuts an image into; 0 and 0 where unknown.
+        part: `q`, `k` or `v` where queries, keys and values have linear maps of their own, and this
+            gives that one; or nothing.
         barred: Why nothing can be grafted here although the module's kind has a role; or nothing.
         barred_role: That role.
+        affine: Whether it is a norm with a scale of its own, be it a frozen one, as a buffer.
     """
 
     path: str
@@ -85,8 +88,10 @@ class Site:
     depthwise: bool = False
     kernel: tuple[int, int] = (1, 1)
     patches: tuple[int, int] = (0, 0)
+    part: str = ""
     barred: str = ""
     barred_role: Role | None = None
+    affine: bool = False
 
     @property
     def dim(self) -> int:

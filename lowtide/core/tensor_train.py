@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Unsupported
-from .graft import Graft, Swap, need
+from .graft import Graft
 from .linear_maps import fold
+from .method import Swap, need
 from .site import Role, Site, Sites
 
 Core = Callable[[Site], nn.Module]

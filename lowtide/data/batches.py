@@ -130,6 +130,7 @@ def loader(
     cache: ImageSource | None = None,
     rank: int = 0,
     processes: int = 1,
+    collate: Callable[[list[Any]], Any] | None = None,
     weights: Sequence[float] | None = None,
     repeats: int = 1,
 ) -> DataLoader[tuple[Tensor, int | Tensor]]:
@@ -157,6 +158,7 @@ def loader(
             long as without, so it sees 1 in `repeats` images. For shuffled images alone.
         processes: How many share each batch. One that `share` gives no image of a last batch gets
             an image of another's, so that all load equally many batches.
+        collate: Makes a batch of what `transform` gives and the labels; by default torch's.
         weights: Draw as many samples as there are, with replacement, each in proportion to its
             weight, instead of permuting them.
 
@@ -172,20 +174,24 @@ def loader(
         order = list(range(len(samples)))
     else:
         order = torch.randperm(len(samples), generator=generator).tolist()
-    if cache is None or workers:
+    if cache is None or (workers and isinstance(cache, Cache)):
         cache = Cache(limit_bytes=0)
     order = _repeated(order, repeats) if shuffle else list(range(len(samples)))
-    whole = batch_size * processes
-    batches = [order[i : i + whole] for i in range(0, len(order), whole)]
-    if drop_last and batches and len(batches[-1]) < whole:
-        batches.pop()
+    batches = _cut(order, batch_size * processes, drop_last)
     return DataLoader(
         _Images(samples, transform, key, cache),
         batch_sampler=[_part(batch, rank, processes) for batch in batches],
         num_workers=workers,
+        collate_fn=collate,
         # Or the loader would draw from the global generator, and move dropout with it.
         generator=generator,
     )
+
+
+def _cut(order: list[int], whole: int, drop_last: bool) -> list[list[int]]:
+    """Cut an epoch into batches; the last one may be shorter, or is left out."""
+    batches = [order[i : i + whole] for i in range(0, len(order), whole)]
+    return batches[:-1] if drop_last and batches and len(batches[-1]) < whole else batches
 
 
 def _repeated(order: list[int], repeats: int) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import os
 import re
 from collections import defaultdict
@@ -17,6 +16,7 @@ from ..errors import InputError
 from ..targets import KINDS, Label
 from .columns import read_columns
 from .dataset import Dataset, Sample, fingerprint, relative
+from .division import divide
 from .formats import find
 from .images import Look, bits_of, look
 from .labels import order
@@ -69,7 +69,8 @@ def read(
     bits, of_bits = _depth(looks)
     by_class = KINDS[task].balances
     kept = _without(listing, skipped, by_class)
-    splits, notes = _split(kept, listing, seed, val_fraction, test_fraction, by_class)
+    group = _class if by_class else None
+    splits, notes = divide(kept, listing.root, seed, val_fraction, test_fraction, group)
     samples = {
         which: tuple(Sample(entry.path, labels[entry.label]) for entry in splits.get(which, ()))
         for which in SPLITS
@@ -241,49 +242,5 @@ def _without(
     return kept
 
 
-def _split(
-    splits: dict[str, list[Entry]],
-    listing: Listing,
-    seed: int,
-    val_fraction: float,
-    test_fraction: float,
-    by_class: bool,
-) -> tuple[dict[str, list[Entry]], list[str]]:
-    shares = {"test": test_fraction} if "all" in splits else {}
-    if "val" not in splits and splits.keys() & {"all", "train"}:
-        shares["val"] = val_fraction
-    if "all" in splits:
-        splits = {"train": splits["all"]}
-    drawn = _draw(splits.get("train", []), shares, seed, listing.root, by_class)
-    whole = "each class" if by_class else "all"
-    notes = [
-        f"{which}: {len(drawn[which])} images split off, {share:.0%} of {whole}, seed {seed}"
-        for which, share in shares.items()
-    ]
-    splits = {**splits, **drawn}
-    notes += [f"{which}: none" for which in ("val", "test") if not splits.get(which)]
-    return splits, notes
-
-
-def _draw(
-    entries: list[Entry], shares: Mapping[str, float], seed: int, root: Path, by_class: bool
-) -> dict[str, list[Entry]]:
-    def turn(entry: Entry) -> bytes:
-        # By name, not by position: a copy of the folder splits alike on every system.
-        return hashlib.sha256(os.fsencode(f"{seed}/{relative(entry.path, root)}")).digest()
-
-    groups = defaultdict(list)
-    for entry in entries:
-        groups[entry.label if by_class else ""].append(entry)
-    taken: dict[Path, str] = {}
-    for members in groups.values():
-        queue = sorted(members, key=turn)
-        for which, share in shares.items():
-            # At least one for each split, and at least one left for train.
-            count = min(max(1, round(share * len(members))), len(queue) - 1) if share else 0
-            taken |= dict.fromkeys((entry.path for entry in queue[:count]), which)
-            del queue[:count]
-    return {
-        which: [entry for entry in entries if taken.get(entry.path, "train") == which]
-        for which in ("train", *shares)
-    }
+def _class(entry: Entry) -> str:
+    return str(entry.label)

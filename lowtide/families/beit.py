@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.models.beit import Beit
+from timm.models.beit import Attention, Beit
 from torch import Tensor
 
 from ..core.site import Role
@@ -20,7 +20,7 @@ from .table import Context
 
 def _stem(model: Any, x: Tensor) -> Tensor:
     x = model.patch_embed(x)
-    x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], 1)
+    x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1), x], 1)
     return model.pos_drop(x if model.pos_embed is None else x + model.pos_embed)
 
 
@@ -54,5 +54,6 @@ FAMILY = replace(
     ),
     extend=None,
     context=_context,
+    attentions=(Attention,),
     last="",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
@@ -24,7 +25,8 @@ def classifiers(model: nn.Module) -> tuple[str, ...]:
     """Find the classifier: what timm makes anew for another number of classes.
 
     That may be more than `get_classifier` tells: a norm in front of the linear map, or several
-    classifiers whose answers are averaged. Elsewhere it is the last Linear defined.
+    classifiers whose answers are averaged. Elsewhere it is the last Linear defined, and of a
+    transformers model with several that give its labels, each of them.
 
     Args:
         model: The backbone.
@@ -33,8 +35,14 @@ def classifiers(model: nn.Module) -> tuple[str, ...]:
         Paths of the classifier's modules; none for a headless backbone.
     """
     if not hasattr(model, "get_classifier"):
-        linears = [p for p, m in model.named_modules() if isinstance(m, nn.Linear)]
-        return tuple(linears[-1:])
+        linears = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Linear)]
+        last = linears[-1][1] if linears else None
+        labels = getattr(getattr(model, "config", None), "num_labels", None)
+        return tuple(
+            path
+            for path, m in linears
+            if m is last or ("." not in path and m.out_features == labels == last.out_features)  # type: ignore[union-attr]
+        )
     found = model.get_classifier()  # type: ignore[operator]
     heads = found if isinstance(found, tuple | list) else (found,)
     told = tuple(p for p, m in model.named_modules() if any(m is head for head in heads))
@@ -116,6 +124,42 @@ def reset(model: Any, classes: int, init: HeadInit) -> None:
     _renew(model, classes)
     for path in classifiers(model):
         start(model.get_submodule(path).to(like.device, like.dtype), init)
+
+
+def exchange_config(model: Any, config: Any) -> Any:
+    """Give a transformers model a config; its loss counts the classes that this names.
+
+    Args:
+        model: Any model; changed in place if it has a config.
+        config: What `config_of` or this gave; None leaves it.
+
+    Returns:
+        The one it had.
+    """
+    before = getattr(model, "config", None)
+    if config is not None:
+        model.config = config
+        if hasattr(model, "num_labels") and "num_labels" in vars(model):
+            model.num_labels = config.num_labels
+    return before
+
+
+def config_of(model: Any, classes: int) -> Any:
+    """Make the config of a transformers model for another number of classes.
+
+    Args:
+        model: Any model.
+        classes: Of the classifier that it is to have; 0 for none, as around a part that is tuned.
+
+    Returns:
+        A copy that names as many labels; None where the model has no config, or it fits.
+    """
+    config: Any = getattr(model, "config", None)
+    if not classes or getattr(config, "num_labels", classes) == classes:
+        return None
+    made = copy.copy(config)
+    made.num_labels = classes
+    return made
 
 
 def start(module: nn.Module, init: HeadInit) -> None:

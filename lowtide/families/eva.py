@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 
 from ..core.site import Role
 from ..errors import Unsupported
+from ..versions import classes
 from . import vit
 from .table import Context
 
@@ -80,5 +81,6 @@ FAMILY = replace(
     ),
     extend=_extend,
     context=_context,
+    attentions=(EvaAttention, *classes("timm.layers", "AttentionRope")),
     last="",
 )

@@ -6,8 +6,8 @@ import timm.layers
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torchvision.ops import FrozenBatchNorm2d
 
+from ..core.linear_maps import is_frozen_norm
 from ..core.site import Layout, Role
 
 
@@ -23,7 +23,6 @@ NORMS: tuple[type[nn.Module], ...] = (
     _NormBase,
     nn.GroupNorm,
     nn.RMSNorm,
-    FrozenBatchNorm2d,
     *_known("RmsNorm", "RmsNorm2d", "RmsNormFp32", "RmsNorm2dFp32", "FrozenBatchNormAct2d"),
     *_known("SimpleNorm", "SimpleNorm2d", "SimpleNormFp32", "SimpleNorm2dFp32"),
     *_known("EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2", "EvoNorm2dS0", "EvoNorm2dS1"),
@@ -73,7 +72,19 @@ def is_norm(module: nn.Module) -> bool:
     Returns:
         Whether it is one or derives from one; with an activation or not, frozen or not.
     """
-    return isinstance(module, NORMS)
+    return isinstance(module, NORMS) or is_frozen_norm(module)
+
+
+def scales(module: nn.Module) -> bool:
+    """Say whether a module is a norm with a scale of its own, be it a buffer.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is one.
+    """
+    return is_norm(module) and (bool(module._parameters) or is_frozen_norm(module))
 
 
 def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> Layout | None:

@@ -46,5 +46,6 @@ FAMILY = replace(
         global_attn_indexes=(1, 3),
     ),
     extend=None,
+    attentions=(),
     last="",
 )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import (
     PatchMerging,
     SwinTransformer,
+    WindowAttention,
     window_partition,
     window_reverse,
 )
@@ -44,7 +45,7 @@ def _halves(block: Any, x: Tensor, between: Callable[[Tensor], Tensor]) -> Tenso
 
 def _attend(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Attend in shifted windows of `x` (B, H, W, C), the tokens (B, n, C) in front of each."""
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     if isinstance(block.attn, Graft):
         raise Unsupported(
             "vpt on a backbone of windows runs inside window attention, and another method stands"
@@ -55,10 +56,10 @@ def _attend(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     padded = x.shape[1:3]
     mask = block.get_attn_mask(x) if block.dynamic_mask else block.attn_mask
     windows = window_partition(x, (h, w)).flatten(1, 2)
-    count = len(windows) // batch
+    count = (padded[0] // h) * (padded[1] // w)
     inside = torch.cat([tokens.repeat_interleave(count, 0), windows], 1)
     y = _window_attention(block.attn, inside, mask, n)
-    seen = y[:, :n].unflatten(0, (batch, count)).mean(1)
+    seen = y[:, :n].unflatten(0, (-1, count)).mean(1)
     y = window_reverse(y[:, n:].reshape(-1, h, w, channels), (h, w), *padded)
     return y[:, :height, :width].roll((down, right), (1, 2)), seen
 
@@ -68,7 +69,7 @@ def _window_attention(attn: Any, x: Tensor, mask: Tensor | None, n: int) -> Tens
     q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     bias = attn._get_rel_pos_bias()
     if mask is not None:
-        bias = bias + mask.unsqueeze(1).repeat(len(x) // len(mask), 1, 1, 1)
+        bias = bias + mask.unsqueeze(1).repeat(x.shape[0] // len(mask), 1, 1, 1)
     y = F.scaled_dot_product_attention(
         q,
         k,
@@ -110,5 +111,6 @@ FAMILY = Family(
     ),
     extend=_extend,
     halves=_halves,
+    attentions=(WindowAttention,),
     last="norm",
 )

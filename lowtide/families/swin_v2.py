@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention
 
 from . import swin
 
@@ -23,4 +23,5 @@ FAMILY = replace(
     ),
     extend=None,
     halves=None,
+    attentions=(WindowAttention,),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from ..core.site import Layout, Role
@@ -47,5 +47,6 @@ FAMILY = Family(
         img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=10
     ),
     extend=_extend,
+    attentions=(Attention,),
     last="norm",
 )

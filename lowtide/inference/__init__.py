@@ -2,6 +2,6 @@
 
 It opens a run folder or a merged file and asks nothing of how it was trained.
 
-Imports errors, versions, paths, values, core, memory, methods, tuning, targets, planning, data,
-training.
+Imports errors, versions, paths, extras, values, core, memory, methods, families, tuning, targets,
+multi_adapter, planning, data, dense, training.
 """

@@ -17,11 +17,13 @@ from ..memory.frozen_dtype import FrozenDtype
 from ..planning.simulate import tune_on_meta
 from ..targets import Targets, construct
 from ..targets.classify import Classify
+from ..training.devices import device_of
 from ..training.owner import refuse_unfinished
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
+from ..tuning.applying import load
 from ..tuning.backbone import create
-from ..tuning.tuned import Tuned, load, set_frozen_dtype
+from ..tuning.tuned import Tuned, set_frozen_dtype
 from ..tuning.weights import leaves_frozen
 from ..values import read as read_value
 
@@ -61,7 +63,7 @@ def open_run(
     Args:
         folder: The run folder.
         checkpoint: Where the backbone's weights are now, if not where they were.
-        device: `auto` or `cpu`.
+        device: `auto`, `cpu`, `cuda:1` and the like.
         original: Whether to leave the frozen weights as they are in the backbone's file, where they
             were kept in few bits in training.
 
@@ -71,6 +73,7 @@ def open_run(
     Raises:
         InputError: The folder holds no finished run.
     """
+    where = device_of(device)
     refuse_unfinished(folder)
     config = AdapterConfig.of(read_config(folder), folder)
     if config.preprocessing is None or config.augment is None or config.classes is None:
@@ -98,9 +101,8 @@ def open_run(
             f" {preprocessing.channels} channels and the model takes {fits.size} with"
             f" {fits.channels}"
         )
-    wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     return Trained(
-        tuned.to(wanted), preprocessing, transform, config.classes, options["name"], targets
+        tuned.to(where), preprocessing, transform, config.classes, options["name"], targets
     )
 
 

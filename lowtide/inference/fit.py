@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.graft import Method
+from ..core.method import Method
 from ..errors import InputError, shown
 from ..paths import refuse_unwritable
 from ..training.callbacks import Callback

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..data import Dataset, Sample, read
 from ..data.formats import named
@@ -17,11 +17,10 @@ from ..training.progress import note
 from ..training.split import SPLIT, SPLITS, Split, samples_of
 from ..training.summary import read_summary
 from ..tuning.adapter_files import CONTENT, read_config
-from ..values import Count
+from ..values import Count, Device
 from .evaluate import Trained, open_run, too_deep
+from .hub import PREFIX, download
 from .merged import open_merged
-
-Device = Literal["auto", "cpu"]
 
 
 def add_loading(parser: Parser) -> None:
@@ -34,14 +33,15 @@ def add_loading(parser: Parser) -> None:
         "--checkpoint", type=str, help="Where the backbone's weights are now, if they moved."
     )
     parser.add_argument("--batch-size", type=Count, default=32, help="Images per forward pass.")
-    parser.add_argument("--device", type=Device, default="auto", help="auto or cpu.")
+    parser.add_argument("--device", type=Device, default="auto", help="Where to compute.")
 
 
 def open_given(given: dict[str, Any], original: bool = False) -> Trained:
     """Open the run that is named.
 
     Args:
-        given: Values of `run` and of the options of `add_loading`.
+        given: Values of `run` and of the options of `add_loading`; a run on the hub, `hf:` and its
+            name, is downloaded and replaced by its folder.
         original: Whether to leave frozen weights as they are in the backbone's file.
 
     Returns:
@@ -51,6 +51,8 @@ def open_given(given: dict[str, Any], original: bool = False) -> Trained:
         InputError: A merged file is given other weights.
     """
     checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
+    if given["run"].startswith(PREFIX):
+        given["run"] = str(download(given["run"].removeprefix(PREFIX)))
     if Path(given["run"]).is_file():
         if checkpoint:
             raise InputError("a merged file holds its own weights: --checkpoint is for a run")
@@ -81,7 +83,7 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
     folder, which = Path(given["run"]), given["split"]
     if which not in (*SPLITS, "all"):
         raise UnknownName("split", which, (*SPLITS, "all"))
-    if folder.is_file():
+    if not (folder / CONFIG).is_file():
         return _read_for_merged(trained, given)
     config = RunConfig.from_dict(read_yaml(folder / CONFIG))
     source = config.data if given["data"] is None else given["data"]
@@ -116,9 +118,9 @@ def read_samples(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample],
 
 
 def _read_for_merged(trained: Trained, given: dict[str, Any]) -> tuple[list[Sample], list[str]]:
-    """Read a split of other data for a merged file, which keeps no split of its own."""
+    """Read a split of other data for a merged file or an adapter alone, which keep no split."""
     if given["data"] is None:
-        raise InputError(f"{given['run']} is a merged file and names no data: give --data")
+        raise InputError(f"{given['run']} is no run folder and names no data: give --data")
     dataset = read(given["data"], classes=trained.classes, task=trained.targets.task)
     samples = samples_of(dataset, given["split"])
     return samples, _drawn(dataset, given["split"]) + too_deep(trained, [s.path for s in samples])

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from ..data import Preprocessing
 from ..errors import InputError, UnknownName
 from ..methods import METHODS
 from ..targets import construct, describe
+from ..training.devices import device_of
 from ..tuning.adapter_files import read_metadata, read_tensors, refuse_infinite, write_tensors
-from ..tuning.tuned import apply
+from ..tuning.applying import apply
 from ..versions import on_meta
 from .evaluate import Trained
 
@@ -61,7 +61,7 @@ def open_merged(path: Path, *, device: str = "auto") -> Trained:
 
     Args:
         path: The file.
-        device: `auto` or `cpu`.
+        device: `auto`, `cpu`, `cuda:1` and the like.
 
     Returns:
         The model and what its header says, ready for use.
@@ -70,7 +70,7 @@ def open_merged(path: Path, *, device: str = "auto") -> Trained:
         InputError: The file is damaged, or was not written by `write_merged`.
         UnknownName: It names a model that timm does not know.
     """
-    state = read_tensors(path)
+    where, state = device_of(device), read_tensors(path)
     refuse_infinite(path, state)
     try:
         header = json.loads(read_metadata(path)[HEADER])
@@ -94,8 +94,7 @@ def open_merged(path: Path, *, device: str = "auto") -> Trained:
     model = timm.create_model(name, **options)
     model.load_state_dict(state)
     tuned = apply(model, METHODS["linear"]()).eval()
-    wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
-    return Trained(tuned.to(wanted), preprocessing, transform, classes, name, targets)
+    return Trained(tuned.to(where), preprocessing, transform, classes, name, targets)
 
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:

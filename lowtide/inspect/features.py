@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Block, Side, find
+from ..core.graft import find
+from ..core.side import Block, Side
 from ..core.site import Layout, Role
 from ..core.wrapped import numbers_of
 from ..data import Sample, loader
 from ..errors import InputError, Unsupported
 from ..inference.evaluate import Trained, backbone_of
 from ..methods import METHODS
-from ..tuning.tuned import Tuned, apply
+from ..tuning.applying import apply
+from ..tuning.tuned import Tuned
 
 Note = Callable[[str, Tensor], None]
 NAME = "inside"

@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import find, key, root
+from ..core.graft import find, root
+from ..core.side import key
 from ..core.site import Role, Sites
 from ..errors import InputError
 from ..inference.evaluate import backbone_of, open_run
 from ..tuning.adapter import STATISTICS
 from ..tuning.adapter_config import AdapterConfig
 from ..tuning.adapter_files import read_config
-from ..tuning.tuned import Tuned, apply, merge
+from ..tuning.applying import apply
+from ..tuning.tuned import Tuned, merge
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 

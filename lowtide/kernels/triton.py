@@ -80,6 +80,21 @@ def _load_codes(packed, at, n, BITS: tl.constexpr):
     return codes
 
 
+@triton.jit
+def _low_and_step(groups, inside, top, SHORT: tl.constexpr):
+    low = tl.min(tl.where(inside, groups, float("inf")), axis=1)
+    high = tl.max(tl.where(inside, groups, float("-inf")), axis=1)
+    bad = tl.max((groups != groups).to(tl.int32), axis=1) > 0
+    low = tl.where(bad, float("nan"), low)
+    high = tl.where(bad, float("nan"), high)
+    if SHORT:
+        low = _rounded(low - 0.0078125 * tl.abs(low), tl.bfloat16).to(tl.float32)
+    step = tl.div_rn(high, low * 0 + top) - tl.div_rn(low, low * 0 + top)
+    if SHORT:
+        step = _rounded(step * 1.0078125, tl.bfloat16).to(tl.float32)
+    return low, step
+
+
 @triton.jit(do_not_specialize=["row", "n"])
 def _affine_pack(
     x,
@@ -105,17 +120,8 @@ def _affine_pack(
         v = (v - shift) * tl.load(rstd + at // row, mask=here, other=1.0)
     groups = tl.reshape(v, (SIZE // GROUP, GROUP))
     inside = tl.reshape(here, (SIZE // GROUP, GROUP))
-    low = tl.min(tl.where(inside, groups, float("inf")), axis=1)
-    high = tl.max(tl.where(inside, groups, float("-inf")), axis=1)
-    bad = tl.max((groups != groups).to(tl.int32), axis=1) > 0
-    low = tl.where(bad, float("nan"), low)
-    high = tl.where(bad, float("nan"), high)
     top = (1 << BITS) - 1.0
-    if SHORT:
-        low = _rounded(low - 0.0078125 * tl.abs(low), tl.bfloat16).to(tl.float32)
-    step = tl.div_rn(high, low * 0 + top) - tl.div_rn(low, low * 0 + top)
-    if SHORT:
-        step = _rounded(step * 1.0078125, tl.bfloat16).to(tl.float32)
+    low, step = _low_and_step(groups, inside, top, SHORT)
     scale = tl.where(step < 1.1754943508222875e-38, 0.0, tl.div_rn(low * 0 + 1.0, step))
     q = (groups - low[:, None]) * scale[:, None]
     q = tl.where(q > 0, q, 0.0)

@@ -14,6 +14,21 @@ PROGRAMS = 1024
 """Programs at most, each with rows of its own and one partial sum of dw and db."""
 
 
+@triton.jit
+def _load_affine(lows, steps, packed, at, n, here, BITS: tl.constexpr, GROUP: tl.constexpr):
+    low = tl.load(lows + at // GROUP, mask=here, other=0.0).to(tl.float32)
+    step = tl.load(steps + at // GROUP, mask=here, other=0.0).to(tl.float32)
+    # Where nothing is, the minimum and the step are 0, so x^ is.
+    return _load_codes(packed, at, n, BITS).to(tl.float32) * step + low
+
+
+@triton.jit
+def _through_norm(g, x_hat, ROW: tl.constexpr):
+    return g - tl.sum(g) / ROW - x_hat * (tl.sum(g * x_hat) / ROW)
+
+
+# `each` rows of ROW numbers, one after the other; SIZE is the next power of two. `weight` and
+# `sums` may be None.
 @triton.jit(do_not_specialize=["each", "rows"])
 def _layer_norm_backward(
     dy,
@@ -23,24 +38,20 @@ def _layer_norm_backward(
     rstd,
     weight,
     dx,
-    dw,
-    db,
+    sums,
     each,
     rows,
     ROW: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    TRAINED: tl.constexpr,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    # `each` rows of ROW numbers, one after the other; SIZE is the next power of two.
     column = tl.arange(0, SIZE)
     inside = column < ROW
     program = tl.program_id(0).to(tl.int64)
     sum_w = tl.zeros((SIZE,), tl.float32)
     sum_b = tl.zeros((SIZE,), tl.float32)
-    if WEIGHT:
+    if weight is not None:
         w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     n = rows.to(tl.int64) * ROW
     for i in range(each):
@@ -48,24 +59,17 @@ def _layer_norm_backward(
         at = row * ROW + column
         here = inside & (at < n)
         g = tl.load(dy + at, mask=here, other=0.0).to(tl.float32)
-        low = tl.load(lows + at // GROUP, mask=here, other=0.0).to(tl.float32)
-        step = tl.load(steps + at // GROUP, mask=here, other=0.0).to(tl.float32)
-        codes = _load_codes(packed, at, n, BITS).to(tl.float32)
-        # Behind the row the minimum and the step are 0, so x^ is.
-        x_hat = codes * step + low
-        if TRAINED:
+        x_hat = _load_affine(lows, steps, packed, at, n, here, BITS, GROUP)
+        if sums is not None:
             sum_w += g * x_hat
             sum_b += g
-        if WEIGHT:
+        if weight is not None:
             g *= w
-        mean = tl.sum(g) / ROW
-        slope = tl.sum(g * x_hat) / ROW
-        scale = tl.load(rstd + tl.minimum(row, rows - 1))
-        d = (g - mean - x_hat * slope) * scale
+        d = _through_norm(g, x_hat, ROW) * tl.load(rstd + tl.minimum(row, rows - 1))
         tl.store(dx + at, _rounded(d, dx.dtype.element_ty), mask=here)
-    if TRAINED:
-        tl.store(dw + program * ROW + column, sum_w, mask=inside)
-        tl.store(db + program * ROW + column, sum_b, mask=inside)
+    if sums is not None:
+        tl.store(sums + program * ROW + column, sum_w, mask=inside)
+        tl.store(sums + (tl.num_programs(0) + program) * ROW + column, sum_b, mask=inside)
 
 
 def layer_norm_backward_triton(
@@ -90,12 +94,12 @@ def layer_norm_backward_triton(
     dy, rstd = dy.contiguous(), rstd.contiguous()
     dx = dy.new_empty(dy.shape)
     sums = dy.new_empty(2, programs, width if trained else 0, dtype=torch.float32)
-    fixed = {"ROW": width, "WEIGHT": weight is not None, "TRAINED": trained, "GROUP": group}
-    tensors = (dy, low, step, codes, rstd, dy if weight is None else weight.contiguous(), dx, *sums)
+    scale = None if weight is None else weight.contiguous()
+    tensors = (dy, low, step, codes, rstd, scale, dx, sums if trained else None)
     size = triton.next_power_of_2(width)
     _layer_norm_backward[(programs,)](
-        *tensors, each, rows, BITS=bits, SIZE=size, num_warps=min(max(size // 256, 1), 16),
-        **fixed, **EXACT,
+        *tensors, each, rows, ROW=width, BITS=bits, GROUP=group, SIZE=size,
+        num_warps=min(max(size // 256, 1), 16), **EXACT,
     )  # fmt: skip
     return dx, sums[0].sum(0), sums[1].sum(0)
 

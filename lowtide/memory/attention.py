@@ -7,13 +7,13 @@ it may be, and what came of it is noted in the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from timm.models import beit, eva, vision_transformer
+from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -21,7 +21,7 @@ from ..codecs.base import Residue
 from ..core.wrapped import plain_kind
 from ..ops.again import Derived
 from ..ops.attention_recompute import recompute
-from ..ops.attention_windows import WINDOWED, recompute_windows, windows_at_once
+from ..ops.attention_windows import recompute_windows, windows_at_once
 from ..ops.lineage import derived, remember
 from ..ops.region import forgetting, region
 from ..ops.saved import keep
@@ -30,29 +30,35 @@ from .chunking import is_imagewise
 from .mode import Answers, NotDerived, silence
 from .state import state_of
 
-ATTENTIONS: tuple[type[nn.Module], ...] = (
-    vision_transformer.Attention,
-    *classes("timm.layers", "AttentionRope"),
-    beit.Attention,
-    eva.EvaAttention,
-    *WINDOWED,
-    *classes("timm.models.gemma4_vit", "Gemma4Attention"),
-    nn.MultiheadAttention,
-)
-"""Modules that make three tensors of one, and a matrix per head: cheaper to run again than to keep.
-"""
-
 RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
 """Modules that keep every gate of every step."""
 
-RECOMPUTED = (*ATTENTIONS, *RECURRENT)
-"""What is run again in backward, from its input."""
+_recomputed: list[type[nn.Module]] = [
+    nn.MultiheadAttention,
+    *classes("timm.models.gemma4_vit", "Gemma4Attention"),
+    *RECURRENT,
+]
 
 _X = object()
 
 Forward = Callable[..., Any]
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
+
+
+def declare_attention(kinds: Iterable[type[nn.Module]]) -> None:
+    """Say that modules are cheaper to run again than to keep.
+
+    Attention makes three tensors of one, and a matrix for each head.
+
+    Args:
+        kinds: Their classes; subclasses count as well.
+    """
+    _recomputed.extend(kinds)
+
+
+def _is_recomputed(module: nn.Module) -> bool:
+    return isinstance(module, tuple(_recomputed))
 
 
 def holds_attention(module: nn.Module) -> bool:
@@ -65,7 +71,7 @@ def holds_attention(module: nn.Module) -> bool:
         Whether one of its children is.
     """
     # A compiler has its own ways to run something again, and knows none of ours.
-    held = (isinstance(child, RECOMPUTED) for child in module.children())
+    held = map(_is_recomputed, module.children())
     return not torch.compiler.is_compiling() and any(held)
 
 
@@ -80,7 +86,7 @@ def runs_again(module: nn.Module, args: Args, kwargs: Kwargs) -> bool:
     Returns:
         Whether it may be run again from its first argument.
     """
-    if torch.compiler.is_compiling() or not isinstance(module, RECOMPUTED) or not args:
+    if torch.compiler.is_compiling() or not _is_recomputed(module) or not args:
         return False
     if not isinstance(args[0], Tensor):  # packed sequences
         return False

@@ -23,11 +23,8 @@ from torch.utils._pytree import tree_map
 from ..core.wrapped import plain_kind
 from ..ops.attention_chunks import ALIGNED
 
-TOKEN_MLPS: tuple[type[nn.Module], ...] = (layers.Mlp, layers.GluMlp, layers.SwiGLU)
-"""Modules that treat every token by itself, if all they hold does, and are widest inside."""
-
-MLPS = (*TOKEN_MLPS, layers.ConvMlp, layers.GlobalResponseNormMlp)
-"""These, and others as wide that treat every image by itself."""
+MLPS: tuple[type[nn.Module], ...] = (layers.ConvMlp, layers.GlobalResponseNormMlp)
+"""Modules that treat every image by itself, if all they hold does, and are widest inside."""
 
 POSITIONWISE: tuple[type[nn.Module], ...] = (
     *(nn.Linear, nn.Identity, nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.ParameterDict),
@@ -58,6 +55,7 @@ AXES = ("dim", "axis", "start_dim")
 DRAWS = ("p", "prob")
 
 _models: set[tuple[str, str]] = set()
+_token_mlps: set[type[nn.Module]] = {layers.Mlp, layers.GluMlp, layers.SwiGLU}
 
 
 def declare(packages: Iterable[str], names: Iterable[str]) -> None:
@@ -68,6 +66,15 @@ def declare(packages: Iterable[str], names: Iterable[str]) -> None:
         names: Names of their classes.
     """
     _models.update((package, name) for package in packages for name in names)
+
+
+def declare_mlps(kinds: Iterable[type[nn.Module]]) -> None:
+    """Say that modules treat every token by itself, if all they hold does, and are widest inside.
+
+    Args:
+        kinds: The classes themselves: of a subclass nothing is known.
+    """
+    _token_mlps.update(kinds)
 
 
 def is_model(kind: type[nn.Module]) -> bool:
@@ -96,7 +103,8 @@ def is_imagewise(module: nn.Module) -> bool:
         return False
     inside = list(module.modules())
     kinds = {plain_kind(m) for m in inside}
-    files = (*FILES, *(f"{kind.__module__}." for kind in kinds if is_model(kind)))
+    declared = (kind for kind in kinds if is_model(kind) or kind in _token_mlps)
+    files = (*FILES, *(f"{kind.__module__}." for kind in declared))
     if not all(_is_read(kind, files) for kind in kinds):
         return False
     return not any(_is_changed(m) or _mixes(m) for m in inside)
@@ -120,7 +128,7 @@ def sizes(
     if chunk is None or torch.compiler.is_compiling() or len(args) != 1 or kwargs:
         return None
     (x,) = args
-    if kind in MLPS:
+    if kind in _token_mlps or kind in MLPS:
         chunk = max(1, chunk // 2)
     elif not is_model(kind):
         return None
@@ -166,7 +174,7 @@ def by_tokens(module: nn.Module, x: Tensor, most: int) -> list[int] | None:
         may meet in the module.
     """
     tokens = x[..., 0].numel()
-    if plain_kind(module) not in TOKEN_MLPS or x.ndim < 2 or x.numel() <= most * len(x):
+    if plain_kind(module) not in _token_mlps or x.ndim < 2 or x.numel() <= most * len(x):
         return None
     if not all(_is_positionwise(m) for m in module.modules() if m is not module):
         return None

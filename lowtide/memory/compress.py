@@ -7,12 +7,13 @@ from torch import nn
 from ..errors import Unsupported
 from ..ops.unary import MODULES
 from .attention import RECURRENT
+from .policies import policy_of
 from .policy import Policy
 from .state import NAME, State
 from .swapped import swapped
 
 
-def compress(model: nn.Module, policy: Policy) -> nn.Module:
+def compress(model: nn.Module, policy: Policy | str) -> nn.Module:
     """Make a model keep for its backward pass what the policy says; its outputs do not change.
 
     For the length of each forward a `TorchFunctionMode` answers the functions of the policy's ops.
@@ -22,15 +23,17 @@ def compress(model: nn.Module, policy: Policy) -> nn.Module:
 
     Args:
         model: Any module; changed in place. A policy it had before is replaced.
-        policy: What to keep.
+        policy: What to keep, or a policy's name: `tight`, `s2a`, `blocks`, `exact`.
 
     Returns:
         The same object.
 
     Raises:
+        UnknownName: No policy has that name.
         Unsupported: The policy keeps nothing but the inputs of blocks, and the model is not one of
             `lowtide.apply`, which knows its blocks.
     """
+    policy = policy_of(policy)
     if policy.checkpointing and not hasattr(model, "checkpointing"):
         raise Unsupported(
             f"the policy recomputes blocks, and {type(model).__name__} does not say which: expected"
@@ -39,7 +42,7 @@ def compress(model: nn.Module, policy: Policy) -> nn.Module:
     if policy.checkpointing and not model.checkpointing:
         model.checkpointing = True  # type: ignore[assignment]
     decompress(model)
-    if policy == Policy.exact():
+    if policy == Policy():
         return model
     for module in model.modules():
         leaf = module is not model and not any(True for _ in module.children())

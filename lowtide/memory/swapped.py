@@ -59,18 +59,18 @@ def swapped(plain: type[nn.Module]) -> type[nn.Module]:
             return make, given, *state
 
     if hasattr(plain, "__getitem__"):
-
-        def __getitem__(self: Any, index: Any) -> Any:
-            part: Any = plain.__getitem__(self, index)
-            if isinstance(part, Swapped) and NAME not in vars(part):  # a slice, made anew
-                setattr(part, NAME, State(state_of(self).policy))
-            return part
-
-        Swapped.__getitem__ = __getitem__
+        Swapped.__getitem__ = _sliced
     Swapped.__name__, Swapped.__qualname__ = plain.__name__, plain.__qualname__
     Swapped.__module__, Swapped.__doc__ = plain.__module__, plain.__doc__
     _classes[plain] = Swapped
     return Swapped
+
+
+def _sliced(self: Any, index: Any) -> Any:
+    part: Any = self._lowtide_plain.__getitem__(self, index)
+    if hasattr(type(part), "_lowtide_plain") and NAME not in vars(part):  # a slice, made anew
+        setattr(part, NAME, State(state_of(self).policy))
+    return part
 
 
 def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.graft import Graft
 from ..core.linear_maps import bottleneck
+from ..core.method import Edit, Method, Swap, method, need
 from ..core.site import Role, Site, Sites
 from ..values import Scale, Share, Width
 

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method, need
+from ..core.graft import Graft
 from ..core.linear_maps import fold
+from ..core.method import Beside, Edit, Method, Swap, method, need
+from ..core.side import Block, Side, key
 from ..core.site import Role, Site, Sites
 from ..errors import Unsupported
 from ..values import Share, Width

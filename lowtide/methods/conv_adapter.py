@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_, zeros_
 
-from ..core.graft import Edit, Graft, Method, Swap, Thaw, method, need
+from ..core.graft import Graft
 from ..core.linear_maps import parallel
+from ..core.method import Edit, Method, Swap, Thaw, method, need
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
 from ..values import Width

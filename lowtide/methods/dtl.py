@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
+from ..core.method import Beside, Edit, Method, method, need
+from ..core.side import Block, Side, key
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
 from ..values import Index, Ratio, Width
@@ -60,6 +61,7 @@ class DTL(Method):
         beta: Sharpness of theta.
         pool: `mean` classifies the mean of the patch tokens in place of a class token, as the
             authors' code does and their text does not say; `model` leaves the backbone's pooling.
+            Where feature maps are read nothing is pooled.
     """
 
     learning_rate: ClassVar[float] = 0.01
@@ -111,7 +113,7 @@ class DTL(Method):
                 raise Unsupported(
                     f"dtl+ convolves a square grid, and {s.path} has {s.tokens} tokens"
                 )
-        return [Beside(partial(CSN, read, start, self))]
+        return [Beside(partial(CSN, read, start, self), maps=True)]
 
 
 def _readable(sites: Sites, depth: int) -> Sites:
@@ -128,7 +130,7 @@ class CSN(Side):
     def __init__(self, read: Sites, start: int, config: DTL, classes: int) -> None:
         super().__init__()
         self.beta = config.beta
-        self.pooled = read[-1].prefix if config.pool == "mean" else 0
+        self.pooled = read[-1].prefix if classes and config.pool == "mean" else 0
         self.layers, self.g = nn.ModuleDict(), nn.ModuleDict()
         self.stage_of: dict[str, str] = {}
         for i, stage in enumerate(read.stages):

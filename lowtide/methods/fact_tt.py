@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Edit, Method, method
+from ..core.method import Edit, Method, method
 from ..core.site import Site, Sites
 from ..core.tensor_train import check, factored, slices, stacks
 from ..values import Scale, Share, Width

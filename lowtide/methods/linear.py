@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.graft import Edit, Method, method
+from ..core.method import Edit, Method, method
 from ..core.site import Sites
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.graft import Graft
 from ..core.linear_maps import fold, low_rank, product
+from ..core.method import Edit, Method, Swap, method, need
 from ..core.site import Role, Site, Sites
 from ..values import Scale, Share, Width
 
@@ -25,9 +26,10 @@ class LoRA(Method):
 
         y = W x + (alpha / r) B A x,    A ~ Kaiming-uniform(a = sqrt(5)),  B = 0
 
-    The paper's vision baselines adapt the query and value projections; a fused qkv map gets its
-    own pair of factors for each part named in `parts`. Any linear map can be adapted by role. A
-    convolution is factored as one of the same kernel to `rank` channels and a 1x1 back.
+    The paper's vision baselines adapt the query and value projections. A fused qkv map gets its own
+    pair of factors for each part named in `parts`; of separate maps to queries, keys and values
+    those named there are adapted. Any linear map can be adapted by role. A convolution is factored
+    as one of the same kernel to `rank` channels and a 1x1 back.
 
     Parameters: `rank (in + out)` per pair of factors; ViT-B/16 q, v at rank 8: 294,912.
 
@@ -39,10 +41,10 @@ class LoRA(Method):
     Attributes:
         rank: Inner width r.
         alpha: Scale of the update before division by the rank; 0 takes alpha = rank, so s = 1.
-        roles: Which maps, by role: any of qkv proj fc1 fc2 conv down stem linear. Empty takes qkv;
-            a backbone without attention gets every linear map, and one without these its
-            convolutions.
-        parts: Which parts of a fused qkv map.
+        roles: Which maps, by role: any of qkv proj fc1 fc2 conv down stem linear. Empty takes qkv,
+            fused or separate; a backbone without attention gets every linear map, and one without
+            these its convolutions.
+        parts: Which parts of a fused qkv map, and which of separate ones.
         dropout: Probability of dropping an input of A.
     """
 
@@ -75,9 +77,14 @@ class LoRA(Method):
 
     def _choose(self, sites: Sites) -> Sites:
         if self.roles:
-            return sites.of(*self.roles)
+            return self._of(sites, self.roles)
         preferred = ((Role.QKV,), (Role.FC1, Role.FC2, Role.LINEAR), (Role.CONV,))
-        return next((found for r in preferred if (found := sites.of(*r))), Sites())
+        return next((found for r in preferred if (found := self._of(sites, r))), Sites())
+
+    def _of(self, sites: Sites, roles: tuple[Role, ...]) -> Sites:
+        """Keep the sites of some roles; a separate map of a wanted part counts as qkv."""
+        separate = self.parts if Role.QKV in roles else ""
+        return sites.where(lambda s: s.role in roles or (s.part != "" and s.part in separate))
 
     def _wanted(self) -> str:
         return " or ".join(self.roles) if self.roles else "qkv, linear or conv"
@@ -116,6 +123,24 @@ class LoRAGraft(Graft):
             pieces[i] = torch.add(pieces[i], up(down(x)), alpha=self.scale)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.axis)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Write the update as one pair of factors, `s up(down(x))`.
+
+        Returns:
+            Weights shaped as peft has them: `down`, each part's below the other, and `up`, which
+            for a fused map has a block per part. A grouped convolution's `down` reads all inputs,
+            those outside each group by zeros.
+        """
+        down = torch.cat([_ungrouped(m) for m in self.down]).detach()
+        if len(self.up) == 1 and self.width == len(self.root.get_parameter("weight")):
+            return down, self.up[0].get_parameter("weight").detach()
+        own = [m.get_parameter("weight").detach() for m in self.up]
+        rank = own[0].shape[1]
+        up = own[0].new_zeros(3 * self.width, len(down), *own[0].shape[2:])
+        for n, (i, part) in enumerate(zip(self.parts, own, strict=True)):
+            up[i * self.width : (i + 1) * self.width, n * rank : (n + 1) * rank] = part
+        return down, up
+
     def merged(self) -> nn.Module | None:
         """Fold the product of the factors into the base's weight.
 
@@ -127,3 +152,16 @@ class LoRAGraft(Graft):
             rows = slice(i * self.width, (i + 1) * self.width)
             delta[rows] = self.scale * product(down, up)
         return fold(self.base, delta=delta)
+
+
+def _ungrouped(module: Any) -> Tensor:
+    """Write the weight of a map over all inputs."""
+    groups = getattr(module, "groups", 1)
+    if groups == 1:
+        return module.weight
+    wide = module.weight.new_zeros(len(module.weight), module.in_channels, *module.weight.shape[2:])
+    rows, columns = len(wide) // groups, module.in_channels // groups
+    for g in range(groups):
+        at = slice(g * rows, (g + 1) * rows)
+        wide[at, g * columns : (g + 1) * columns] = module.weight[at]
+    return wide

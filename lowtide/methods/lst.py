@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
+from ..core.method import Beside, Edit, Method, method, need
+from ..core.side import Block, Side, key
 from ..core.site import Layout, Role, Sites
 from ..errors import Unsupported
 from ..values import Ratio, Width
@@ -108,7 +109,7 @@ class LST(Method):
                 f"lst divides the width by {self.reduction}, and {blocks[0].path} has"
                 f" {blocks[0].dim}"
             )
-        return [Beside(partial(Ladder, blocks, self))]
+        return [Beside(partial(Ladder, blocks, self), maps=True)]
 
 
 class Ladder(Side):

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.graft import Graft
+from ..core.method import Edit, Method, Swap, method, need
 from ..core.site import Role, Site, Sites
 from ..errors import InputError, Unsupported
 from ..values import Index, Share

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.graft import Edit, Method, Thaw, method, need
+from ..core.method import Edit, Method, Thaw, method, need
 from ..core.site import Role, Sites
 from ..errors import Unsupported
 from ..values import Index

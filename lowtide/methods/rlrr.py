@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
-from ..core.graft import Edit, Graft, Method, Swap, method, need
+from ..core.graft import Graft
 from ..core.linear_maps import fold
+from ..core.method import Edit, Method, Swap, method, need
 from ..core.scale_shift import ScaleShift
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
@@ -103,7 +104,7 @@ class RLRR(Method):
         edits: list[Edit] = []
         for i, s in enumerate(sites):
             inside = not staged or s.depth >= 0 or i > blocks_end
-            normed = s.role is Role.NORM and bool(s.params) and inside
+            normed = s.role is Role.NORM and s.affine and inside
             if normed or s.depthwise or (s.role is Role.STEM and not staged):
                 edits.append(Swap(s, partial(ScaleShift, site=s, init=self.init)))
             elif s in maps:

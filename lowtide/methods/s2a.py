@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, Thaw, key, method
+from ..core.graft import Graft
+from ..core.method import Beside, Edit, Method, Swap, Thaw, method
+from ..core.side import Block, Side, key
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
 from ..values import Scale, Width
@@ -37,6 +39,10 @@ class S2A(Method):
     pooled and its channels repeated. The mean of the last y over all tokens is concatenated to the
     backbone's features before the classifier.
 
+    Where the backbone gives feature maps and no classifier, y_i W_i is added to the map x_i at the
+    end of each stage, with W_i (C / reduction, C) = 0: a linear reader of `[x_i, y_i]` is one of
+    x_i + y_i W_i.
+
     Parameters, K = 100: ViT-B/16 775,276; Swin-B 889,428; ConvNeXt-B with `prompt_every=2,
     affine=False` 858,516 (the paper's 0.90 %, 1.03 %, 0.98 %).
 
@@ -51,7 +57,7 @@ class S2A(Method):
         qkv reads, behind the norm and inside the window) and branches (one per block), the branch's
         norms, activations and convolution biases (none, as a norm follows), stage changes, class
         tokens, pooling and sigma. With these its counts on ViT and Swin come out; on ConvNeXt it
-        takes every second prompt and no affine norms. `Policy.s2a` says what it chooses. The side
+        takes every second prompt and no affine norms. policy `s2a` says what it chooses. The side
         feature is read off the last map; a class token alone would leave every DW without a
         gradient, so we take the mean over tokens. The classifier's rows for it start at zero, so
         that training starts at the backbone.
@@ -113,7 +119,7 @@ class S2A(Method):
                     raise Unsupported(
                         f"s2a averages {self.reduction} channels into one, and {s.path} has {s.dim}"
                     )
-            edits.append(Beside(partial(SideBranch, blocks, self)))
+            edits.append(Beside(partial(SideBranch, blocks, self), maps=True))
         if not edits:
             raise Unsupported("s2a has nothing to train here: no part that fits is switched on")
         return edits
@@ -188,24 +194,33 @@ class PromptGraft(Graft):
         return torch.cat([rows[: self.prefix], grid[0].flatten(1).T])
 
 
+State = tuple[Tensor, tuple[int, int]]
+"""A branch's output `(B, N, c)`, and the grid that its patches lie on."""
+
+
 class SideBranch(Side):
-    """A thin network that reads every block; state is its last output, `(B, N, c)`."""
+    """A thin network that reads every block; state is its last output."""
 
     unmergeable: ClassVar[str] = "the side branch is a network beside the backbone"
 
     def __init__(self, blocks: Sites, config: S2A, classes: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleDict({
-            key(s.path): Branch(s, before, config)
-            for before, s in zip((blocks[0], *blocks), blocks, strict=False)
+        self.branches = nn.ModuleDict({key(s.path): Branch(s, config) for s in blocks})
+        thin = partial(nn.Linear, bias=False)
+        last = blocks[-1].dim // config.reduction
+        self.head = thin(last, classes) if classes else None
+        ends = [] if classes else [stage[-1] for stage in blocks.stages]
+        self.maps = nn.ModuleDict({
+            key(s.path): thin(s.dim // config.reduction, s.dim) for s in ends
         })
-        self.head = nn.Linear(blocks[-1].dim // config.reduction, classes, bias=False)
-        nn.init.zeros_(self.head.weight)
+        self.axis = blocks[-1].layout.value
+        for p in (*self.maps.parameters(), *(self.head.parameters() if self.head else ())):
+            nn.init.zeros_(p)
 
     def step(
-        self, path: str, block: Block, x: Tensor, state: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the branch of one block; the backbone is left alone.
+        self, path: str, block: Block, x: Tensor, state: State | None
+    ) -> tuple[Tensor, State | None]:
+        """Run the branch of one block; the backbone is left alone, but for maps that are read.
 
         Args:
             path: The block, or what stands between stages.
@@ -217,9 +232,13 @@ class SideBranch(Side):
             The block's output and the new state.
         """
         x, name = block(x), key(path)
-        return x, self.branches[name](x, state) if name in self.branches else state
+        state = self.branches[name](x, state) if name in self.branches else state
+        if name in self.maps and state is not None:
+            y = self.maps[name](state[0])
+            x = x + (y.mT if self.axis > 0 else y).reshape(x.shape)
+        return x, state
 
-    def classify(self, logits: Tensor, state: Tensor) -> Tensor:
+    def classify(self, logits: Tensor, state: State) -> Tensor:
         """Add the side feature's share of the classifier on concatenated features.
 
         Args:
@@ -229,15 +248,15 @@ class SideBranch(Side):
         Returns:
             `[features, side] W^T + b`, written as a sum.
         """
-        return logits + self.head(state.mean(1))
+        return logits if self.head is None else logits + self.head(state[0].mean(1))
 
 
 class Branch(nn.Module):
     """PW, DW 3x3, PW of one block, on `dim // reduction` channels."""
 
-    def __init__(self, site: Site, before: Site, config: S2A) -> None:
+    def __init__(self, site: Site, config: S2A) -> None:
         super().__init__()
-        self.prefix, self.grid, self.grid_before = site.prefix, site.grid, before.grid
+        self.prefix, self.grid = site.prefix, site.grid
         self.axis, self.reduction = site.layout.value, config.reduction
         c = site.dim // config.reduction
         self.pw1, self.pw2 = nn.Linear(c, c, bias=False), nn.Linear(c, c, bias=False)
@@ -246,42 +265,36 @@ class Branch(nn.Module):
             nn.LayerNorm(c, elementwise_affine=config.affine) for _ in range(3)
         )
 
-    def forward(self, x: Tensor, state: Tensor | None) -> Tensor:
-        """Compute the branch's next output.
-
-        Args:
-            x: The block's output, in its own layout.
-            state: The previous branch's output, or None.
-
-        Returns:
-            `(B, N, c)`.
-        """
+    def forward(self, x: Tensor, state: State | None) -> State:
+        """Compute the branch's next output from the block's and the previous branch's."""
+        grid = self.grid
+        if x.ndim == 4:
+            grid = (x.shape[2], x.shape[3]) if self.axis > 0 else (x.shape[1], x.shape[2])
         pooled = self._average_channels(x)
-        y = pooled if state is None else pooled + self._fit(state, pooled)
+        y = pooled if state is None else pooled + _fit(*state, pooled, grid)
         y = F.relu(self.norm1(self.pw1(y)))
-        y = F.relu(self.norm2(self._depthwise(y)))
-        return self.norm3(self.pw2(y))
+        y = F.relu(self.norm2(self._depthwise(y, grid)))
+        return self.norm3(self.pw2(y)), grid
 
     def _average_channels(self, x: Tensor) -> Tensor:
         c = x.shape[self.axis] // self.reduction
         x = x.unflatten(self.axis, (c, self.reduction)).mean(self.axis if self.axis < 0 else 2)
         return x.flatten(2).mT if self.axis > 0 else x.flatten(1, -2)
 
-    def _depthwise(self, y: Tensor) -> Tensor:
+    def _depthwise(self, y: Tensor, grid: tuple[int, int]) -> Tensor:
         prefix, patches = y[:, : self.prefix], y[:, self.prefix :]
-        height, width = self.grid
-        if patches.shape[1] != height * width:
+        if patches.shape[1] != grid[0] * grid[1]:
             raise Unsupported(
-                f"s2a's side branch is made for {height} x {width} patches, and the image has"
+                f"s2a's side branch is made for {grid[0]} x {grid[1]} patches, and the image has"
                 f" {patches.shape[1]}; use the image size the model was made for"
             )
-        patches = self.dw(patches.mT.unflatten(2, self.grid)).flatten(2).mT
+        patches = self.dw(patches.mT.unflatten(2, grid)).flatten(2).mT
         return torch.cat([prefix, patches], 1) if self.prefix else patches
 
-    def _fit(self, state: Tensor, like: Tensor) -> Tensor:
-        """Bring the last stage's state to this one's grid and width, without parameters."""
-        if self.grid != self.grid_before:
-            state = state.mT.unflatten(2, self.grid_before)
-            state = F.adaptive_avg_pool2d(state, self.grid).flatten(2).mT
-        c = like.shape[2]
-        return state if state.shape[2] == c else F.interpolate(state, c, mode="nearest")
+
+def _fit(state: Tensor, before: tuple[int, int], like: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bring the last stage's state to this one's grid and width, without parameters."""
+    if grid != before:
+        state = F.adaptive_avg_pool2d(state.mT.unflatten(2, before), grid).flatten(2).mT
+    c = like.shape[2]
+    return state if state.shape[2] == c else F.interpolate(state, c, mode="nearest")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from ..core.graft import Edit, Method, Swap, method, need
+from ..core.method import Edit, Method, Swap, method, need
 from ..core.scale_shift import Init, ScaleShift, absorbs_shift
 from ..core.site import Role, Site, Sites
 from ..values import Index

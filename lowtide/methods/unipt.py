@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Method, Side, key, method, need
+from ..core.method import Beside, Edit, Method, method, need
+from ..core.side import Block, Side, key
 from ..core.site import Layout, Role, Sites
 from ..errors import Unsupported
 from ..values import Width
@@ -90,7 +91,7 @@ class UniPT(Method):
         for s in blocks:
             if len(s.in_shape) == 3 and s.tokens != last.out_shape[1]:
                 raise Unsupported(f"unipt pools grids, and {s.path} has {s.tokens} tokens in none")
-        return [Beside(partial(Taps, blocks, self))]
+        return [Beside(partial(Taps, blocks, self), maps=True)]
 
 
 class Taps(Side):
@@ -138,7 +139,16 @@ class Taps(Side):
 
         Returns:
             The gathered map, in the same layout on the same grid.
+
+        Raises:
+            Unsupported: The image is of another size than the model is made for.
         """
+        own = x.shape[1:3] if self.layout is Layout.LAST else x.shape[2:]
+        if x.ndim == 4 and tuple(own) != self.grid:
+            raise Unsupported(
+                f"unipt pools to {self.grid[0]} x {self.grid[1]} positions, and the last map has"
+                f" {own[0]} x {own[1]}; use the image size the model was made for"
+            )
         a = self.anchor(self._tokens(x))
         mean = a.mean(1)
         scores = [self.gate(mean * t.mean(1)) for t in state]

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Block, Edit, Graft, Method, Side, Swap, key, method
+from ..core.graft import Graft
+from ..core.method import Beside, Edit, Method, Swap, method
+from ..core.side import Block, Side, key
 from ..core.site import Layout, Role, Site, Sites
 from ..errors import Unsupported
 from ..values import Share, Width
@@ -140,7 +142,7 @@ class Prompts(Side):
         """
         name = key(path)
         if name in self.prompts:
-            state = self.drop(self.prompts[name].expand(len(x), -1, -1))
+            state = self.drop(self.prompts[name].expand(x.shape[0], -1, -1))
         if state is None:
             return block(x), None
         x, state = block(x, state)
@@ -191,6 +193,6 @@ class Border(Graft):
                 f"vpt's border is made for {self.columns.shape[2]} pixels, not {x.shape[2]};"
                 " use the image size it was trained for"
             )
-        left, right = (c.expand(len(x), -1, -1, -1) for c in self.columns)
-        top, bottom = (r.expand(len(x), -1, -1, -1) for r in self.rows)
+        left, right = (c.expand(x.shape[0], -1, -1, -1) for c in self.columns)
+        top, bottom = (r.expand(x.shape[0], -1, -1, -1) for r in self.rows)
         return self.base(torch.cat([top, torch.cat([left, x, right], 3), bottom], 2))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..core.graft import Graft, find, root
 from ..core.linear_maps import MAPS, NORMS
-from ..tuning.adapter import Adapter, set_module
+from ..tuning.adapter import Adapter
+from ..tuning.exchange import set_module
 
 
 class Stack(nn.Module):

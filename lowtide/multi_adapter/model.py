@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import method_name
+from ..core.method import method_name
 from ..core.wrapped import unwrapped
 from ..errors import InputError, UnknownName, Unsupported, shown
 from ..families import classifiers, image_shape, reset
@@ -39,7 +39,7 @@ class MultiAdapter(nn.Module):
     Attributes:
         configs: What is known of each adapter: methods, classes, pre-processing.
         rows_at_once: Most feature maps, of all adapters, that a block is run on at once; more are
-            run in parts, which bounds memory and keeps a processor's caches warm.
+            run in parts, which bounds memory and keeps a processor's caches warm. None: all.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MultiAdapter(nn.Module):
         backbone: Any,
         adapters: Mapping[str, Path | str] | None = None,
         *,
-        rows_at_once: int = 32,
+        rows_at_once: int | None = 32,
     ) -> None:
         """Put adapters on a backbone.
 
@@ -63,7 +63,7 @@ class MultiAdapter(nn.Module):
                 what cannot be shared.
         """
         super().__init__()
-        if rows_at_once < 1:
+        if rows_at_once is not None and rows_at_once < 1:
             raise InputError(f"rows_at_once is at least 1, not {rows_at_once}")
         adapters, self.rows_at_once = dict(adapters or {}), rows_at_once
         for folder in adapters.values():
@@ -228,7 +228,7 @@ class MultiAdapter(nn.Module):
     def _stream(self, x: Tensor, riders: tuple[Rider, ...]) -> Stream:
         if not isinstance(x, Tensor) or x.ndim != 4:
             raise InputError(f"images are a tensor (B, 3, H, W), not {_what(x)}")
-        if not len(x):
+        if not x.shape[0]:
             raise InputError("there are no images: the batch is empty")
         return Stream(x, riders, (x.shape[-2], x.shape[-1]))
 

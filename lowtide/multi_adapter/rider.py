@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ..core.graft import Side
+from ..core.side import Side
 from ..tuning.adapter import Adapter
 from .edits import Edits, edits_of
 from .regions import Regions

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.graft import Block, find
+from ..core.graft import find
+from ..core.side import Block
 from ..families import Context
 from ..tuning.side_execution import STEM, Between, StagedModel, along
 from .edits import in_place, replaced
@@ -80,7 +81,7 @@ class Streams:
     """One forward of many adapters."""
 
     def __init__(
-        self, tuned: StagedModel, regions: Regions, streams: list[Stream], rows_at_once: int
+        self, tuned: StagedModel, regions: Regions, streams: list[Stream], rows_at_once: int | None
     ) -> None:
         """Begin with the images.
 
@@ -161,7 +162,7 @@ class Streams:
 
     def _compute(self, element: str, call: Any, group: Sequence[_Run]) -> None:
         """Run an element on the rows of many runs at once."""
-        rows = [len(run.x) for run in group]
+        rows = [run.x.shape[0] for run in group]
         tokens = [joined(parts) for parts in zip(*(run.tokens for run in group), strict=True)]
         between = {
             name: _by_rows([run.between[name] for run in group], rows) for name in group[0].between
@@ -181,7 +182,7 @@ class Streams:
             if len(group) == 1:
                 stack.enter_context(in_place(model, own[0]))
             for path in dict.fromkeys(p for e in own for p in e) if len(group) > 1 else ():
-                rows = [(e.get(path), len(run.x)) for e, run in zip(own, group, strict=True)]
+                rows = [(e.get(path), run.x.shape[0]) for e, run in zip(own, group, strict=True)]
                 together = Together(find(model, path), rows)
                 stack.enter_context(replaced(model, path, together))
             yield
@@ -250,11 +251,11 @@ def _parted(stream: Stream, element: str) -> Iterable[Stream]:
     return (*leave, Stream(stream.x, stay, stream.size)) if stay else leave
 
 
-def _parts(group: Sequence[_Run], most: int) -> Iterator[list[_Run]]:
+def _parts(group: Sequence[_Run], most: int | None) -> Iterator[list[_Run]]:
     """Cut runs into parts of at most so many rows, a single run never."""
     part: list[_Run] = []
     for run in group:
-        if part and sum(len(r.x) for r in (*part, run)) > most:
+        if part and most and sum(r.x.shape[0] for r in (*part, run)) > most:
             yield part
             part = []
         part.append(run)

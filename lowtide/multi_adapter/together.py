@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Together(Graft):
         Returns:
             Same shape as the base's output.
         """
-        k = len(x) // sum(self.sizes)
+        k = x.shape[0] // sum(self.sizes)
         parts = x.split([n * k for n in self.sizes])
         given = [group.ahead(joined([parts[i] for i in at])) for at, group in self.groups]
         outputs = self._base([g[-1] for g in given], k, args, options)
@@ -65,7 +65,7 @@ class Together(Graft):
         outputs: dict[int, Tensor] = {}
         if own:
             y = self.base(joined([given[i] for i in own]), *args, **options)
-            outputs |= zip(own, y.split([len(given[i]) for i in own]), strict=True)
+            outputs |= zip(own, y.split([given[i].shape[0] for i in own]), strict=True)
         for i, (_, group) in enumerate(self.groups):
             if group.thawed:
                 outputs[i] = group.base(self.base, given[i], args, options)
@@ -79,7 +79,7 @@ class _Group:
         self.first = edits[0]
         self.thawed = bool(self.first and self.first.thawed)
         present = [e for e in edits if e is not None]
-        even = len(set(sizes)) == 1
+        even = all(n == sizes[0] for n in sizes)
         owners = (
             present if even else [e for e, n in zip(present, sizes, strict=False) for _ in range(n)]
         )
@@ -105,26 +105,37 @@ class _Group:
         if len(self.owners) == 1:
             y: Tensor = functional_call(module, self.owners[0].thawed, (x, *args), options)
             return y
-        stacked = _stacked([e.thawed for e in self.owners])
-        n = len(self.owners)
-        return vmap(lambda p, z: functional_call(module, p, (z, *args), options))(
-            stacked, x.unflatten(0, (n, -1))
-        ).flatten(0, 1)
+        y = _each(
+            lambda own, z: functional_call(module, own, (z, *args), options),
+            [e.thawed for e in self.owners],
+            [x],
+        )
+        return y.flatten(0, 1)
 
     def _run(self, half: str, *tensors: Tensor) -> Any:
         assert self.first is not None
         stack = self.first.stack
         if len(self.owners) == 1:
             return stack(half, *tensors)
-        n = len(self.owners)
-        stacked = _stacked([e.tensors for e in self.owners])
-        rows = [t.unflatten(0, (n, -1)) for t in tensors]
 
         def one(own: dict[str, Tensor], *mine: Tensor) -> Any:
             return functional_call(stack, own, (half, *mine), tie_weights=False)
 
-        y = vmap(one)(stacked, *rows)
+        y = _each(one, [e.tensors for e in self.owners], tensors)
         return tuple(t.flatten(0, 1) for t in y) if half == "ahead" else y.flatten(0, 1)
+
+
+def _each(
+    one: Callable[..., Any], states: Sequence[dict[str, Tensor]], tensors: Sequence[Tensor]
+) -> Any:
+    """Call with each adapter's numbers on its rows: as batched products, or in a graph in turn."""
+    rows = [t.unflatten(0, (len(states), -1)) for t in tensors]
+    if not torch.compiler.is_exporting():  # which would fix the batch's size in the graph
+        return vmap(one)(_stacked(states), *rows)
+    ys = [one(own, *mine) for own, *mine in zip(states, *rows, strict=True)]
+    if isinstance(ys[0], tuple):
+        return tuple(map(torch.stack, zip(*ys, strict=True)))
+    return torch.stack(ys)
 
 
 def _stacked(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -143,6 +154,8 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     first = pieces[0]
     if len(pieces) == 1:
         return first
+    if torch.compiler.is_exporting():  # where they lie is not known yet
+        return torch.cat(list(pieces))
     end = first.storage_offset()
     for piece in pieces:
         follows = (

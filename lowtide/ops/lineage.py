@@ -111,6 +111,38 @@ def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
     return replace(found.reader, call=found.call), found.packed
 
 
+class _Sources:
+    """What the arguments of one call follow from.
+
+    Attributes:
+        began: How each that follows is read, and what is kept of it; of a weight, nothing.
+        weights: Those among the arguments.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most  # numbers in the largest argument
+        self.began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
+        self.weights: list[Tensor] = []
+
+    def bind(self, a: Any) -> Any:
+        """Give what a later call takes for an argument; refuse one that follows from nothing."""
+        if not isinstance(a, Tensor):
+            return a
+        if isinstance(a, nn.Parameter):
+            self.began.append((None, ()))
+            self.weights.append(a)
+            return a
+        found = Lineage.of(a)
+        small = a.is_floating_point() and a.numel() * TINY <= self.most
+        if small and (found is None or found.reader):
+            return a.detach().clone()  # another may write to it
+        if found is None:
+            raise LookupError
+        self.began.append((found.reader, found.packed))
+        found.call.uses += 1
+        return found.call
+
+
 def follow(
     function: Function,
     args: tuple[Any, ...],
@@ -129,37 +161,14 @@ def follow(
     """
     if function is F.dropout and _draws(*args, **kwargs):
         return
-    began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
-    weights: list[Tensor] = []
-    most = max((a.numel() for a in _tensors(args, kwargs)), default=0)
-
-    def known(a: Any) -> Any:
-        if not isinstance(a, Tensor):
-            return a
-        if isinstance(a, nn.Parameter):
-            began.append((None, ()))
-            weights.append(a)
-            return a
-        found = Lineage.of(a)
-        if a.is_floating_point() and a.numel() * TINY <= most and (found is None or found.reader):
-            return a.detach().clone()  # another may write to it
-        if found is None:
-            raise LookupError
-        began.append((found.reader, found.packed))
-        found.call.uses += 1
-        return found.call
-
+    sources = _Sources(max((a.numel() for a in _tensors(args, kwargs)), default=0))
     try:
         # Bound here: the call must not hold a tensor.
-        call = Again(
-            function,
-            *each(known, args, kwargs),
-            Weights(weights) if weights else None,
-            _casts(result),
-            costly,
-        )
+        bound = each(sources.bind, args, kwargs)
     except LookupError:
         return
+    weights = Weights(sources.weights) if sources.weights else None
+    call, began = Again(function, *bound, weights, _casts(result), costly), sources.began
     kept = [b for b in began if b[0] is not None]
     if not began or any(packed is not kept[0][1] for _, packed in kept):
         return

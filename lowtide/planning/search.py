@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..core.graft import Method, method_name
+from ..core.method import Method, method_name
 from ..errors import InputError, UnknownName, Unsupported
 from ..families import meta_copy
 from ..memory.frozen_dtype import packable

@@ -6,66 +6,35 @@ shapes alone, and the meter watches a step; so a plan equals the real run on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
-
-from ..core.graft import Method
-from ..errors import InputError
-from ..families import image_shape, meta_copy
-from ..memory.compress import compress
-from ..memory.policy import POLICIES
-from ..targets import Targets
-from ..tuning.backbone import create
-from ..tuning.tuned import Tuned, apply, set_frozen_dtype
-from ..versions import on_meta
-from .cost_model import Work, WorkMeter
-from .meter import RealLayouts
-from .step import StepConfig, make_optimizer, micro_batches, shares_statistics, training_step
-
-MICRO_STATISTICS = (
-    "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
-    " does not train what the whole batch would"
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
 )
 
-SelectPart = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
-"""From a tuned model to the part of it that a step runs, and the shape of one input of it."""
+from ..core.method import Method
+from ..errors import InputError
+from ..families import meta_copy
+from ..memory.compress import compress
+from ..memory.policies import POLICIES
+from ..tuning.adapter_config import Head
+from ..tuning.applying import apply
+from ..tuning.backbone import create
+from ..tuning.tuned import Tuned, set_frozen_dtype
+from ..versions import on_meta
+from .loss import Loss
+from .materials import real_copy
+from .step import StepConfig
+from .trial import Examples, Trial, trial_of
+from .watch import Plan as Plan
+from .watch import SelectPart, rehearse_step
+from .watch import simulate_step as simulate_step
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What one configuration trains and needs.
-
-    Attributes:
-        trainable_parameters: Parameters that train, the classifier included.
-        total_parameters: All parameters, grafts and side networks included.
-        peak_bytes: Largest sum of live tensor bytes in a training step.
-        parts: The same bytes by what they are: weights, saved (for backward), temporaries,
-            gradients, optimiser.
-        work: What the step computes.
-        notes: What else to know of the step, one sentence each.
-    """
-
-    trainable_parameters: int
-    total_parameters: int
-    peak_bytes: int
-    parts: dict[str, int]
-    work: Work
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the plan as plain data.
-
-        Returns:
-            Every attribute by name.
-        """
-        return {**asdict(self), "notes": list(self.notes)}
+UNKNOWN = (DynamicOutputShapeException, DataDependentOutputException, UnsupportedOperatorException)
+"""What a tensor without numbers says to an operation whose result's shape depends on them."""
 
 
 def plan(
@@ -73,26 +42,87 @@ def plan(
     *methods: Method,
     step: StepConfig = StepConfig(),
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     part: SelectPart | None = None,
+    backbone: str | None = None,
+    head: Head = "train",
+    boxes: int | None = None,
+    examples: Examples | None = None,
+    loss: Loss | None = None,
 ) -> Plan:
-    """Measure a training step that never runs.
+    """Measure a training step that never runs, or a detector's on images of noise.
+
+    A model whose backbone is a part is planned with its own loss: a detector's on images with
+    boxes, a segmenter's on pixels, where its library says which it is; else with `examples` and
+    `loss`. What reads its own numbers to decide what to compute, as a detector that looks into the
+    boxes it found, cannot be simulated. One such step is run on this machine's CPU with the model's
+    weights, or with random ones where it has none, and the plan's notes say so.
 
     Args:
-        model: A timm name, or a backbone, which is not changed.
+        model: A timm name, or a model, which is not changed.
         *methods: What would train.
         step: Batch, policy and everything else that decides a step's memory.
         num_classes: Classes of the classifier; by default the backbone's.
-        image_size: Side of the square input, for a model given by name.
+        image_size: Side of the square input, for a model given by name; height and width, for one
+            whose backbone is a part. By default what the model is made for.
         part: Which part of the model the step runs, and on what; by default all of it on images.
+        backbone: Path of the part that is the backbone; see `apply`.
+        head: Whether what is not the backbone trains; see `apply`.
+        boxes: Objects in each image, for a detector. By default as many as an R-CNN looks into at
+            most, so that no image takes more; 8 for others, which look everywhere anyway.
+        examples: From a number of images to that many images and their targets.
+        loss: From the tuned model, images and targets to the mean loss.
 
     Returns:
         The plan. Bytes are those PyTorch allocates for tensors: no CUDA context, no workspace of a
         library, no rounding by the allocator. Under autocast a CPU's own low-precision kernels may
         keep a few percent more.
+
+    Raises:
+        InputError: Nothing tells what the loss of the model is, or options do not go together.
     """
-    tuned = tune_on_meta(model, *methods, num_classes=num_classes, image_size=image_size)
-    return simulate_step(set_up_step(tuned, step), step, part)
+    trial = _given(examples, loss)
+    named = isinstance(model, str)
+    tuned = tune_on_meta(
+        model,
+        *methods,
+        num_classes=num_classes,
+        image_size=_side(model, image_size) if named else None,
+        backbone=backbone,
+        head=head,
+    )
+    if image_size is not None and tuned.backbone_path is None and not named:
+        raise InputError(
+            f"{type(tuned.model).__name__} takes the images it was built for: image_size is for a"
+            " model given by name, or one whose backbone is a part"
+        )
+    if trial is None and tuned.backbone_path is not None and part is None:
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        trial = trial_of(tuned.model, tuned.backbone, size, boxes)
+    if trial is None or not trial.looks:
+        try:
+            return simulate_step(set_up_step(tuned, step), step, part, trial)
+        except UNKNOWN:
+            if trial is None:
+                raise
+    real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
+    tuned = apply(real, *methods, num_classes=num_classes, backbone=backbone, head=head)
+    return rehearse_step(set_up_step(tuned, step), step, trial)
+
+
+def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:
+    """Find what was given to plan on: both or neither."""
+    if examples is None and loss is None:
+        return None
+    if examples is None or loss is None:
+        raise InputError("examples= and loss= go together: a batch and what is made of it")
+    return Trial(examples, loss, "planned on the examples and the loss that were given")
+
+
+def _side(name: object, size: int | tuple[int, int] | None) -> int | None:
+    if isinstance(size, tuple):
+        raise InputError(f"{name} takes square images: expected one side, not {size}")
+    return size
 
 
 def tune_on_meta(
@@ -100,24 +130,28 @@ def tune_on_meta(
     *methods: Method,
     num_classes: int | None = None,
     image_size: int | None = None,
+    backbone: str | None = None,
+    head: Head = "train",
 ) -> Tuned:
     """Tune a backbone that has shapes and no weights.
 
     Args:
-        model: A timm name, or a backbone, which is not changed.
+        model: A timm name, or a model, which is not changed.
         *methods: What would train.
         num_classes: Classes of the classifier; by default the backbone's.
         image_size: Side of the square input, for a model given by name.
+        backbone: Path of the part that is the backbone; see `apply`.
+        head: Whether what is not the backbone trains; see `apply`.
 
     Returns:
         The tuned model, on the meta device.
     """
     with on_meta():
         if isinstance(model, str):
-            backbone = create(model, pretrained=False, image_size=image_size)
+            made = create(model, pretrained=False, image_size=image_size)
         else:
-            backbone = meta_copy(model)
-        return apply(backbone, *methods, num_classes=num_classes)
+            made = meta_copy(model)
+        return apply(made, *methods, num_classes=num_classes, backbone=backbone, head=head)
 
 
 def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
@@ -138,120 +172,3 @@ def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
         policy = replace(policy, chunk=step.chunk or None)
     compress(tuned, policy)
     return tuned
-
-
-def simulate_step(tuned: Tuned, step: StepConfig, part: SelectPart | None = None) -> Plan:
-    """Watch a training step on tensors without storage.
-
-    The optimiser's state is born in an update before it. Of the micro-batches two run: the second
-    finds the gradients of the first, and any other would find the same.
-
-    Args:
-        tuned: What `tune_on_meta` and `set_up_step` gave; it is used up.
-        step: Its options; a running average is counted with the optimiser.
-        part: Which part of the model the step runs, and on what; by default all of it on images.
-
-    Returns:
-        The plan.
-
-    Raises:
-        InputError: A micro-batch of one image has no statistics.
-    """
-    batch, accumulate = step.batch_size, step.accumulate
-    with FakeTensorMode(), RealLayouts():
-        _materialise(tuned)
-        tuned.train()
-        model, shape = (part or _whole)(tuned)
-        if batch // accumulate == 1:
-            _refuse_single(model, shape)
-        opt = make_optimizer(tuned, step.opt, in_backward=step.update_in_backward)
-        meter, passes = WorkMeter(tuned, opt), []
-        with meter:
-            _first_update(tuned, opt, step.update_in_backward)
-            if step.ema:
-                for p in tuned.parameters():
-                    if p.requires_grad:
-                        opt.state[p]["average"] = p.detach().clone()
-                _first_update(
-                    tuned, opt, step.update_in_backward
-                )  # after which the meter looks for state
-            targets = step.blank_targets(tuned.num_classes)
-            inputs, labels = torch.empty(batch, *shape), _labels(step, targets, tuned.num_classes)
-            batches = micro_batches(inputs, labels, accumulate)[:2]
-            before = meter.work
-            training_step(
-                model,
-                opt,
-                batches,
-                amp=step.amp,
-                loss=targets.loss,
-                before_update=lambda: passes.append(meter.work),
-                in_backward=step.update_in_backward,
-            )
-    update = meter.work - passes[0]
-    work = (passes[0] - before) * (batch / sum(len(rows) for _, rows in batches)) + update
-    notes = (
-        *tuned.notes,
-        *([MICRO_STATISTICS] if accumulate > 1 and shares_statistics(model) else []),
-    )
-    peak = meter.peak
-    return Plan(*tuned.trainable_counts(), peak.peak_bytes, peak.parts, work, notes)
-
-
-def _labels(step: StepConfig, targets: Targets, classes: int) -> Tensor:
-    """Targets of a batch, or shares of the classes where images are mixed."""
-    if step.mixes:
-        return torch.empty(step.batch_size, classes)
-    return targets.batch(step.batch_size)
-
-
-def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
-    return tuned, image_shape(tuned.backbone)
-
-
-def _refuse_single(model: nn.Module, shape: Sequence[int]) -> None:
-    """Refuse micro-batches of one image where a norm would take statistics of one value."""
-
-    def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if norm.training and given[0].numel() == given[0].shape[1]:
-            raise InputError(
-                "a micro-batch of one image gives a BatchNorm that trains one value per channel,"
-                " which has no variance: expected two images in each micro-batch (batch_size at"
-                " least twice accumulate), or larger images"
-            )
-
-    hooks = [
-        m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, _BatchNorm)
-    ]
-    try:
-        with torch.no_grad():
-            if hooks:
-                model(torch.empty(1, *shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _first_update(model: nn.Module, optimizer: Optimizer, in_backward: bool) -> None:
-    """Let the optimiser's state be born, of all parameters at once or of one after the other."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for some in [[p] for p in trained] if in_backward else [trained]:
-        for p in some:
-            p.grad = torch.zeros_like(p)
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def _materialise(model: nn.Module) -> None:
-    """Give every parameter and buffer a CPU tensor of the current (fake) mode; ties stay ties."""
-    made: dict[int, Any] = {}
-    for module in model.modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                empty = torch.empty(p.shape, dtype=p.dtype)
-                module._parameters[name] = made.setdefault(
-                    id(p), nn.Parameter(empty, p.requires_grad)
-                )
-        for name, b in module._buffers.items():
-            if b is not None:
-                module._buffers[name] = made.setdefault(id(b), torch.empty(b.shape, dtype=b.dtype))

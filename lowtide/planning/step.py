@@ -18,13 +18,14 @@ from timm.optim import (
 )
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError, UnknownName
 from ..memory.frozen_dtype import FrozenDtype
-from ..memory.policy import POLICIES
+from ..memory.policies import POLICIES
 from ..targets import Balance, Targets, blank, refuse_unknown
-from ..targets.classify import Classify
 from ..values import Count, Share, Within, read_fields
+from .loss import CROSS_ENTROPY, Loss
 from .statistics import shares_statistics as shares_statistics
 
 BY_PARAMETER: tuple[type[Optimizer], ...] = (
@@ -33,9 +34,6 @@ BY_PARAMETER: tuple[type[Optimizer], ...] = (
     *(Adafactor, AdafactorBigVision, Lion, NAdamW, SGDW),
 )
 """Optimisers whose update of a parameter reads nothing of another one, nor counts their steps."""
-
-CROSS_ENTROPY = Classify(()).loss
-"""The loss of one class per image, none of them weighed."""
 
 Amp = Literal["no", "bf16", "fp16"]
 
@@ -65,8 +63,8 @@ class StepConfig:
         cutmix: The same for CutMix, which puts a rectangle of one image into another; with both on,
             each batch gets one of the two.
         ema: Decay of a running average of what trains, which is what is scored and saved; 0: none.
-        task: What is learnt of an image: classify (one class), multilabel (any number of labels) or
-            regress (a number).
+        task: What is learnt of an image: classify (one class), multilabel (any number of labels),
+            regress (a number), segment (a class of each pixel), detect (boxes) or instances.
         loss: What is minimised: cross_entropy for classify, bce for multilabel, mse or smooth_l1
             for regress; by default the first of the task.
         balance: What is done for rare classes: none, weights (in the loss, by inverse frequency) or
@@ -107,7 +105,6 @@ class StepConfig:
             raise InputError(
                 f"a batch of {self.batch_size} cannot be cut into {self.accumulate} micro-batches"
             )
-
         if self.update_in_backward:
             self._check_early()
 
@@ -236,10 +233,10 @@ def micro_batches(images: Tensor, labels: Tensor, parts: int) -> list[tuple[Tens
 def training_step(
     model: nn.Module,
     optimizer: Optimizer,
-    batch: Sequence[tuple[Tensor, Tensor]],
+    batch: Sequence[tuple[Any, Any]],
     *,
+    loss: Loss | None = None,
     amp: Amp = "no",
-    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPY,
     share: float = 1.0,
     backward: Callable[[Tensor], object] = Tensor.backward,
     before_update: Callable[[], object] = lambda: None,
@@ -250,12 +247,12 @@ def training_step(
     The gradient is that of the mean loss over the whole batch, whatever the micro-batches' sizes.
 
     Args:
-        model: Images to outputs.
+        model: Images to outputs, or whatever `loss` takes.
         optimizer: Updates it.
         batch: Images `(B, 3, H, W)` and targets, such as labels `(B,)` or shares `(B, K)`, of each
-            micro-batch.
+            micro-batch, or whatever `loss` takes.
+        loss: The mean loss of a micro-batch; by default the cross-entropy of the logits.
         amp: Mixed precision of the forward pass.
-        loss: From outputs and targets of a micro-batch to their mean loss over images.
         share: What the mean loss counts: among processes whose gradients are averaged, their number
             times this one's part of the images.
         backward: Replaces `loss.backward()`, for loss scaling.
@@ -265,13 +262,14 @@ def training_step(
     Returns:
         The mean loss times `share`, detached.
     """
-    total = sum(len(targets) for _, targets in batch)
-    mean = torch.zeros((), device=batch[0][1].device)
+    total = sum(len(images) for images, _ in batch)
+    device = next(t.device for t in tree_leaves(batch) if isinstance(t, Tensor))
+    mean = torch.zeros((), device=device)
     updates = _updates_in_backward(optimizer) if in_backward else contextlib.nullcontext()
     for images, targets in batch:
-        with autocast(images.device, amp):
-            outputs = model(images)
-        part = loss(outputs, targets) * (share * len(targets) / total)
+        with autocast(device, amp):
+            value = (loss or CROSS_ENTROPY)(model, images, targets)
+        part = value * (share * len(images) / total)
         mean += part.detach()
         with updates:
             backward(part)

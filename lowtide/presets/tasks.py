@@ -37,7 +37,9 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
         "food101": ("food", "food_101"),
         "imagenet": ("imagenet_1k",),
     },
+    "dense": {"coco": ("coco_2017",), "ade20k": ("ade_20k",)},
 }
 """Suite, task, other names. VTAB-1k's are its folders; `few_shot` counts images per class;
 `generalisation` trains on 16 images per class of ImageNet and is named after what it is tested on;
-`whole` is data sets in full. Spelt with underscores and in lower case."""
+`whole` is data sets in full; `dense` those of boxes and masks. Spelt with underscores and in lower
+case."""

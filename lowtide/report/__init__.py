@@ -1,6 +1,6 @@
 """What runs and suites reached: one page that needs nothing else, Markdown, or CSV.
 
-Imports errors, paths, core, targets, data, training, bench.
+Imports errors, paths, core, tuning, targets, data, training, inference, bench.
 """
 
 from __future__ import annotations

@@ -102,17 +102,27 @@ def class_table(board: Board) -> Table | None:
         title += f", the {MOST} hardest of {len(names)} classes"
     shown = [scores[c] for scores in known.values() for c in classes if c in scores]
     rows = tuple(
-        (Cell(label, label), *(_shaded(scores.get(c), min(shown), max(shown)) for c in classes))
+        (Cell(label, label), *(shaded(scores.get(c), min(shown), max(shown)) for c in classes))
         for label, scores in known.items()
     )
     return Table(title, (Column("method", False), *(Column(names[c]) for c in classes)), rows)
 
 
-def _shaded(accuracy: float | None, low: float, high: float) -> Cell:
-    if accuracy is None:
+def shaded(score: float | None, low: float, high: float) -> Cell:
+    """Write a score as a field of a heat map.
+
+    Args:
+        score: Between 0 and 1; None where there is none.
+        low: The lowest of the map.
+        high: The highest of it.
+
+    Returns:
+        Its cell, in percent.
+    """
+    if score is None:
         return Cell()
-    share = (accuracy - low) / (high - low) if high > low else 0.5
-    return Cell(f"{100 * accuracy:.0f}", accuracy, shade=min(int(10 * share), 9))
+    share = (score - low) / (high - low) if high > low else 0.5
+    return Cell(f"{100 * score:.0f}", score, shade=min(int(10 * share), 9))
 
 
 def pairs_table(entry: Entry) -> Table:

@@ -19,6 +19,8 @@ from ..targets.words import word
 from .cells import Column
 from .compare import warnings
 from .confusion import MOST, class_names, class_table, confusion, heat_map, mistakes, pairs_table
+from .dense import class_tables, looks, precision_table, recall_plots
+from .paired import paired_table
 from .plots import Point, bar, curves, histories, pareto
 from .provenance import provenance_table
 from .rows import Entry
@@ -162,7 +164,8 @@ def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any
         "heading": heading(board),
         "warnings": warnings(board.entries),
         "table": result_table(board),
-        "scores": scores_table(board),
+        "scores": [t for t in (scores_table(board), precision_table(board)) if t],
+        "paired": paired_table(board),
         "plots": [
             *(
                 _pareto([(e, (e.accuracy or 0), cost(e)) for e in tested], words, numbers)
@@ -177,6 +180,7 @@ def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any
                 )
                 if lines
             ),
+            *recall_plots(board, numbers),
         ],
         "legend": _legend(numbers, {e.label: _said(e) for e in tested}),
         "searched": any(e.search for e in tested),
@@ -186,6 +190,9 @@ def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any
             for e in tested
             if confusion(e)
         ],
+        "by_class": class_tables(board),
+        "looks": looks(tested),
+        "metric": _metric(tested),
         "mistakes": [(e.label, found) for e in tested if (found := mistakes(e))],
     }
 

@@ -147,6 +147,42 @@ def curves(lines: Mapping[str, Sequence[float]], numbers: Mapping[str, int], nam
     return drawing(f"{name} by epoch", frame(x, y, "epoch", name), *drawn)
 
 
+def precision_recall(
+    lines: Mapping[str, Sequence[float]],
+    numbers: Mapping[str, int],
+    what: str,
+    *,
+    named: bool = False,
+) -> Markup:
+    """Draw precision against recall of objects found with an IoU of .50.
+
+    Args:
+        lines: By name, precision at recalls that are equally far apart from 0 to 1.
+        numbers: Number of each line, which gives it its colour.
+        what: What is found.
+        named: Whether the lines' names stand in the plot; else they are methods, and the page's
+            legend has them.
+
+    Returns:
+        The plot.
+    """
+    x, y = Scale(0, 1, LEFT, WIDTH - RIGHT), Scale(0, 1.02, HEIGHT - BOTTOM, TOP)
+    drawn = []
+    for i, (label, values) in enumerate(lines.items()):
+        n, last = numbers[label], max(1, len(values) - 1)
+        path = "M" + "L".join(f"{x(j / last):.1f} {y(v):.1f}" for j, v in enumerate(values))
+        kind = f"curve s{n % COLOURS} d{n // COLOURS % 4}"
+        said = tag("title", f"{label}: AP at IoU .50 {fmean(values):.3f}")
+        parts = [said, tag("path", class_=kind, d=path)]
+        if named:
+            at = HEIGHT - BOTTOM - 10 - 14 * (len(lines) - 1 - i)
+            parts += [mark(n, LEFT + 12, at - 3.5, 3.5)]
+            parts += [tag("text", label, class_="label", x=LEFT + 22, y=at)]
+        drawn.append(tag("g", *parts, class_="point", data_m=None if named else n))
+    axes = frame(x, y, "recall", "precision at IoU .50")
+    return drawing(f"Precision against recall, {what}", axes, *drawn)
+
+
 def histories(entries: Sequence[Entry]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Average over seeds what was recorded after each epoch.
 

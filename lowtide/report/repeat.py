@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..core.graft import method_name
+from ..core.method import method_name
+from ..core.outside import source_of
 from ..errors import UnknownName
 from ..training.config import RunConfig
 from ..training.options import config_of
@@ -44,6 +45,7 @@ def _options(wanted: RunConfig, preset: str | None) -> list[str] | None:
         return None
     options = [*_option("--model", wanted.model), *_option("--data", wanted.data)]
     options += _option("--method", method)
+    options += _option("--import", source) if (source := source_of(type(wanted.method))) else []
     options += _option("--preset", preset) if preset else []
     for flag, field, value, default in _pairs(wanted, start):
         if value == default:

@@ -93,19 +93,26 @@ def scores_table(board: Board) -> Table | None:
     """
     tested = [e for e in board.entries if e.runs]
     names = dict.fromkeys(n for e in tested for r in e.runs for n in r.test_scores or ())
-    names = {n: None for n in names if n not in {e.metric for e in tested}}
+    names = {n: None for n in names if n not in {e.metric for e in tested} and not _of_objects(n)}
     if not names:
         return None
-    columns = [Column("method", False), *(Column(word(n)) for n in names), Column("temperature")]
+    columns = [Column("method", False), *(Column(word(n)) for n in names)]
+    fitted = any(r.temperature is not None for e in tested for r in e.runs)
+    columns += [Column("temperature")] if fitted else []
     rows = tuple(
         (
             Cell(e.label, e.label),
             *(number(e.score(n), ".4g") for n in names),
-            number(_mean_temperature(e), ".3g"),
+            *((number(_mean_temperature(e), ".3g"),) if fitted else ()),
         )
         for e in tested
     )
     return Table(f"{board.data}: other scores on the test images", tuple(columns), rows)
+
+
+def _of_objects(score: str) -> bool:
+    """Whether a score is in the table of average precision."""
+    return score.startswith(("box_map", "mask_map"))
 
 
 def _mean_temperature(entry: Entry) -> float | None:

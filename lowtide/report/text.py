@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from ..errors import inert, printable
 from .cells import Cell, Table
 from .compare import warnings
+from .dense import class_tables, precision_table
+from .paired import paired_table
 from .provenance import command, provenance_table
 from .rows import Entry
 from .tables import boards, overview_table, result_table, scores_table
@@ -40,7 +42,10 @@ def markdown(title: str, entries: Sequence[Entry]) -> str:
             blocks += [f"Warning: {_escaped(w)}." for w in warnings(board.entries)]
             table = result_table(board)
             blocks += [_table(table), *map(_escaped, table.notes)]
-            blocks += [_table(more)] if (more := scores_table(board)) else []
+            more = (scores_table(board), paired_table(board), precision_table(board))
+            for found in (*more, *class_tables(board)):
+                blocks += [_table(found)] if found and found.rows else []
+                blocks += map(_escaped, found.notes if found else ())
     blocks += ["## Where the numbers are from", REPEAT, _table(provenance_table(entries))]
     return "\n\n".join(blocks) + "\n"
 

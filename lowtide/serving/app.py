@@ -1,4 +1,4 @@
-"""The addresses of the server, and what is done before and after a worker is asked."""
+"""The addresses of the server, and its way to LitServe's workers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,21 @@ import multiprocessing
 import os
 import signal
 import socket
-import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, HTTPException, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi import Depends, Request
+from fastapi.responses import JSONResponse, Response
 from litserve import LitServer
 from litserve.server import RegularRequestHandler
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import LowtideError
+from .answering import Answering
 from .limits import Limits, Refused
-from .metrics import Metrics
 from .tasks import Task, Tasks
-from .upload import Pixels, images_of, pixels_of
+from .upload import Pixels
 from .worker import PATH, AdapterWorker
 
-PAGE = Path(__file__).with_name("page.html")
 DRAIN = 60
 """Seconds that requests in flight have to be answered once the server is told to stop."""
 OWN = {"/", PATH}
@@ -72,7 +68,7 @@ class Server(LitServer):
 
 
 class Front:
-    """Checks requests, hands their images to LitServe one by one, and puts answers together."""
+    """The addresses, and the way of an image to LitServe's workers and back."""
 
     def __init__(self, worker: AdapterWorker, tasks: Tasks, limits: Limits, **options: Any) -> None:
         """Make the server.
@@ -83,8 +79,7 @@ class Front:
             limits: What a request may be.
             **options: LitServe's.
         """
-        self._tasks, self._limits = tasks, limits
-        self._metrics, self._waiting = Metrics(), 0
+        self._answering, self._tasks = Answering(tasks, limits, self._ask), tasks
         self._changing = asyncio.Lock()
         self.server = Server(worker, timeout=False, disable_openapi_url=True, **options)
         self._handler = RegularRequestHandler(worker, self.server)
@@ -104,82 +99,31 @@ class Front:
 
     async def page(self) -> Response:
         """Give the page on which a person drops an image."""
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+        return self._answering.page()
 
     async def list_tasks(self) -> Response:
         """Describe the tasks."""
-        return JSONResponse({"tasks": [task.described() for task in self._tasks.all]})
+        return self._answering.list_tasks()
 
     async def metrics(self) -> Response:
         """Give the counters."""
-        return PlainTextResponse(self._metrics.text(self._waiting, len(self._tasks.all)))
+        return self._answering.metrics()
 
     async def predict(self, task: str, request: Request) -> Response:
         """Classify the images of a request."""
-        return await self._guarded(lambda: self._predict(task, request))
+        return await self._answering.guarded(self._answering.predict(task, request))
 
     async def add_task(self, task: str, request: Request) -> Response:
         """Load an adapter and serve it."""
-        return await self._guarded(lambda: self._add(task, request))
+        return await self._answering.guarded(self._add(task, request))
 
     async def remove_task(self, task: str) -> Response:
         """Serve a task no longer."""
-        return await self._guarded(lambda: self._remove(task))
+        return await self._answering.guarded(self._remove(task))
 
-    async def _guarded(self, answer: Callable[[], Awaitable[Response]]) -> Response:
-        """Turn a refusal into one line with its status, and count."""
-        start = time.monotonic()
-        try:
-            response = await answer()
-        except Refused as e:
-            wait = {"Retry-After": "1"} if e.status == 503 else None
-            response = JSONResponse({"error": str(e)}, e.status, headers=wait)
-        except HTTPException as e:
-            response = JSONResponse({"error": str(e.detail)}, e.status_code)
-        self._metrics.answered(response.status_code, time.monotonic() - start)
-        return response
-
-    async def _predict(self, name: str, request: Request) -> Response:
-        task = self._tasks[name]
-        reserved = self._reserve(1)
-        try:
-            body = await self._body(request)
-            kind = request.headers.get("content-type", "")
-            found = await run_in_threadpool(images_of, kind, body, self._limits)
-            reserved += self._reserve(len(found) - 1)
-            decoded = [
-                await run_in_threadpool(pixels_of, n, content, task.transform, self._limits)
-                for n, content in found
-            ]
-            answers = await asyncio.gather(*(self._ask(task, pixels) for pixels in decoded))
-        finally:
-            self._waiting -= reserved
-        for answer in answers:
-            if "error" in answer:
-                raise Refused(500, self._tasks.told(answer["error"]))
-        self._metrics.images[name] += len(found)
-        named = [{"image": n, **a} for (n, _), a in zip(found, answers, strict=True)]
-        return JSONResponse({"task": name, "predictions": named})
-
-    def _reserve(self, images: int) -> int:
-        """Take places among those that wait."""
-        if self._waiting + images > self._limits.max_waiting:
-            raise Refused(503, f"{self._waiting} images wait already; try again later")
-        self._waiting += images
-        return images
-
-    async def _body(self, request: Request) -> bytes:
-        most, body = self._limits.max_bytes, bytearray()
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > most:
-            raise Refused(413, f"the request has {length} bytes: expected at most {most}")
-        async for part in request.stream():
-            body += part
-            if len(body) > most:
-                raise Refused(413, f"the request has more than {most} bytes")
-        return bytes(body)
-
-    async def _ask(self, task: Task | None, pixels: Pixels | None, *coming: str) -> dict[str, Any]:
+    async def _ask(
+        self, task: Task | None, pixels: Pixels | None = None, *coming: str
+    ) -> dict[str, Any]:
         """Have a worker answer, in a batch with whatever else waits."""
         live = (*(t.name for t in self._tasks.all), *coming)
         load = (task.name, task.folder, task.content) if task else None
@@ -188,7 +132,7 @@ class Front:
         return answer
 
     async def _add(self, name: str, request: Request) -> Response:
-        body = await self._body(request)
+        body = await self._answering.body(request)
         try:
             asked = json.loads(body) if body else {}
         except ValueError as e:
@@ -206,7 +150,7 @@ class Front:
     async def _remove(self, name: str) -> Response:
         async with self._changing:
             task = self._tasks.remove(name)
-            await self._ask(None, None)
+            await self._ask(None)
         return JSONResponse(task.described())
 
 

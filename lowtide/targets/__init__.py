@@ -23,6 +23,8 @@ KINDS: dict[str, type[Targets]] = {
     kind.task: kind for file in _FILES if (kind := getattr(file, "KIND", None)) is not None
 }
 """Kinds of targets by the name of the task that learns them."""
+DENSE = ("segment", "detect", "instances")
+"""Tasks of `lowtide.dense`, whose targets are masks and boxes."""
 
 
 def refuse_unknown(task: str, loss: str | None, balance: Balance) -> None:
@@ -37,8 +39,13 @@ def refuse_unknown(task: str, loss: str | None, balance: Balance) -> None:
         UnknownName: There is no such task, or no such loss of it.
         InputError: The task has no classes to weigh.
     """
+    if task in DENSE:
+        for name, given in (("loss", loss is not None), ("balance", balance != "none")):
+            if given:
+                raise InputError(f"{name} is for {', '.join(KINDS)}, not for task {task}")
+        return
     if task not in KINDS:
-        raise UnknownName("task", task, KINDS)
+        raise UnknownName("task", task, [*KINDS, *DENSE])
     kind = KINDS[task]
     if loss is not None and loss not in kind.losses:
         raise UnknownName(f"loss of task {task}", loss, kind.losses)

@@ -4,5 +4,5 @@
 keeps a checkpoint to resume from, and writes the summary.
 
 Imports errors, paths, extras, values, yaml_text, kernels, core, methods, families, tuning, targets,
-planning, data, presets.
+planning, data, presets, dense.
 """

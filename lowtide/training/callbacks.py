@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from .summary import Epoch, RunSummary
 
 
@@ -29,6 +31,17 @@ class Callback:
 
     An exception ends the run, which can be continued from its last finished epoch.
     """
+
+    def around(self, model: nn.Module) -> nn.Module:
+        """Give what runs in the model's place, before the first epoch.
+
+        Args:
+            model: Images to outputs; what trains is its own, and what is saved.
+
+        Returns:
+            The same, or a module that calls it.
+        """
+        return model
 
     def on_step(self, step: Step) -> None:
         """Take note of an update.

@@ -10,16 +10,16 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from ..core.graft import Method
+from ..core.method import Method
 from ..data import Augment, Distortion, Pixels, refuse_policy
+from ..dense.options import TaskConfig, refuse_beside
 from ..errors import InputError, UnknownName, shown
 from ..families import HeadInit
 from ..methods.lora import LoRA
 from ..paths import read_text
 from ..planning.search import parse_bytes
-from ..planning.step import StepConfig
 from ..tuning.adapter_files import construct, describe
-from ..values import MANY, Count, Seed, Share, Side, Within, options
+from ..values import MANY, Count, Device, Seed, Share, Side, Within, options
 from ..yaml_text import parse_yaml
 
 HeadStart = Literal["probe", "trunc_normal", "zero", "own"]
@@ -34,7 +34,7 @@ PER_CORE = 8
 
 
 @dataclass(frozen=True)
-class RunConfig(StepConfig):
+class RunConfig(TaskConfig):
     """Everything that decides a run's result: its training step, and what is around it.
 
     Attributes:
@@ -86,8 +86,9 @@ class RunConfig(StepConfig):
         train_on_val: Learn from the validation images too, once the options are chosen.
         skip_test: Leave the test images alone, while options are being chosen.
         skip_bad_images: Leave unreadable images out instead of stopping.
-        workers: Processes that load images.
-        device: auto or cpu.
+        workers: Processes that load images; by default none on a CPU or where the resized images
+            fit into memory, and else one less than the cores, 8 at most.
+        device: Where to compute; auto takes an accelerator where there is one.
         preset: The recipe the options were taken from, for the record; see `lowtide presets`.
     """
 
@@ -125,8 +126,8 @@ class RunConfig(StepConfig):
     train_on_val: bool = False
     skip_test: bool = False
     skip_bad_images: bool = False
-    workers: Annotated[int, Within(0, 4096)] = 0
-    device: Literal["auto", "cpu"] = "auto"
+    workers: Annotated[int, Within(0, 4096)] | None = None
+    device: Device = "auto"
     preset: str | None = None
 
     def __post_init__(self) -> None:
@@ -143,6 +144,7 @@ class RunConfig(StepConfig):
             )
         if self.target is not None and self.task == "classify":
             raise InputError("target names columns for multilabel and regress, not for classify")
+        refuse_beside(self)
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
         if self.patience is not None and self.keep == "last":
@@ -196,7 +198,7 @@ class RunConfig(StepConfig):
             InputError: There are more than `PER_CORE` for each core.
         """
         most = PER_CORE * (os.cpu_count() or 1)
-        if self.workers > most:
+        if (self.workers or 0) > most:
             raise InputError(
                 f"workers must be a whole number from 0 to {most} on this machine of"
                 f" {os.cpu_count()} cores, not {self.workers}"

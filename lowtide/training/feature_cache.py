@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from timm.layers import ClassifierHead, DropPath, NormMlpClassifierHead
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.graft import method_name
-from ..data import Sample
+from ..core.method import method_name
 from ..errors import InputError
 from ..families import classifiers, image_shape
 from ..tuning.side_execution import FEATURE, STEM
@@ -43,7 +40,7 @@ def constant_outputs(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
     model, family = tuned.backbone, tuned.family
     chain = family.chain(model)
     inside = (*chain, *classifiers(model))
-    outside = [m for p, m in model.named_modules() if not _within(p, inside)]
+    outside = [m for p, m in model.named_modules() if not within(p, inside)]
     random = _RandomDraws()
     with random:
         x, context = family.stem(model, images), tuned.context()
@@ -113,7 +110,7 @@ def trained_part(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
     Raises:
         InputError: The method changes the backbone from its first layer on.
     """
-    images = torch.zeros(2, *image_shape(tuned.backbone), device=_device(tuned))
+    images = torch.zeros(2, *image_shape(tuned.backbone), device=device_of(tuned))
     training = tuned.training
     with torch.enable_grad():
         given = constant_outputs(tuned.train(), images)
@@ -126,82 +123,6 @@ def trained_part(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
         )
     shapes = {name: y.shape[1:] for name, y in given.items()}
     return FromFeatures(tuned, shapes), (sum(map(math.prod, shapes.values())),)
-
-
-class Features:
-    """Features of images, computed once each and kept in a file.
-
-    One row of float32 numbers per image, the outputs of `constant_outputs` one after another: for a
-    classifier alone C numbers, for a side network `(depth + 1) N C`. It stands in for
-    `lowtide.data.Cache`: what a loader decodes is looked up here.
-    """
-
-    def __init__(self, tuned: Tuned, path: Path) -> None:
-        """Find out what can be kept.
-
-        Args:
-            tuned: The model.
-            path: The file to make.
-
-        Raises:
-            InputError: The method changes the backbone from its first layer on.
-        """
-        self._path = path
-        self._rows: dict[Path, int] = {}
-        self.model, (self.width,) = trained_part(tuned)
-
-    def fill(self, samples: Sequence[Sample], batches: Iterable[Any]) -> None:
-        """Compute the features of images that have none yet.
-
-        Args:
-            samples: The images.
-            batches: Loads them in this order, with labels.
-        """
-        if all(s.path in self._rows for s in samples):
-            return
-        tuned, start = self.model.tuned, len(self._rows)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab" if start else "wb") as file, torch.no_grad():
-            for images, _ in batches:
-                given = features(tuned, self.model.shapes, images.to(_device(tuned)))
-                rows = torch.cat([given[n].float().flatten(1) for n in given], 1)
-                file.write(rows.cpu().numpy().tobytes())
-        self._rows |= {s.path: start + i for i, s in enumerate(samples)}
-        shape = (len(self._rows), self.width)
-        self._file = np.memmap(self._path, np.float32, "r", shape=shape)
-
-    def drop(self) -> None:
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)
-
-    def load(self, path: Path, transform: Any) -> Tensor:
-        """Look the features of an image up.
-
-        Args:
-            path: The image.
-            transform: Not asked.
-
-        Returns:
-            `(width,)`, float32.
-        """
-        return torch.from_numpy(self._file[self._rows[path]].copy())
-
-
-class FeatureTransform:
-    """The transform of images whose features are looked up."""
-
-    random = False
-
-    def after_cache(self, features: Any) -> Tensor:
-        """Change nothing.
-
-        Args:
-            features: What `Features.load` gives.
-
-        Returns:
-            The same.
-        """
-        return features
 
 
 class FromFeatures(nn.Module):
@@ -265,11 +186,28 @@ def _draws_nothing(given: Mapping[str, Any]) -> bool:
     return trains is False or chance == 0
 
 
-def _device(tuned: Tuned) -> torch.device:
+def device_of(tuned: Tuned) -> torch.device:
+    """Say where a model is.
+
+    Args:
+        tuned: The model.
+
+    Returns:
+        The device of its first parameter.
+    """
     return next(tuned.parameters()).device
 
 
-def _within(path: str, chain: tuple[str, ...]) -> bool:
+def within(path: str, chain: tuple[str, ...]) -> bool:
+    """Say whether a path is one of some, or inside of one.
+
+    Args:
+        path: Of a module.
+        chain: Of modules.
+
+    Returns:
+        Whether it is.
+    """
     return any(path == c or path.startswith(f"{c}.") for c in chain)
 
 

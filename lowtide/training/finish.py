@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, singledispatch
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,6 +20,7 @@ from .environment import environment
 from .kept import drop_kept, score_at
 from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
+from .predictions import Predictions, predictions_of, write_predictions
 from .prepare import Run
 from .scoring import confusion_of, outputs_of
 from .summary import (
@@ -33,14 +36,14 @@ from .summary import (
 
 def finish(run: Run, model: Any) -> RunSummary:
     """Test the kept epoch's model, save adapter and summary, drop the training checkpoint."""
-    validated = Scored.of(run, model, run.dataset.val)
-    tested = Scored.of(run, model, () if run.config.skip_test else run.dataset.test)
+    validated = scores_on(run, model, run.dataset.val)
+    tested = scores_on(run, model, () if run.config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
     summary = summarise(run, validated, tested)
     if run.main:
         save_adapter(run)
-        write_mistakes(tested.mistakes, run.folder)
+        tested.leave(run.folder)
         write_text(run.folder / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
         drop_kept(run.folder)
@@ -57,27 +60,36 @@ class Scored:
         scores: Scores by name; none without images.
         temperature: What fits its probabilities to these images; None where it has none.
         confusion: Images by true and predicted class, zeros left out; None where there are none.
-        mistakes: The most confident errors.
+        by_class: Of a dense task, scores by name and class.
+        leave: Writes what is to be looked at into a run folder.
     """
 
     scores: Mapping[str, float]
     temperature: float | None = None
     confusion: tuple[Confused, ...] | None = None
-    mistakes: Sequence[Mistake] = ()
+    by_class: Mapping[str, Mapping[str, float]] | None = None
+    leave: Callable[[Path], None] = lambda folder: None
 
-    @classmethod
-    def of(cls, run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
-        """Score a model on images of its run."""
-        outputs, targets = outputs_of(run, model, samples)
-        classify = run.targets.task == "classify"
-        scores = run.targets.scores(outputs, targets) if len(targets) else {}
-        if not classify:
-            return cls(scores)
-        counts = confusion_of(outputs, targets)
-        rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
-        temperature = fit_temperature(outputs, targets) if len(targets) else None
-        wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
-        return cls(scores, temperature, tuple(rows), wrong)
+
+@singledispatch
+def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
+    """Score a model on images of its run; a run of another kind registers how."""
+    outputs, targets = outputs_of(run, model, samples)
+    scores = run.targets.scores(outputs, targets) if len(targets) else {}
+    if run.targets.task != "classify":
+        return Scored(scores)
+    counts = confusion_of(outputs, targets)
+    rows = (Confused(t, p, int(counts[t, p])) for t, p in counts.nonzero().tolist())
+    temperature = fit_temperature(outputs, targets) if len(targets) else None
+    wrong = find_mistakes(outputs, targets, samples, run.dataset, run.preprocessing)
+    answers = predictions_of(outputs, targets, samples, run.dataset.root) if len(targets) else None
+    return Scored(scores, temperature, tuple(rows), leave=partial(_leave, wrong, answers))
+
+
+def _leave(wrong: Sequence[Mistake], answers: Predictions | None, folder: Path) -> None:
+    write_mistakes(wrong, folder)
+    if answers is not None:
+        write_predictions(answers, folder)
 
 
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
@@ -102,6 +114,7 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
         metric=run.targets.metric,
         val_scores=validated.scores,
         test_scores=tested.scores,
+        test_class_scores=tested.by_class,
         temperature=validated.temperature,
         targets=run.targets.to_dict(),
         test_confusion=tested.confusion,
@@ -111,9 +124,14 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
 
 def save_adapter(run: Run) -> None:
     """Save what trained, with all that is needed to use it: backbone, images, classes."""
+    run.tuned.save_pretrained(run.folder, **record_of(run))
+
+
+@singledispatch
+def record_of(run: Run) -> dict[str, Any]:
+    """Say what else is needed to use a model; a run of another kind registers it."""
     config = run.config
-    run.tuned.save_pretrained(
-        run.folder,
+    return dict(
         backbone={
             "name": config.model,
             "checkpoint": config.checkpoint,

@@ -10,42 +10,37 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import LowtideError
-from ..paths import write_text
+from ..errors import InputError, LowtideError
+from ..planning.loss import of_outputs
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
-from ..targets.words import word
-from ..tuning.adapter_files import CONFIG as ADAPTER
-from ..tuning.adapter_files import WEIGHTS
+from ..targets import DENSE
 from .callbacks import Callback, Step
-from .config import RunConfig, write_yaml
+from .config import RunConfig
 from .continuing import continued, refuse_taken, restore, save
 from .decided import Decided, decide
+from .dense_run import prepare_dense
 from .ema import WeightAverage
 from .finish import finish
-from .kept import drop_kept, keep_if_best, put_back, waited_enough
-from .mistakes import MISTAKES
+from .kept import keep_if_best, put_back, waited_enough
 from .mixing import mix
-from .owner import CHECKPOINT, LOG, owned
+from .owner import CHECKPOINT, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
-from .probe import images_for_probe, probed_maps, start_at_probe, trains_beside
+from .probe import probed_maps, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import score_of
-from .split import Split
-from .summary import (
-    Epoch,
-    RunSummary,
-    read_summary,
-    scored,
-)
+from .starting_point import begin_folder, probe, score_start
+from .summary import Epoch, RunSummary, read_summary, scored
+from .time_limit import TimeLimit
+from .trackers import check_trackers
+from .watch import Watch
 
 METERED_STEPS = 2
 
@@ -57,6 +52,9 @@ def train(
     continues: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    time_limit: str | None = None,
+    keep_features: Path | None = None,
 ) -> RunSummary:
     """Fine-tune a backbone and leave a run folder.
 
@@ -70,13 +68,19 @@ def train(
             as it is.
         overwrite: Start anew over whatever run `folder` holds.
         callbacks: Told of every update, every epoch and the end.
+        log: Whom to tell the numbers while it lasts: csv, tensorboard, wandb, ...
+        time_limit: Such as 2h: the run stops in time, and can be continued.
+        keep_features: With `cache_features`, a folder where later runs on the same images find the
+            features of the same frozen layers. It grows, and may be removed at any time.
 
     Returns:
         The summary.
 
     Raises:
-        InputError: The folder already holds a run, or one with other options.
+        InputError: The folder already holds a run, or one with other options; or features are to
+            be kept, and none are made.
     """
+    log, limit = check_trackers(log), TimeLimit(str(folder), time_limit)
     with owned(folder):
         refuse_taken(folder, continues, overwrite)
         if continues:
@@ -85,20 +89,16 @@ def train(
                 summary = read_summary(folder / SUMMARY)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
-        return _run(config, folder, continues, callbacks)
+        run = _prepared(config, folder, callbacks, keep_features)
+        return _run(run, folder, continues, limit, log)
 
 
 def _run(
-    config: RunConfig, folder: Path, continues: bool, callbacks: Sequence[Callback]
+    run: Run, folder: Path, continues: bool, limit: TimeLimit, log: Sequence[str]
 ) -> RunSummary:
-    run = prepare(config, folder)
-    run.callbacks = callbacks if run.main else ()
-    for line in run.notes if run.main else ():
-        note(line)
-    whole = run.features.model if run.features else run.tuned
-    model = run.accelerator.prepare(whole)
+    model = run.accelerator.prepare(_model(run))
     fresh = not (continues and (folder / CHECKPOINT).exists())
-    run.probed = run.probed and fresh and _probe(run, model)
+    run.probed = run.probed and fresh and probe(run, model)
     config = run.config = decide(  # with what a memory budget decided as well
         run.config,
         updates=run.updates,
@@ -111,16 +111,15 @@ def _run(
         run.average = WeightAverage(run.tuned, config.ema)
     if continues:
         restore(run, optimizer)
-    elif run.main:
-        _clear(folder)
-    if run.main and not run.history:
-        Split.of(run.dataset).write(folder)
     if run.main:
-        write_text(folder / CONFIG, write_yaml(config.to_dict()))
-        note(str(Decided.of(config)))
+        begin_folder(run, folder, continues)
     if fresh:
-        _start(run, model)
-    _fit(run, model, wrapped, optimizer)
+        score_start(run, model)
+    watch = Watch(run, limit, log)
+    try:
+        _fit(run, model, wrapped, optimizer, watch)
+    finally:
+        watch.end()
     with run.averaged():
         put_back(run)
         summary = finish(run, model)
@@ -129,47 +128,40 @@ def _run(
     return summary
 
 
-def _clear(folder: Path) -> None:
-    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
-    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES):
-        (folder / stale).unlink(missing_ok=True)
-    drop_kept(folder)
+def _prepared(
+    config: RunConfig, folder: Path, callbacks: Sequence[Callback], keep_features: Path | None
+) -> Run:
+    if keep_features is not None and not config.cache_features:
+        raise InputError("keep_features keeps what cache_features makes: expected both")
+    if config.task in DENSE:
+        run: Run = prepare_dense(config, folder)
+    else:
+        run = prepare(config, folder, keep_features)
+    run.callbacks = callbacks if run.main else ()
+    for line in run.notes if run.main else ():
+        note(line)
+    return run
+
+
+def _model(run: Run) -> Any:
+    """Give what runs: the model or what trains from its features, in what callbacks put around."""
+    whole: Any = run.features.model if run.features else run.tuned
+    for callback in run.callbacks:
+        whole = callback.around(whole)
+    return whole
 
 
 def _optimizer(run: Run) -> Optimizer:
     config = run.config
     made = Decided.of(config)
-    head = {p: made.head_lr_scale for m in probed_maps(run.tuned) for p in m.parameters()}
+    maps = probed_maps(run.tuned) if run.begins_trained else []
+    head = {p: made.head_lr_scale for m in maps for p in m.parameters()}
     return make_optimizer(
         run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head
     )
 
 
-def _probe(run: Run, model: Any) -> bool:
-    """Start the classifier at a probe; tell whether there was anything to fit."""
-    order = np.random.default_rng(run.config.seed).permutation(len(run.dataset.train))
-    some = [run.dataset.train[i] for i in order[: images_for_probe(run.tuned, len(order))]]
-    batches = (batch[:2] for batch in run.batches(tuple(some), shared=False))
-    if not some or not start_at_probe(run.tuned, model, batches, run.targets, run.config.seed):
-        if run.main:
-            note("the classifier reads no vector per image, or there is one class: no probe")
-        return False
-    if run.main:
-        note(f"the classifier starts at a linear probe of {len(some)} images")
-    return True
-
-
-def _start(run: Run, model: Any) -> None:
-    """Say what the start is worth, where it is a probe or may be what is kept."""
-    if not run.dataset.val or not (run.probed or run.config.keep == "best"):
-        return
-    run.start_score = score_of(run, model, run.dataset.val)
-    keep_if_best(run)
-    if run.main and run.start_score is not None:
-        note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
-
-
-def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
+def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch) -> None:
     config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
@@ -180,6 +172,7 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
         for epoch in range(len(run.history), made.epochs):
             if waited_enough(run):
                 break
+            watch.begin_epoch()
             started = time.perf_counter()
             # Dropout and drop-path start from here, so that a resumed epoch repeats itself.
             torch.manual_seed(_seed(config.seed, epoch, run.accelerator.process_index))
@@ -194,11 +187,11 @@ def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer) -> None:
                 if run.average:
                     run.average.update()
                 _refuse_infinite(losses[-1], f"epoch {epoch + 1}, step {step + 1}", made.lr)
-                progress.step(losses[-1])
+                progress.step(losses[-1], watch.step(optimizer, losses[-1], batch[-1]))
                 for callback in run.callbacks:
                     callback.on_step(Step(epoch + 1, step + 1, steps, losses[-1]))
             _validate(run, model, sum(losses) / len(losses), started)
-            progress.epoch(run.history[-1])
+            progress.epoch(run.history[-1], watch.end_epoch())
             if run.main:
                 save(run, optimizer)
             for callback in run.callbacks:
@@ -254,7 +247,7 @@ def _update(
             model,
             wrapped,
             micro_batches(images, targets, parts),
-            loss=run.targets.loss,
+            loss=of_outputs(run.targets.loss),
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from ..data.dataset import relative
 from ..errors import InputError
 from ..paths import read_json, write_text
 from ..values import Within
+from .jpeg import encode, refuse_other
 from .records import Record
 
 MISTAKES = "mistakes.json"
@@ -26,7 +25,6 @@ SIDE = 96
 """Longest side of a copy, in pixels."""
 LARGEST = 16 << 10
 """Bytes of a copy, at most; one of 96 pixels takes 2 to 5 thousand."""
-JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +46,7 @@ class Mistake(Record):
     thumbnail: str
 
     def __post_init__(self) -> None:
-        try:
-            data = base64.b64decode(self.thumbnail, validate=True)
-        except ValueError:
-            data = b""
-        if not data.startswith(JPEG) or len(data) > LARGEST:
-            raise InputError(f"the thumbnail of {self.path} is no JPEG of {LARGEST} bytes or less")
+        refuse_other(self.thumbnail, f"the thumbnail of {self.path}", LARGEST)
 
 
 def find_mistakes(
@@ -100,12 +93,7 @@ def _thumbnail(path: Path, preprocessing: Preprocessing) -> str | None:
     except UnreadableImage:
         return None
     image.thumbnail((SIDE, SIDE))
-    for quality in (80, 40):
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality)
-        if file.tell() <= LARGEST:
-            return base64.b64encode(file.getvalue()).decode()
-    return None
+    return encode(image, LARGEST)
 
 
 def write_mistakes(mistakes: Sequence[Mistake], folder: Path) -> None:

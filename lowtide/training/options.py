@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.outside import refuse_missing
 from ..errors import InputError, UnknownName
 from ..methods import METHODS
 from ..presets import named, over_preset
@@ -74,7 +75,9 @@ OWN = frozenset(f.name for f in dataclasses.fields(RunConfig))
 """Options of a run; the others belong to a command."""
 
 
-def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
+def run_config(
+    parser: Parser, args: Sequence[str], usual: Mapping[str, Any] | None = None
+) -> tuple[RunConfig, dict[str, Any]]:
     """Read a run's config from a preset, from a file over it, and from arguments over both.
 
     A file that holds every option, as the one in a run folder, does without the preset it names.
@@ -82,6 +85,7 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     Args:
         parser: Knows the command's own options; gets the run's.
         args: The command's arguments.
+        usual: Defaults of the command in place of a run's own.
 
     Returns:
         The config, and the command's own options.
@@ -95,6 +99,7 @@ def run_config(parser: Parser, args: Sequence[str]) -> tuple[RunConfig, dict[str
     recipe = value_of(args, "--preset") or (None if OWN <= given.keys() else given.get("preset"))
     if recipe is not None:
         given = over_preset(read("preset", str, recipe), given)
+    given = {**(usual or {}), **given}
     method = named(given.get("method", "lora"))
     if name is not None and name != method.get("name"):
         method = {"name": name}  # another method's options mean nothing to this one
@@ -121,11 +126,14 @@ def config_of(given: Mapping[str, Any]) -> RunConfig:
 
 def _read(parser: Parser, args: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Parse a run's options once its method is known."""
-    name = given["method"].get("name")
+    described = dict(given["method"])
+    name, source = described.get("name"), described.pop("import", None)
     if name is None:
         raise InputError(f"method needs a name: one of {', '.join(sorted(METHODS))}")
+    refuse_missing(read("method", str, name), source)
+    given = {**given, "method": described}
     own = parser.options()
-    add_method(parser, read("method", str, name))
+    add_method(parser, name)
     add_fields(parser, RunConfig)
     return parser.read(args, given, unset=own) | {"preset": given.get("preset")}
 

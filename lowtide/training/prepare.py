@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,28 +12,30 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ..data import Cache, Dataset, Preprocessing, Sample, loader, read, share
-from ..errors import InputError
 from ..families import classifiers, outputs
 from ..planning.search import parse_bytes, search
 from ..planning.simulate import Plan, plan, set_up_step, tune_on_meta
 from ..planning.step import shares_statistics
 from ..targets import KINDS, Targets
 from ..targets.classify import draw_weights
+from ..tuning.applying import apply
 from ..tuning.backbone import create
-from ..tuning.tuned import Tuned, apply
+from ..tuning.tuned import Tuned
 from ..tuning.weights import Unfilled, infinite, leaves_frozen, refuse_infinite
 from .callbacks import Callback
 from .config import RunConfig
 from .decided import refuse_blind
 from .ema import WeightAverage
-from .feature_cache import Features, FeatureTransform, trained_part
+from .feature_cache import trained_part
+from .feature_store import Features, FeatureTransform
+from .start import accelerate
 from .summary import Epoch
 
-FEATURES = "features.f32"
+MOST_WORKERS = 8
+"""Most loading processes that are not asked for."""
 
 
 @dataclass
@@ -80,6 +83,11 @@ class Run:
     callbacks: Sequence[Callback] = ()
 
     @property
+    def begins_trained(self) -> bool:
+        """Whether the model is worth something before it learns, so that the start may be kept."""
+        return True
+
+    @property
     def main(self) -> bool:
         """Whether this process writes the files."""
         return self.accelerator.is_main_process
@@ -92,6 +100,17 @@ class Run:
     def processes(self) -> int:
         """How many processes share each update."""
         return self.accelerator.num_processes
+
+    @property
+    def workers(self) -> int:
+        """Processes that load images; see `RunConfig.workers`."""
+        if self.config.workers is not None:
+            return self.config.workers
+        made, images = self.preprocessing, len(self.dataset.train) + len(self.dataset.val)
+        kept = made.channels * math.prod(made.size) * images <= self.cache.limit_bytes
+        kept &= made.transform(train=True, augment=self.config.augment).cacheable
+        on_cpu = self.accelerator.device.type == "cpu"
+        return 0 if kept or on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
 
     def batches(
         self,
@@ -114,7 +133,7 @@ class Run:
         """
         config = self.config
         rank, processes = (self.accelerator.process_index, self.processes) if shared else (0, 1)
-        load = partial(loader, samples, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+        load = partial(loader, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
         load = partial(load, rank=rank, processes=processes)
         if training:
             drops, weights = self._drops(len(samples)), self._weights(samples)
@@ -123,11 +142,12 @@ class Run:
             train=training, augment=config.augment, distortion=config.distortion
         )
         if self.features:
-            whole = load(transform, shuffle=False, drop_last=False, workers=config.workers)
-            self.features.fill(samples, whole)
-            loaded = load(FeatureTransform(), shuffle=training, cache=self.features)
+            self.features.fill(samples, transform, config.batch_size, self.workers)
+            loaded = load(samples, FeatureTransform(), shuffle=training, cache=self.features)
         else:
-            loaded = load(transform, shuffle=training, workers=config.workers, cache=self.cache)
+            loaded = load(
+                samples, transform, shuffle=training, workers=self.workers, cache=self.cache
+            )
         together = config.batch_size * processes
         for step, (images, labels) in enumerate(loaded):
             count = min(together, len(samples) - step * together)
@@ -176,18 +196,16 @@ class Run:
         return 0 < last < min(2 * self.processes, images) and shares_statistics(self.tuned)
 
 
-def prepare(config: RunConfig, folder: Path) -> Run:
+def prepare(config: RunConfig, folder: Path, keep_features: Path | None = None) -> Run:
     """Read the data, plan the memory, make and tune the model.
 
     Args:
         config: What to do.
         folder: Where the run will leave its files.
+        keep_features: Where features are kept for later runs.
 
     Returns:
         The run, nothing learnt and nothing written yet.
-
-    Raises:
-        InputError: Several processes are to keep features, or to update in backward.
     """
     dataset = _read(config)
     targets = KINDS[config.task].of(
@@ -198,10 +216,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
         smoothing=0.0 if config.mixes else config.smoothing,  # which is in the mixed targets
     )
     refuse_blind(config, validated=bool(dataset.val))
-    AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
-    accelerator = Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
-    if config.update_in_backward and accelerator.num_processes > 1:
-        raise InputError("update_in_backward works in one process: others average gradients first")
+    accelerator = accelerate(config)
     classes = len(dataset.classes)
     config, backbone = _backbone(config, classes)
     planned = plan(
@@ -219,11 +234,7 @@ def prepare(config: RunConfig, folder: Path) -> Run:
     set_up_step(tuned, config).train()
     run = Run(config, folder, dataset, preprocessing, targets, tuned, accelerator, planned, probed)
     if config.cache_features:
-        if accelerator.num_processes > 1:
-            raise InputError(
-                "cache_features works in one process only: start one, or leave cache_features out"
-            )
-        run.features = Features(tuned, folder / FEATURES)
+        run.features = Features(tuned, preprocessing, folder, keep_features)
     return run
 
 

@@ -42,12 +42,14 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("loss {task.fields[loss]:.3f}, {task.fields[more]}"),
             console=self._console,
             disable=not (shown and self._console.is_terminal),
             transient=True,
         )
-        self._task = self._bars.add_task(f"{epochs} epochs", total=epochs * steps, loss=0.0)
+        self._task = self._bars.add_task(
+            f"{epochs} epochs", total=epochs * steps, loss=0.0, more=""
+        )
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -61,19 +63,21 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
-    def step(self, loss: float) -> None:
+    def step(self, loss: float, more: str = "") -> None:
         """Count one update.
 
         Args:
             loss: Its loss.
+            more: Speed and memory.
         """
-        self._bars.update(self._task, advance=1, loss=loss)
+        self._bars.update(self._task, advance=1, loss=loss, more=more)
 
-    def epoch(self, record: Epoch) -> None:
+    def epoch(self, record: Epoch, more: str = "") -> None:
         """Report a finished epoch.
 
         Args:
             record: What `log.jsonl` says of it.
+            more: Speed, memory and the time that is left.
         """
         self._bars.update(self._task, completed=record.epoch * self._steps)
         if self._shown:
@@ -81,6 +85,7 @@ class Progress:
             val = "" if score is None else f"  val {self._metric} {score:.3f}"
             self._console.print(
                 f"epoch {record.epoch:3d}  loss {record.train_loss:.4f}{val}"
-                f"  {record.seconds:.1f} s",
+                f"  {record.seconds:.1f} s{f'  ({more})' if more else ''}",
                 highlight=False,
+                soft_wrap=True,
             )

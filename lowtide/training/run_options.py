@@ -65,9 +65,9 @@ class RunOptions(Record):
 
     @property
     def identity(self) -> str:
-        """What runs share that differ in nothing but their seed."""
+        """What runs share that differ in nothing but their seed, and in what changes no result."""
         options = self.completed()
-        del options["seed"]
+        del options["seed"], options["workers"]
         return json.dumps(options, sort_keys=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -37,8 +38,20 @@ def outputs_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> tuple[Tenso
     return torch.cat([outputs for outputs, _ in kept]), torch.cat([truth for _, truth in kept])
 
 
+@singledispatch
 def score_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> float | None:
-    """Take the score that a run follows; None without samples, or where it is not defined."""
+    """Take the score that a run follows; None without samples, or where it is not defined.
+
+    A run of another kind registers how it is scored.
+
+    Args:
+        run: The run.
+        model: What runs its model.
+        samples: The images.
+
+    Returns:
+        The run's metric.
+    """
     outputs, targets = outputs_of(run, model, samples)
     return run.targets.score(outputs, targets) if len(targets) else None
 

@@ -48,7 +48,7 @@ class Split:
         return cls({
             which: {
                 relative(s.path, dataset.root): (dataset.text(s.label), content)
-                for s, content in zip(samples, _contents(s.path for s in samples), strict=True)
+                for s, content in zip(samples, file_hashes(s.path for s in samples), strict=True)
             }
             for which, samples in splits.items()
         })
@@ -132,7 +132,7 @@ class Split:
         renamed = self._renamed([p for p in wanted if p not in now], new, now, dataset)
         now |= {was: now[is_] for was, is_ in renamed.items()}
         there = [path for path in wanted if path in now]
-        contents = _contents(now[path].path for path in there)
+        contents = file_hashes(now[path].path for path in there)
         found = {
             path: (dataset.text(now[path].label), content)
             for path, content in zip(there, contents, strict=True)
@@ -170,7 +170,7 @@ class Split:
         if not gone or not new:
             return {}
         by_content: dict[tuple[str, str], list[str]] = {}
-        for path, content in zip(new, _contents(now[p].path for p in new), strict=True):
+        for path, content in zip(new, file_hashes(now[p].path for p in new), strict=True):
             by_content.setdefault((dataset.text(now[path].label), content), []).append(path)
         known, found = self._by_path(), {}
         for path in gone:
@@ -191,7 +191,7 @@ class Split:
         there = [path for path in own if path in now]
         if 2 * len(there) < len(own):  # without reading a file
             return False
-        contents = _contents(now[path].path for path in there)
+        contents = file_hashes(now[path].path for path in there)
         same = sum(own[p][2] == content for p, content in zip(there, contents, strict=True))
         return 2 * same >= len(own) > 0
 
@@ -206,7 +206,7 @@ class Split:
         """
         learnt = {content for _, content in self.images["train"].values()}
         parts: tuple[list[Sample], list[Sample]] = ([], [])
-        contents = _contents(s.path for s in samples)
+        contents = file_hashes(s.path for s in samples)
         for sample, content in zip(samples, contents, strict=True):
             parts[content in learnt].append(sample)
         return parts
@@ -250,8 +250,15 @@ def _counted(paths: Sequence[str]) -> str:
     return f"{len(paths)} (first {paths[0]!r})"
 
 
-def _contents(paths: Iterable[Path]) -> list[str]:
-    """Hash files, in threads."""
+def file_hashes(paths: Iterable[Path]) -> list[str]:
+    """Hash files, in threads.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        SHA-256 of each.
+    """
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         return list(pool.map(_content, paths))
 

@@ -172,6 +172,7 @@ class RunSummary(Record):
         val_scores: Every score of the final model on the validation images, by name; None in files
             that are older than that.
         test_scores: The same on the test images.
+        test_class_scores: Of a dense task, scores on the test images by name and class.
         temperature: What logits are divided by for calibrated probabilities, fitted on the
             validation images; None without any, and of other tasks than classify.
         targets: What else must be known of what was learnt, such as mean and deviation of numbers.
@@ -199,6 +200,7 @@ class RunSummary(Record):
     metric: str = "accuracy"
     val_scores: Mapping[str, Score] | None = None
     test_scores: Mapping[str, Score] | None = None
+    test_class_scores: Mapping[str, Mapping[str, Score]] | None = None
     temperature: Number | None = None
     targets: Mapping[str, Any] | None = None
     test_confusion: tuple[Confused, ...] | None = None

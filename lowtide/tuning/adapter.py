@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..core.branches import Sum
-from ..core.graft import Beside, Edit, Graft, Method, Side, Swap, Thaw, find, root
+from ..core.graft import Graft, find, root
+from ..core.method import Beside, Edit, Method, Swap, Thaw
+from ..core.side import Side
 from ..core.wrapped import numbers_of
 from ..errors import InputError, Unsupported
+from ..families import config_of, exchange_config
 from ..memory.frozen_dtype import PACKED, FrozenDtype, frozen_dtype_of
+from .exchange import exchange_hooks, set_module
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -32,6 +37,8 @@ class Adapter:
         statistics: Path, method name and buffer name of BatchNorm statistics that move as this
             trains, and those that are not in place: its own, or while it is, the backbone's.
         frozen_dtype: What frozen weights were kept in when it was trained, if it was loaded.
+        config: transformers' config that names as many classes, or while this is in place, the
+            backbone's; None where that fits or there is none.
     """
 
     methods: tuple[Method, ...]
@@ -43,6 +50,7 @@ class Adapter:
     notes: list[str] = field(default_factory=list)
     statistics: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
     frozen_dtype: FrozenDtype | None = None
+    config: Any = None
 
     def put_in(self, backbone: nn.Module) -> None:
         """Put grafts and thawed parameters in place.
@@ -53,6 +61,7 @@ class Adapter:
         device = next(backbone.parameters()).device
         for path, _, graft in self.grafts:
             graft.base = find(backbone, path)
+            exchange_hooks(graft, graft.base)
             set_module(backbone, path, graft.to(device))
         for path, _, name, p in self.thawed:
             module = root(find(backbone, path))
@@ -61,6 +70,7 @@ class Adapter:
             p.requires_grad_(True)
             module._parameters[name] = p
         self._exchange_statistics(backbone)
+        self._exchange_config(backbone)
         for _, side in self.sides:
             side.to(device)
 
@@ -77,7 +87,9 @@ class Adapter:
             module._parameters[name] = original
         self.originals.clear()
         self._exchange_statistics(backbone)
+        self._exchange_config(backbone)
         for path, _, graft in reversed(self.grafts):
+            exchange_hooks(graft, graft.base)
             set_module(backbone, path, graft.base)
 
     def _exchange_statistics(self, backbone: nn.Module) -> None:
@@ -86,6 +98,10 @@ class Adapter:
             standing = module.get_buffer(name)
             module._buffers[name] = waiting.to(standing.device)
             self.statistics[path, method, name] = standing
+
+    def _exchange_config(self, backbone: nn.Module) -> None:
+        if self.config is not None:
+            self.config = exchange_config(backbone, self.config)
 
     def state(self, backbone: nn.Module) -> dict[str, Tensor]:
         """Collect everything that trained, and BatchNorm statistics that moved.
@@ -175,7 +191,8 @@ def build(
         backbone: Carries no adapter.
         methods: The methods the edits came from.
         edits: Method name and edit.
-        heads: The classifier by path, of which copies train: the backbone's, or a new one.
+        heads: Modules by path whose own parameters train, as copies: of the backbone's classifier,
+            of a new one, or of what is not the backbone.
         classes: Classes of that classifier.
 
     Returns:
@@ -196,33 +213,16 @@ def build(
             raise Unsupported(f"{method}: the backbone never calls {edit.site.path}")
         else:
             _swap(adapter, backbone, method, edit)
-    adapter.classes = classes
-    for path, head in heads.items():
-        for inside, source in head.named_modules():
-            where = f"{path}.{inside}" if inside else path
-            for name, p in source._parameters.items():
-                if p is not None:
-                    _train(adapter, source, where, "head", name, nn.Parameter(p.detach().clone()))
+    adapter.classes, adapter.config = classes, config_of(backbone, classes)
+    copies: dict[int, nn.Parameter] = {}
+    for path, source in heads.items():
+        for name, p in source._parameters.items():
+            if p is not None:
+                mine = copies.setdefault(id(p), nn.Parameter(p.detach().clone()))
+                _train(adapter, source, path, "head", name, mine)
     like = numbers_of(backbone)
     adapter.sides = [(method, edit.side(adapter.classes).to(like)) for method, edit in sides]
     return adapter
-
-
-def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a path.
-
-    Args:
-        model: Changed in place.
-        path: Where; not empty.
-        module: What.
-
-    Raises:
-        InputError: The path is empty.
-    """
-    parent, _, leaf = path.rpartition(".")
-    if not leaf:
-        raise InputError("the backbone itself cannot be replaced")
-    root(find(model, parent))._modules[leaf] = module
 
 
 def _plain(backbone: nn.Module, folded: Mapping[str, nn.Module], path: str) -> nn.Module:

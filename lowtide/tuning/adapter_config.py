@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..core.graft import Method, method_name
+from ..core.method import Method, method_name
 from ..errors import InputError, UnknownName, shown
 from ..families import HeadInit
 from ..memory.frozen_dtype import FrozenDtype
@@ -16,6 +16,10 @@ from ..values import Count, Seed, Side, hints, read
 from .adapter_files import CONFIG, construct
 
 MOST_METHODS = 16
+WHOLE = "."
+"""How a file names a backbone that is all of a model without a classifier."""
+Head = Literal["train", "frozen"]
+"""What becomes of the rest of a model whose backbone is a part."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ class AdapterConfig:
 
     Attributes:
         methods: What trained, innermost first.
-        num_classes: Classes of its classifier.
+        num_classes: Classes of its classifier; 0 where the backbone is a part of a model.
         base_model_sha256: Hash of the backbone that it was trained on.
         base_model_name_or_path: Name of that backbone.
         frozen_dtype: What its frozen weights were kept in; an earlier version did not say.
+        backbone_path: Path of the backbone, where it is a part of a model.
+        head: Whether the rest of that model trained.
         backbone: How a run made it; this and what follows is None where a program saved it.
         preprocessing: How a run's images became inputs, as `Preprocessing.from_dict` takes it.
         augment: The run's augmentation.
@@ -61,6 +67,8 @@ class AdapterConfig:
     base_model_sha256: str
     base_model_name_or_path: str
     frozen_dtype: FrozenDtype | None = None
+    backbone_path: str | None = None
+    head: Head = "train"
     backbone: Origin | None = None
     preprocessing: Mapping[str, Any] | None = None
     augment: str | None = None
@@ -93,13 +101,17 @@ class AdapterConfig:
             raise InputError(
                 f"base_model_sha256 must be 64 hexadecimal digits, not {shown(digest)}"
             )
-        num_classes = _field(content, "num_classes", Count)
+        path = read("backbone_path", str | None, content.get("backbone_path"))
+        path = "" if path == WHOLE else path
+        num_classes = _field(content, "num_classes", Count if path is None else Literal[0])
         return cls(
             methods=_methods(content.get("methods")),
             num_classes=num_classes,
             base_model_sha256=digest,
             base_model_name_or_path=_field(content, "base_model_name_or_path", str),
             frozen_dtype=read("frozen_dtype", FrozenDtype | None, content.get("frozen_dtype")),
+            backbone_path=path,
+            head=read("head", Head, content.get("head", "train")),
             **(_of_run(content, num_classes) if "backbone" in content else {}),
         )
 

@@ -1,4 +1,4 @@
-"""Adapter files in PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`.
+"""Adapter files: `adapter_config.json` beside `adapter_model.safetensors`, as peft names them.
 
 Both formats are data; reading a file never imports or runs anything it names.
 """
@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.graft import Method, method_name
-from ..errors import InputError, LowtideError, UnknownName, shown
+from ..core.method import Method, method_name
+from ..core.outside import refuse_missing, source_of
+from ..errors import InputError, LowtideError, shown
+from ..families import SEPARATE
 from ..methods import METHODS
 from ..paths import read_json, whole, write_text
 from ..values import read_fields
@@ -123,8 +125,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS} in it")
     config = read_json(path)
     if not isinstance(config, dict) or config.get("library") != LIBRARY:
-        raise InputError(f"{path} was not written by lowtide; peft loads its own adapters")
-    return config
+        raise InputError(f"{path} was not written by lowtide, whose runs this reads")
+    return _as_written(config, folder / WEIGHTS)
 
 
 def describe(method: Method) -> dict[str, Any]:
@@ -134,10 +136,13 @@ def describe(method: Method) -> dict[str, Any]:
         method: The method.
 
     Returns:
-        Its name and every option, as JSON holds them.
+        Its name and every option, as JSON holds them; of a method from outside the package also
+        what `--import` takes.
     """
     options = dataclasses.asdict(method)  # type: ignore[call-overload]
-    return {"name": method_name(type(method)), **{k: _plain(v) for k, v in options.items()}}
+    source = source_of(type(method))
+    own = {"name": method_name(type(method)), **({"import": source} if source else {})}
+    return own | {k: _plain(v) for k, v in options.items()}
 
 
 def construct(description: Mapping[str, Any]) -> Method:
@@ -151,14 +156,13 @@ def construct(description: Mapping[str, Any]) -> Method:
 
     Raises:
         UnknownName: There is no such method, option or role.
-        InputError: A value does not fit.
+        InputError: A value does not fit, or the method is from outside and not imported.
     """
     if not isinstance(description, Mapping):
         raise InputError(f"a method is a name and options, not {shown(description)}")
     options = dict(description)
-    name = options.pop("name", "")
-    if not isinstance(name, str) or name not in METHODS:
-        raise UnknownName("method", name, METHODS)
+    name, source = options.pop("name", ""), options.pop("import", None)
+    refuse_missing(name, source)
     options = read_fields(METHODS[name], options, name)
     try:
         return METHODS[name](**options)
@@ -254,6 +258,19 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}
     except SafetensorError as e:
         raise InputError(f"{path} is damaged: {e}") from e
+
+
+def _as_written(config: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """Name what LoRA once adapted by default beside separate maps to q, k and v: all maps."""
+    methods = config.get("methods")
+    plain = [m for m in methods if isinstance(m, dict)] if isinstance(methods, list) else []
+    for method in plain if weights.is_file() else ():
+        if method.get("name") == "lora" and method.get("roles") == []:
+            paths = {k.partition("/")[0] for k in read_shapes(weights) if "/lora/" in k}
+            leaves = {path.rpartition(".")[2] for path in paths}
+            if any(leaves & {*names} and leaves - {*names} for names in SEPARATE):
+                method["roles"] = ["fc1", "fc2", "linear"]
+    return config
 
 
 def _finite(value: Tensor) -> bool:

@@ -79,7 +79,7 @@ def create(
     if packs and weights is None:
         pack_backbone(model, frozen_dtype)
     elif packs and weights is not None:
-        model.__dict__[ORIGINAL] = fingerprint(model, weights.read)
+        model.__dict__[ORIGINAL] = fingerprint(model, read=weights.read)
     return model
 
 

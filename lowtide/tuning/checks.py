@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.outputs import tensors
 from ..core.wrapped import numbers_of
 from ..errors import LowtideError, Unsupported
 from ..families import meta_copy
 
 Image = tuple[int, int, int]
-Parts = list | tuple | ValuesView
 
 
 @contextlib.contextmanager
@@ -79,29 +78,13 @@ def blame_methods(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
         ) from e
 
 
-def tensors(output: Any) -> list[Tensor]:
-    """Gather the tensors of a model's output.
-
-    Args:
-        output: A tensor, or a tuple, list or mapping of such, as deep as may be.
-
-    Returns:
-        Every tensor of real numbers in it.
-    """
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
-        output = vars(output)
-    parts: Any = ValuesView(output) if isinstance(output, Mapping) else output
-    return [t for part in parts for t in tensors(part)] if isinstance(parts, Parts) else []
-
-
-def outputs_on_noise(model: nn.Module, image: Image) -> list[Tensor]:
-    """Run a model on one fixed noise image, in eval mode.
+def outputs_on_noise(model: Any, image: Image, whole: bool = True) -> list[Tensor]:
+    """Run a tuned model on one fixed noise image, in eval mode.
 
     Args:
         model: The model.
         image: Channels, height, width of its input.
+        whole: Whether all of it runs, or its backbone alone.
 
     Returns:
         Its outputs; none on the meta device, where there are no weights.
@@ -111,27 +94,32 @@ def outputs_on_noise(model: nn.Module, image: Image) -> list[Tensor]:
         return []
     training = model.training
     with torch.no_grad():
-        outputs = tensors(model.eval()(noise))
+        model.eval()
+        outputs = tensors(_run(model, noise, whole))
     model.train(training)
     return outputs
 
 
-def refuse_unreached(model: nn.Module, image: Image) -> None:
+def refuse_unreached(model: nn.Module, image: Image, whole: bool = True) -> None:
     """Refuse a parameter that should train and that no gradient reaches.
 
     Args:
         model: The model, methods in place.
         image: Channels, height, width of its input.
+        whole: Whether all of it runs and is looked at, or its backbone alone.
 
     Raises:
         Unsupported: There is one.
     """
-    meta = meta_copy(model)
+    meta: Any = meta_copy(model)
+    looked = meta if whole else meta.backbone
     with torch.enable_grad():
-        outputs = [y.sum() for y in tensors(meta(_noise(meta, 2, image))) if y.requires_grad]
+        given = tensors(_run(meta, _noise(meta, 2, image), whole))
+        outputs = [y.sum() for y in given if y.requires_grad]
         if outputs:
             torch.stack(outputs).sum().backward()
-    unreached = [n for n, p in meta.named_parameters() if p.requires_grad and p.grad is None]
+    trained = (*looked.named_parameters(), *(() if whole else meta.sides.named_parameters()))
+    unreached = [n for n, p in trained if p.requires_grad and p.grad is None]
     if unreached:
         raise Unsupported(
             f"no gradient reaches {len(unreached)} of the trained parameters, first {unreached[0]}:"
@@ -154,6 +142,14 @@ def refuse_changed_outputs(before: list[Tensor], after: list[Tensor]) -> None:
             error = (new - old).abs().max() / old.abs().max().clamp_min(1e-6)
             if error > torch.finfo(old.dtype).eps ** 0.5:
                 raise LowtideError(f"the methods promise to start at the backbone; {error:.1e} off")
+
+
+def _run(model: Any, images: Tensor, whole: bool) -> Any:
+    """Run a tuned model, or its backbone with what runs beside it."""
+    if whole:
+        return model(images)
+    with model.beside_modules():
+        return model.backbone(images)
 
 
 def _noise(model: nn.Module, batch: int, image: Image) -> Tensor:

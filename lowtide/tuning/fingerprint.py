@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..families import classifiers
 from ..memory.frozen_dtype import PACKED, Frozen
-from .adapter_config import AdapterConfig
+from .adapter_config import AdapterConfig, Head
 
 ORIGINAL = "_lowtide_original_sha256"
 """Attribute of a backbone whose weights were rounded: their hash before that."""
@@ -22,11 +22,15 @@ Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
 """Reads tensors by their names in a model."""
 
 
-def fingerprint(model: nn.Module, read: Read | None = None) -> str:
-    """Hash a backbone, classifier left out.
+def fingerprint(
+    model: nn.Module, path: str | None = None, head: Head = "train", read: Read | None = None
+) -> str:
+    """Hash what an adapter leaves of a model: all but the classifier, or but what is no backbone.
 
     Args:
-        model: The backbone; carries no adapter.
+        model: The model; carries no adapter.
+        path: Its backbone's path, where that is a part of it.
+        head: Whether the rest trains, where the backbone is a part; what is frozen is hashed too.
         read: Reads the wide weights of a backbone that was packed as it was loaded.
 
     Returns:
@@ -35,19 +39,36 @@ def fingerprint(model: nn.Module, read: Read | None = None) -> str:
     """
     if ORIGINAL in model.__dict__:
         return str(model.__dict__[ORIGINAL])
-    digest, left_out = hashlib.sha256(), tuple(f"{p}." for p in classifiers(model))
-    packed = {f"{path}.{PACKED}": m for path, m in model.named_modules() if isinstance(m, Frozen)}
+    left_out = tuple(f"{p}." for p in classifiers(model)) if path is None else ()
+    kept = f"{path}." if path and head == "train" else ""
+    packed = {f"{at}.{PACKED}": m for at, m in model.named_modules() if isinstance(m, Frozen)}
     state = {
         key.removesuffix(PACKED) + "weight" if key in packed else key: (packed.get(key), value)
         for key, value in model.state_dict().items()
     }
+    digest = hashlib.sha256()
     for key, (module, value) in sorted(state.items(), key=lambda item: item[0]):
-        if not key.startswith(left_out):
+        if key.startswith(kept) and not key.startswith(left_out):
             if module is not None and read is not None:
                 value = read([key])[key].to(module.slabs.dtype)
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def refuse_other_part(
+    path: str | None, head: Head, config: AdapterConfig, folder: Path | str
+) -> None:
+    """Refuse an adapter that was trained with another part as the backbone, or another rest."""
+    if (path, head) != (config.backbone_path, config.head):
+        raise InputError(
+            f"{folder} was trained with {_said(config.backbone_path, config.head)}, and this model"
+            f" was given {_said(path, head)}: apply with the same"
+        )
+
+
+def _said(path: str | None, head: Head) -> str:
+    return "a classifier" if path is None else f"backbone={path!r} head={head!r}"
 
 
 def refuse_other_base(

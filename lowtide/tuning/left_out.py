@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..core.graft import Edit, Method, Swap
+from ..core.method import Edit, Method, Swap
 from ..core.site import Sites
 from ..errors import Unsupported
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from types import MethodType
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Block
+from ..core.graft import find
+from ..core.side import Block
+from ..core.site import Role, Sites
 from ..errors import InputError, Unsupported
 from ..families import Context, Family, classifiers, image_shape, recomputable
 from ..memory.gradient_checkpointing import recompute
@@ -25,16 +28,26 @@ class StagedModel(nn.Module):
 
     Attributes:
         family: The backbone's table.
-        backbone: The model.
+        model: The whole model.
+        backbone: The model, or the part of it that is the backbone.
+        backbone_path: Where that part is; None where the model classifies and has nothing else.
+        sites: The backbone's sites.
         sides: Side networks by name.
-        blocks: Paths of the blocks.
     """
 
     family: Family
+    model: Any
     backbone: Any
+    backbone_path: str | None
+    sites: Sites
     sides: Any
-    blocks: frozenset[str]
     _checkpointing = 0
+
+    @cached_property
+    def blocks(self) -> frozenset[str]:
+        """Paths of the blocks, where the model is run as the chain that its table says."""
+        whole = self.backbone_path is None
+        return frozenset(s.path for s in self.sites.of(Role.BLOCK) if whole)
 
     @property
     def checkpointing(self) -> int:
@@ -71,27 +84,65 @@ class StagedModel(nn.Module):
 
     @cached_property
     def parts(self) -> tuple[nn.Module, ...]:
-        """What checkpointing recomputes of a backbone without a table."""
+        """What checkpointing recomputes where the model is not run as a chain of blocks."""
         if self.blocks:
             return ()
-        return tuple(self.backbone.get_submodule(path) for path in recomputable(self.backbone))
+        blocks = tuple(find(self.model, s.path) for s in self.sites.of(Role.BLOCK))
+        return blocks or tuple(find(self.backbone, path) for path in recomputable(self.backbone))
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """Classify images.
+        """Run the model: classify images, detect, segment.
 
         Args:
-            *inputs: `(B, 3, H, W)`, pre-processed as the weights want. Where nothing runs
-                beside the backbone or is recomputed block by block: whatever the backbone takes.
+            *inputs: `(B, 3, H, W)`, pre-processed as the weights want; around a part, or where
+                nothing runs beside the blocks or is recomputed, whatever the model takes.
             **options: The same by name.
 
         Returns:
-            Logits `(B, K)`, or what the backbone gives in their place.
+            Logits `(B, K)`, or what the model gives in their place.
         """
+        if self.backbone_path is not None:
+            with self.beside_modules():
+                return self.model(*inputs, **options)
         if not self.sides and not (self.checkpointing and self.blocks):
-            return self.backbone(*inputs, **options)
+            return self.model(*inputs, **options)
         (x,) = (*inputs, *options.values())
         context = self.context((x.shape[-2], x.shape[-1]))
         return self._run_from(self.family.stem(self.backbone, x), STEM, {}, context)
+
+    @cached_property
+    def along(self) -> dict[str, nn.Module]:
+        """Blocks, and what stands between stages, as modules by path, in the order they run."""
+        blocks = [s.path for s in self.sites.of(Role.BLOCK)]
+        inner = tuple(f"{path}." for path in blocks)
+        between = [s.path for s in self.sites.of(Role.DOWN) if not s.path.startswith(inner)]
+        order = [s.path for s in self.sites if s.path in {*blocks, *between}]
+        return {path: find(self.model, path) for path in order} if blocks else {}
+
+    @contextmanager
+    def beside_modules(self) -> Iterator[None]:
+        """Run side networks wherever the model's own forward calls a block; yields nothing."""
+        states: dict[str, Any] = {}
+        called = tuple(self.along.items()) if self.sides else ()
+        before = [(m, {k: f for k, f in vars(m).items() if k == "forward"}) for _, m in called]
+        try:
+            for path, module in called:
+                module.forward = partial(self._beside_module, path, module.forward, states)
+            yield
+        finally:
+            for module, own in before:
+                del module.__dict__["forward"]
+                module.__dict__.update(own)
+
+    def _beside_module(
+        self, path: str, forward: Any, states: dict[str, Any], x: Tensor, *more: Any, **options: Any
+    ) -> Tensor:
+        order = tuple(self.along)
+        states.update(dict.fromkeys(self.sides) if path == order[0] else {})
+        x = self.beside(path, lambda x: forward(x, *more, **options), states)(x)
+        for name, side in self.sides.items() if path == order[-1] else ():
+            x = side.finish(x, states[name])
+        return x
 
     def forward_from(self, given: Mapping[str, Tensor]) -> Tensor:
         """Classify from what the first elements of the chain gave; they are not run.

@@ -1,10 +1,7 @@
-"""The verbs: apply methods to a backbone, switch adapters, save and load them, merge them away."""
+"""A tuned model: its adapter is saved, loaded, and merged away."""
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -12,223 +9,23 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core.graft import Beside, Method, method_name
-from ..core.site import Role, Sites
-from ..core.wrapped import plain, unwrapped
+from ..core.graft import find
+from ..core.method import method_name
+from ..core.wrapped import plain
 from ..errors import InputError, UnknownName, Unsupported
-from ..families import (
-    HeadInit,
-    family_of,
-    image_shape,
-    measure,
-    new_classifier,
-    outputs,
-    prepare,
-    reset,
-)
 from ..memory.chunking import declare
 from ..memory.compress import decompress
-from ..memory.frozen_dtype import (
-    FrozenDtype,
-    frozen_dtype_of,
-    hidden_numbers,
-    pack_frozen,
-    packable,
-    unpack_frozen,
-)
-from .adapter import Adapter, build, set_module
-from .adapter_config import AdapterConfig
+from ..memory.frozen_dtype import FrozenDtype, hidden_numbers, pack_frozen, packable, unpack_frozen
+from .adapter_config import WHOLE, AdapterConfig
 from .adapter_files import describe, read_adapter, write_adapter
-from .checks import (
-    blame_methods,
-    outputs_on_noise,
-    refuse_changed_outputs,
-    refuse_unreached,
-    restored_on_error,
-)
-from .fingerprint import ORIGINAL, architecture, fingerprint, refuse_other_base
-from .left_out import LeftOutWarning, left_out
-from .side_execution import StagedModel
+from .exchange import exchange_hooks, set_module
+from .fingerprint import ORIGINAL, architecture, refuse_other_base, refuse_other_part
+from .holder import AdapterHolder
 from .weights import pack_backbone
 
 
-class Tuned(StagedModel):
-    """A backbone with methods in place. Verbs and their meaning are PEFT's.
-
-    Attributes:
-        backbone: The model, with the active adapter's grafts in place.
-        sides: The active adapter's side networks.
-        sites: Every site, measured before anything was changed.
-        active: Name of the adapter in place.
-        heads: Paths of the classifier's modules.
-        base_sha256: Hash of the backbone before anything could train, and before its weights were
-            rounded; empty on the meta device.
-    """
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        prepare(backbone)
-        self.family = family_of(backbone)
-        self.sites: Sites = measure(backbone, self.family)
-        self.backbone = backbone.requires_grad_(False)
-        self.blocks = frozenset(s.path for s in self.sites.of(Role.BLOCK))
-        self.sides = nn.ModuleDict()
-        self.adapters: dict[str, Adapter] = {}
-        self.active = ""
-        self.heads = tuple(s.path for s in self.sites.of(Role.HEAD))
-        on_meta = next(backbone.parameters()).is_meta
-        self.base_sha256 = "" if on_meta else fingerprint(backbone)
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """The methods of the active adapter."""
-        return self.adapters[self.active].methods
-
-    @property
-    def notes(self) -> list[str]:
-        """What to know of the active adapter: where it does not reach, and other frozen weights."""
-        adapter = self.adapters[self.active]
-        if adapter.frozen_dtype in (None, self.frozen_dtype):
-            return list(adapter.notes)
-        return [
-            *adapter.notes,
-            f"trained on frozen weights in {adapter.frozen_dtype}, and these are in"
-            f" {self.frozen_dtype}; set_frozen_dtype gives original weights the dtype of the"
-            " training",
-        ]
-
-    @property
-    def frozen_dtype(self) -> FrozenDtype:
-        """What the backbone's frozen weights are kept in."""
-        return frozen_dtype_of(self.backbone)
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the active adapter's classifier."""
-        return self.adapters[self.active].classes
-
-    def train(self, mode: bool = True) -> Tuned:
-        """Switch to training; a frozen BatchNorm stays in eval so that its statistics do not move.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            Itself.
-        """
-        super().train(mode)
-        for m in self.backbone.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and not _moves(m):
-                m.eval()
-        return self
-
-    def add_adapter(
-        self,
-        name: str,
-        *methods: Method,
-        num_classes: int | None = None,
-        head_init: HeadInit = "trunc_normal",
-    ) -> None:
-        """Build an adapter without putting it in place.
-
-        Args:
-            name: Its name.
-            *methods: What it trains, innermost first.
-            num_classes: Classes of its classifier; by default the backbone's.
-            head_init: How a new classifier starts; see `apply`.
-
-        Warns:
-            LeftOutWarning: A method does not reach all places of its kind.
-
-        Raises:
-            InputError: The name is taken, or a method trains weights that are kept in few bits.
-            Unsupported: A method cannot live on this backbone; nothing was changed.
-        """
-        if name in self.adapters:
-            raise InputError(f"adapter {name!r} exists; choose another name")
-        names = [method_name(type(m)) for m in methods]
-        if twice := [n for n in names if names.count(n) > 1]:
-            raise InputError(f"{twice[0]} is given twice; one adapter takes each method once")
-        edits = [(n, e) for n, m in zip(names, methods, strict=True) for e in m.edits(self.sites)]
-        if any(e for _, e in edits if isinstance(e, Beside)) and not self.blocks:
-            raise Unsupported(
-                f"{edits[0][0]} runs beside the blocks, and no family table says which modules"
-                " of this backbone are blocks"
-            )
-        with self.disable_adapter():
-            own = outputs(self.backbone, self.heads)
-            classes = num_classes or own
-            if classes == own:
-                heads = {p: self.backbone.get_submodule(p) for p in self.heads}
-            else:
-                heads = new_classifier(self.backbone, classes, head_init)
-            self.adapters[name] = build(self.backbone, methods, edits, heads, classes)
-        for n, method in zip(names, methods, strict=True):
-            made = [edit for by, edit in edits if by == n]
-            self.adapters[name].notes += left_out(n, method, made, self.sites)
-        for line in self.adapters[name].notes:
-            warnings.warn(line, LeftOutWarning, stacklevel=2)
-
-    def set_adapter(self, name: str) -> None:
-        """Put an adapter in place of the active one.
-
-        Args:
-            name: Which.
-
-        Raises:
-            UnknownName: No adapter has that name.
-            InputError: The active adapter trains the backbone's own weights in place.
-        """
-        if name not in self.adapters:
-            raise UnknownName("adapter", name, self.adapters)
-        if name != self.active:
-            self._may_leave()
-        self._take_out()
-        adapter = self.adapters[name]
-        adapter.put_in(self.backbone)
-        self.sides = nn.ModuleDict(dict(adapter.sides))
-        self.active = name
-        self.train(self.training)
-
-    def _may_leave(self) -> None:
-        if self.active and (lost := [m for m in self.methods if m.overwrites]):
-            raise InputError(
-                f"{method_name(type(lost[0]))} trains the backbone's own weights in place; no"
-                " copy of the backbone is left to return to"
-            )
-
-    def _take_out(self) -> None:
-        if self.active:
-            self.adapters[self.active].take_out(self.backbone)
-            self.sides, self.active = nn.ModuleDict(), ""
-
-    @contextlib.contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Be the untouched backbone for a while.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            InputError: The active adapter trains the backbone's own weights in place.
-        """
-        name = self.active
-        self._may_leave()
-        self._take_out()
-        try:
-            yield
-        finally:
-            if name:
-                self.set_adapter(name)
-
-    def unload_active(self) -> None:
-        """Be the untouched backbone, no adapter in place.
-
-        Raises:
-            InputError: The active adapter trains the backbone's own weights in place.
-        """
-        self._may_leave()
-        self._take_out()
+class Tuned(AdapterHolder):
+    """A model with methods in place on its backbone. Verbs and their meaning are PEFT's."""
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Collect everything the active adapter trained, and BatchNorm statistics that moved.
@@ -236,7 +33,7 @@ class Tuned(StagedModel):
         Returns:
             Tensors by `site path/method/name`; the backbone itself and side networks are `.`.
         """
-        return self.adapters[self.active].state(self.backbone)
+        return self.adapters[self.active].state(self.model)
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state in; every key and shape must match.
@@ -292,23 +89,29 @@ class Tuned(StagedModel):
         )
 
     def save_pretrained(self, folder: Path | str, **record: Any) -> None:
-        """Write the active adapter in PEFT's layout: what trained, nothing that is frozen.
+        """Write the active adapter: what trained, nothing that is frozen.
 
         Args:
             folder: Where to; made if missing.
             **record: More to keep in the config (pre-processing, class names, ...); plain JSON.
         """
         config = {
-            "peft_type": "+".join(method_name(type(m)) for m in self.methods).upper(),
-            "base_model_name_or_path": architecture(self.backbone),
+            "base_model_name_or_path": architecture(self.model),
             "base_model_sha256": self.base_sha256,
             "frozen_dtype": self.frozen_dtype,
             "methods": [describe(m) for m in self.methods],
             "num_classes": self.num_classes,
+            **self._place(),
             "versions": {p: version(p) for p in ("lowtide", "torch", "timm")},
             **record,
         }
         write_adapter(Path(folder), config, self.adapter_state())
+
+    def _place(self) -> dict[str, Any]:
+        """Say where the backbone is, if it is not all of the model."""
+        if self.backbone_path is None:
+            return {}
+        return {"backbone_path": self.backbone_path or WHOLE, "head": self.head}
 
     def load_adapter(self, folder: Path | str, name: str) -> None:
         """Add a saved adapter and switch to it; on any error the active one stays.
@@ -322,9 +125,10 @@ class Tuned(StagedModel):
         """
         content, state = read_adapter(Path(folder))
         config = AdapterConfig.of(content, folder)
-        refuse_other_base(self.base_sha256, self.backbone, config, folder)
+        refuse_other_part(self.backbone_path, self.head, config, folder)
+        refuse_other_base(self.base_sha256, self.model, config, folder)
         before = self.active
-        self.add_adapter(name, *config.methods, num_classes=config.num_classes)
+        self.add_adapter(name, *config.methods, num_classes=config.num_classes or None)
         try:
             self.set_adapter(name)
             self.load_adapter_state(state)
@@ -355,81 +159,6 @@ class Tuned(StagedModel):
 declare((__name__,), (Tuned.__name__,))
 
 
-def apply(
-    model: Any,
-    *methods: Method,
-    name: str = "default",
-    num_classes: int | None = None,
-    head_init: HeadInit = "trunc_normal",
-) -> Tuned:
-    """Freeze a backbone and put methods in place.
-
-    Args:
-        model: The backbone; changed in place. What `torch.compile` or a data-parallel wrapper put
-            around it is left off: wrap the result instead.
-        *methods: What trains, innermost first; the classifier always trains.
-        name: Name of the adapter.
-        num_classes: Classes of the new classifier; by default the backbone's own classifier stays.
-        head_init: How a new classifier starts: `trunc_normal` with weights of deviation 0.02 and
-            biases at zero, as DTL and SSF have it; `zero`, as RLRR and ARC have it, so that the
-            first output is the same for all classes; `own`, as the backbone's library has it.
-
-    Returns:
-        The tuned model.
-
-    Raises:
-        InputError: The backbone has no classifier and `num_classes` is not given.
-        Unsupported: A method cannot live on this backbone. Whatever is raised, the backbone is as
-            it was.
-    """
-    if num_classes is not None and num_classes < 1:
-        raise InputError(f"num_classes is at least 1, not {num_classes}")
-    with restored_on_error(model):
-        model = unwrapped(model)
-        classes = getattr(model, "num_classes", num_classes)
-        if num_classes not in (None, classes) and hasattr(model, "reset_classifier"):
-            reset(model, num_classes, head_init)
-        tuned = Tuned(model)
-        if not tuned.heads:
-            raise InputError("the backbone has no classifier; give num_classes")
-        tuned.add_adapter(name, *methods, num_classes=num_classes, head_init=head_init)
-        image = image_shape(model)
-        before = outputs_on_noise(tuned, image)
-        with blame_methods(model, [method_name(type(m)) for m in methods]):
-            tuned.set_adapter(name)
-            refuse_unreached(tuned, image)
-            after = outputs_on_noise(tuned, image)
-        if all(m.identity for m in methods):
-            refuse_changed_outputs(before, after)
-    return tuned
-
-
-def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tuned:
-    """Put a saved adapter on the backbone it was trained on.
-
-    Args:
-        model: The backbone, with the same pre-trained weights; changed in place.
-        folder: What `save_pretrained` wrote to.
-        name: Name for the adapter.
-
-    Returns:
-        The tuned model, in eval mode.
-
-    Raises:
-        InputError: The files are damaged, or the backbone is not the one recorded. The backbone is
-            as it was.
-    """
-    content, state = read_adapter(Path(folder))
-    config = AdapterConfig.of(content, folder)
-    with restored_on_error(model):
-        model = unwrapped(model)
-        refuse_other_base(fingerprint(model), model, config, folder)
-        tuned = apply(model, *config.methods, name=name, num_classes=config.num_classes)
-        tuned.load_adapter_state(state)
-        tuned.adapters[name].frozen_dtype = config.frozen_dtype
-    return tuned.eval()
-
-
 def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
     """Keep the frozen weights of linear maps and convolutions in 16, 8 or 4 bits.
 
@@ -452,7 +181,7 @@ def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
     """
     if dtype not in get_args(FrozenDtype):
         raise UnknownName("frozen dtype", dtype, get_args(FrozenDtype))
-    backbone = model.backbone if isinstance(model, Tuned) else model
+    backbone = model.model if isinstance(model, Tuned) else model
     if dtype == "fp32":
         unpack_frozen(backbone)
         backbone.__dict__.pop(ORIGINAL, None)
@@ -467,7 +196,7 @@ def set_frozen_dtype(model: nn.Module, dtype: FrozenDtype) -> nn.Module:
 
 def _refuse_all_trained(tuned: Tuned, dtype: FrozenDtype) -> None:
     """Refuse to keep frozen weights in few bits where there are none."""
-    if tuned.frozen_dtype == "fp32" and not any(packable(tuned.backbone, dtype)):
+    if tuned.frozen_dtype == "fp32" and not any(packable(tuned.model, dtype)):
         names = " + ".join(method_name(type(m)) for m in tuned.methods)
         raise InputError(
             f"{names} leaves no weight frozen that could be kept in {dtype}: expected frozen_dtype"
@@ -490,24 +219,20 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     dtype = tuned.frozen_dtype
     set_frozen_dtype(tuned, "fp32")
     recomputing, tuned.checkpointing = tuned.checkpointing, False
-    total = tuned.family.total(tuned.backbone)
-    folded, unfolded = tuned.adapters[tuned.active].merged(tuned.backbone, total)
+    whole = tuned.backbone_path is None
+    total = tuned.family.total(tuned.backbone) if whole else None
+    folded, unfolded = tuned.adapters[tuned.active].merged(tuned.model, total)
     if unfolded:
         tuned.checkpointing = recomputing
         set_frozen_dtype(tuned, dtype)
     if not unfolded:
         for path, module in folded.items():
-            set_module(tuned.backbone, path, module.train(tuned.training))
+            exchange_hooks(module, find(tuned.model, path))
+            set_module(tuned.model, path, module.train(tuned.training))
         decompress(tuned).requires_grad_(True)
-    return tuned.backbone, unfolded
+    return tuned.model, unfolded
 
 
 def _alike(own: Tensor, given: Tensor) -> bool:
     """Whether numbers may be copied: the same kind, or real ones of another precision."""
     return own.dtype == given.dtype or (own.is_floating_point() and given.is_floating_point())
-
-
-def _moves(norm: nn.Module) -> bool:
-    """Whether a BatchNorm's statistics should follow the data: only if its weight trains."""
-    weight = norm._parameters.get("weight")
-    return weight is not None and weight.requires_grad

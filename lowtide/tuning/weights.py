@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.wrapped import unprefixed
 from ..errors import InputError
-from ..families import classifiers
+from ..families import backbone_path, classifiers, holders
 from ..memory.frozen_dtype import FROZEN, PACKED, Frozen, FrozenDtype, pack_frozen
 from .fingerprint import ORIGINAL, fingerprint
 
@@ -200,10 +200,13 @@ def pack_backbone(model: Any, dtype: FrozenDtype) -> None:
         model: A backbone without an adapter, perhaps without numbers; frozen, changed in place.
         dtype: What to keep the weights in.
     """
+    path = backbone_path(model)
     if not next(model.parameters()).is_meta:
-        model.__dict__[ORIGINAL] = fingerprint(model)
-    heads = [p for path in classifiers(model) for p in model.get_submodule(path).parameters()]
-    pack_frozen(model.requires_grad_(False), dtype, but=heads)
+        model.__dict__[ORIGINAL] = fingerprint(model, path)
+    heads = classifiers(model) if path is None else holders(model, path)
+    own = [model.get_submodule(p) for p in heads]
+    every = [p for m in own for p in m.parameters(recurse=path is None)]
+    pack_frozen(model.requires_grad_(False), dtype, but=every)
 
 
 def leaves_frozen(tuned: Any) -> bool:
@@ -217,7 +220,7 @@ def leaves_frozen(tuned: Any) -> bool:
     """
     heads = tuple(f"{path}." for path in tuned.heads)
     return not any(
-        name == "weight" and type(tuned.backbone.get_submodule(path)) in FROZEN
+        name == "weight" and type(tuned.model.get_submodule(path)) in FROZEN
         for path, _, name, _ in tuned.adapters[tuned.active].thawed
         if not f"{path}.".startswith(heads)
     )

@@ -16,6 +16,7 @@ from lowtide import InputError
 from lowtide.bench import Suite, read_results, run_suite
 from lowtide.bench.suite import SuiteFile, read_suite_file
 from lowtide.cli import main
+from lowtide.training import feature_store
 from lowtide.training.config import RunConfig, read_yaml
 
 OLD = Path(__file__).parents[2] / "results"
@@ -145,6 +146,21 @@ def test_only_what_is_missing_is_run(finished, write, tmp_path):
         "tints/LoRA-r=2/search-lr0.01-seed0",
         *(f"tints/bias/lr0.001-seed{s}" for s in (0, 1)),
     }
+
+
+def test_rows_find_the_features_of_earlier_ones(write, tmp_path, monkeypatch):
+    """Two seeds and two methods on the same features: each image is computed once."""
+    counts, computed = [], feature_store.features
+    monkeypatch.setattr(
+        feature_store, "features", lambda t, n, x: counts.append(len(x)) or computed(t, n, x)
+    )
+    cached = {name: {"method": name, "cache_features": True} for name in ("linear", "mlp_head")}
+    suite = write(methods={**cached, "bias": "bias"})
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    assert main(["bench", str(suite), "--output", str(out), "--keep-features", str(kept)]) == 0
+    (folder,) = kept.iterdir()
+    assert sum(counts) == len(json.loads((folder / "index.json").read_text()))
+    assert sum(len(r.runs) for r in read_results(out)) == 6
 
 
 def test_a_row_that_fails_stops_no_other_and_is_tried_again(write, tmp_path, capsys):

@@ -650,7 +650,7 @@ def test_whatever_stops_a_command_is_one_line(raised, code, said, monkeypatch, c
         assert main([command]) == code
         err = capsys.readouterr().err
         assert err.startswith(f"lowtide: {said}") and err.count("\n") == 1
-        again = code == 130 and command in {"bench", "tune"}
+        again = code == 130 and command in {"bench", "search", "tune"}
         assert ("the same command continues" in err) is again
 
 

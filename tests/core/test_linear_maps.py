@@ -9,6 +9,7 @@ import torch
 from nets import near, wake
 from timm import layers as tl
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from lowtide.core.linear_maps import ACTIVATED, MAPS, NORMS, bottleneck, fold, low_rank, product
 from lowtide.core.scale_shift import ScaleShift
@@ -189,3 +190,40 @@ def test_a_norm_with_an_activation_is_scaled_in_front_of_it(kind: type[nn.Module
     gamma, beta = (v.flatten().view(-1, *[1, 1] * (not last)) for v in (graft.gamma, graft.beta))
     near(graft(x), norm.act(gamma * plain(x) + beta), 1e-12)
     near(graft.merged()(x), graft(x), 1e-12)
+
+
+class First(nn.LayerNorm):
+    """For channels that come first, as libraries write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class AroundOne(nn.LayerNorm):
+    """Multiplies by w + 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.sub(x.mean(-1, keepdim=True)).div(x.std(-1, keepdim=True))
+
+
+def test_a_derived_norm_absorbs_what_it_is_seen_to_scale() -> None:
+    norm = wake(First(6)).double()
+    scale, shift = torch.randn(2, 6, dtype=torch.float64)
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    folded = fold(norm, scale=scale, shift=shift)
+    assert type(folded) is First
+    near(folded(x), norm(x) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), 1e-12)
+    assert fold(wake(AroundOne(6)).double(), scale=scale, shift=shift) is None
+
+
+def test_a_frozen_norm_absorbs_into_its_buffers() -> None:
+    norm = FrozenBatchNorm2d(6).double()
+    for buffer in norm.buffers():
+        buffer.uniform_(0.5, 2)
+    scale, shift = torch.randn(2, 6, dtype=torch.float64)
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    folded = fold(norm, scale=scale, shift=shift)
+    assert folded is not None
+    assert not list(folded.parameters())
+    assert folded.state_dict().keys() == norm.state_dict().keys()
+    near(folded(x), norm(x) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), 1e-12)

@@ -151,7 +151,7 @@ def test_nothing_declared_is_split_by_name_and_seed(tmp_path):
         "val": 2,
         "test": 4,
     }
-    assert "test: 4 images split off, 20%, seed 0" in folder.notes
+    assert "test: 4 images split off, 20% of all, seed 0" in folder.notes
     again, other = read(tmp_path), read(tmp_path, seed=1)
     assert again.fingerprint == folder.fingerprint != other.fingerprint
     listed = folder.listed()

@@ -8,7 +8,7 @@ import timm
 from lowtide.data import Preprocessing
 from lowtide.errors import InputError
 from lowtide.methods.ssf import SSF
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 
 @pytest.mark.parametrize("name", ["vit_micro_patch4_32", "resnet18", "test_efficientnet"])

@@ -15,7 +15,7 @@ from lowtide.core.site import Role
 from lowtide.families import family_of, measure
 from lowtide.families.eva import FAMILY
 from lowtide.methods.dtl import DTL
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 KINDS: dict[str, dict[str, object]] = {
     "eva02": {"use_rot_pos_emb": True, "swiglu_mlp": True, "scale_mlp": True, "qkv_fused": False},

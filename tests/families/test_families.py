@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 import lowtide
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.core.site import Layout, Role
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import FAMILIES, Family, classifiers, family_of, measure, prepare
@@ -283,7 +283,7 @@ def test_backbones_of_no_table_keep_the_methods_that_need_no_blocks(build, name:
     model = wake(build().double())
     model.pretrained_cfg = {"input_size": (3, 64, 64)}
     x = images(model)
-    expected = {f"backbone.{n}" for n, _ in model.named_parameters()}
+    expected = {f"model.{n}" for n, _ in model.named_parameters()}
     tuned = lowtide.apply(model, METHODS[name]())
     backward(tuned.train(), x)
     got = {n for n, p in tuned.named_parameters() if p.grad is not None}
@@ -293,7 +293,7 @@ def test_backbones_of_no_table_keep_the_methods_that_need_no_blocks(build, name:
         assert len(got) == 2
     elif name == "bias":
         assert got == {n for n in expected if n.endswith(".bias")} | {
-            f"backbone.{classifiers(model)[0]}.weight"
+            f"model.{classifiers(model)[0]}.weight"
         }
     else:
         assert len(got) > 3

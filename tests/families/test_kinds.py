@@ -10,14 +10,15 @@ from nets import FEW, backward, images, near, stir, tiny, wake
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from lowtide import Policy, compress
+from lowtide import compress
 from lowtide.core.site import Layout, Role
-from lowtide.families import GENERIC, family_of, measure
+from lowtide.families import FAMILIES, GENERIC, family_of, measure
 from lowtide.families.kinds import channel_axis, is_map, is_norm
+from lowtide.memory.attention import holds_attention
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA
 from lowtide.methods.ssf import SSF
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 from lowtide.versions import on_meta
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* places of its kind")
@@ -156,5 +157,12 @@ def test_a_norm_with_an_activation_is_scaled_in_front_of_it_when_compressed_too(
     stir(tuned)
     x = images(tuned.backbone)
     expected = tuned(x)
-    near(compress(tuned, Policy.tight())(x), expected)
+    near(compress(tuned, "tight")(x), expected)
     near(tuned.merge_and_unload().eval()(x), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.attentions])
+def test_the_attention_a_family_names_is_recomputed(name: str) -> None:
+    model, kinds = tiny(name), FAMILIES[name].attentions
+    blocks = [m for m in model.modules() if any(isinstance(c, kinds) for c in m.children())]
+    assert len(blocks) > 1 and all(map(holds_attention, blocks))

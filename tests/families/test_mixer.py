@@ -14,7 +14,7 @@ from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 from torch import Tensor, nn
 
 import lowtide
-from lowtide.core.graft import Method
+from lowtide.core.method import Method
 from lowtide.core.site import Role, Sites
 from lowtide.families import family_of, measure
 from lowtide.methods.bias import Bias

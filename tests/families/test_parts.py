@@ -17,7 +17,8 @@ from lowtide.families import recomputable
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full
 from lowtide.methods.lora import LoRA
-from lowtide.tuning.tuned import Tuned, apply, merge
+from lowtide.tuning.applying import apply
+from lowtide.tuning.tuned import Tuned, merge
 from lowtide.versions import on_meta
 
 C = 16

@@ -11,7 +11,7 @@ from torch import nn
 from lowtide.errors import Unsupported
 from lowtide.methods.dtl import DTL
 from lowtide.methods.s2a import S2A
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 
 def vit(**options: object) -> nn.Module:
@@ -41,7 +41,7 @@ def test_the_branch_convolves_height_by_width() -> None:
         branch.dw.weight[:, 0, 2, 1] = 1
     y = torch.zeros(1, 1 + 48, 4, dtype=torch.float64)
     y[0, 1 + 2 * 8 + 5] = 1  # row 2, column 5
-    moved = branch._depthwise(y)[0, 1:].sum(1).nonzero().flatten().tolist()
+    moved = branch._depthwise(y, branch.grid)[0, 1:].sum(1).nonzero().flatten().tolist()
     assert moved == [1 * 8 + 5]
 
 

@@ -66,10 +66,10 @@ def test_compiled_for_a_gpu(number: str, bits: int) -> None:
         ),
         norm._layer_norm_backward: (
             {"dy": number, "lows": "*bf16", "steps": "*bf16", "packed": "*u8", "dx": number}
-            | dict.fromkeys(("rstd", "weight", "dw", "db"), "*fp32")
-            | {"each": "i32", "rows": "i32"},
-            {"WEIGHT": True, "TRAINED": True, "BITS": bits, "GROUP": 64}
-            | {"ROW": 768, "SIZE": 1024},
+            | {"rstd": "*fp32", "each": "i32", "rows": "i32"}
+            | ({"weight": "*fp32", "sums": "*fp32"} if bits == 4 else {}),
+            {"BITS": bits, "GROUP": 64, "ROW": 768, "SIZE": 1024}
+            | ({} if bits == 4 else {"weight": None, "sums": None}),
         ),
     }
     for kernel, (types, fixed) in kernels.items():

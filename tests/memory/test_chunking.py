@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import lowtide
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.core.site import Role
 from lowtide.families import FAMILIES
-from lowtide.memory.chunking import by_tokens, is_imagewise
+from lowtide.memory import chunking
+from lowtide.memory.chunking import by_tokens, is_imagewise, sizes
 from lowtide.memory.compress import compress
 from lowtide.memory.policy import Policy
 
@@ -46,7 +47,7 @@ class Rows(TorchFunctionMode):
 def same(model: nn.Module, x: Tensor, cut: bool) -> None:
     """Compare outputs, buffers and gradients of whole and cut; say whether it was cut at all."""
     results = []
-    for policy in (Policy.exact(), CHUNKS):
+    for policy in (Policy(), CHUNKS):
         torch.manual_seed(3)
         one = compress(copy.deepcopy(model), policy)
         with Rows() as rows:
@@ -193,7 +194,7 @@ def test_what_is_not_known_is_not_cut(change: str) -> None:
     assert not is_imagewise(model)
     x = torch.randn(5, 3, 16, 16, dtype=torch.float64)
     results = []
-    for policy in (Policy.exact(), CHUNKS):
+    for policy in (Policy(), CHUNKS):
         torch.manual_seed(3)
         results.append(compress(copy.deepcopy(model), policy)(x))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
@@ -296,7 +297,7 @@ def test_an_mlp_is_cut_by_tokens_where_they_do_not_meet(name: str) -> None:
     make, cut = MLPS[name]
     model, x = make().double(), torch.randn(2, TOKENS, 6, dtype=torch.float64)
     results = []
-    for policy in (Policy.exact(), CHUNKS):
+    for policy in (Policy(), CHUNKS):
         one = compress(copy.deepcopy(model), policy)
         given = x.clone().requires_grad_()
         with Rows() as rows:
@@ -306,6 +307,25 @@ def test_an_mlp_is_cut_by_tokens_where_they_do_not_meet(name: str) -> None:
     assert (rows.seen[0] == 64) == cut
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+class _Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead, self.gate, self.behind = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.ahead(x) * self.gate(x).sigmoid())
+
+
+def test_an_mlp_that_a_family_names_is_cut_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = _Gated().double(), torch.randn(2, TOKENS, 6, dtype=torch.float64)
+    y = model(x)
+    assert sizes(model, 6 * 128, (x,), {}) is None
+    monkeypatch.setattr(chunking, "_token_mlps", set())
+    chunking.declare_mlps((_Gated,))
+    assert sizes(model, 6 * 128, (x,), {}) == [64, 64, 64, 64, 44]
+    torch.testing.assert_close(compress(model, CHUNKS)(x), y, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["lora", "ssf", "rlrr", "arc", "fact_tt"])

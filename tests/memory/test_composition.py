@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from lowtide import METHODS, Policy, apply, compress, decompress, set_frozen_dtype
+from lowtide import METHODS, POLICIES, Policy, apply, compress, decompress, set_frozen_dtype
 from lowtide.codecs.exact import Exact
 from lowtide.memory.frozen_dtype import pack_frozen
 from lowtide.ops import NAMES
@@ -27,7 +27,7 @@ from lowtide.ops import NAMES
 EVERYTHING = Policy({name: Exact() for name in NAMES})
 """Every op answered, none of them changed: whatever differs is a mistake of the mechanism."""
 IN_CHUNKS = Policy({name: Exact() for name in NAMES}, chunk=1)
-TIGHT = Policy.tight()
+TIGHT = POLICIES["tight"]()
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2}
 
 
@@ -250,7 +250,7 @@ def test_transformers_trainer_with_its_defaults(tmp_path) -> None:
         assert trainer.label_names == ["labels"]
         return [trainer.train().training_loss, trainer.evaluate()["eval_loss"]]
 
-    exact = losses(Policy.exact())
+    exact = losses(Policy())
     assert losses(EVERYTHING) == pytest.approx(exact, rel=1e-5)
     assert losses(TIGHT) == pytest.approx(exact, rel=1e-2)
 
@@ -348,7 +348,7 @@ def test_an_exception_leaves_the_mode(policy: Policy) -> None:
 
 
 def test_threads_with_policies_of_their_own() -> None:
-    policies = [EVERYTHING, TIGHT, Policy.exact(), IN_CHUNKS]
+    policies = [EVERYTHING, TIGHT, Policy(), IN_CHUNKS]
     models = [compress(vit(), p) for p in policies]
     expected = [learn(m) for m in models]
     found: dict[int, Tensor] = {}

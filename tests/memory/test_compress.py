@@ -25,7 +25,8 @@ from lowtide.codecs.sign import Sign
 from lowtide.errors import InputError
 from lowtide.memory.compress import compress, decompress
 from lowtide.memory.mode import Answers
-from lowtide.memory.policy import POLICIES, Policy
+from lowtide.memory.policies import POLICIES
+from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
 from lowtide.planning.meter import footprint
 from lowtide.versions import on_meta
@@ -121,7 +122,7 @@ def test_policies_leave_the_forward_and_come_close(name: str, policy: str) -> No
     dy = torch.randn(3, 4)
     y, gradient = run(model, x, dy)
     bytes_before = kept_bytes(model, x)
-    compress(model, POLICIES[policy]())
+    compress(model, policy)
     y_kept, kept = run(model, x, dy)
     assert torch.equal(y_kept, y)
     limit = {"tight": 0.98, "s2a": 0.75}[policy]
@@ -259,7 +260,7 @@ def test_what_an_op_gave_or_was_given_may_be_written_to(write: str, output: bool
 
         torch_refuses = False
         try:
-            grads(False, Policy.exact())
+            grads(False, POLICIES["exact"]())
         except RuntimeError:
             torch_refuses = True
         for codec in (Exact(), Affine(8, 64)):
@@ -283,7 +284,7 @@ def test_s2a_quantises_the_softmax_inside_a_fused_attention() -> None:
 
     q.requires_grad_()
     v.requires_grad_()
-    y = compress(Attention(), Policy.s2a())(q, v)
+    y = compress(Attention(), "s2a")(q, v)
     assert torch.equal(y, F.scaled_dot_product_attention(q, k, v))
     p = torch.softmax(q.detach() @ k.mT / 2, -1)
     low, high = p.amin(-1, keepdim=True), p.amax(-1, keepdim=True)
@@ -302,7 +303,7 @@ def test_s2a_shares_the_softmax_of_written_out_attention() -> None:
 
     model, x = One(function), torch.randn(4, 64, 8)
     exact = kept_bytes(model, x)
-    assert exact - kept_bytes(compress(model, Policy.s2a()), x) > 0.8 * 4 * 4 * 64 * 64
+    assert exact - kept_bytes(compress(model, "s2a"), x) > 0.8 * 4 * 4 * 64 * 64
 
 
 @pytest.mark.parametrize("policy", ["s2a", "tight"])
@@ -310,7 +311,7 @@ def test_modules_keys_and_copies_stay(policy: str) -> None:
     model = awake("vit", torch.float32)
     keys, classes = list(model.state_dict()), [type(m) for m in model.modules()]
     children = list(model.modules())
-    assert compress(model, POLICIES[policy]()) is model
+    assert compress(model, policy) is model
     assert list(model.state_dict()) == keys
     assert all(a is b for a, b in zip(model.modules(), children, strict=True))
     assert all(isinstance(m, c) for m, c in zip(model.modules(), classes, strict=True))
@@ -338,7 +339,7 @@ def test_a_slice_of_a_compressed_sequence_is_one_as_well(policy: str) -> None:
 
     model, x, dy = Sliced(), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
     y, gradient = run(model, x, dy)
-    compress(model, POLICIES[policy]())
+    compress(model, policy)
     y_kept, kept = run(model, x, dy)
     assert torch.equal(y_kept, y)
     assert F.cosine_similarity(kept, gradient, dim=0) > 0.9
@@ -356,7 +357,7 @@ def test_what_a_forward_takes_stays_known() -> None:
 
     model = Takes()
     before = inspect.signature(model.forward), inspect.getdoc(model.forward)
-    compress(model, Policy.tight())
+    compress(model, "tight")
     assert (inspect.signature(model.forward), inspect.getdoc(model.forward)) == before
     assert inspect.signature(type(model).forward) == inspect.signature(Takes.forward)
 
@@ -369,10 +370,10 @@ def test_a_compressed_model_can_be_traced(name: str) -> None:
         model = awake(name, torch.float32)
     x = torch.randn(2, 3, 32, 32)
     y = model.eval()(x)
-    compress(model, Policy.tight())
+    compress(model, "tight")
     traced = torch.fx.symbolic_trace(model)
     assert torch.equal(traced(x), y)
-    assert torch.equal(compress(traced, Policy.tight())(x), y)
+    assert torch.equal(compress(traced, "tight")(x), y)
     (node,) = feature_extraction.get_graph_node_names(model)[0][-1:]
     (found,) = feature_extraction.create_feature_extractor(model, [node])(x).values()
     assert torch.equal(found, y)
@@ -397,19 +398,19 @@ class Remembers(nn.Module):
 
 
 def test_copies_by_a_modules_own_rules() -> None:
-    model, x = compress(nn.Sequential(Remembers()), Policy.tight()), torch.randn(3, 2)
+    model, x = compress(nn.Sequential(Remembers()), "tight"), torch.randn(3, 2)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(x), model(x))
         assert type(other(x).grad_fn).__name__ == "_SavedBackward"
-    traced = compress(torch.fx.symbolic_trace(decompress(model)), Policy.tight())
+    traced = compress(torch.fx.symbolic_trace(decompress(model)), "tight")
     for other in (copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
         assert torch.equal(other(x), model(x))
 
 
 def test_a_second_policy_replaces_the_first() -> None:
     model, x = train_biases(awake("vit", torch.float32)), torch.randn(2, 3, 32, 32)
-    tight = kept_bytes(compress(model, Policy.tight()), x)
-    exact = kept_bytes(compress(model, Policy.exact()), x)
+    tight = kept_bytes(compress(model, "tight"), x)
+    exact = kept_bytes(compress(model, "exact"), x)
     assert tight < 0.5 * exact
     assert kept_bytes(decompress(model), x) == exact
 
@@ -424,7 +425,7 @@ def test_the_mode_leaves_with_an_error() -> None:
             return F.relu(x)
 
     x = torch.randn(3, requires_grad=True)
-    model = compress(nn.Sequential(nn.Sequential(Broken())), Policy.tight())
+    model = compress(nn.Sequential(nn.Sequential(Broken())), POLICIES["tight"]())
     for _ in range(2):
         with pytest.raises(ValueError, match="broken"):
             model(x)
@@ -434,7 +435,7 @@ def test_the_mode_leaves_with_an_error() -> None:
 
 
 def test_no_gradient_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = compress(awake("vit", torch.float32), Policy.tight())
+    model = compress(awake("vit", torch.float32), "tight")
     x = torch.randn(2, 3, 32, 32)
     monkeypatch.setattr(Answers, "__enter__", lambda self: 1 / 0)
     with torch.no_grad():
@@ -449,7 +450,7 @@ def test_no_gradient_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_checkpointed_blocks_are_answered_when_recomputed(whole: bool) -> None:
     model = train_biases(awake("vit", torch.float32))
     x, dy = torch.randn(2, 3, 32, 32), torch.randn(2, 4)
-    compress(model, Policy.tight())
+    compress(model, "tight")
     expected = run(model, x, dy)[1]
     if whole:
 
@@ -472,7 +473,7 @@ def test_autocast(name: str, policy: str) -> None:
     dy = torch.randn(2, 4)
     with torch.autocast("cpu", torch.bfloat16):
         y, gradient = run(model, x, dy)
-        y_kept, kept = run(compress(model, POLICIES[policy]()), x, dy)
+        y_kept, kept = run(compress(model, policy), x, dy)
     assert torch.equal(y_kept, y)
     assert F.cosine_similarity(kept.double(), gradient.double(), dim=0) > 0.8
 
@@ -483,7 +484,7 @@ def test_autocast(name: str, policy: str) -> None:
 def test_compiles_without_a_break(name: str, policy: str) -> None:
     model = train_biases(awake(name, torch.float32))
     x, dy = torch.randn(2, 3, 32, 32), torch.randn(2, 4)
-    y, gradient = run(compress(model, POLICIES[policy]()), x, dy)
+    y, gradient = run(compress(model, policy), x, dy)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     model.zero_grad()
     again = compiled(x)
@@ -512,7 +513,7 @@ def test_the_memory_table(trained: str, policy: str, most: int) -> None:
         model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))
         for name, p in model.named_parameters():
             p.requires_grad_(name.startswith("head.") or name.endswith(trained))
-        compress(model, POLICIES[policy]())
+        compress(model, policy)
         optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
         images, labels = torch.empty(32, 3, 224, 224), torch.empty(32, dtype=torch.long)
 
@@ -528,7 +529,7 @@ def test_the_memory_table(trained: str, policy: str, most: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_fake_equals_real_to_the_byte_when_compressed(bits: int) -> None:
     codec = Affine(bits, 64, stats=torch.bfloat16)
-    policy = Policy({**Policy.tight().codecs, "linear": codec, "conv": codec}, chunk=1 << 12)
+    policy = Policy({**POLICIES["tight"]().codecs, "linear": codec, "conv": codec}, chunk=1 << 12)
 
     def measure(model: nn.Module) -> object:
         compress(model, policy)
@@ -581,7 +582,7 @@ def test_a_part_under_checkpointing_saves_the_same_in_both_its_runs(part, policy
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.manual_seed(1)
         y, gradient = run(model, x, dy)
-        compress(model, POLICIES[policy]())
+        compress(model, policy)
         for _ in range(2):  # what was found out in the first run holds in the second
             torch.manual_seed(1)
             y_kept, kept = run(model, x, dy)
@@ -590,7 +591,7 @@ def test_a_part_under_checkpointing_saves_the_same_in_both_its_runs(part, policy
 
 
 def test_what_a_checkpointed_part_notes_of_its_input_ends_with_it() -> None:
-    block = compress(vision_transformer.Block(64, num_heads=2), POLICIES["tight"]())
+    block = compress(vision_transformer.Block(64, num_heads=2), "tight")
     x = torch.randn(2, 16, 64).requires_grad_()
     y = checkpoint(block, x, use_reentrant=False)
     assert not {"_lowtide_kept", "_lowtide_derived"} & vars(x).keys()
@@ -611,7 +612,7 @@ def test_products_followed_under_autocast_are_made_again_under_it() -> None:
     model, x, dy = Follows(), torch.randn(2, 6, 8), torch.randn(2, 6, 8)
     with torch.autocast("cpu", torch.bfloat16):
         y, gradient = run(model, x, dy)
-        compress(model, POLICIES["tight"]())
+        compress(model, "tight")
         y_kept, kept = run(model, x, dy)
     assert torch.equal(y_kept, y) and F.cosine_similarity(kept, gradient, dim=0) > 0.98
 
@@ -630,5 +631,5 @@ def test_attention_with_a_trained_bias_takes_the_kernel_that_torch_takes(policy:
     model, x, dy = Biased(), torch.randn(2, 196, 64), torch.randn(2, 2, 196, 32)
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = run(model, x, dy)
-        compress(model, POLICIES[policy]())
+        compress(model, policy)
         assert torch.equal(run(model, x, dy)[0], y)

@@ -19,7 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from lowtide import (
     METHODS,
     InputError,
-    Policy,
     UnknownName,
     apply,
     compress,
@@ -31,6 +30,8 @@ from lowtide.codecs.base import Residue
 from lowtide.codecs.normal_float import LEVELS, NormalFloat, dynamic_tree
 from lowtide.families import FAMILIES
 from lowtide.memory.frozen_dtype import CODECS, Frozen, pack_frozen, unpack_frozen
+from lowtide.memory.policies import POLICIES
+from lowtide.memory.policy import Policy
 from lowtide.ops.frozen import Slabs
 
 DTYPES = list(CODECS)
@@ -362,9 +363,9 @@ def test_compress_and_frozen_dtype_in_either_order(dtype: str) -> None:
     for packed_first in (True, False):
         tuned = apply(tiny("vit").float(), METHODS["bias"]())
         if packed_first:
-            compress(set_frozen_dtype(tuned, dtype), Policy.tight())
+            compress(set_frozen_dtype(tuned, dtype), "tight")
         else:
-            set_frozen_dtype(compress(tuned, Policy.tight()), dtype)
+            set_frozen_dtype(compress(tuned, "tight"), dtype)
         tuned(x).backward(torch.ones(3, 10))
         found.append(gradients(tuned))
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
@@ -388,7 +389,7 @@ def test_checkpointing_gives_the_same_gradients(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_gradient_under_tight_points_where_the_rounded_models_does(dtype: str) -> None:
     flat = []
-    for policy in (Policy.exact(), Policy.tight()):
+    for policy in (Policy(), POLICIES["tight"]()):
         torch.manual_seed(1)
         tuned = set_frozen_dtype(apply(tiny("vit").float(), METHODS["lora"]()), dtype)
         stir(tuned)

@@ -21,7 +21,8 @@ from lowtide.memory.gradient_checkpointing import recompute
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full
 from lowtide.methods.lora import LoRA
-from lowtide.tuning.tuned import Tuned, apply
+from lowtide.tuning.applying import apply
+from lowtide.tuning.tuned import Tuned
 
 LOSSLESS = Policy(block=Affine(8, group=1))
 """A group of one number is its own minimum."""
@@ -123,7 +124,7 @@ class Detector(nn.Module):
         return self.classify(self.body.decoder.norm(found)).mean(1)
 
 
-@pytest.mark.parametrize("policy", [LOSSLESS, Policy.tight()], ids=["lossless", "tight"])
+@pytest.mark.parametrize("policy", [LOSSLESS, POLICIES["tight"]()], ids=["lossless", "tight"])
 def test_layers_that_share_a_memory(policy: Policy) -> None:
     tuned, twin = twins(wake(Detector().double()), policy, Full())
     paths = {p for p, m in twin.backbone.named_modules() if any(m is part for part in twin.parts)}
@@ -248,10 +249,10 @@ def test_a_policy_of_blocks_recomputes_them_or_refuses() -> None:
     tuned = apply(tiny("vit").float(), METHODS["bias"]()).train()
     x = images(tuned.backbone)
     exact = kept_bytes(tuned, x)
-    compress(tuned, Policy.blocks())
+    compress(tuned, "blocks")
     assert tuned.checkpointing == len(tuned.backbone.blocks)
     assert kept_bytes(tuned, x) < exact / 4
     plain = tiny("vit").float()
     with pytest.raises(Unsupported, match="does not say which: expected a model of lowtide.apply"):
-        compress(plain, Policy.blocks())
+        compress(plain, "blocks")
     assert type(plain).__module__.startswith("timm.") and not hasattr(plain, "_lowtide_plain")

@@ -10,7 +10,7 @@ from torch import nn
 
 import lowtide
 from lowtide import versions
-from lowtide.core.graft import Method
+from lowtide.core.method import Method
 from lowtide.tuning.tuned import Tuned
 
 CLASSES = 100

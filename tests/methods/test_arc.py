@@ -13,7 +13,7 @@ from nets import backward, images, near, stir, tiny
 from torch import Tensor
 
 import lowtide
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.errors import Unsupported
 from lowtide.families import FAMILIES
 from lowtide.methods.arc import ARC

@@ -13,7 +13,8 @@ from timm.models.metaformer import MetaFormer
 from torch import nn
 
 import lowtide
-from lowtide.core.graft import Graft, Swap
+from lowtide.core.graft import Graft
+from lowtide.core.method import Swap
 from lowtide.errors import InputError, UnknownName
 from lowtide.families import classifiers
 from lowtide.methods.linear import Linear

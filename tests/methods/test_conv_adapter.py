@@ -159,7 +159,7 @@ def test_norms_train_when_asked() -> None:
     norms = {f"{s.path}.{p}" for s in measure(model, FAMILIES["convnext"]).of(Role.NORM)
              for p in s.params}  # fmt: skip
     tuned = lowtide.apply(model, ConvAdapter(norms=True), num_classes=FEW)
-    kinds = {n.removeprefix("backbone.") for n, p in tuned.named_parameters() if p.requires_grad}
+    kinds = {n.removeprefix("model.") for n, p in tuned.named_parameters() if p.requires_grad}
     assert norms and norms <= kinds
     assert not any("norm" in n for n, p in lowtide.apply(
         tiny("convnext"), ConvAdapter()).named_parameters() if p.requires_grad)  # fmt: skip

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import lowtide
-from lowtide.core.graft import METHODS, Beside, Graft, Method, Swap, Thaw
+from lowtide.core.graft import Graft
+from lowtide.core.method import METHODS, Beside, Method, Swap, Thaw
 from lowtide.core.site import Sites
 from lowtide.errors import InputError, Unsupported
 from lowtide.families import classifiers, family_of, measure, prepare
 from lowtide.memory.compress import compress
-from lowtide.memory.policy import Policy
 from lowtide.tuning.adapter import STATISTICS
 from lowtide.tuning.tuned import Tuned
 
@@ -63,16 +63,16 @@ def declared(model: nn.Module, method: Method) -> set[str]:
     for edit in method.edits(measure(model, family_of(model))):
         match edit:
             case Thaw(site, own):
-                names |= {f"backbone.{site.path}.{n}".replace("..", ".") for n in own}
+                names |= {f"model.{site.path}.{n}".replace("..", ".") for n in own}
             case Swap(site, build):
                 graft = build(model.get_submodule(site.path))
                 own = {n: p for n, p in graft.own() if isinstance(p, nn.Parameter)}
-                names |= {f"backbone.{site.path}.{n}" for n, p in own.items() if p not in shared}
+                names |= {f"model.{site.path}.{n}" for n, p in own.items() if p not in shared}
                 shared |= set(own.values())
             case Beside(build):
                 kind = type(method).__module__.rpartition(".")[2]
                 names |= {f"sides.{kind}.{n}" for n, _ in build(FEW).named_parameters()}
-    heads = [f"backbone.{p}.{n}" for p in classifiers(model) for n in ("weight", "bias")]
+    heads = [f"model.{p}.{n}" for p in classifiers(model) for n in ("weight", "bias")]
     return names | set(heads)
 
 
@@ -267,7 +267,7 @@ def test_frozen_buffers_and_parameters_do_not_move(name: str, family: str) -> No
 def test_what_no_gradient_passes_keeps_nothing(name: str, family: str) -> None:
     """Below the first trained or perturbed tensor there is no graph, whatever the policy."""
     tuned = apply(tiny(family), name, num_classes=FEW).train()
-    compress(tuned, Policy.tight())
+    compress(tuned, "tight")
     kept: list[int] = []
     before: dict[nn.Module, int] = {}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lowtide
 from lowtide.codecs.exact import Exact
-from lowtide.core.graft import Method
+from lowtide.core.method import Method
 from lowtide.errors import Unsupported
 from lowtide.methods.bias import Bias
 from lowtide.methods.lora import LoRA

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor
 
 import lowtide
 from lowtide.errors import Unsupported
-from lowtide.methods.s2a import S2A
+from lowtide.methods.s2a import S2A, _fit
 
 CONVNEXT = S2A(prompt_every=2, affine=False)
 HEAD = {"vit": 76_900, "swin": 102_500, "convnext": 102_500}
@@ -140,17 +142,17 @@ def test_the_branch_on_a_vit_written_out() -> None:
 @pytest.mark.parametrize("family", ["swin", "convnext", "resnet"])
 def test_between_stages_the_state_is_pooled_and_its_channels_repeated(family: str) -> None:
     tuned = lowtide.apply(tiny(family), S2A(bias=False, prompt=False))
-    changed = 0
-    for branch in tuned.sides["s2a"].branches.values():
-        if branch.grid == branch.grid_before:
+    branches, changed = list(tuned.sides["s2a"].branches.values()), 0
+    for before, branch in itertools.pairwise(branches):
+        if branch.grid == before.grid:
             continue
         changed += 1
         c = branch.pw1.in_features
-        (h, w), (h0, w0) = branch.grid, branch.grid_before
+        (h, w), (h0, w0) = branch.grid, before.grid
         assert (h0, w0) == (2 * h, 2 * w)
         state = torch.randn(2, h0 * w0, c // 2 if family == "swin" else c)
         blocks = state.reshape(2, h, 2, w, 2, -1).mean((2, 4)).flatten(1, 2)
-        fitted = branch._fit(state, torch.zeros(2, h * w, c))
+        fitted = _fit(state, before.grid, torch.zeros(2, h * w, c), branch.grid)
         near(fitted, blocks.repeat_interleave(c // blocks.shape[2], 2), 1e-6)
     assert changed >= 1
 

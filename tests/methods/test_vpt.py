@@ -10,7 +10,7 @@ from nets import FEW, TABLES, images, near, stir, tiny
 from torch import Tensor
 
 import lowtide
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.errors import Unsupported
 from lowtide.methods.vpt import VPT
 

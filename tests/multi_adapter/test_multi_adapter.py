@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import lowtide
 from lowtide import METHODS, InputError, MultiAdapter, Tuned, UnknownName, Unsupported
-from lowtide.core.graft import Graft, Method
+from lowtide.core.graft import Graft
+from lowtide.core.method import Method
 from lowtide.families import image_shape
 from lowtide.tuning.adapter_files import WEIGHTS, read_shapes
 

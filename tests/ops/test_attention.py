@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowtide.codecs.exact import Exact
 from lowtide.memory.compress import compress
-from lowtide.memory.policy import POLICIES, Policy
+from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
@@ -162,7 +162,7 @@ def test_every_form_is_answered(form: str, policy: str, autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y, gradient = run(model, x)
         before = kept_bytes(model, x)
-        compress(model, POLICIES[policy]())
+        compress(model, policy)
         y_kept, kept = run(model, x)
         share = kept_bytes(model, x) / before
     assert torch.equal(y_kept, y)
@@ -196,6 +196,6 @@ def test_models_with_attention_of_their_own_keep_at_most_half(name: str) -> None
     size = TIMM[name]["img_size"]
     x = torch.randn(2, 3, size, size)
     y, before = model.eval()(x), kept_bytes(model, x)
-    compress(model, POLICIES["tight"]())
+    compress(model, "tight")
     assert torch.equal(model(x), y)
     assert kept_bytes(model, x) < before / 2

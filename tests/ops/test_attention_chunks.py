@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import lowtide
 from lowtide import StepConfig
 from lowtide.codecs.exact import Exact
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.memory.compress import compress, decompress
-from lowtide.memory.policy import POLICIES, Policy
+from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
 from lowtide.ops.attention_windows import windows_at_once
 
@@ -53,7 +53,7 @@ def test_a_forward_in_chunks_of_rows_is_that_of_the_whole(
     try:
         y = model(x)
         monkeypatch.setattr(ROWS, 1)  # 64 rows of a head
-        assert torch.equal(compress(model, POLICIES["tight"]())(x), y)
+        assert torch.equal(compress(model, "tight")(x), y)
     finally:
         torch.set_num_threads(before)
 
@@ -136,7 +136,7 @@ def test_attention_in_chunks_of_windows(
     windows = windows_at_once(attention, *given)
     assert (windows and [at.stop - at.start for at in windows]) == CUTS[chunk]
     y = model(x)
-    assert torch.equal(compress(model, POLICIES["tight"]())(x), y)
+    assert torch.equal(compress(model, "tight")(x), y)
     model, x = decompress(model).double(), x.double()
     plain = gradients(model, x)
     for a, b in zip(gradients(compress(model, AGAIN), x), plain, strict=True):

@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 import lowtide
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
-from lowtide.core.graft import METHODS
+from lowtide.core.method import METHODS
 from lowtide.memory.compress import compress
+from lowtide.memory.policies import POLICIES
 from lowtide.memory.policy import Policy
 from lowtide.ops.again import Again
 from lowtide.ops.attention_recompute import recompute
@@ -417,7 +418,7 @@ class Recurrent(nn.Module):
 def test_a_recurrent_layer_runs_again_and_keeps_nothing(kind: type[nn.RNNBase]) -> None:
     model, x = Recurrent(kind), torch.randn(*ROWS, WIDTH, requires_grad=True)
     wanted, found = [x, *model.parameters()], []
-    for policy in (Policy.exact(), Policy(dict(Policy.tight().codecs), recompute=Affine(8, 64))):
+    for policy in (Policy(), Policy(dict(POLICIES["tight"]().codecs), recompute=Affine(8, 64))):
         compress(model, policy)
         torch.manual_seed(1)
         with keeping() as kept:
@@ -458,7 +459,7 @@ class Attending(nn.Module):
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 def test_any_norm_in_front_of_an_attention_is_kept_as_finely(norm: type[nn.Module]) -> None:
     model, x = Attending(norm(WIDTH)), torch.randn(*ROWS, WIDTH, requires_grad=True)
-    policy = Policy(dict(Policy.tight().codecs), recompute=SIX)
+    policy = Policy(dict(POLICIES["tight"]().codecs), recompute=SIX)
     with keeping() as kept:
         compress(model, policy)(x)
     codes = [t.numel() for t in kept if t.dtype == torch.uint8]

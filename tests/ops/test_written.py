@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from lowtide.codecs.exact import Exact
 from lowtide.memory.compress import compress
+from lowtide.memory.policies import POLICIES
 from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
 
@@ -117,14 +118,14 @@ def test_the_exact_codec_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", [*ACTIVATIONS, *PLAIN])
 def test_the_tight_policy_comes_close(name: str) -> None:
     x = torch.randn(4, 9, 64, requires_grad=True)
-    theirs, ours = both({**ACTIVATIONS, **PLAIN}[name], x, Policy.tight())
+    theirs, ours = both({**ACTIVATIONS, **PLAIN}[name], x, POLICIES["tight"]())
     assert F.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.995
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_that_is_written_out_keeps_half_a_byte(name: str) -> None:
     # Of a tensor of its own, for what is kept of one goes with it.
-    model = compress(Calls(lambda x: ACTIVATIONS[name](x + 0)), Policy.tight())
+    model = compress(Calls(lambda x: ACTIVATIONS[name](x + 0)), "tight")
     x = torch.randn(4, 8, 64, requires_grad=True)
     with Storages() as storages:
         y = model(x)
@@ -140,7 +141,7 @@ def test_who_asks_for_a_gradient_on_the_way_gets_it() -> None:
         return x * gate
 
     x = torch.randn(4, 8, 64, requires_grad=True)
-    compress(Calls(call), Policy.tight())(x).sum().backward()
+    compress(Calls(call), "tight")(x).sum().backward()
     torch.testing.assert_close(seen[0], x.detach(), rtol=0, atol=0.02)
 
 
@@ -188,7 +189,7 @@ def test_all_of_a_response_norm_follows_from_its_input() -> None:
     y = model(x)
     dy = torch.randn_like(y)
     theirs = torch.autograd.grad(y, wanted, dy)
-    compress(model, Policy.tight())
+    compress(model, "tight")
     with Storages() as storages:
         z = model(x)
     assert torch.equal(y, z)
@@ -212,7 +213,7 @@ def test_a_factor_that_is_written_to_later_is_held_as_it_was() -> None:
 
     model = Scaled()
     x, scale = torch.randn(2, 9, 64), model.scale.clone()
-    compress(model, Policy.tight())(x).backward()
+    compress(model, "tight")(x).backward()
     right = (x * scale).sum((0, 1)).expand(8, 64)
     torch.testing.assert_close(model.second.weight.grad, right, rtol=0, atol=0.1)
 
@@ -221,7 +222,7 @@ def test_a_gate_per_channel_is_left_to_torch() -> None:
     x = torch.randn(2, 8, 1, 1, requires_grad=True)
     kept: list[Tensor] = []
     with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        compress(Calls(torch.sigmoid), Policy.tight())(x)
+        compress(Calls(torch.sigmoid), "tight")(x)
     assert [t.dtype for t in kept] == [torch.float32]
 
 
@@ -229,7 +230,7 @@ def compared(model: nn.Module, x: Tensor) -> tuple[int, int]:
     """Bytes kept by torch and under `tight`; results are equal, gradients close."""
     bytes_kept, results = [], []
     wanted = [x, *model.parameters()]
-    for policy in (Policy.exact(), Policy.tight()):
+    for policy in (Policy(), POLICIES["tight"]()):
         compress(model, policy)
         with Storages() as storages:
             y = model(x)
@@ -280,7 +281,7 @@ def test_regions_are_kept_in_codes_and_pooled_features_exactly(rows: int, codes:
     model = nn.Sequential(nn.Linear(64, 16))
     x = torch.randn(rows, 64) + 0  # autograd holds it only for the weight
     dy = torch.randn(rows, 16)
-    compress(model, Policy.tight())
+    compress(model, "tight")
     with Storages() as storages:
         y = model(x)
     assert storages.alive(x, y, *model.parameters()) == (1.0625 * x.numel() if codes else 0)
@@ -299,7 +300,7 @@ POINTLESS: dict[str, Function] = {
 
 @pytest.mark.parametrize("name", POINTLESS)
 def test_nothing_is_kept_of_a_linear_function_of_its_input(name: str) -> None:
-    model = compress(Calls(lambda x: POINTLESS[name](x.roll(1, 0))), Policy.tight())
+    model = compress(Calls(lambda x: POINTLESS[name](x.roll(1, 0))), POLICIES["tight"]())
     x = torch.randn(2, 16, 8, 8, requires_grad=True)
     with Storages() as storages:
         y = model(x)

@@ -18,7 +18,7 @@ from lowtide.cli import main
 from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer
 from lowtide.training.config import RunConfig
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 OTHER = {
     "batch_size": 8,

@@ -15,7 +15,7 @@ from lowtide import METHODS, InputError, StepConfig, plan
 from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import BY_PARAMETER, make_optimizer, training_step
 from lowtide.training.config import RunConfig
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 KNOWN = ("adamw", "adam", "sgd", "adafactor", "adafactorbv", "lion", "nadamw", "sgdw", "rmsprop")
 

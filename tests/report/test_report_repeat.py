@@ -36,7 +36,8 @@ def other(kind, value, draw):
     if typing.get_origin(kind) is typing.Literal:
         return draw.choice([v for v in typing.get_args(kind) if v != value])
     if typing.get_origin(kind) is tuple:
-        return (draw.choice(list(choices(typing.get_args(kind)[0]))),)
+        of = typing.get_args(kind)[0]
+        return (draw.choice(list(choices(of))) if choices(of) else draw.randint(1, 3),)
     if kind is bool:
         return not value
     return (value or 0) + (draw.randint(1, 3) if kind is int else draw.random() / 7)

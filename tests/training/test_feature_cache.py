@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from nets import FEW, TABLES, cotangent, images, near, stir, tiny
+from PIL import Image
 from safetensors.torch import load_file
 from tinted import write_tinted
 from torch.nn.functional import scaled_dot_product_attention
 
 from lowtide import METHODS, InputError
 from lowtide.errors import Unsupported
+from lowtide.training import feature_store
 from lowtide.training.config import RunConfig
 from lowtide.training.feature_cache import constant_outputs, features
 from lowtide.training.loop import train
+from lowtide.tuning.applying import apply
 from lowtide.tuning.side_execution import FEATURE, STEM
-from lowtide.tuning.tuned import apply
 
 CACHED = {
     "linear": METHODS["linear"](),
@@ -214,3 +217,63 @@ def test_what_may_draw_and_does_not_is_kept(function, random):
     model = apply(model, METHODS["linear"]())
     model.backbone.function = function
     assert bool(constant_outputs(model.train(), torch.randn(2, 3, 8, 8))) is not random
+
+
+def computed(monkeypatch):
+    """Count the images whose features are computed."""
+    counts = []
+    monkeypatch.setattr(
+        feature_store, "features", lambda t, n, x: counts.append(len(x)) or features(t, n, x)
+    )
+    return counts
+
+
+def test_later_runs_find_the_features_of_the_same_layers(config, tmp_path, monkeypatch):
+    """Another seed computes none; a method that keeps other layers all of its own."""
+    config, kept = replace(config, cache_features=True), tmp_path / "kept"
+    linear, dtl = (replace(config, method=METHODS[name]()) for name in ("linear", "dtl"))
+    alone = train(replace(linear, seed=1), tmp_path / "alone")
+    counts = computed(monkeypatch)
+    train(linear, tmp_path / "first", keep_features=kept)
+    images = sum(counts)
+    assert images > 20 and not (tmp_path / "first" / "features").exists()
+    again = train(replace(linear, seed=1), tmp_path / "again", keep_features=kept)
+    assert sum(counts) == images
+    assert again.history[0].train_loss == alone.history[0].train_loss
+    assert again.test_confusion == alone.test_confusion
+    train(dtl, tmp_path / "dtl", keep_features=kept)
+    assert sum(counts) == 2 * images and len(list(kept.iterdir())) == 2
+
+
+def test_a_changed_image_is_computed_again(config, tmp_path, monkeypatch):
+    data = tmp_path / "images"
+    write_tinted(data, {"train": 10, "val": 4, "test": 5})
+    config = replace(config, data=str(data), cache_features=True, method=METHODS["linear"]())
+    train(config, tmp_path / "first", keep_features=tmp_path / "kept")
+    counts = computed(monkeypatch)
+    changed = next((data / "train").rglob("*.png"))
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(changed)
+    train(config, tmp_path / "second", keep_features=tmp_path / "kept")
+    assert sum(counts) == 1
+
+
+def test_rows_that_were_not_finished_are_made_again(config, tmp_path, monkeypatch):
+    config, kept = replace(config, cache_features=True, method=METHODS["linear"]()), tmp_path / "k"
+    whole = train(config, tmp_path / "whole", keep_features=kept)
+    (folder,) = kept.iterdir()
+    index = json.loads((folder / "index.json").read_text())
+    rows = (folder / "rows.f32").read_bytes()
+    (folder / "index.json").write_text(json.dumps({k: v for k, v in index.items() if v < 7}))
+    (folder / "rows.f32").write_bytes(rows[: len(rows) // 2 + 5])
+    counts = computed(monkeypatch)
+    again = train(config, tmp_path / "again", keep_features=kept)
+    assert sum(counts) == len(index) - 7
+    assert [e.train_loss for e in again.history] == [e.train_loss for e in whole.history]
+    (folder / "rows.f32").write_bytes(rows[:100])
+    with pytest.raises(InputError, match="is damaged: remove it"):
+        train(config, tmp_path / "damaged", keep_features=kept)
+
+
+def test_features_are_kept_only_where_they_are_made(config, tmp_path):
+    with pytest.raises(InputError, match="expected both"):
+        train(config, tmp_path / "run", keep_features=tmp_path / "kept")

@@ -14,7 +14,7 @@ from lowtide import METHODS, InputError
 from lowtide.cli import main
 from lowtide.data import read
 from lowtide.inference.evaluate import open_run, score
-from lowtide.training import loop
+from lowtide.training import loop, starting_point
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
 
@@ -50,7 +50,8 @@ def scores(monkeypatch):
             seen.append(None)
             return next(said)
 
-        monkeypatch.setattr(loop, "score_of", score)
+        for module in (loop, starting_point):
+            monkeypatch.setattr(module, "score_of", score)
         return seen
 
     return say
@@ -81,7 +82,8 @@ def test_the_best_epochs_weights_are_saved(config, tmp_path, scores, monkeypatch
         states.append({k: v.clone() for k, v in run.tuned.adapter_state().items()})
         save(run)
 
-    monkeypatch.setattr(loop, "keep_if_best", noted)
+    for module in (loop, starting_point):
+        monkeypatch.setattr(module, "keep_if_best", noted)
     scores(*said)
     summary = train(config, tmp_path / "run")
     assert (summary.kept_epoch, summary.val_accuracy) == (kept, said[kept])

@@ -17,7 +17,7 @@ from lowtide import METHODS
 from lowtide.targets.classify import Classify
 from lowtide.targets.linear import STRENGTHS
 from lowtide.targets.linear import softmax_regression as fit
-from lowtide.training import loop
+from lowtide.training import loop, starting_point
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
 from lowtide.training.probe import images_for_probe, start_at_probe
@@ -149,7 +149,7 @@ def test_a_resumed_run_keeps_what_it_said_of_the_start(tmp_path, monkeypatch):
         train(config, tmp_path / "run")
     monkeypatch.undo()
     fitted = []
-    monkeypatch.setattr(loop, "start_at_probe", lambda *_: fitted.append(1))
+    monkeypatch.setattr(starting_point, "start_at_probe", lambda *_: fitted.append(1))
     resumed = train(config, tmp_path / "run", continues=True)
     assert not fitted and resumed.start_accuracy == whole.start_accuracy
     assert [e.train_loss for e in resumed.history] == [e.train_loss for e in whole.history]

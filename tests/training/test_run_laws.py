@@ -27,7 +27,7 @@ from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
 from lowtide.training.prepare import prepare
 from lowtide.training.summary import Epoch
-from lowtide.tuning.tuned import apply
+from lowtide.tuning.applying import apply
 
 MODEL = "vit_micro_patch4_32"
 

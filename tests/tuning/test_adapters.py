@@ -10,7 +10,7 @@ from nets import FEW, backward, images, near, stir, tiny
 from torch import nn
 
 import lowtide
-from lowtide.core.graft import Method
+from lowtide.core.method import Method
 from lowtide.errors import InputError, UnknownName, Unsupported
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full

@@ -11,8 +11,8 @@ from lowtide import METHODS
 from lowtide.core.site import Role
 from lowtide.errors import InputError
 from lowtide.families import family_of, image_shape, measure
+from lowtide.tuning.applying import apply
 from lowtide.tuning.backbone import create
-from lowtide.tuning.tuned import apply
 from lowtide.versions import on_meta
 
 SMALL = {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from nets import FEW, cotangent, near, stir
 from torch import Tensor, nn
 
-from lowtide import METHODS, POLICIES, apply, compress, decompress, load, plan
+from lowtide import METHODS, apply, compress, decompress, load, plan
 from lowtide.errors import InputError, Unsupported
 from lowtide.planning.meter import footprint
 from lowtide.planning.step import StepConfig, make_optimizer, training_step
@@ -149,7 +149,7 @@ def test_it_is_compressed_and_planned(policy):
     model = made().float()
     plain = made().float()
     expected = grads(plain, x)
-    compress(model, POLICIES[policy]())
+    compress(model, policy)
     assert torch.equal(model(x).logits, plain(x).logits)
     found = torch.cat([g.flatten() for g in grads(model, x)])
     whole = torch.cat([g.flatten() for g in expected])

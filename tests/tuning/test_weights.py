@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from lowtide import METHODS, set_frozen_dtype
 from lowtide.errors import InputError
 from lowtide.memory.frozen_dtype import frozen_dtype_of
+from lowtide.tuning.applying import apply, load
 from lowtide.tuning.backbone import create
 from lowtide.tuning.fingerprint import fingerprint
-from lowtide.tuning.tuned import apply, load
 from lowtide.tuning.weights import Unfilled, leaves_frozen
 
 NETS = {

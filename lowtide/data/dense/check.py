@@ -13,12 +13,12 @@ from pathlib import Path
 from ...errors import InputError
 from ..check import Copies
 from ..dataset import relative
+from ..division import divide
 from ..listing import SPLITS
 from .faults import FAULTS
 from .formats import find
 from .listing import Kind
 from .objects import AnnotatedImage
-from .reading import divide
 from .survey import Survey, survey
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}
@@ -116,7 +116,7 @@ def check(source: Path | str, kind: Kind | None = None) -> DenseFindings:
     seen = survey(listing)
     if not seen.sizes:
         raise InputError(f"{source}: none of its images can be read ({listing.format})")
-    splits, notes = divide(seen.listing, 0, 0.1, 0.2)
+    splits, notes = divide(seen.listing.splits, seen.listing.root)
     splits = {which: splits[which] for which in SPLITS if splits.get(which)}
     classes = _classes(seen, splits)
     faults = defaultdict(list)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from ... import values
 from ...errors import InputError, UnknownName
 from ...extras import extra
 from ..dataset import relative
+from ..division import divide
 from ..listing import SPLITS
 from .faults import FAULTS, Fault
 from .folder import DenseFolder, DenseSplit
@@ -63,7 +63,7 @@ def read(
     seen = survey(listing)
     skipped = refuse(seen.faults, listing.root, skip_bad_images)
     kind = kind or listing.kind
-    splits, notes = divide(seen.listing, seed, val_fraction, test_fraction)
+    splits, notes = divide(seen.listing.splits, listing.root, seed, val_fraction, test_fraction)
     classes = seen.classes
     if kind == "semantic" and listing.kind != kind:
         classes = (BACKGROUND, *(name for name in classes if name != BACKGROUND))
@@ -137,46 +137,6 @@ def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
             f"val_fraction {val_fraction} and test_fraction {test_fraction}: nothing is left for "
             "train"
         )
-
-
-def _turn(image: AnnotatedImage, seed: int, root: Path) -> bytes:
-    """Order images by name, not by position: a copy of the folder splits alike on every system."""
-    return hashlib.sha256(os.fsencode(f"{seed}/{relative(image.path, root)}")).digest()
-
-
-def divide(
-    listing: DenseListing, seed: int, val_fraction: float, test_fraction: float
-) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
-    """Split off what was not declared, by name and seed, as images with classes are.
-
-    Args:
-        listing: Of the images that can be read.
-        seed: Decides with the path alone.
-        val_fraction: Share of val.
-        test_fraction: Share of test, where nothing is declared.
-
-    Returns:
-        The images of each split, and what was done.
-    """
-    splits = dict(listing.splits)
-    shares = {"test": test_fraction} if "all" in splits else {}
-    if "val" not in splits and splits.keys() & {"all", "train"}:
-        shares["val"] = val_fraction
-    train = splits.pop("all", None) or splits.get("train", [])
-    queue = sorted(train, key=lambda image: _turn(image, seed, listing.root))
-    taken: dict[int, str] = {}
-    for which, share in shares.items():
-        # At least one for each split, and at least one left for train.
-        count = max(0, min(max(1, round(share * len(train))), len(queue) - 1)) if share else 0
-        taken |= {id(image): which for image in queue[:count]}
-        del queue[:count]
-    for which in ("train", *shares):
-        splits[which] = [image for image in train if taken.get(id(image), "train") == which]
-    notes = [
-        f"{which}: {len(splits.get(which, ()))} images split off, {share:.0%}, seed {seed}"
-        for which, share in shares.items()
-    ]
-    return splits, notes + [f"{w}: none" for w in ("val", "test") if not splits.get(w)]
 
 
 def _objects(splits: dict[str, list[AnnotatedImage]]) -> Iterator[Annotation]:

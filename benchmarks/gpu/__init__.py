@@ -1,0 +1,1 @@
+"""Everything a GPU must show, in one command: `python -m benchmarks.gpu`."""

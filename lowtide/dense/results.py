@@ -1,0 +1,72 @@
+"""Predictions as COCO writes results: a list of boxes and masks with image and category ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..extras import extra
+
+
+def coco_results(predicted: Any, image_id: int) -> list[dict[str, Any]]:
+    """Write what was predicted for an image.
+
+    Args:
+        predicted: What a dense task's `predict` gave for it.
+        image_id: The id its results carry.
+
+    Returns:
+        An object each: `image_id`, `category_id` (the class's number from 1, as `categories`
+        says), `bbox` (x, y, width, height in pixels), `score`, and `segmentation` (compressed run
+        lengths) where there are masks. Of pixels, a `segmentation` for each class that is there.
+    """
+    if isinstance(predicted, Tensor):
+        return [
+            {
+                "image_id": image_id,
+                "category_id": i + 1,
+                "segmentation": _runs(predicted == i),
+            }
+            for i in predicted.unique().tolist()
+        ]
+    found = {name: value.cpu() for name, value in predicted.items()}
+    boxes = found["boxes"].double()
+    sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+    rows = [
+        {
+            "image_id": image_id,
+            "category_id": label + 1,
+            "bbox": [round(n, 3) for n in box],
+            "score": score,
+        }
+        for label, box, score in zip(
+            found["labels"].tolist(), sides.tolist(), found["scores"].tolist(), strict=True
+        )
+    ]
+    if "masks" in found:
+        rows = [
+            {**row, "segmentation": _runs(mask)}
+            for row, mask in zip(rows, found["masks"], strict=True)
+        ]
+    return rows
+
+
+def categories(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """List the classes as COCO does.
+
+    Args:
+        names: Of the classes.
+
+    Returns:
+        Ids from 1 and names.
+    """
+    return [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+
+
+def _runs(mask: Tensor) -> dict[str, Any]:
+    coco = extra("pycocotools.mask", "dense")
+    found = coco.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
+    return {"size": list(found["size"]), "counts": found["counts"].decode()}

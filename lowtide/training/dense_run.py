@@ -1,0 +1,259 @@
+"""A run of a dense task: its data, its model, its batches and its scores, for the one loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from ..data import Preprocessing, Sample, loader, share
+from ..dense.plans import plan_task
+from ..dense.pyramid import backbone_path
+from ..dense.scores import Scores
+from ..dense.sizes import refuse_size
+from ..dense.tasks import TASKS, DenseTask
+from ..dense.tasks.kind import Target
+from ..errors import InputError
+from ..extras import extra
+from ..planning.simulate import set_up_step
+from ..tuning.applying import apply
+from ..tuning.tuned import Tuned
+from .config import RunConfig
+from .decided import refuse_blind
+from .dense_data import Collate, Described, Together, Transformed, read_dense
+from .examples import find_examples, image_score, write_examples
+from .finish import Scored, record_of, scores_on
+from .prepare import MOST_WORKERS, Run
+from .scoring import score_of
+from .start import accelerate, pretrained
+
+NEEDED = ("segmentation_models_pytorch", "torchmetrics", "pycocotools")
+"""What the extra `dense` installs."""
+
+
+@dataclass
+class DenseRun(Run):
+    """A run of a dense task in progress.
+
+    Attributes:
+        targets: The task.
+        dataset: What it learns from.
+    """
+
+    targets: DenseTask  # type: ignore[assignment]
+    dataset: Described
+
+    @property
+    def workers(self) -> int:
+        """Processes that load images; see `RunConfig.workers`."""
+        if self.config.workers is not None:
+            return self.config.workers
+        on_cpu = self.accelerator.device.type == "cpu"
+        return 0 if on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the run before it starts, a sentence each."""
+        own = "a detector's losses are means over the boxes of each process's images"
+        return super().notes + [own] * (self.processes > 1 and self.config.task != "segment")
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the start may be kept; decoder and heads are at random then."""
+        return False
+
+    def batches(
+        self,
+        samples: tuple[Sample, ...],
+        epoch: int = 0,
+        training: bool = False,
+        shared: bool = True,
+    ) -> Iterator[tuple[Any, Tensor, int, int]]:
+        """Load one pass over some samples; see `Run.batches`.
+
+        Args:
+            samples: Which.
+            epoch: Decides order and augmentation.
+            training: Whether to shuffle and augment.
+            shared: Whether the processes share the pass, or each has all of it.
+
+        Yields:
+            What the model takes, and what the loss takes beside its answer; how many images are
+            this process's own; and the images of all processes.
+        """
+        config, task = self.config, self.targets
+        rank, processes = (self.accelerator.process_index, self.processes) if shared else (0, 1)
+        source = Transformed(
+            self.dataset, Together(task.transform(training)), training and task.random
+        )
+        loaded = loader(
+            samples,
+            source,
+            config.batch_size,
+            shuffle=training,
+            seed=config.seed,
+            epoch=epoch,
+            workers=self.workers,
+            drop_last=training and self._drops(len(samples)),
+            cache=source,
+            rank=rank,
+            processes=processes,
+            collate=Collate(task),
+        )
+        together = config.batch_size * processes
+        for step, (images, targets) in enumerate(loaded):
+            count = min(together, len(samples) - step * together)
+            yield images, targets, share(count, rank, processes), count
+
+
+def prepare_dense(config: RunConfig, folder: Path) -> DenseRun:
+    """Read the data, plan the memory, make and tune the model.
+
+    Args:
+        config: What to do.
+        folder: Where the run will leave its files.
+
+    Returns:
+        The run, nothing learnt and nothing written yet.
+    """
+    for library in NEEDED:  # before anything is learnt that could not be scored
+        extra(library, "dense")
+    dataset = read_dense(config)
+    refuse_blind(config, validated=bool(dataset.val))
+    accelerator = accelerate(config)
+    body = pretrained(config)
+    preprocessing = replace(
+        Preprocessing.of(body).normalized(config.normalize), bits=dataset.folder.bits
+    )
+    task = task_of(config, dataset.folder.classes, preprocessing)
+    refuse_size(body, task.size, config.model)
+    planned = plan_task(task, body, config.method, config)
+    tuned = tuned_for(task, body, config)
+    set_up_step(tuned, config).train()
+    return DenseRun(
+        config, folder, dataset, preprocessing, task, tuned, accelerator, planned, False
+    )
+
+
+def task_of(config: RunConfig, classes: tuple[str, ...], preprocessing: Preprocessing) -> DenseTask:
+    """Make the task of a run.
+
+    Args:
+        config: The run.
+        classes: Names of its classes.
+        preprocessing: What the backbone's weights want.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: The backbone takes grey or oblong images.
+    """
+    height, width = preprocessing.size
+    if preprocessing.channels != 3 or height != width:
+        raise InputError(
+            f"task {config.task} runs on square RGB images, and {config.model} takes"
+            f" {preprocessing.channels} x {height} x {width}: choose another model"
+        )
+    return TASKS[config.task](
+        classes, height, preprocessing.mean, preprocessing.std, config, config.smoothing
+    )
+
+
+def tuned_for(task: DenseTask, body: nn.Module, config: RunConfig) -> Tuned:
+    """Build the model around a backbone and put the run's method in place.
+
+    Args:
+        task: The task.
+        body: The backbone.
+        config: The run.
+
+    Returns:
+        The tuned model; what is not the backbone trains whole.
+    """
+    model = task.model(body)
+    return apply(model, config.method, backbone=backbone_path(model))
+
+
+def answers_of(
+    task: DenseTask, model: Any, dataset: Described, samples: tuple[Sample, ...], batch_size: int
+) -> Iterator[tuple[Path, Any, Target]]:
+    """Ask a model about images at their own size.
+
+    Args:
+        task: The task.
+        model: The model; put into evaluation.
+        dataset: The labels.
+        samples: Which images.
+        batch_size: Images per forward pass.
+
+    Yields:
+        The image, what was predicted, and what is labelled.
+    """
+    model.eval()
+    for start in range(0, len(samples), batch_size):
+        some = samples[start : start + batch_size]
+        items = [dataset.item(s.path) for s in some]
+        found = task.predict(model, [image.as_subclass(Tensor) for image, _ in items])
+        for sample, predicted, (_, target) in zip(some, found, items, strict=True):
+            yield sample.path, predicted, target
+
+
+def _run_scores(
+    run: DenseRun, samples: tuple[Sample, ...], ranked: list[tuple[float, Path]] | None = None
+) -> Scores:
+    """Score images over all processes; with a list, note what each of them scores alone."""
+    if not samples:
+        return Scores(None)
+    task, scorer = run.targets, run.targets.scorer()
+    mine = samples[run.accelerator.process_index :: run.processes]
+    # The model itself: a wrapped one would wait for processes that have fewer images.
+    for path, predicted, target in answers_of(
+        task, run.tuned, run.dataset, mine, run.config.batch_size
+    ):
+        scorer.update(predicted, target)
+        if ranked is not None and (alone := image_score(task, predicted, target)) is not None:
+            ranked.append((alone, path))
+    if run.processes > 1:
+        scorer.gather()
+        if ranked is not None:
+            ranked[:] = gather_object(ranked)
+    return scorer.compute()
+
+
+@score_of.register
+def _score(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> float | None:
+    return _run_scores(run, samples).main
+
+
+@scores_on.register
+def _scores(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> Scored:
+    ranked: list[tuple[float, Path]] = []
+    found = _run_scores(run, samples, ranked)
+
+    def leave(folder: Path) -> None:
+        kept = find_examples(run.targets, run.tuned, run.dataset, ranked, found.curves)
+        write_examples(kept, folder)
+
+    by_class = {name: _defined(values) for name, values in found.by_class.items()}
+    return Scored(_defined(found.metrics), by_class=by_class, leave=leave)
+
+
+def _defined(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if value is not None}
+
+
+@record_of.register
+def _record(run: DenseRun) -> dict[str, Any]:
+    return {
+        "dense": {
+            "task": run.config.task,
+            "classes": list(run.targets.names),
+            "preprocessing": run.preprocessing.to_dict(),
+        }
+    }

@@ -1,0 +1,87 @@
+"""Where a fresh run starts: its folder, its classifier at a probe, and what that is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..paths import write_text
+from ..targets.words import word
+from ..tuning.adapter_files import CONFIG as ADAPTER
+from ..tuning.adapter_files import WEIGHTS
+from .config import write_yaml
+from .decided import Decided
+from .examples import EXAMPLES
+from .kept import drop_kept, keep_if_best
+from .mistakes import MISTAKES
+from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
+from .predictions import PREDICTIONS
+from .prepare import Run
+from .probe import images_for_probe, start_at_probe
+from .progress import note
+from .scoring import score_of
+from .split import Split
+
+
+def probe(run: Run, model: Any) -> bool:
+    """Start the classifier at a probe.
+
+    Args:
+        run: The run; its classifier is changed in place.
+        model: What runs it.
+
+    Returns:
+        Whether there was anything to fit.
+    """
+    order = np.random.default_rng(run.config.seed).permutation(len(run.dataset.train))
+    some = [run.dataset.train[i] for i in order[: images_for_probe(run.tuned, len(order))]]
+    batches = (batch[:2] for batch in run.batches(tuple(some), shared=False))
+    if not some or not start_at_probe(run.tuned, model, batches, run.targets, run.config.seed):
+        if run.main:
+            note("the classifier reads no vector per image, or there is one class: no probe")
+        return False
+    if run.main:
+        note(f"the classifier starts at a linear probe of {len(some)} images")
+    return True
+
+
+def score_start(run: Run, model: Any) -> None:
+    """Say what the start is worth, where it is a probe or may be what is kept.
+
+    Args:
+        run: The run; the score is recorded in it.
+        model: What runs it.
+    """
+    if not run.dataset.val or not run.begins_trained:
+        return
+    if not (run.probed or run.config.keep == "best"):
+        return
+    run.start_score = score_of(run, model, run.dataset.val)
+    keep_if_best(run)
+    if run.main and run.start_score is not None:
+        note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
+
+
+def begin_folder(run: Run, folder: Path, continues: bool) -> None:
+    """Leave what a run knows before its first update: its split, and its options.
+
+    Args:
+        run: The run.
+        folder: Where to; an old run in it is removed.
+        continues: Whether the run there goes on.
+    """
+    if not continues:
+        _clear(folder)
+    if not run.history:
+        Split.of(run.dataset).write(folder)
+    write_text(folder / CONFIG, write_yaml(run.config.to_dict()))
+    note(str(Decided.of(run.config)))
+
+
+def _clear(folder: Path) -> None:
+    """Remove an old run; what says that there is a model goes first: it answers for no new one."""
+    for stale in (ADAPTER, WEIGHTS, SUMMARY, LOG, CHECKPOINT, MISTAKES, EXAMPLES, PREDICTIONS):
+        (folder / stale).unlink(missing_ok=True)
+    drop_kept(folder)

@@ -1,0 +1,103 @@
+"""The one command for a GPU, as far as it goes without one: its rows, its time, its page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+if not (ROOT / "benchmarks" / "gpu").is_dir():
+    pytest.skip("runs in a checkout only", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+from benchmarks.gpu import page  # noqa: E402
+from benchmarks.gpu.__main__ import PAGE, ROWS, main, measure, read_rows  # noqa: E402
+from benchmarks.gpu.parts import PARTS, Row, Setting, rows_of  # noqa: E402
+
+
+def counted(calls: list[str], part: str, name: str, seconds: float = 0.0) -> Row:
+    return Row(part, name, seconds, lambda setting: calls.append(name) or {"ms": 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_smoke_really_runs_rows_of_every_part(tmp_path, capsys) -> None:
+    given = ["--device", "cpu", "--smoke", "--rows", str(tmp_path / "r.jsonl")]
+    given += ["--page", str(tmp_path / "gpu.md")]
+    main(given)
+    rows = read_rows(tmp_path / "r.jsonl")
+    assert {r["part"] for r in rows} == set(PARTS)
+    assert not [r for r in rows if "failed" in r]
+    by_name = {r["row"]: r for r in rows}
+    assert by_name["affine, 4 bits"]["same bits"]
+    assert by_name["gradients of tight"]["cosine to the CPU"] == pytest.approx(1, abs=1e-5)
+    text = (tmp_path / "gpu.md").read_text()
+    assert "Machine(" in text and "to exact" in text and "Not measured" not in text
+    capsys.readouterr()
+    main(given)
+    assert "0 rows measured, 0 left" in capsys.readouterr().out
+    assert read_rows(tmp_path / "r.jsonl") == rows
+
+
+def test_rows_are_kept_as_they_end_and_not_measured_again(tmp_path) -> None:
+    calls: list[str] = []
+    rows = [counted(calls, "steps", n) for n in "abc"]
+
+    def stopped(setting: Setting) -> dict:
+        raise KeyboardInterrupt
+
+    path, setting = tmp_path / "r.jsonl", Setting("cpu")
+    with pytest.raises(KeyboardInterrupt):
+        measure([rows[0], Row("steps", "b", 0, stopped), rows[2]], setting, path, 60)
+    assert [r["row"] for r in read_rows(path)] == ["a"]
+    with path.open("a") as file:
+        file.write('{"card": "cpu", "row": "b", "ha')  # a line that a kill cut off
+        file.write("\n")
+    assert measure(rows, setting, path, 60) == (2, 0)
+    assert calls == ["a", "b", "c"]
+
+
+def test_a_row_is_begun_only_if_its_time_is_left_and_a_failure_stops_no_other(tmp_path) -> None:
+    calls: list[str] = []
+    path = tmp_path / "r.jsonl"
+
+    def bad(setting: Setting) -> dict:
+        raise ValueError("out of luck\nand more")
+
+    rows = [counted(calls, "steps", "long", 600), Row("steps", "bad", 0, bad)]
+    rows.append(counted(calls, "steps", "short", 1))
+    assert measure(rows, Setting("cpu"), path, 60) == (2, 1)
+    assert calls == ["short"]
+    assert read_rows(path)[0]["failed"] == "ValueError: out of luck"
+
+
+def test_every_row_has_a_name_of_its_own_and_parts_take_turns() -> None:
+    rows = rows_of()
+    assert len({r.name for r in rows}) == len(rows)
+    assert [r.part for r in rows[: len(PARTS)]] == list(PARTS)
+    first = next(r for r in rows if r.part == "steps")
+    assert first.name == "vit_base_patch16_224, lora, batch 32, bf16: exact"
+
+
+def test_without_a_card_it_refuses_and_the_page_says_so(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="there is no CUDA card here; nothing was measured"):
+        main(["--rows", str(tmp_path / "r.jsonl"), "--page", str(tmp_path / "gpu.md")])
+    assert not (tmp_path / "gpu.md").exists()
+    assert "Nothing on this page was measured" in page.render([])
+
+
+def test_the_page_is_that_of_the_rows() -> None:
+    assert PAGE.read_text() == page.render(read_rows(ROWS))
+
+
+def test_ratios_are_to_the_exact_step_of_the_same_card() -> None:
+    def row(card: str, name: str, ms: float) -> dict:
+        return {"card": card, "torch": "2", "part": "steps", "row": f"m, batch 1: {name}", "ms": ms}
+
+    rows = [row("x", "exact", 10.0), row("x", "tight", 11.0), row("y", "tight", 50.0)]
+    text = page.render(json.loads(json.dumps(rows)))
+    assert "| m, batch 1: tight | 11 | 1.10 |" in text and "5.00" not in text
