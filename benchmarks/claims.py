@@ -204,7 +204,11 @@ def tested() -> dict[tuple[str, str], dict[int, float]]:
     for suite in sorted(p.parent for p in RESULTS.glob(f"*/{SUITE}")):
         for result in read_results(suite):
             if result.data != NOTHING_TRANSFERS:
-                seeds = {r.config.seed: r.tested for r in result.runs if r.tested is not None}
+                seeds = {
+                    r.config.seed: r.tested
+                    for r in result.runs
+                    if r.tested is not None and r.metric == "accuracy"
+                }
                 found[result.label, f"{suite.name}/{result.data}"] = seeds
     return found
 
