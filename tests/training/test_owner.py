@@ -21,6 +21,7 @@ from lowtide.training.config import RunConfig, read_yaml
 from lowtide.training.loop import train
 from lowtide.training.owner import Busy, owned
 from lowtide.training.resume import read_header
+from lowtide.training.split import Split
 from lowtide.tuning.adapter_files import write_tensors
 
 HOLD = """
@@ -152,7 +153,7 @@ def test_a_killed_overwrite_leaves_no_old_model(run, capsys, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lowtide.training.loop.Split, "write", die)
+    monkeypatch.setattr(Split, "write", die)
     with pytest.raises(KeyboardInterrupt):
         train(config_of(run), run, overwrite=True)
     assert "is not finished" in refused(capsys, "eval", run)
