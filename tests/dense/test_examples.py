@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 from pathlib import Path
 
+import browsers
 import pytest
 import torch
 from PIL import Image
@@ -124,17 +124,10 @@ def test_the_report_of_dense_runs_shows_images_curves_sizes_and_classes(
     assert "temperature" not in text
 
 
-BROWSER = next((p for n in ("chromium", "chromium-browser") if (p := shutil.which(n))), None)
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium")
 def test_pictures_and_curves_are_seen_in_a_browser(runs: Path, tmp_path: Path) -> None:
-    driver = pytest.importorskip("playwright.sync_api")
     write_report([runs], tmp_path / "report.html")
     said: list[str] = []
-    with driver.sync_playwright() as p:
-        quiet = ["--no-sandbox", "--disable-gpu"]
-        browser = p.chromium.launch(executable_path=BROWSER, args=quiet)
+    with browsers.chromium() as browser:
         page = browser.new_page(viewport={"width": 400, "height": 800})
         page.on("console", lambda m: said.append(m.text))
         page.on("pageerror", lambda e: said.append(str(e)))
@@ -149,5 +142,4 @@ def test_pictures_and_curves_are_seen_in_a_browser(runs: Path, tmp_path: Path) -
             assert plot.bounding_box()["width"] > 250
             assert plot.locator(".curve").count() >= 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        browser.close()
     assert said == []

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 
+import browsers
 import numpy as np
 import pytest
 from reported import write_suite
 
 from lowtide.report import Section, write_report
 
-driver = pytest.importorskip(
-    "playwright.sync_api", reason="needs playwright: pip install -e .[dev]"
-)
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
-if BROWSER is None:
-    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
-
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 METHODS = [f"method {i}" for i in range(8)] + ["LoRA, rank 8, of all maps", "s2a"]
 DATA = {"dtd": "natural", "svhn": "natural", "kitti": "structured"}
 FIGURE = (
@@ -37,10 +21,8 @@ FIGURE = (
 
 @pytest.fixture(scope="module")
 def chromium():
-    with driver.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=list(QUIET))
+    with browsers.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

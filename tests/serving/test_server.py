@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import browsers
 import pytest
 from served import run_folder
 
@@ -81,6 +82,27 @@ def _until_healthy(server: Served) -> None:
 def want(run: Path, image: Path) -> dict[str, Any]:
     (answer,) = predict(open_run(run, device="cpu"), [image])
     return answer
+
+
+def test_a_person_drops_an_image_and_picks_a_task(server: Served, paint: Any) -> None:
+    image = paint("0.png") / "0.png"
+    with browsers.chromium() as browser:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.wait_for_selector("#task option", state="attached")
+        assert page.locator("#task option").all_text_contents() == ["birds", "cars"]
+        page.set_input_files("#file", str(image))
+        for task, classes in (("birds", 3), ("cars", 5)):
+            page.select_option("#task", task)
+            page.wait_for_function(f"document.querySelectorAll('.bar').length === {classes}")
+            shown = page.locator(".bar").first.inner_text().split()
+            right = want(server.runs[task], image)
+            best = max(right["probabilities"], key=right["probabilities"].get)
+            assert shown[0] == best == right["class"]
+            assert float(shown[1]) == pytest.approx(100 * right["probabilities"][best], abs=0.06)
+        page.set_input_files("#file", __file__)
+        page.wait_for_function("document.getElementById('error').textContent !== ''")
+        assert page.locator(".bar").count() == 0
 
 
 def test_a_server_from_start_to_end(server: Served, paint: Any) -> None:
