@@ -2,30 +2,29 @@
 
     python -m benchmarks.claims
 
-Accuracies are those of the rows in `results/`, compared task by task and seed by seed. Peaks are
-planned, one training step at a time; each is written to `results/claims.json` as it is found, and
-not planned again.
+Accuracies are those of the rows in `results/`, compared task by task and seed by seed; peaks are
+planned.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 
 from scipy import stats
 
+from benchmarks.results import insert
 from lowtide import METHODS, StepConfig, plan
 from lowtide.bench import read_results
 from lowtide.bench.suite import SUITE
-from lowtide.paths import write_text
 from lowtide.planning.simulate import tune_on_meta
 
 ROOT = Path(__file__).parents[1]
-PAGE, PLANS, RESULTS = ROOT / "docs/claims.md", ROOT / "results/claims.json", ROOT / "results"
+PAGE, RESULTS = ROOT / "docs/claims.md", ROOT / "results"
 NOTHING_TRANSFERS = "coil20_pose"
 """A task on which no method is better than chance: its differences say nothing."""
 
@@ -147,9 +146,9 @@ COUNTS = (
 
 def main() -> None:
     """Judge every claim, and write the page's tables."""
-    insert("accuracy", list(accuracies()))
-    insert("parameters", list(counts()))
-    insert("memory", list(memories()))
+    insert(PAGE, "accuracy", table(list(accuracies())))
+    insert(PAGE, "parameters", table(list(counts())))
+    insert(PAGE, "memory", table(list(memories())))
 
 
 def counts() -> Iterator[list[str]]:
@@ -241,8 +240,9 @@ def memories() -> Iterator[list[str]]:
         yield [claim.paper, claim.says, *sizes, f"{more / less:.1f}", held]
 
 
+@cache
 def peak(setting: Setting) -> int:
-    """Plan the peak of a step of 32 images in float32, or read it.
+    """Plan the peak of a step of 32 images in float32.
 
     Args:
         setting: Model, method and policy.
@@ -250,31 +250,22 @@ def peak(setting: Setting) -> int:
     Returns:
         Bytes.
     """
-    known = json.loads(PLANS.read_text()) if PLANS.exists() else {}
-    key = " ".join(setting)
-    if key not in known:
-        model, method, policy = setting
-        step = StepConfig(batch_size=32, policy=policy)
-        planned = plan(model, METHODS[method](), step=step, num_classes=100)
-        known[key] = planned.peak_bytes
-        write_text(PLANS, json.dumps(known, indent=1) + "\n")
-        print(f"{key}: {known[key] / 2**20:.0f} MiB", flush=True)
-    return known[key]
+    model, method, policy = setting
+    step = StepConfig(batch_size=32, policy=policy)
+    return plan(model, METHODS[method](), step=step, num_classes=100).peak_bytes
 
 
-def insert(mark: str, rows: list[list[str]]) -> None:
-    """Write a table between its two marks on the page.
+def table(rows: list[list[str]]) -> str:
+    """Write rows in Markdown.
 
     Args:
-        mark: Their name.
         rows: The head, then the rows.
+
+    Returns:
+        The table.
     """
     head, *rest = rows
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rest)]
-    before, start, tail = PAGE.read_text().partition(f"<!-- {mark} -->\n")
-    _, end, after = tail.partition(f"<!-- end of {mark} -->")
-    assert start and end, f"{PAGE} has no marks for {mark}"
-    PAGE.write_text(before + start + "\n".join(lines) + "\n" + end + after)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rest))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main() -> None:
         for data, found in groupby(read_results(suite), lambda r: r.data):
             if finished := [r for r in found if r.runs]:
                 parts += _part(suite.name, data, sorted(finished, key=_accuracy, reverse=True))
-        _insert(suite.name, "\n\n".join(parts))
+        insert(PAGE, suite.name, "\n\n".join(parts))
 
 
 def _accuracy(result: Result) -> float:
@@ -105,14 +105,20 @@ def _plot(points: list[tuple[str, float, float]], axis: str, metric: str, path: 
     pyplot.close(figure)
 
 
-def _insert(suite: str, text: str) -> None:
-    """Replace what stands between a suite's two marks on the page."""
-    start, end = f"<!-- {suite} -->\n", f"<!-- end of {suite} -->"
-    before, _, rest = PAGE.read_text().partition(start)
-    _, mark, after = rest.partition(end)
-    if not mark:
-        raise SystemExit(f"{PAGE} has no marks for {suite}")
-    PAGE.write_text(before + start + text + "\n" + end + after)
+def insert(page: Path, mark: str, text: str) -> None:
+    """Replace what stands between two marks on a page.
+
+    Args:
+        page: The page.
+        mark: Their name.
+        text: What to put there.
+    """
+    start, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
+    before, _, rest = page.read_text().partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} has no marks for {mark}")
+    page.write_text(before + start + text + "\n" + end + after)
 
 
 if __name__ == "__main__":

@@ -89,15 +89,8 @@ def plan(args: Sequence[str]) -> None:
 
 
 def _foreseen(options: PlanOptions, method: Method) -> Plan:
-    if options.task in DENSE:
-        return plan_dense(
-            options.model,
-            method,
-            step=options,
-            num_classes=options.num_classes,
-            image_size=options.image_size,
-        )
-    return foresee(
+    plan_of = plan_dense if options.task in DENSE else foresee
+    return plan_of(
         options.model,
         method,
         step=options,

@@ -33,11 +33,11 @@ from .state import state_of
 RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
 """Modules that keep every gate of every step."""
 
-_recomputed: list[type[nn.Module]] = [
+_recomputed: set[type[nn.Module]] = {
     nn.MultiheadAttention,
     *classes("timm.models.gemma4_vit", "Gemma4Attention"),
     *RECURRENT,
-]
+}
 
 _X = object()
 
@@ -54,11 +54,11 @@ def declare_attention(kinds: Iterable[type[nn.Module]]) -> None:
     Args:
         kinds: Their classes; subclasses count as well.
     """
-    _recomputed.extend(kinds)
+    _recomputed.update(kinds)
 
 
 def _is_recomputed(module: nn.Module) -> bool:
-    return isinstance(module, tuple(_recomputed))
+    return not _recomputed.isdisjoint(type(module).__mro__)
 
 
 def holds_attention(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from ..core.method import Method
 from ..errors import InputError
 from ..families import meta_copy
 from ..memory.compress import compress
-from ..memory.policies import POLICIES
+from ..memory.policies import policy_of
 from ..tuning.adapter_config import Head
 from ..tuning.applying import apply
 from ..tuning.backbone import create
@@ -167,7 +167,7 @@ def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
     if step.frozen_dtype != "fp32":
         set_frozen_dtype(tuned, step.frozen_dtype)
     tuned.checkpointing = step.recomputed_blocks or step.checkpointing
-    policy = POLICIES[step.policy]()
+    policy = policy_of(step.policy)
     if step.chunk is not None:
         policy = replace(policy, chunk=step.chunk or None)
     compress(tuned, policy)

@@ -20,9 +20,9 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from ..errors import InputError, UnknownName
+from ..errors import InputError
 from ..memory.frozen_dtype import FrozenDtype
-from ..memory.policies import POLICIES
+from ..memory.policies import policy_of
 from ..targets import Balance, Targets, blank, refuse_unknown
 from ..values import Count, Share, Within, read_fields
 from .loss import CROSS_ENTROPY, Loss
@@ -92,12 +92,11 @@ class StepConfig:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in read_fields(type(self), given).items():
             object.__setattr__(self, name, value)
-        if self.policy not in POLICIES:
-            raise UnknownName("policy", self.policy, POLICIES)
+        policy = policy_of(self.policy)
         refuse_unknown(self.task, self.loss, self.balance)
         if self.mixes and self.task != "classify":
             raise InputError(f"mixup and cutmix mix classes, and task {self.task} has none")
-        if POLICIES[self.policy]().checkpointing:
+        if policy.checkpointing:
             object.__setattr__(self, "checkpointing", True)
         if self.recomputed_blocks is not None and not self.checkpointing:
             raise InputError("recomputed_blocks is for checkpointing: give --checkpointing as well")

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data import Sample
 from ..data.dataset import relative
 from ..errors import InputError
-from ..paths import whole
+from ..tuning.adapter_files import read_metadata, read_tensors, write_tensors
 
 PREDICTIONS = "predictions.safetensors"
 IMAGES = "images"
@@ -70,8 +68,7 @@ def write_predictions(predictions: Predictions, folder: Path) -> None:
         folder: The run folder.
     """
     tensors = {"true": predictions.true, "predicted": predictions.predicted}
-    with whole(folder / PREDICTIONS) as partial:
-        save_file(tensors, partial, {IMAGES: predictions.images})
+    write_tensors(folder / PREDICTIONS, tensors, {IMAGES: predictions.images})
 
 
 def read_predictions(folder: Path) -> Predictions | None:
@@ -90,11 +87,10 @@ def read_predictions(folder: Path) -> Predictions | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            true, predicted = file.get_tensor("true"), file.get_tensor("predicted")
-            images = (file.metadata() or {})[IMAGES]
-    except (SafetensorError, KeyError) as e:
-        raise InputError(f"{path} is damaged: {e}") from e
+        kept, images = read_tensors(path), read_metadata(path)[IMAGES]
+        true, predicted = kept["true"], kept["predicted"]
+    except KeyError as e:
+        raise InputError(f"{path} is damaged: it holds no {e}") from e
     if not (true.dtype == predicted.dtype == torch.int32 and true.shape == predicted.shape):
         raise InputError(f"{path} is damaged: expected two int32 vectors of one length")
     return Predictions(images, true, predicted)
