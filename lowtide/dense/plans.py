@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def plan_dense(
     return plan_task(task, body, method, step)
 
 
-def stand_in(detector: Any) -> RegionsStandIn | HeadsStandIn:
+def stand_in(detector: Any) -> StandIn:
     """Make what computes as a detector does where that does not depend on the images.
 
     Args:
@@ -101,15 +102,15 @@ def stand_in(detector: Any) -> RegionsStandIn | HeadsStandIn:
     return (RegionsStandIn if isinstance(detector, GeneralizedRCNN) else HeadsStandIn)(detector)
 
 
-class RegionsStandIn(nn.Module):
-    """A two-stage detector on regions that are given: as many as torchvision samples at most.
+class StandIn(nn.Module, abc.ABC):
+    """A detector on arbitrary targets.
 
     Attributes:
         detector: torchvision's.
-        regions: Regions of an image whose boxes are learnt.
-        masked: Of these, those whose masks are.
         note: What is assumed.
     """
+
+    note: str
 
     def __init__(self, detector: Any) -> None:
         """Take a detector.
@@ -119,11 +120,6 @@ class RegionsStandIn(nn.Module):
         """
         super().__init__()
         self.detector = detector
-        sampler = detector.roi_heads.fg_bg_sampler
-        self.regions = sampler.batch_size_per_image
-        self.masked = int(self.regions * sampler.positive_fraction)
-        masks = f", {self.masked} with a mask" if detector.roi_heads.has_mask() else ""
-        self.note = SAMPLED.format(regions=self.regions, masked=masks)
 
     def forward(self, images: list[Tensor], objects: Any = None) -> dict[str, Tensor]:
         """Compute losses of arbitrary targets.
@@ -137,7 +133,52 @@ class RegionsStandIn(nn.Module):
         """
         d: Any = self.detector
         batched, _ = d.transform(images)
-        maps = list(d.backbone(batched.tensors).values())
+        return self.losses(d, list(d.backbone(batched.tensors).values()))
+
+    @abc.abstractmethod
+    def losses(self, d: Any, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Compute losses from feature maps.
+
+        Args:
+            d: torchvision's detector.
+            maps: Its feature maps.
+
+        Returns:
+            Losses by name.
+        """
+
+
+class RegionsStandIn(StandIn):
+    """A two-stage detector on regions that are given: as many as torchvision samples at most.
+
+    Attributes:
+        regions: Regions of an image whose boxes are learnt.
+        masked: Of these, those whose masks are.
+    """
+
+    def __init__(self, detector: Any) -> None:
+        """Take a detector.
+
+        Args:
+            detector: torchvision's.
+        """
+        super().__init__(detector)
+        sampler = detector.roi_heads.fg_bg_sampler
+        self.regions = sampler.batch_size_per_image
+        self.masked = int(self.regions * sampler.positive_fraction)
+        masks = f", {self.masked} with a mask" if detector.roi_heads.has_mask() else ""
+        self.note = SAMPLED.format(regions=self.regions, masked=masks)
+
+    def losses(self, d: Any, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Compute losses of regions, boxes and masks.
+
+        Args:
+            d: torchvision's detector.
+            maps: Its feature maps.
+
+        Returns:
+            Losses by name.
+        """
         found = [torch.cat([x.flatten() for x in part]) for part in d.rpn.head(maps)]
         losses = {"rpn": found[0].sigmoid().mean() + found[1].abs().mean()}
         pooled = self._pooled(d.roi_heads.box_roi_pool, maps, self.regions)
@@ -159,36 +200,22 @@ class RegionsStandIn(nn.Module):
         return roi_align(finest, regions, pool.output_size, 0.25, pool.sampling_ratio)
 
 
-class HeadsStandIn(nn.Module):
-    """A one-stage detector without its anchors.
+class HeadsStandIn(StandIn):
+    """A one-stage detector without its anchors."""
 
-    Attributes:
-        detector: torchvision's.
-        note: What is assumed.
-    """
+    note = DENSE_HEADS
 
-    def __init__(self, detector: Any) -> None:
-        """Take a detector.
+    def losses(self, d: Any, maps: list[Tensor]) -> dict[str, Tensor]:
+        """Compute a loss of each of the head's outputs.
 
         Args:
-            detector: torchvision's.
-        """
-        super().__init__()
-        self.detector, self.note = detector, DENSE_HEADS
-
-    def forward(self, images: list[Tensor], objects: Any = None) -> dict[str, Tensor]:
-        """Compute losses of arbitrary targets.
-
-        Args:
-            images: `(C, H, W)` each.
-            objects: Not asked.
+            d: torchvision's detector.
+            maps: Its feature maps.
 
         Returns:
             Losses by name.
         """
-        d: Any = self.detector
-        batched, _ = d.transform(images)
-        found = d.head(list(d.backbone(batched.tensors).values()))
+        found = d.head(maps)
         return {
             name: F.binary_cross_entropy_with_logits(value, torch.zeros_like(value))
             for name, value in found.items()

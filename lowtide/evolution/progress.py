@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-
+from ..training.progress import Bar
 from .evolve import Candidate, best_first
 
 
-class Progress:
+class Progress(Bar):
     """One bar over all candidates, and one line per generation."""
 
     def __init__(self, candidates: int) -> None:
@@ -22,31 +17,9 @@ class Progress:
         Args:
             candidates: Of all generations together, at most.
         """
-        self._console = Console(file=sys.stderr)
-        self._bars = Bars(
-            TextColumn("candidates"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("last {task.fields[last]:.3f}, best {task.fields[best]:.3f}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
+        super().__init__("candidates", "last {task.fields[last]:.3f}, best {task.fields[best]:.3f}")
         self._best = float("-inf")
         self._task = self._bars.add_task("", total=candidates, last=0.0, best=0.0)
-
-    def __enter__(self) -> Progress:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
 
     def step(self, score: float) -> None:
         """Count one candidate.
@@ -66,9 +39,7 @@ class Progress:
         best = best_first([c for generation in done for c in generation])[0]
         last = [c.score for c in done[-1]]
         own = f"best {max(last):.3f}, mean {sum(last) / len(last):.3f}" if last else "no new one"
-        self._console.print(
+        self.line(
             f"generation {len(done)}  {len(last)} candidates, {own};"
-            f" best so far {best.score:.3f} with {best.cost.trained:,} trained",
-            highlight=False,
-            soft_wrap=True,
+            f" best so far {best.score:.3f} with {best.cost.trained:,} trained"
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..data import Preprocessing, Sample, loader, share
+from ..data import Preprocessing, Sample
 from ..dense.plans import plan_task
 from ..dense.pyramid import backbone_path
 from ..dense.scores import Scores
@@ -28,7 +27,7 @@ from .decided import refuse_blind
 from .dense_data import Collate, Described, Together, Transformed, read_dense
 from .examples import find_examples, image_score, write_examples
 from .finish import Scored, record_of, scores_on
-from .prepare import MOST_WORKERS, Run
+from .prepare import Load, Run
 from .scoring import score_of
 from .start import accelerate, pretrained
 
@@ -49,14 +48,6 @@ class DenseRun(Run):
     dataset: Described
 
     @property
-    def workers(self) -> int:
-        """Processes that load images; see `RunConfig.workers`."""
-        if self.config.workers is not None:
-            return self.config.workers
-        on_cpu = self.accelerator.device.type == "cpu"
-        return 0 if on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
-
-    @property
     def notes(self) -> list[str]:
         """What to know of the run before it starts, a sentence each."""
         own = "a detector's losses are means over the boxes of each process's images"
@@ -67,48 +58,15 @@ class DenseRun(Run):
         """Whether the start may be kept; decoder and heads are at random then."""
         return False
 
-    def batches(
-        self,
-        samples: tuple[Sample, ...],
-        epoch: int = 0,
-        training: bool = False,
-        shared: bool = True,
-    ) -> Iterator[tuple[Any, Tensor, int, int]]:
-        """Load one pass over some samples; see `Run.batches`.
+    def _stays_decoded(self) -> bool:
+        return False
 
-        Args:
-            samples: Which.
-            epoch: Decides order and augmentation.
-            training: Whether to shuffle and augment.
-            shared: Whether the processes share the pass, or each has all of it.
-
-        Yields:
-            What the model takes, and what the loss takes beside its answer; how many images are
-            this process's own; and the images of all processes.
-        """
-        config, task = self.config, self.targets
-        rank, processes = (self.accelerator.process_index, self.processes) if shared else (0, 1)
+    def _loaded(self, load: Load, samples: tuple[Sample, ...], training: bool) -> Iterable[Any]:
+        task = self.targets
         source = Transformed(
             self.dataset, Together(task.transform(training)), training and task.random
         )
-        loaded = loader(
-            samples,
-            source,
-            config.batch_size,
-            shuffle=training,
-            seed=config.seed,
-            epoch=epoch,
-            workers=self.workers,
-            drop_last=training and self._drops(len(samples)),
-            cache=source,
-            rank=rank,
-            processes=processes,
-            collate=Collate(task),
-        )
-        together = config.batch_size * processes
-        for step, (images, targets) in enumerate(loaded):
-            count = min(together, len(samples) - step * together)
-            yield images, targets, share(count, rank, processes), count
+        return load(samples, source, workers=self.workers, cache=source, collate=Collate(task))
 
 
 def prepare_dense(config: RunConfig, folder: Path) -> DenseRun:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +35,7 @@ from .feature_store import Features, FeatureTransform
 from .start import accelerate
 from .summary import Epoch
 
+Load = Callable[..., Iterable[Any]]
 MOST_WORKERS = 8
 """Most loading processes that are not asked for."""
 
@@ -106,11 +108,15 @@ class Run:
         """Processes that load images; see `RunConfig.workers`."""
         if self.config.workers is not None:
             return self.config.workers
+        if self.accelerator.device.type == "cpu" or self._stays_decoded():
+            return 0
+        return min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+
+    def _stays_decoded(self) -> bool:
+        """Whether the cache holds all images once they are decoded."""
         made, images = self.preprocessing, len(self.dataset.train) + len(self.dataset.val)
-        kept = made.channels * math.prod(made.size) * images <= self.cache.limit_bytes
-        kept &= made.transform(train=True, augment=self.config.augment).cacheable
-        on_cpu = self.accelerator.device.type == "cpu"
-        return 0 if kept or on_cpu else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+        fit = made.channels * math.prod(made.size) * images <= self.cache.limit_bytes
+        return fit and made.transform(train=True, augment=self.config.augment).cacheable
 
     def batches(
         self,
@@ -118,7 +124,7 @@ class Run:
         epoch: int = 0,
         training: bool = False,
         shared: bool = True,
-    ) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    ) -> Iterator[tuple[Any, Tensor, int, int]]:
         """Load one pass over some samples.
 
         Args:
@@ -128,30 +134,31 @@ class Run:
             shared: Whether the processes share the pass, or each has all of it.
 
         Yields:
-            Images and labels; how many of these are this process's own (where it has none, there is
-            one of another's, so that all run equally often); and the images of all processes.
+            What the model takes, and the targets; how many images are this process's own (where it
+            has none, there is one of another's, so that all run equally often); and all images.
         """
         config = self.config
         rank, processes = (self.accelerator.process_index, self.processes) if shared else (0, 1)
+        drops = training and self._drops(len(samples))
         load = partial(loader, batch_size=config.batch_size, seed=config.seed, epoch=epoch)
-        load = partial(load, rank=rank, processes=processes)
+        load = partial(load, shuffle=training, drop_last=drops, rank=rank, processes=processes)
+        together = config.batch_size * processes
+        for step, (images, targets) in enumerate(self._loaded(load, samples, training)):
+            count = min(together, len(samples) - step * together)
+            yield images, targets, share(count, rank, processes), count
+
+    def _loaded(self, load: Load, samples: tuple[Sample, ...], training: bool) -> Iterable[Any]:
+        """Say how one pass is loaded: by `load`, which knows batches, order and processes."""
+        config = self.config
         if training:
-            drops, weights = self._drops(len(samples)), self._weights(samples)
-            load = partial(load, drop_last=drops, weights=weights, repeats=config.repeats)
+            load = partial(load, weights=self._weights(samples), repeats=config.repeats)
         transform = self.preprocessing.transform(
             train=training, augment=config.augment, distortion=config.distortion
         )
         if self.features:
             self.features.fill(samples, transform, config.batch_size, self.workers)
-            loaded = load(samples, FeatureTransform(), shuffle=training, cache=self.features)
-        else:
-            loaded = load(
-                samples, transform, shuffle=training, workers=self.workers, cache=self.cache
-            )
-        together = config.batch_size * processes
-        for step, (images, labels) in enumerate(loaded):
-            count = min(together, len(samples) - step * together)
-            yield images, labels, share(count, rank, processes), count
+            return load(samples, FeatureTransform(), cache=self.features)
+        return load(samples, transform, workers=self.workers, cache=self.cache)
 
     def _weights(self, samples: tuple[Sample, ...]) -> tuple[float, ...] | None:
         """Weigh images for a draw in which every class comes as often; None without one."""
