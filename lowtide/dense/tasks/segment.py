@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ...errors import InputError
+from ...memory.policies import policy_of
 from ..decoders import segmenter
 from ..frames import Frame
 from ..losses import IGNORE, segmentation_loss
@@ -111,13 +112,20 @@ class Segment(DenseTask):
         """Take `segmentation_loss`.
 
         Args:
-            outputs: Logits `(B, K, H, W)`.
+            outputs: Logits `(B, K, h, w)`.
             targets: Masks `(B, H, W)`.
 
         Returns:
             The loss.
         """
-        return segmentation_loss(outputs, targets, smoothing=self.smoothing, dice=self.config.dice)
+        given = self.config
+        return segmentation_loss(
+            outputs,
+            targets,
+            smoothing=self.smoothing,
+            dice=given.dice,
+            most=policy_of(given.policy, given.chunk).chunk,
+        )
 
     @torch.no_grad()
     def predict(self, model: Any, images: Sequence[Tensor]) -> list[Tensor]:
