@@ -126,6 +126,9 @@ def _of_upernet(decoder: Any, maps: list[Tensor], images: Tensor) -> Tensor:
 
     A convolution of maps side by side is the sum of each one's with its part of the weight, so that
     neither all maps at the finest size nor their gradients exist at once.
+
+    Returns:
+        What the decoder gives.
     """
     maps = [norm(m) for norm, m in zip(decoder.feature_norms, maps[-4:], strict=True)]
     convolution, *behind = decoder.fusion_block

@@ -1,4 +1,4 @@
-"""The loss of a segmentation: cross-entropy, and Dice beside it, of all pixels or piece by piece."""
+"""The loss of a segmentation: cross-entropy, and Dice beside it, whole or piece by piece."""
 
 from __future__ import annotations
 

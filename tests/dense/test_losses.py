@@ -25,7 +25,7 @@ def example(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(scores: Tensor, masks: Tensor, smoothing: float, dice: float) -> Tensor:
-    """Image by image: cross-entropy's own mean, and the Dice loss of segmentation_models_pytorch."""
+    """Image by image: cross-entropy's mean, and segmentation_models_pytorch's Dice loss."""
     total = torch.zeros((), dtype=torch.float64)
     for z, y in zip(scores, masks, strict=True):
         if z.shape[1:] != y.shape:
@@ -54,7 +54,7 @@ def test_the_loss_is_its_equation_in_pieces_and_whole(
 
 
 def test_scores_of_two_bytes_are_enlarged_in_four() -> None:
-    """Cut or not, autocast's scores give a float32 loss, and their gradient comes in their dtype."""
+    """Autocast's scores give a float32 loss, and their gradient comes in their own dtype."""
     scores, masks = example((4, 5))
     small = scores.detach().bfloat16().requires_grad_()
     loss = segmentation_loss(small, masks, most=44)
