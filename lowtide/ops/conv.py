@@ -57,7 +57,7 @@ class Window(NamedTuple):
         far = [n for behind in reversed(self.behind) for n in (0, behind)]
         return F.pad(x, far) if any(far) else x
 
-    def gradients(self, needs: Needs, dy: Tensor, x: Tensor, weight: Tensor) -> Tensors:
+    def gradients(self, needs: Needs, dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Any, Any]:
         """Compute dx and dW where they are needed."""
         transposed, apart = self.output_padding is not None, self.output_padding or [0]
         given = (self.stride, self.padding, self.dilation, transposed, apart, self.groups)

@@ -20,6 +20,9 @@ from ..scores import PixelScore
 from ..windows import slide
 from .kind import DenseTask, Kind, Scorer, Target
 
+CHUNKS = 4
+"""How much larger a piece of the loss is than what a policy runs at once, which is wider inside."""
+
 
 @dataclass(frozen=True)
 class Segment(DenseTask):
@@ -119,12 +122,13 @@ class Segment(DenseTask):
             The loss.
         """
         given = self.config
+        chunk = policy_of(given.policy, given.chunk).chunk
         return segmentation_loss(
             outputs,
             targets,
             smoothing=self.smoothing,
             dice=given.dice,
-            most=policy_of(given.policy, given.chunk).chunk,
+            most=None if chunk is None else CHUNKS * chunk,
         )
 
     @torch.no_grad()
