@@ -115,6 +115,7 @@ class FrozenConv2d(Frozen, nn.Conv2d):  # type: ignore[override]
         Returns:
             `(B, D, H', W')`.
         """
+        assert not isinstance(self.padding, str)  # such a one is left as it is
         stride, padding, dilation = map(along, (self.stride, self.padding, self.dilation))
         window = Window(nn.functional.conv2d, stride, padding, dilation, self.groups)
         return frozen_conv(x, self.packed, self.bias, self.slabs, window)

@@ -73,7 +73,8 @@ class Answers(TorchFunctionMode):
         if func in OPENED and not torch.compiler.is_compiling():
             with self:
                 return OPENED[func](*args, **kwargs)
-        answer, result = CALLS.get(func), NotImplemented
+        answer = CALLS.get(func)
+        result: object = NotImplemented
         if answer is not None:
             result = answer(self.codecs(), Call(func, args, kwargs))
         if result is NotImplemented:

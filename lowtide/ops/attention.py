@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ..codecs.exact import Exact
 from .attention_chunks import Chunk, add, aligned, attend, attention_backward, axes, product_dtype
 from .attention_decomposed import Decomposed, answer
 from .case import Case, Shape
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 FUSED = {"cuda"}
 """Devices where torch's own backward runs, whose fused kernels hold no part of the matrix."""
@@ -188,7 +187,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
     if isinstance(mask, Decomposed):
@@ -234,7 +233,7 @@ def _is_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 
 
 TIGHT = {"attention": Affine(4, 64, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.scaled_dot_product_attention: _answer}
+CALLS: Calls = {F.scaled_dot_product_attention: _answer}
 
 
 def _case(

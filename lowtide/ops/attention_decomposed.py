@@ -18,7 +18,7 @@ from . import attention_chunks
 from .attention_chunks import ALIGNED, Chunk, attend, attention_backward, chunks
 from .case import Case
 from .multihead import opened
-from .saved import Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 DEVICES = {"cpu"}
 """Where products of some rows are those of all rows to the last bit, so that the forward is cut."""
@@ -169,7 +169,7 @@ def _from_tables(
     return Decomposed(q, *map(sam.get_rel_pos, of_q, of_k, (rows, columns)))
 
 
-def answer(codecs: Codecs, q: Tensor, k: Tensor, v: Tensor, bias: Decomposed) -> Any:
+def answer(codecs: Codecs, q: Tensor, k: Tensor, v: Tensor, bias: Decomposed) -> Result:
     """Answer an attention with such a bias.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..codecs.base import Codec, Residue
 from ..codecs.sign import Sign
 from .case import Case
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 Function = Callable[..., Tensor]
 Axes = tuple[int, ...]
@@ -59,7 +59,7 @@ def _places(ndim: int, axes: Axes) -> tuple[Any, ...]:
 
 
 def _answer(function: Function) -> Answer:
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         x, axes = call.argument(0, "input"), call.argument(1, "dim", ())
         if "extreme" not in codecs or not x.requires_grad or call.argument(3, "out") is not None:
             return NotImplemented
@@ -84,7 +84,7 @@ def _case(function: Function, axes: Axes, keepdim: bool) -> Case:
 
 
 TIGHT: dict[str, Codec] = {"extreme": Sign()}
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((torch.amax, Tensor.amax), _answer(torch.amax)),
     **dict.fromkeys((torch.amin, Tensor.amin), _answer(torch.amin)),
 }

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
 from . import activation_derivatives as slopes
-from .saved import Answer, Call, Codecs, saved
+from .saved import Answer, Call, Calls, Codecs, Result, saved
 from .unary import UNARY, overwritten
 
 Function = Callable[..., Any]
@@ -145,7 +145,7 @@ def written(answer: Answer | None = None) -> Answer:
         What answers it.
     """
 
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         result = NotImplemented
         # Before the call, for it may be in place.
         roots = () if torch.compiler.is_compiling() else tuple(_applied(call))
@@ -203,7 +203,7 @@ def _applied(call: Call) -> Iterator[Root]:
             yield ref, at, Formula(PLAIN.get(call.function, call.function), args, kwargs, calls)
 
 
-def _whole(codecs: Codecs, call: Call, roots: tuple[Root, ...]) -> Any:
+def _whole(codecs: Codecs, call: Call, roots: tuple[Root, ...]) -> Result:
     """Answer a call that completes a known function of one tensor."""
     tensors = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Tensor)]
     for ref, _, formula in roots:
@@ -256,4 +256,4 @@ FOLLOWED = (
     *(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub, Tensor.sub),
     *(Tensor.__sub__, torch.neg, Tensor.neg, Tensor.__neg__),
 )
-CALLS: dict[Callable[..., Any], Answer] = dict.fromkeys(_SUMS, written())
+CALLS: Calls = dict.fromkeys(_SUMS, written())

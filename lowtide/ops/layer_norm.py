@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ..codecs.base import Codec, Residue
 from ..kernels.layer_norm import layer_norm_backward
 from ..kernels.slices import standardise, wide
 from .case import Case
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 FUSED = {"cuda"}
 """Devices with a kernel that computes the gradients from codes; others unpack them first."""
@@ -64,7 +63,7 @@ def _over_rows(x: Tensor) -> Tensor:
     return x.sum(tuple(range(x.ndim - 1))) if x.ndim > 1 else x
 
 
-def _all(needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None) -> Any:
+def _all(needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None) -> Tensors:
     rows = (*dy.shape[:-1], 1)
     # Of the normalised input the mean is 0 and the deviation 1; the true one is multiplied in last.
     # Of the bias only the shape is looked at.
@@ -103,7 +102,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape")
     weight, bias = call.argument(2, "weight"), call.argument(3, "bias")
     wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
@@ -115,7 +114,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 NORMS = ("layer_norm",)
 TIGHT = {"layer_norm": Affine(4, 128, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.layer_norm: _answer, torch.layer_norm: _answer}
+CALLS: Calls = {F.layer_norm: _answer, torch.layer_norm: _answer}
 CASES = {
     "layer_norm": Case(
         LAYER_NORM,

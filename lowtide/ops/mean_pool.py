@@ -14,7 +14,7 @@ from ..codecs.base import Codec
 from ..codecs.exact import Exact
 from .case import Case, Shape
 from .conv import along
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 Function = Callable[..., Tensor]
 
@@ -90,7 +90,7 @@ def _given(function: Function, given: tuple[Any, ...], x: Tensor) -> Tensor:
     return function(x, *given)
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x = call.argument(0, "input")
     if "mean_pool" not in codecs or not x.requires_grad:
         return NotImplemented
@@ -98,7 +98,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT: dict[str, Codec] = {"mean_pool": Exact()}
-CALLS: dict[Callable[..., Any], Answer] = dict.fromkeys((*_ADAPTIVE, *_AVERAGE), _answer)
+CALLS: Calls = dict.fromkeys((*_ADAPTIVE, *_AVERAGE), _answer)
 
 
 def _case(shape: Shape, function: Function, *given: Any, **named: Any) -> Case:

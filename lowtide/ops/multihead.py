@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 
 
-def opened(function: Any, **names: Any) -> Callable[..., Any]:
+def opened(function: FunctionType, **names: object) -> Callable[..., object]:
     """Give a function in which some names mean something else.
 
     Args:

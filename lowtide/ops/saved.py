@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import NotImplementedType
 from typing import Any, NamedTuple
 
 import torch
@@ -59,8 +60,14 @@ class Call(NamedTuple):
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
 
-Answer = Callable[[Codecs, Call], Any]
-"""Gives the result of a call, by the codec of each op, or `NotImplemented` to leave it to torch."""
+Result = Tensor | NotImplementedType
+"""The result of a call, or `NotImplemented` to leave it to torch."""
+
+Answer = Callable[[Codecs, Call], Result]
+"""Gives the result of a call, by the codec of each op."""
+
+Calls = dict[Callable[..., object], Answer]
+"""Which torch functions a file of this folder answers."""
 
 
 class Forward(NamedTuple):
@@ -102,7 +109,7 @@ class Op:
     backward: Callable[..., Tensors]
     scales: bool = False
     coarse: bool = False
-    packed: Callable[..., Any] | None = None
+    packed: Callable[..., Tensors | NotImplementedType] | None = None
 
 
 def saved(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from ..codecs.sine import Sine
 from . import activation_derivatives as slopes
 from .case import Case
 from .lineage import follow, pass_on
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 from .spare import moved
 
 Slope = Callable[[Tensor], Tensor]
@@ -61,7 +60,7 @@ SLOPES: dict[str, Slope] = {
 
 def activate(
     name: str, codecs: Codecs, function: Slope, x: Tensor, slope: Slope | None = None
-) -> Any:
+) -> Result:
     """Answer a call of an activation function.
 
     Args:
@@ -95,7 +94,7 @@ def answer(
         What answers it.
     """
 
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         x = call.argument(0, "input")
         y = activate(name, codecs, function, x, slope)
         if not torch.compiler.is_compiling() and y is not NotImplemented and function in FOLLOWED:
@@ -105,7 +104,7 @@ def answer(
     return answered
 
 
-def overwritten(x: Tensor, y: Any, in_place: bool) -> Any:
+def overwritten(x: Tensor, y: Result, in_place: bool) -> Result:
     """Write a result where its input was, if that was asked for.
 
     Args:
@@ -138,7 +137,7 @@ def case(function: Slope, slope: Slope) -> Case:
     return Case(UNARY, (shape,), function, lambda n: [shape], options, made=True, linear=True)
 
 
-def _gelu(codecs: Codecs, call: Call) -> Any:
+def _gelu(codecs: Codecs, call: Call) -> Result:
     form = call.kwargs.get("approximate", "none")
     name = "gelu_tanh" if form == "tanh" else "gelu"
     return activate(name, codecs, lambda x: F.gelu(x, approximate=form), call.argument(0, "input"))
@@ -156,7 +155,7 @@ S2A: dict[str, Callable[[Rounding], Codec]] = {
     "silu": lambda rounding: Sine(rate=1.0, rounding=rounding),
     "relu": lambda rounding: Sign(),
 }
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     F.gelu: _gelu,
     F.silu: answer("silu", F.silu),
     F.hardswish: answer("hardswish", F.hardswish),
