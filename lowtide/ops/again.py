@@ -14,7 +14,7 @@ from torch import Tensor
 from ..codecs.base import Reader
 from .spare import unpack
 
-Function = Callable[..., Any]
+Function = Callable[..., object]
 
 
 class Weights:
@@ -56,15 +56,15 @@ class Again:
     """
 
     function: Function | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
     weights: Weights | None = None
     autocast: tuple[str, torch.dtype] | None = None
     costly: bool = False
     uses: int = 0
 
     def value(
-        self, kept: Callable[[], Tensor], memo: dict[Again, Any], waiting: Container[Again]
+        self, kept: Callable[[], Tensor], memo: dict[Again, object], waiting: Container[Again]
     ) -> Any:
         """Compute the result.
 
@@ -85,7 +85,7 @@ class Again:
         if self in memo:
             return memo[self]
         if self.function is None:
-            result = kept()
+            result: object = kept()
         else:
             args, kwargs = each(
                 lambda a: a.value(kept, memo, waiting) if isinstance(a, Again) else a,
@@ -109,7 +109,7 @@ class Shared:
     """
 
     waiting: Counter[Again] = field(default_factory=Counter)
-    memo: dict[Again, Any] = field(default_factory=dict)
+    memo: dict[Again, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Derived:
         """
         return self.read(packed, {}).to(dtype)
 
-    def read(self, packed: tuple[Tensor, ...], memo: dict[Again, Any]) -> Tensor:
+    def read(self, packed: tuple[Tensor, ...], memo: dict[Again, object]) -> Tensor:
         """Do the same, for several tensors at once.
 
         Args:
@@ -203,8 +203,8 @@ def multiplies_bfloat16(device: str) -> bool:
 
 
 def each(
-    change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    change: Callable[[object], object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Change every argument of a call; torch's functions take tensors alone or in one sequence.
 
     Args:
@@ -216,7 +216,7 @@ def each(
         The changed ones, by place and by name.
     """
 
-    def inside(a: Any) -> Any:
+    def inside(a: object) -> object:
         return tuple(map(change, a)) if isinstance(a, (tuple, list)) else change(a)
 
     return tuple(inside(a) for a in args), {name: inside(a) for name, a in kwargs.items()}

@@ -141,7 +141,7 @@ def _forward_taken_apart(
     causal: bool,
     mask_shape: Shape = (),
     in_place_of_y: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Forward:
     y = attend(needs, q, k, v, mask, scale=scale, causal=causal, **options)
     attention = weights(q, k, mask, scale, causal)
@@ -160,7 +160,7 @@ def _backward_taken_apart(
     *,
     scale: float,
     mask_shape: Shape = (),
-    **options: Any,
+    **options: object,
 ) -> Tensors:
     *qkv, attention = residues
     whole = aligned(attention, axes((*qkv, dy)))

@@ -119,7 +119,9 @@ def _slices(size: int, step: int) -> list[slice]:
     return [slice(at, min(size, at + step)) for at in range(0, size, step)]
 
 
-def attend(needs: Needs, *tensors: Tensor | None, causal: bool = False, **options: Any) -> Tensor:
+def attend(
+    needs: Needs, *tensors: Tensor | None, causal: bool = False, **options: object
+) -> Tensor:
     """Call torch's function, which chooses its kernel by what wants a gradient too.
 
     Args:
@@ -154,7 +156,7 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def _nothing(saved: Any) -> Any:
+def _nothing(saved: object) -> Any:
     """Keep nothing for a backward pass that never comes."""
 
 

@@ -143,8 +143,12 @@ class Decomposed:
 
     @classmethod
     def __torch_function__(
-        cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        cls,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         """Make the bias for a function that asks for it.
 
         Args:
@@ -193,8 +197,8 @@ _SAM = opened(sam.Attention.forward, get_decomposed_rel_pos_bias=_from_tables)
 
 
 def without_bias(
-    module: nn.Module, kind: type[nn.Module], args: Sequence[Any]
-) -> Callable[..., Any] | None:
+    module: nn.Module, kind: type[nn.Module], args: Sequence[Tensor]
+) -> Callable[..., Tensor] | None:
     """Give a module's own forward, but that no bias is made in it.
 
     Args:
@@ -211,7 +215,7 @@ def without_bias(
     noisy = module.training and known.attn_drop.p > 0
     if torch.compiler.is_compiling() or noisy or not (known.use_rel_pos and known.fused_attn):
         return None
-    return partial(_SAM, module)
+    return partial(_SAM, known)
 
 
 CASES = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,7 +59,7 @@ def _backward(
     *,
     training: bool,
     eps: float,
-    **_: Any,
+    **_: object,
 ) -> Tensors:
     mean, rstd, weight = extras
     if training and residues:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from .saved import Needs, Op
 Shape = tuple[int, ...]
 
 
-def _nothing(needs: Needs) -> Sequence[Any]:
+def _nothing(needs: Needs) -> tuple[()]:
     return ()
 
 
@@ -45,7 +44,7 @@ class Case:
     shapes: tuple[Shape | None, ...]
     plain: Callable[..., Tensor]
     kept: Callable[[Needs], Sequence[Shape]] = _nothing
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     beside: Callable[[Needs], int] = _no_bytes
     as_is: Callable[[Needs], Sequence[int]] = _nothing
     made: bool = False

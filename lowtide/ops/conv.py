@@ -179,7 +179,7 @@ CALLS: Calls = {
 }
 
 
-def _case(x: Shape, weight: Shape, channels: int, window: Window, **given: Any) -> Case:
+def _case(x: Shape, weight: Shape, channels: int, window: Window, **given: object) -> Case:
     return Case(
         CONV,
         (x, weight, (channels,)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ def _kept_axes(y: Tensor, axes: Axes, keepdim: bool) -> Tensor:
     return y if keepdim else y[_places(y.ndim + len(axes), axes)]
 
 
-def _places(ndim: int, axes: Axes) -> tuple[Any, ...]:
+def _places(ndim: int, axes: Axes) -> tuple[slice | None, ...]:
     reduced = {axis % ndim for axis in axes}
     return tuple(None if i in reduced else slice(None) for i in range(ndim))
 

@@ -7,7 +7,6 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from . import activation_derivatives as slopes
 from .saved import Answer, Call, Calls, Codecs, Result, saved
 from .unary import UNARY, overwritten
 
-Function = Callable[..., Any]
+Function = Callable[..., Tensor]
 
 ROOTS = 4
 """How many tensors back a function is followed."""
@@ -63,8 +62,8 @@ class Formula:
     """
 
     function: Function | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: tuple[tuple[str, Any], ...] = ()
+    args: tuple[object, ...] = ()
+    kwargs: tuple[tuple[str, object], ...] = ()
     calls: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -146,7 +145,7 @@ def written(answer: Answer | None = None) -> Answer:
     """
 
     def answered(codecs: Codecs, call: Call) -> Result:
-        result = NotImplemented
+        result: Result = NotImplemented
         # Before the call, for it may be in place.
         roots = () if torch.compiler.is_compiling() else tuple(_applied(call))
         if len([a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Tensor)]) > 1:
@@ -188,7 +187,7 @@ def _applied(call: Call) -> Iterator[Root]:
     for key in shared[:ROOTS]:
         formulas = {i: roots[key][2] for i, roots in each.items()}
 
-        def of(a: Any, formulas: dict[int, Formula] = formulas) -> Any:
+        def of(a: object, formulas: dict[int, Formula] = formulas) -> object:
             return formulas[id(a)] if isinstance(a, Tensor) else a
 
         args = tuple(map(of, call.args))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +131,7 @@ def _answered(
     function: Function,
     groups: int,
     eps: float,
-) -> Any:
+) -> Result:
     wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
     if "group_norm" not in codecs or not wanted or x.numel() == 0:
         return NotImplemented

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import NotImplementedType
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +51,8 @@ def _backward(
     dy = wide(dy)
     x_hat = wide(residues[0]) if residues else dy
     if rstd is not None and weight is not None:
-        dx, dw, db = _all(needs, dy, x_hat, weight.to(dy.dtype))
-        return dx.mul_(rstd), dw, db
+        whole = _all(needs, dy, x_hat, weight.to(dy.dtype))
+        return whole[0].mul_(rstd), *whole[1:]
     dx = None if rstd is None else _all((True, False, False), dy, x_hat, None)[0].mul_(rstd)
     dw = _over_rows(dy * x_hat) if needs[1] else None
     return dx, dw, _over_rows(dy) if needs[2] else None
@@ -63,7 +63,9 @@ def _over_rows(x: Tensor) -> Tensor:
     return x.sum(tuple(range(x.ndim - 1))) if x.ndim > 1 else x
 
 
-def _all(needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None) -> Tensors:
+def _all(
+    needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = (*dy.shape[:-1], 1)
     # Of the normalised input the mean is 0 and the deviation 1; the true one is multiplied in last.
     # Of the bias only the shape is looked at.
@@ -81,7 +83,7 @@ def _packed(
     dy: Tensor,
     *,
     eps: float,
-) -> Any:
+) -> Tensors | NotImplementedType:
     rstd, weight = extras
     if dy.device.type not in FUSED or rstd is None:
         return NotImplemented

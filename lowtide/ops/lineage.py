@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,7 +124,7 @@ class _Sources:
         self.began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
         self.weights: list[Tensor] = []
 
-    def bind(self, a: Any) -> Any:
+    def bind(self, a: object) -> object:
         """Give what a later call takes for an argument; refuse one that follows from nothing."""
         if not isinstance(a, Tensor):
             return a
@@ -147,7 +147,7 @@ def follow(
     function: Function,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    result: Any,
+    result: object,
     costly: bool = False,
 ) -> None:
     """Carry the note from arguments to results.
@@ -192,7 +192,7 @@ def pass_on(source: Tensor, target: Tensor) -> None:
         Lineage.note(target, found.call, found.reader, found.packed)
 
 
-def _casts(result: Any) -> tuple[str, torch.dtype] | None:
+def _casts(result: object) -> tuple[str, torch.dtype] | None:
     """Say what a call's arguments were cast for."""
     kind = result.device.type if isinstance(result, Tensor) else "meta"
     if kind == "meta" or not torch.is_autocast_enabled(kind):
@@ -200,7 +200,7 @@ def _casts(result: Any) -> tuple[str, torch.dtype] | None:
     return kind, torch.get_autocast_dtype(kind)
 
 
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+def _tensors(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Iterator[Tensor]:
     for a in (*args, *kwargs.values()):
         yield from (
             t for t in (a if isinstance(a, (tuple, list)) else (a,)) if isinstance(t, Tensor)
@@ -212,5 +212,5 @@ def _draws(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fal
     return training and p > 0
 
 
-def _one(several: Any, i: int) -> Any:
+def _one(several: Sequence[Tensor], i: int) -> Tensor:
     return several[i]

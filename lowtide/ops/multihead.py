@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch.nn.functional as F
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def opened(function: FunctionType, **names: object) -> Callable[..., object]:
+
+def opened(function: Callable[P, R], **names: object) -> Callable[P, R]:
     """Give a function in which some names mean something else.
 
     Args:
@@ -25,7 +28,7 @@ def opened(function: FunctionType, **names: object) -> Callable[..., object]:
     return opened
 
 
-OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
+OPENED: dict[Callable[..., object], Callable[..., object]] = {
     F.multi_head_attention_forward: opened(
         # It asks no mode for itself, so that a mode sees what it calls.
         F.multi_head_attention_forward,

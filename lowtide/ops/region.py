@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 NOTES = ("_lowtide_kept", "_lowtide_derived")
 """What a tensor carries of itself: how it is kept, and what it follows from."""
 
-Region = weakref.ref[Any] | None
+Region = weakref.ref[object] | None
 _here = threading.local()
 
 
@@ -58,7 +57,7 @@ def region() -> Region:
 
 
 @contextmanager
-def forgetting(inputs: Iterable[Any]) -> Iterator[None]:
+def forgetting(inputs: Iterable[object]) -> Iterator[None]:
     """Leave tensors with the notes they had, and none of those that are made inside.
 
     Args:

@@ -27,7 +27,7 @@ EXACT = Exact()
 FINE = 8
 """Bits of a code that is fine enough to make other tensors of."""
 
-Options = Mapping[str, Any]
+Options = Mapping[str, object]
 Needs = tuple[bool, ...]
 Tensors = tuple[Tensor | None, ...]
 Codecs = Mapping[str, Codec]
@@ -42,7 +42,7 @@ class Call(NamedTuple):
         kwargs: Its arguments by name.
     """
 
-    function: Callable[..., Any]
+    function: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
@@ -113,7 +113,7 @@ class Op:
 
 
 def saved(
-    op: Op, codecs: Codec | tuple[Codec, ...], *tensors: Tensor | None, **options: Any
+    op: Op, codecs: Codec | tuple[Codec, ...], *tensors: Tensor | None, **options: object
 ) -> Tensor:
     """Run an op and keep its residues by codecs until its backward runs.
 
@@ -239,7 +239,7 @@ class _Saved(torch.autograd.Function):
             gradients = ctx.op.packed(*given, **ctx.options)
             if gradients is not NotImplemented:
                 return None, None, None, None, *_cast(gradients, ctx.needs, ctx.dtypes)
-        shared: dict[Again, Any] = {}
+        shared: dict[Again, object] = {}
         for codec, count, shape, dtype in ctx.kept:
             packed, tensors = tensors[:count], tensors[count:]
             if ctx.op.coarse and isinstance(codec, Derived):

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ..codecs.base import Reader
 
 Packed = tuple[Tensor, ...]
 Make = Callable[[Tensor], Tensor]
+Place = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
 
 _here = threading.local()
 _PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
@@ -37,7 +37,7 @@ class Watched:
 
     packed: Packed
     root: weakref.ref[Tensor]
-    place: tuple[Any, ...]
+    place: Place
     version: int
     make: Make
     reads: tuple[tuple[Tensor, int], ...] = ()
@@ -107,7 +107,7 @@ def moved(old: Tensor, new: Tensor) -> None:
         one.root, one.place, one.version = _whereabouts(new)
 
 
-def spare(watched: list[Watched], since: int, given: Any) -> None:
+def spare(watched: list[Watched], since: int, given: object) -> None:
     """Drop, at the end of a module, the codes of what was made inside and lives on.
 
     The module's own names are gone by then: what is neither its argument nor its result is held by
@@ -142,7 +142,7 @@ def _drop(one: Watched, root: Tensor) -> None:
     one.packed[0].__dict__["_lowtide_instead"] = Instead(tensor, one.make, versions)
 
 
-def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], tuple[Any, ...], int]:
+def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], Place, int]:
     place = (tensor.shape, tensor.stride(), tensor.storage_offset())
     return weakref.ref(_root(tensor)), place, tensor._version
 
