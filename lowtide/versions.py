@@ -44,8 +44,8 @@ def on_meta() -> Iterator[None]:
 
 class _Counted(TorchFunctionMode):
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+    ) -> object:
         given = kwargs or {}
         if func is torch.linspace:
             given = {"device": "cpu", **given}

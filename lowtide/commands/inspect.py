@@ -236,7 +236,7 @@ def _name(folder: str) -> str:
     return Path(folder).resolve().name
 
 
-def _give(given: dict[str, Any], numbers: dict[str, Any], draw: Callable[[], Any]) -> None:
+def _give(given: dict[str, Any], numbers: dict[str, Any], draw: Callable[[], object]) -> None:
     if given["output"]:
         save(draw(), given["output"])
     if given["json"]:

@@ -73,7 +73,7 @@ def plain(name: str) -> str:
     return name
 
 
-def unprefixed(state: dict[str, Any], own: Set[str]) -> dict[str, Any]:
+def unprefixed(state: dict[str, object], own: Set[str]) -> dict[str, object]:
     """Name a file's tensors as a model does, where all stand under one name: `model.`, `backbone.`.
 
     Args:
@@ -97,7 +97,7 @@ def _ends(word: str) -> tuple[str, str]:
     return f"{word}.", f"{word}/"
 
 
-def _inside(module: Any) -> Any:
+def _inside(module: nn.Module) -> object:
     compiler = sys.modules.get("torch._dynamo.eval_frame")  # not there: nothing was compiled
     compiled = (compiler.OptimizedModule,) if compiler else ()
     wrapping: Any = (*compiled, DataParallel, DistributedDataParallel)

@@ -85,7 +85,7 @@ def _objects(
     )
 
 
-def shrunk(image: Tensor, found: Any, side: int) -> tuple[Tensor, Any]:
+def shrunk(image: Tensor, found: Any, side: int) -> tuple[Tensor, object]:
     """Shrink an image, and what is in it, for a small picture whose lines and words stay legible.
 
     Args:

@@ -90,7 +90,7 @@ def plan_dense(
     return plan_task(task, body, method, step)
 
 
-def stand_in(detector: Any) -> StandIn:
+def stand_in(detector: nn.Module) -> StandIn:
     """Make what computes as a detector does where that does not depend on the images.
 
     Args:

@@ -112,7 +112,7 @@ def new_classifier(model: nn.Module, classes: int, init: HeadInit) -> dict[str, 
     return made
 
 
-def reset(model: Any, classes: int, init: HeadInit) -> None:
+def reset(model: nn.Module, classes: int, init: HeadInit) -> None:
     """Give a backbone a new classifier.
 
     Args:
@@ -126,7 +126,7 @@ def reset(model: Any, classes: int, init: HeadInit) -> None:
         start(model.get_submodule(path).to(like.device, like.dtype), init)
 
 
-def exchange_config(model: Any, config: Any) -> Any:
+def exchange_config(model: nn.Module, config: Any) -> object:
     """Give a transformers model a config; its loss counts the classes that this names.
 
     Args:
@@ -144,7 +144,7 @@ def exchange_config(model: Any, config: Any) -> Any:
     return before
 
 
-def config_of(model: Any, classes: int) -> Any:
+def config_of(model: nn.Module, classes: int) -> object:
     """Make the config of a transformers model for another number of classes.
 
     Args:
@@ -190,7 +190,7 @@ def _renew(model: Any, classes: int) -> None:
     model.reset_classifier(classes, **({"distillation": True} if distilled else {}))
 
 
-def _renewed(model: Any) -> tuple[str, ...]:
+def _renewed(model: nn.Module) -> tuple[str, ...]:
     """Find what `reset_classifier` replaces, outermost paths only."""
     meta: Any = meta_copy(model)
     before = dict(meta.named_modules(remove_duplicate=False))

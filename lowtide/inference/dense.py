@@ -244,7 +244,7 @@ def _adopted(dataset: Described, names: tuple[str, ...]) -> Described:
 
 def predict_dense(
     opened: DenseModel, paths: Sequence[Path], batch_size: int, unreadable: Any
-) -> Iterator[tuple[Path, Tensor, Any]]:
+) -> Iterator[tuple[Path, Tensor, object]]:
     """Answer for images.
 
     Args:

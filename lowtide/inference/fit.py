@@ -78,13 +78,13 @@ class FitResult:
 def fit(
     model: str,
     data: str | Path,
-    method: str | Mapping[str, Any] | Method = "lora",
+    method: str | Mapping[str, object] | Method = "lora",
     *,
     output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
-    **options: Any,
+    **options: object,
 ) -> FitResult:
     """Fine-tune a backbone on images, as `lowtide train` does.
 

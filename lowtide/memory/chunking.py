@@ -111,7 +111,7 @@ def is_imagewise(module: nn.Module) -> bool:
 
 
 def sizes(
-    module: nn.Module, chunk: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    module: nn.Module, chunk: int | None, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> list[int] | None:
     """Cut the input of a module into chunks of images, or of tokens.
 
@@ -143,7 +143,7 @@ def sizes(
     return [min(rows, len(x) - i * rows) for i in range(count)] if count > 1 else None
 
 
-def run_in_chunks(forward: Callable[..., Any], x: Tensor, sizes: list[int]) -> Any:
+def run_in_chunks(forward: Callable[..., Any], x: Tensor, sizes: list[int]) -> object:
     """Run a module chunk by chunk; the backward pass is through with one before the next.
 
     Args:
@@ -245,7 +245,7 @@ def _mixes(module: nn.Module) -> bool:
     return "running_var" in module._buffers or any(_drawn(module))
 
 
-def _is_first(axis: Any) -> bool:
+def _is_first(axis: object) -> bool:
     """Whether an axis may be the first one, which it is to some inputs if counted from the end."""
     return axis is None or isinstance(axis, int) and axis != -1 and axis <= 0
 

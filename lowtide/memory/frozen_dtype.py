@@ -56,7 +56,7 @@ class Frozen(nn.Module):
         return self.slabs.whole(self.packed)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **others: Any
+        self, state_dict: dict[str, Any], prefix: str, *rest: object, **others: object
     ) -> None:
         wide = state_dict.get(f"{prefix}weight")
         if wide is not None and wide.shape == self.slabs.shape:

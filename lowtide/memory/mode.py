@@ -60,8 +60,8 @@ class Answers(TorchFunctionMode):
         func: Callable[..., Any],
         types: Iterable[type],
         args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if not self.policy.codecs or not torch.is_grad_enabled() or silent():
             return func(*args, **kwargs)
@@ -85,7 +85,7 @@ class Answers(TorchFunctionMode):
             follow(func, args, kwargs, result, costly=func in PRODUCTS)
         return result
 
-    def _followed(self) -> frozenset[Callable[..., Any]]:
+    def _followed(self) -> frozenset[Callable[..., object]]:
         return FOLLOWED_TO_ATTENTION if self.to_attention else FOLLOWED
 
     def codecs(self) -> Codecs:
@@ -139,7 +139,7 @@ class Answers(TorchFunctionMode):
             yield
 
     @contextmanager
-    def _but(self, **changes: Any) -> Iterator[None]:
+    def _but(self, **changes: object) -> Iterator[None]:
         before = {name: getattr(self, name) for name in changes}
         vars(self).update(changes)
         try:

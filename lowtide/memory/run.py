@@ -20,10 +20,10 @@ from .mode import Answers
 def run_sparing(
     module: nn.Module,
     mode: Answers,
-    forward: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
+    forward: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> object:
     """Run a module, and keep no codes of what lives on in full.
 
     Args:
@@ -49,7 +49,7 @@ def _run(
     mode: Answers,
     forward: Callable[..., Any],
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    kwargs: dict[str, object],
 ) -> Any:
     written_out, policy = MODULES.get(plain_kind(module)), mode.policy
     if written_out is not None and not getattr(module, "inplace", False):

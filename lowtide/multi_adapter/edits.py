@@ -160,7 +160,7 @@ _EVERY = frozenset(vars(nn.Module())) - {"training"}
 """What every module has."""
 
 
-def _structure(module: nn.Module) -> Any:
+def _structure(module: nn.Module) -> object:
     """A module's class and everything of it that is no tensor, its base left out."""
     own = {k: _plain(v) for k, v in vars(module).items() if k not in _EVERY}
     parts = [(n, m) for n, m in module._modules.items() if m is not None and n != "base"]
@@ -168,7 +168,7 @@ def _structure(module: nn.Module) -> Any:
     return type(module), tuple(sorted(own.items())), tuple(inside)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value that can be compared; of what cannot, which object it is."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)

@@ -296,5 +296,5 @@ def _refuse_overwriting(config: AdapterConfig, folder: Path | str) -> None:
         )
 
 
-def _what(x: Any) -> str:
+def _what(x: object) -> str:
     return f"one of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

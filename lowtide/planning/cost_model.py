@@ -101,11 +101,11 @@ class WorkMeter(Meter):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., object],
         types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if not _moves_no_bytes(func):
             self.work += _work(func, args, kwargs or {}, result)
@@ -118,7 +118,9 @@ def _moves_no_bytes(func: Any) -> bool:
     return func.namespace == "prim" or func.is_view or "empty" in func._schema.name
 
 
-def _work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Work:
+def _work(
+    func: object, args: tuple[object, ...], kwargs: dict[str, object], result: object
+) -> Work:
     tensors = {id(t): t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)}
     flops = _flops(func, args, kwargs, result)
     moved = sum(t.numel() * t.itemsize for t in tensors.values())
@@ -137,7 +139,7 @@ POINTWISE = re.compile(r"upsample|_cell|_flatten_weight|reorder|prepack")
 """What bears such a name and does not multiply."""
 
 
-def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> float:
+def _flops(func: Any, args: tuple[object, ...], kwargs: dict[str, object], result: Any) -> float:
     count = _count(func)
     if count is not None:
         return float(count(*args, **kwargs, out_val=result))
@@ -159,7 +161,7 @@ def _count(func: Any) -> Callable[..., Any] | None:
     if packet not in flop_registry and func._schema.name.endswith("_"):
         name = func._schema.name.split("::")[1].rstrip("_")
         packet = getattr(getattr(torch.ops, func.namespace), name, packet)
-    count: Callable[..., Any] | None = flop_registry.get(packet)
+    count: Callable[..., object] | None = flop_registry.get(packet)
     return count
 
 
@@ -171,7 +173,7 @@ def _attention(q: torch.Size, k: torch.Size, v: torch.Size, backward: bool) -> f
 
 
 def _guess(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, backward: bool
+    func: Any, args: tuple[object, ...], kwargs: dict[str, object], result: object, backward: bool
 ) -> float:
     """Guess 2 sqrt(|a| |b| |y|) for y = a b, right for two dimensions or less; twice that back."""
     sizes = sorted(t.numel() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
@@ -185,7 +187,7 @@ def _guess(
 
 
 @cache
-def _warn_of_guess(func: Any) -> None:
+def _warn_of_guess(func: object) -> None:
     warnings.warn(
         f"how much {func} computes is not known: its work is guessed from the sizes of its tensors,"
         " and so are the predicted seconds",

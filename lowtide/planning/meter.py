@@ -162,8 +162,8 @@ class Meter(TorchDispatchMode):
         func: Callable[..., Any],
         types: Iterable[type],
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.prim.device.default:
             return result
@@ -211,9 +211,9 @@ class RealLayouts(TorchDispatchMode):
         self,
         func: Callable[..., Any],
         types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.native_layer_norm_backward.default and result[0] is not None:
             return (torch.empty(result[0].shape, dtype=result[0].dtype), *result[1:])

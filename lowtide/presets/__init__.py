@@ -45,7 +45,7 @@ def recipes() -> tuple[Recipe, ...]:
 
 
 @functools.cache
-def presets() -> dict[str, Mapping[str, Any]]:
+def presets() -> dict[str, Mapping[str, object]]:
     """List every preset.
 
     Returns:
@@ -80,7 +80,7 @@ def preset(name: str) -> tuple[str, dict[str, Any]]:
     return listed, {**others, "method": method}
 
 
-def over_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def over_preset(name: str, given: Mapping[str, object]) -> dict[str, Any]:
     """Lay options over those of a preset; the same method keeps the preset's other options.
 
     Args:

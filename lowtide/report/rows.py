@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any
 
 from ..bench.results import Read, Result, read_results, summary_of
 from ..bench.suite import SUITE
@@ -229,8 +228,8 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
     return [", ".join(f"{n} {o[n]}" for n in names if n in o) for o in flat]
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(options: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for name, value in options.items():
         found |= _flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found

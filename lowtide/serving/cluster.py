@@ -46,7 +46,7 @@ class Adapters:
         self._lock = threading.Lock()
 
         @serve.batch(max_batch_size=batch_size, batch_wait_timeout_s=batch_wait)
-        async def batched(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        async def batched(asked: list[dict[str, object]]) -> list[dict[str, object]]:
             return await asyncio.to_thread(self._predict, asked)
 
         self._batched: Any = batched
@@ -92,16 +92,16 @@ class Adapters:
                 return await answering.guarded(answering.predict(task, request))
         return JSONResponse({"error": "there is no such address"}, 404)
 
-    async def _ask(self, task: Task, pixels: Pixels) -> dict[str, Any]:
+    async def _ask(self, task: Task, pixels: Pixels) -> dict[str, object]:
         live = tuple(t.name for t in self._answering.tasks.all)
         load = (task.name, task.folder, task.content)
         asked = {"load": load, "pixels": pixels, "live": live}
-        answer: dict[str, Any] = await self._batched(asked)
+        answer: dict[str, object] = await self._batched(asked)
         return answer
 
-    def _predict(self, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _predict(self, asked: list[dict[str, object]]) -> list[dict[str, object]]:
         with self._lock:
-            answers: list[dict[str, Any]] = self._predictor.predict(asked)
+            answers: list[dict[str, object]] = self._predictor.predict(asked)
             return answers
 
 

@@ -88,7 +88,7 @@ class Predictor:
         Returns:
             Classes, or an error, of each.
         """
-        answers: list[dict[str, Any]] = [{} for _ in batch]
+        answers: list[dict[str, object]] = [{} for _ in batch]
         ready: dict[tuple[int, ...], list[int]] = {}
         for i, asked in enumerate(batch):
             try:
@@ -104,7 +104,7 @@ class Predictor:
         self.keep(batch[-1]["live"])
         return answers
 
-    def _classify(self, asked: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _classify(self, asked: list[Mapping[str, Any]]) -> list[dict[str, object]]:
         tasks = [self.tasks[a["load"][0]] for a in asked]
         images = [
             t.transform.after_cache(torch.from_numpy(a["pixels"]))
@@ -114,7 +114,7 @@ class Predictor:
         return [_answer(row, task, self.top) for row, task in zip(logits, tasks, strict=True)]
 
 
-def _answer(output: torch.Tensor, task: Task, top: int) -> dict[str, Any]:
+def _answer(output: torch.Tensor, task: Task, top: int) -> dict[str, object]:
     output = output.float().cpu()
     if not output.isfinite().all():
         return {"error": f"the answer of task {task.name} is no number"}

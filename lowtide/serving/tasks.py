@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..data.preprocessing import Augment, Preprocessing, Transform
 from ..errors import InputError, UnknownName, shown
@@ -46,7 +45,7 @@ class Task:
         """Names of its classes, in the order of the logits."""
         return self.config.classes or ()
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """Describe it to a client.
 
         Returns:

@@ -54,7 +54,7 @@ def refuse_unknown(task: str, loss: str | None, balance: Balance) -> None:
         raise InputError(f"balance weighs classes, and task {task} has none: it is for {able}")
 
 
-def describe(targets: Targets) -> dict[str, Any]:
+def describe(targets: Targets) -> dict[str, object]:
     """Say what must be known to use a model, beside the names of its outputs.
 
     Args:

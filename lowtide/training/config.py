@@ -264,7 +264,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_yaml(values: Mapping[str, Any]) -> str:
+def write_yaml(values: Mapping[str, object]) -> str:
     """Write options as YAML.
 
     Args:

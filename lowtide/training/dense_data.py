@@ -15,7 +15,7 @@ from ..data.dense import DenseFolder, DenseSplit, read
 from ..dense.tasks import TASKS, DenseTask
 from .config import RunConfig
 
-Item = tuple[Tensor, Mapping[str, Any]]
+Item = tuple[Tensor, Mapping[str, object]]
 """An image and what is labelled in it."""
 
 
@@ -87,7 +87,7 @@ class Transformed:
     after_cache: Any
     random: bool
 
-    def load(self, path: Path, transform: Any) -> Any:
+    def load(self, path: Path, transform: object) -> Any:
         """Decode an image and its labels.
 
         Args:

@@ -139,8 +139,12 @@ def tuned_for(task: DenseTask, body: nn.Module, config: RunConfig) -> Tuned:
 
 
 def answers_of(
-    task: DenseTask, model: Any, dataset: Described, samples: tuple[Sample, ...], batch_size: int
-) -> Iterator[tuple[Path, Any, Target]]:
+    task: DenseTask,
+    model: nn.Module,
+    dataset: Described,
+    samples: tuple[Sample, ...],
+    batch_size: int,
+) -> Iterator[tuple[Path, object, Target]]:
     """Ask a model about images at their own size.
 
     Args:
@@ -185,12 +189,12 @@ def _run_scores(
 
 
 @score_of.register
-def _score(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> float | None:
+def _score(run: DenseRun, model: nn.Module, samples: tuple[Sample, ...]) -> float | None:
     return _run_scores(run, samples).main
 
 
 @scores_on.register
-def _scores(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> Scored:
+def _scores(run: DenseRun, model: nn.Module, samples: tuple[Sample, ...]) -> Scored:
     ranked: list[tuple[float, Path]] = []
     found = _run_scores(run, samples, ranked)
 
@@ -207,7 +211,7 @@ def _defined(scores: Mapping[str, float | None]) -> dict[str, float]:
 
 
 @record_of.register
-def _record(run: DenseRun) -> dict[str, Any]:
+def _record(run: DenseRun) -> dict[str, object]:
     return {
         "dense": {
             "task": run.config.task,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.dataset import relative
 from ..dense.drawing import draw, shrunk
@@ -75,7 +75,7 @@ class Examples(Record):
             raise InputError(f"it holds more than {MOST} best or worst images")
 
 
-def image_score(task: DenseTask, predicted: Any, target: Mapping[str, Any]) -> float | None:
+def image_score(task: DenseTask, predicted: object, target: Mapping[str, object]) -> float | None:
     """Score one image alone.
 
     Args:
@@ -106,7 +106,7 @@ def ends(ranked: Ranked) -> tuple[list[tuple[float, Path]], list[tuple[float, Pa
 
 
 def find_examples(
-    task: DenseTask, model: Any, dataset: Described, ranked: Ranked, curves: Curves
+    task: DenseTask, model: nn.Module, dataset: Described, ranked: Ranked, curves: Curves
 ) -> Examples:
     """Draw what is labelled in the best and the worst images, and what the model predicts.
 
@@ -130,7 +130,7 @@ def find_examples(
 
 
 def _example(
-    task: DenseTask, model: Any, dataset: Described, score: float, path: Path
+    task: DenseTask, model: nn.Module, dataset: Described, score: float, path: Path
 ) -> Example | None:
     """Draw an image twice; None where a picture of it does not compress."""
     image, target = dataset.item(path)

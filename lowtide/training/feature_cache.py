@@ -157,7 +157,7 @@ class _RecordingElement:
         self.input: Tensor | None = None
         self.output: Tensor | None = None
 
-    def __call__(self, x: Tensor, *tokens: Tensor, **between: Any) -> Any:
+    def __call__(self, x: Tensor, *tokens: Tensor, **between: object) -> Any:
         if tokens or between:  # a prompt attends here, or an adapter stands inside
             return self.inner(x, *tokens, **between)
         self.input, self.output = x, self.inner(x)
@@ -169,7 +169,9 @@ class _RandomDraws(TorchDispatchMode):
 
     drawn = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Any = (), kwargs: Any = None
+    ) -> object:
         kwargs = kwargs or {}
         self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(
             {a.name: a.default_value for a in func._schema.arguments}
@@ -179,7 +181,7 @@ class _RandomDraws(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _draws_nothing(given: Mapping[str, Any]) -> bool:
+def _draws_nothing(given: Mapping[str, object]) -> bool:
     """Whether a function that may draw draws nothing: not in training, or drops out with p = 0."""
     trains = given.get("train", given.get("training"))
     chance = given.get("dropout_p", given.get("p") if trains else None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import InputError, LowtideError
@@ -161,7 +161,7 @@ def _optimizer(run: Run) -> Optimizer:
     )
 
 
-def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch) -> None:
+def _fit(run: Run, model: Any, wrapped: nn.Module, optimizer: Optimizer, watch: Watch) -> None:
     config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)

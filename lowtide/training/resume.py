@@ -82,7 +82,7 @@ def write(
     """
     tensors = {f"model/{key}": value for key, value in tuned.adapter_state().items()}
     tensors |= {f"average/{i}": value for i, value in enumerate(averages)}
-    plain: dict[str, Any] = {}
+    plain: dict[str, object] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             kept: dict[str, Any] = tensors if isinstance(value, Tensor) else plain
@@ -144,7 +144,7 @@ def read(
     refuse_infinite(
         path, {k: v for k, v in tensors.items() if k.startswith(("model/", "average/"))}
     )
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, object]] = {}
     model, found = {}, {}
     for key, value in {**tensors, **header.plain}.items():
         kind, _, rest = key.partition("/")
@@ -172,11 +172,11 @@ def read(
 def _refuse_others(
     path: Path,
     optimizer: Optimizer,
-    scaler: Any,
+    scaler: object,
     averages: Sequence[Tensor],
-    state: Mapping[int, Any],
+    state: Mapping[int, object],
     found: Mapping[str, Tensor],
-    scaling: Any,
+    scaling: object,
 ) -> None:
     """Refuse the checkpoint of a run with other options, before anything is copied."""
     shapes = {str(i): a.shape for i, a in enumerate(averages)}

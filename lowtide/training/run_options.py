@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..methods import METHODS
 from ..tuning.adapter_files import describe
@@ -49,7 +48,7 @@ class RunOptions(Record):
     batch_size: Count
     skip_test: bool = False
 
-    def completed(self) -> dict[str, Any]:
+    def completed(self) -> dict[str, object]:
         """Give every option that this version or the run's has.
 
         Returns:
@@ -71,5 +70,5 @@ class RunOptions(Record):
         return json.dumps(options, sort_keys=True)
 
 
-def _beside(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(usual: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in usual.items() if name not in given}

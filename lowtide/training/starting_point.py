@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ..paths import write_text
 from ..targets.words import word
@@ -47,7 +48,7 @@ def probe(run: Run, model: Any) -> bool:
     return True
 
 
-def score_start(run: Run, model: Any) -> None:
+def score_start(run: Run, model: nn.Module) -> None:
     """Say what the start is worth, where it is a probe or may be what is kept.
 
     Args:

@@ -53,7 +53,7 @@ class CsvTracker(GeneralTracker):
             csv.writer(file).writerows([["step", "name", "value"], *kept])
 
     @on_main_process
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
+    def store_init_configuration(self, values: dict[str, object]) -> None:
         """Do nothing: `config.yaml` lies beside the file.
 
         Args:
@@ -61,7 +61,7 @@ class CsvTracker(GeneralTracker):
         """
 
     @on_main_process
-    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+    def log(self, values: dict[str, object], step: int | None = None, **kwargs: Any) -> None:
         """Add rows.
 
         Args:
@@ -108,7 +108,7 @@ class Trackers:
         accelerator: Accelerator,
         names: Sequence[str],
         folder: Path,
-        options: Mapping[str, Any],
+        options: Mapping[str, object],
         first: int,
     ) -> None:
         """Begin.

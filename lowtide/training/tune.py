@@ -182,10 +182,10 @@ def _as_it_is(config: RunConfig, search: Search) -> dict[str, Any]:
     return {name: own[name] for name in _axes(config, search)}
 
 
-def _suggested(trial: Any, config: RunConfig, search: Search) -> dict[str, Any]:
+def _suggested(trial: Any, config: RunConfig, search: Search) -> dict[str, object]:
     """Let Optuna choose."""
     own = _as_it_is(config, search)
-    choose: Mapping[str, Callable[[], Any]] = {
+    choose: Mapping[str, Callable[[], object]] = {
         "lr": lambda: trial.suggest_float("lr", own["lr"] / SPAN, own["lr"] * SPAN, log=True),
         "width": lambda: trial.suggest_categorical(
             "width", sorted({max(1, int(own["width"] * times)) for times in TIMES})

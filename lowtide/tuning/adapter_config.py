@@ -116,13 +116,13 @@ class AdapterConfig:
         )
 
 
-def _field(content: Mapping[str, Any], name: str, hint: Any) -> Any:
+def _field(content: Mapping[str, object], name: str, hint: object) -> Any:
     if name not in content:
         raise InputError(f"{name} is missing")
     return read(name, hint, content[name])
 
 
-def _of_run(content: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+def _of_run(content: Mapping[str, object], num_classes: int) -> dict[str, Any]:
     """Check what a run keeps; a program may keep what it likes under these names."""
     return {
         "backbone": _origin(content["backbone"]),
@@ -133,7 +133,7 @@ def _of_run(content: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     }
 
 
-def _mapping(name: str, given: Any) -> Mapping[str, Any]:
+def _mapping(name: str, given: Any) -> Mapping[str, object]:
     if not isinstance(given, dict):
         raise InputError(f"{name} must map names to values, not be {shown(given)}")
     return given

@@ -43,7 +43,7 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _snapshot(module: nn.Module) -> dict[str, Any]:
+def _snapshot(module: nn.Module) -> dict[str, object]:
     """Note a module's attributes, and what it holds as parameters, buffers and modules."""
     holds = {k: dict(module.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")}
     return {**module.__dict__, **holds}

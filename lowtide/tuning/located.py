@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
+
+from torch import nn
 
 from ..errors import InputError, UnknownName
 from ..families import backbone_path, part_at
@@ -10,7 +12,7 @@ from .adapter_config import Head
 
 
 def located_backbone(
-    model: Any, given: str | None, head: Head, num_classes: int | None
+    model: nn.Module, given: str | None, head: Head, num_classes: int | None
 ) -> str | None:
     """Decide whether a model is tuned as a classifier or by a part of it.
 

@@ -122,7 +122,7 @@ class StagedModel(nn.Module):
     @contextmanager
     def beside_modules(self) -> Iterator[None]:
         """Run side networks wherever the model's own forward calls a block; yields nothing."""
-        states: dict[str, Any] = {}
+        states: dict[str, object] = {}
         called = tuple(self.along.items()) if self.sides else ()
         before = [(m, {k: f for k, f in vars(m).items() if k == "forward"}) for _, m in called]
         try:
@@ -135,7 +135,13 @@ class StagedModel(nn.Module):
                 module.__dict__.update(own)
 
     def _beside_module(
-        self, path: str, forward: Any, states: dict[str, Any], x: Tensor, *more: Any, **options: Any
+        self,
+        path: str,
+        forward: Any,
+        states: dict[str, object],
+        x: Tensor,
+        *more: object,
+        **options: object,
     ) -> Tensor:
         order = tuple(self.along)
         states.update(dict.fromkeys(self.sides) if path == order[0] else {})
@@ -177,7 +183,7 @@ class StagedModel(nn.Module):
         """Run what comes after an element, x being its output; nothing holds x but its readers."""
         model = self.backbone
         # The compiler of torch 2.8 makes no keys of a ModuleDict by itself.
-        states: dict[str, Any] = {name: None for name in self.sides}
+        states: dict[str, object] = {name: None for name in self.sides}
         chain = (STEM, *self.family.chain(model))
         for path in chain[chain.index(after) + 1 :]:
             element = _known(given[path]) if path in given else self.run(path, context)
@@ -247,7 +253,7 @@ class StagedModel(nn.Module):
 
 
 def along(
-    sides: Iterable[tuple[str, Any]], path: str, inner: Block, states: dict[str, Any]
+    sides: Iterable[tuple[str, object]], path: str, inner: Block, states: dict[str, Any]
 ) -> Block:
     """Run side networks around an element of the chain.
 
@@ -265,7 +271,7 @@ def along(
     return inner
 
 
-def _with_side(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
+def _with_side(side: Any, name: str, path: str, inner: Block, states: dict[str, object]) -> Block:
     """Run a side network around an element of the chain; extra tokens from outside pass through."""
 
     def run(x: Tensor, *tokens: Tensor, **outer_between: Between) -> Any:
@@ -286,7 +292,7 @@ def _with_side(side: Any, name: str, path: str, inner: Block, states: dict[str, 
     return run
 
 
-def _recomputed_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+def _recomputed_forward(module: nn.Module, *args: object, **kwargs: object) -> object:
     """Stand in for a part's forward; its class may change meanwhile."""
     run = partial(type(module).forward, module)
     if torch.is_grad_enabled():

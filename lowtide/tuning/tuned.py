@@ -107,7 +107,7 @@ class Tuned(AdapterHolder):
         }
         write_adapter(Path(folder), config, self.adapter_state())
 
-    def _place(self) -> dict[str, Any]:
+    def _place(self) -> dict[str, object]:
         """Say where the backbone is, if it is not all of the model."""
         if self.backbone_path is None:
             return {}

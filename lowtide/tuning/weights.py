@@ -102,8 +102,8 @@ class Unfilled(TorchFunctionMode):
     """Make models without drawing their parameters, which are to be loaded: no page is touched."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+    ) -> object:
         """Do nothing where a parameter would be filled.
 
         Args:
@@ -193,7 +193,7 @@ def forget_numbers(model: nn.Module) -> None:
                 module._parameters[name] = memo.setdefault(id(p), empty)
 
 
-def pack_backbone(model: Any, dtype: FrozenDtype) -> None:
+def pack_backbone(model: nn.Module, dtype: FrozenDtype) -> None:
     """Keep a backbone's weights in few bits, but its classifier's; its hash stays what it was.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ...extras import extra
 from .masks import read_mask
 from .runs import Box, Runs, read_runs
 
-Pixels = np.ndarray[Any, Any]
+Pixels = np.ndarray
 
 
 class Polygons(NamedTuple):

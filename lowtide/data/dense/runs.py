@@ -27,7 +27,7 @@ class Runs(NamedTuple):
     height: int
     width: int
 
-    def paint(self, height: int, width: int) -> np.ndarray[Any, Any]:
+    def paint(self, height: int, width: int) -> np.ndarray:
         """Lay the runs out.
 
         Args:
@@ -52,7 +52,7 @@ class Runs(NamedTuple):
         return float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0
 
 
-def read_runs(segmentation: dict[str, Any]) -> Runs:
+def read_runs(segmentation: dict[str, object]) -> Runs:
     """Read a mask in run lengths.
 
     Args:
@@ -83,7 +83,7 @@ def read_runs(segmentation: dict[str, Any]) -> Runs:
     return Runs(lengths.astype(np.int64), height, width)
 
 
-def _decompress(text: str) -> np.ndarray[Any, Any]:
+def _decompress(text: str) -> np.ndarray:
     """Undo COCO's `rleToString`."""
     # Each character, less 48, has 5 bits of a number, the lowest first, and a sixth that says
     # whether more follow; the top bit of the last is the sign. From the fourth on, a number is

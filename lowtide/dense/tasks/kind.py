@@ -81,7 +81,7 @@ class DenseTask(ABC):
         """
 
     @abstractmethod
-    def example(self, batch_size: int, shape: tuple[int, int, int]) -> tuple[Any, Tensor]:
+    def example(self, batch_size: int, shape: tuple[int, int, int]) -> tuple[object, Tensor]:
         """Give a batch of the shapes that training has, for a plan.
 
         Args:
@@ -93,7 +93,7 @@ class DenseTask(ABC):
         """
 
     @abstractmethod
-    def predict(self, model: Any, images: Sequence[Tensor]) -> list[Any]:
+    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Any]:
         """Answer for images of any size.
 
         Args:

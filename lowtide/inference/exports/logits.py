@@ -75,7 +75,7 @@ def noise(channels: int, size: Sequence[int]) -> list[Tensor]:
     return [torch.randn(n, channels, *size, generator=generator) for n in BATCHES]
 
 
-def preparation(made: Mapping[str, Any], augment: str) -> dict[str, Any]:
+def preparation(made: Mapping[str, object], augment: str) -> dict[str, object]:
     """Say how images become inputs.
 
     Args:
@@ -143,5 +143,5 @@ def refuse_other_answers(
                 )
 
 
-def _each(outputs: Any) -> Sequence[Any]:
+def _each(outputs: object) -> Sequence[Any]:
     return outputs if isinstance(outputs, list | tuple) else (outputs,)
