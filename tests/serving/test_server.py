@@ -100,7 +100,9 @@ def test_a_person_drops_an_image_and_picks_a_task(server: Served, paint: Any) ->
             best = max(right["probabilities"], key=right["probabilities"].get)
             assert shown[0] == best == right["class"]
             assert float(shown[1]) == pytest.approx(100 * right["probabilities"][best], abs=0.06)
-        page.evaluate("for (let i = 0; i < 3; i++) ask()")  # Only the last question's answer is shown.
+        page.evaluate(
+            "for (let i = 0; i < 3; i++) ask()"
+        )  # Only the last question's answer is shown.
         page.wait_for_load_state("networkidle")
         page.wait_for_function("document.querySelectorAll('.bar').length === 5")
         page.set_input_files("#file", __file__)
