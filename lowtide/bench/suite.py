@@ -36,10 +36,10 @@ class SuiteFile(Record):
     """
 
     schema: Annotated[int, Within(1, SCHEMA)] = SCHEMA
-    defaults: Mapping[str, Any] | None = None
-    data: Mapping[str | int, Any]
-    methods: Mapping[str | int, Any]
-    lr: Any = None
+    defaults: Mapping[str, object] | None = None
+    data: Mapping[str | int, object]
+    methods: Mapping[str | int, object]
+    lr: object = None
     seeds: tuple[Seed, ...] = (0,)
 
     def __post_init__(self) -> None:

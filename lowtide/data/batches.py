@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from torch.utils.data import Dataset as TorchDataset
@@ -27,7 +28,7 @@ class AfterCache(Protocol):
         """Whether two calls on one image may differ."""
 
     @property
-    def after_cache(self) -> Callable[[Any], Tensor]:
+    def after_cache(self) -> Callable[..., Tensor]:
         """From what `ImageSource.load` gives to the model's input."""
 
 
@@ -62,7 +63,7 @@ class Cache:
         self.bytes = 0
         self._images: dict[tuple[Path, Preprocessing, bool], Tensor] = {}
 
-    def load(self, path: Path, transform: Transform) -> Any:
+    def load(self, path: Path, transform: Transform) -> Tensor | Image:
         """Decode an image and apply what a transform does before the cache, or find the result.
 
         Args:

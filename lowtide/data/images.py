@@ -177,7 +177,7 @@ def _turn(image: Image.Image) -> Any:
     return _large if pixels > _LARGE_PIXELS else threading.Lock()
 
 
-def _wide(image: Image.Image, path: Path) -> np.ndarray[Any, Any] | None:
+def _wide(image: Image.Image, path: Path) -> np.ndarray | None:
     """Read 16-bit pixels whole, `(H, W)` or `(H, W, C)`; None for 8-bit ones."""
     if image.mode.startswith("I;16"):
         return np.asarray(image)
@@ -217,7 +217,7 @@ def _replaced(args: object, raw: str) -> Any:
     return (raw, *args[1:]) if isinstance(args, tuple) else raw
 
 
-def _narrow(wide: np.ndarray[Any, Any], bits: int) -> Image.Image:
+def _narrow(wide: np.ndarray, bits: int) -> Image.Image:
     return Image.fromarray(np.minimum(wide >> (bits - 8), 255).astype(np.uint8))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,10 +84,10 @@ class Transformed:
     """
 
     dataset: Described
-    after_cache: Any
+    after_cache: Callable[[Item], Item]
     random: bool
 
-    def load(self, path: Path, transform: object) -> Any:
+    def load(self, path: Path, transform: object) -> Item:
         """Decode an image and its labels.
 
         Args:
@@ -108,7 +108,7 @@ class Together:
         transform: Of `lowtide.data.dense`.
     """
 
-    transform: Any
+    transform: Callable[..., Item]
 
     def __call__(self, item: Item) -> Item:
         """Transform both.

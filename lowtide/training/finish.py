@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..data import Sample
 from ..paths import write_text
@@ -34,7 +35,7 @@ from .summary import (
 )
 
 
-def finish(run: Run, model: Any) -> RunSummary:
+def finish(run: Run, model: nn.Module) -> RunSummary:
     """Test the kept epoch's model, save adapter and summary, drop the training checkpoint."""
     validated = scores_on(run, model, run.dataset.val)
     tested = scores_on(run, model, () if run.config.skip_test else run.dataset.test)
@@ -72,7 +73,7 @@ class Scored:
 
 
 @singledispatch
-def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
+def scores_on(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> Scored:
     """Score a model on images of its run; a run of another kind registers how."""
     outputs, targets = outputs_of(run, model, samples)
     scores = run.targets.scores(outputs, targets) if len(targets) else {}

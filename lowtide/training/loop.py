@@ -161,7 +161,9 @@ def _optimizer(run: Run) -> Optimizer:
     )
 
 
-def _fit(run: Run, model: Any, wrapped: nn.Module, optimizer: Optimizer, watch: Watch) -> None:
+def _fit(
+    run: Run, model: nn.Module, wrapped: Optimizer, optimizer: Optimizer, watch: Watch
+) -> None:
     config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
@@ -206,7 +208,7 @@ def _refuse_infinite(loss: float, where: str, lr: float) -> None:
         )
 
 
-def _validate(run: Run, model: Any, loss: float, started: float) -> None:
+def _validate(run: Run, model: nn.Module, loss: float, started: float) -> None:
     """Score an epoch, record it, and keep it if it is the best."""
     with run.averaged():
         validated = score_of(run, model, run.dataset.val)
@@ -223,8 +225,8 @@ def _validate(run: Run, model: Any, loss: float, started: float) -> None:
 
 def _update(
     run: Run,
-    model: Any,
-    wrapped: Any,
+    model: nn.Module,
+    wrapped: Optimizer,
     batch: tuple[Tensor, Tensor, int, int],
     meter: Meter | None,
 ) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ..errors import InputError, shown
@@ -58,15 +59,15 @@ class Header(Record):
 
     version: Annotated[int, Within(VERSION, VERSION)] = VERSION
     record: TrainingRecord
-    plain: Mapping[str, Any]
-    scaler: Mapping[str, Any] | None
+    plain: Mapping[str, object]
+    scaler: Mapping[str, object] | None
 
 
 def write(
     path: Path,
     tuned: Tuned,
     optimizer: Optimizer,
-    scaler: Any,
+    scaler: GradScaler | None,
     record: TrainingRecord,
     averages: Sequence[Tensor] = (),
 ) -> None:
@@ -125,7 +126,7 @@ def read(
     path: Path,
     tuned: Tuned,
     optimizer: Optimizer,
-    scaler: Any,
+    scaler: GradScaler | None,
     averages: Sequence[Tensor] = (),
 ) -> None:
     """Put model, optimiser and scaler back to where they were.
@@ -146,7 +147,8 @@ def read(
     )
     state: dict[int, dict[str, object]] = {}
     model, found = {}, {}
-    for key, value in {**tensors, **header.plain}.items():
+    kept: dict[str, Any] = {**tensors, **header.plain}
+    for key, value in kept.items():
         kind, _, rest = key.partition("/")
         index, _, name = rest.partition("/")
         if kind == "model":
@@ -165,8 +167,8 @@ def read(
     for i, average in enumerate(averages):
         average.copy_(found[str(i)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    if scaler is not None:
-        scaler.load_state_dict(header.scaler)
+    if scaler is not None and header.scaler is not None:
+        scaler.load_state_dict(dict(header.scaler))
 
 
 def _refuse_others(

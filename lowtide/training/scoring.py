@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import Sample
 from .prepare import Run
 
 
-def outputs_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> tuple[Tensor, Tensor]:
+def outputs_of(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> tuple[Tensor, Tensor]:
     """Take what a model gives for images, and their targets, over all processes.
 
     Args:
@@ -39,7 +38,7 @@ def outputs_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> tuple[Tenso
 
 
 @singledispatch
-def score_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> float | None:
+def score_of(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> float | None:
     """Take the score that a run follows; None without samples, or where it is not defined.
 
     A run of another kind registers how it is scored.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -26,7 +25,7 @@ from .scoring import score_of
 from .split import Split
 
 
-def probe(run: Run, model: Any) -> bool:
+def probe(run: Run, model: nn.Module) -> bool:
     """Start the classifier at a probe.
 
     Args:

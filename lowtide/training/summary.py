@@ -184,7 +184,7 @@ class RunSummary(Record):
     schema: Annotated[int, Within(0, SCHEMA)] = 0
     config: RunOptions
     data: DataSummary
-    preprocessing: Mapping[str, Any]
+    preprocessing: Mapping[str, object]
     trainable_parameters: Whole
     total_parameters: Whole
     planned: Planned
@@ -202,7 +202,7 @@ class RunSummary(Record):
     test_scores: Mapping[str, Score] | None = None
     test_class_scores: Mapping[str, Mapping[str, Score]] | None = None
     temperature: Number | None = None
-    targets: Mapping[str, Any] | None = None
+    targets: Mapping[str, object] | None = None
     test_confusion: tuple[Confused, ...] | None = None
     environment: Environment
 

@@ -78,7 +78,7 @@ def blame_methods(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
         ) from e
 
 
-def outputs_on_noise(model: Any, image: Image, whole: bool = True) -> list[Tensor]:
+def outputs_on_noise(model: nn.Module, image: Image, whole: bool = True) -> list[Tensor]:
     """Run a tuned model on one fixed noise image, in eval mode.
 
     Args:

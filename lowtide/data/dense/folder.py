@@ -50,7 +50,7 @@ class DenseSplit(Sequence[Item]):
     images: tuple[AnnotatedImage, ...]
     classes: tuple[str, ...]
     kind: Kind
-    values: np.ndarray[Any, Any]
+    values: np.ndarray
     bits: int = 16
     transform: Callable[[tv_tensors.Image, Target], Item] | None = None
 
@@ -121,7 +121,7 @@ class DenseSplit(Sequence[Item]):
         return found
 
 
-def _paint(o: Annotation, height: int, width: int) -> np.ndarray[Any, Any]:
+def _paint(o: Annotation, height: int, width: int) -> np.ndarray:
     assert o.shape is not None
     return o.shape.paint(height, width)
 

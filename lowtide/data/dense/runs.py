@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Runs(NamedTuple):
         width: Of the mask.
     """
 
-    counts: np.ndarray[Any, Any]
+    counts: np.ndarray
     height: int
     width: int
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from PIL import Image
@@ -69,7 +70,7 @@ def read_hub(source: str) -> Listing:
     return dataclasses.replace(read_lists(kept), format=f"hub ({source})", notes=tuple(notes))
 
 
-def _load(library: Any, name: str, source: str) -> Mapping[str, Any]:
+def _load(library: ModuleType, name: str, source: str) -> Mapping[str, Any]:
     saved = any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:
         loaded = library.load_from_disk(name) if saved else library.load_dataset(name)

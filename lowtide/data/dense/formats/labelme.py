@@ -131,7 +131,7 @@ def _image(path: Path, root: Path, faults: list[Fault], passed: list[str]) -> An
     return AnnotatedImage(_beside(path, root, content), path.name, size=size, objects=objects)
 
 
-def _ring(shape: dict[str, object], form: str) -> np.ndarray[Any, Any]:
+def _ring(shape: dict[str, object], form: str) -> np.ndarray:
     """Write a shape as the corners of a polygon."""
     given = shape.get("points")
     points = [numbers(point, 2) for point in given] if isinstance(given, list) else []
