@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,10 @@ from torch import Tensor
 from ..data import Dataset
 from ..data.dense import DenseFolder, DenseSplit, read
 from ..dense.tasks import TASKS, DenseTask
+from ..dense.tasks.kind import Target
 from .config import RunConfig
 
-Item = tuple[Tensor, Mapping[str, object]]
+Item = tuple[Tensor, Target]
 """An image and what is labelled in it."""
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data import Preprocessing, Sample
 from ..dense.plans import plan_task
 from ..dense.pyramid import backbone_path
+from ..dense.results import Predicted
 from ..dense.scores import Scores
 from ..dense.sizes import refuse_size
 from ..dense.tasks import TASKS, DenseTask
@@ -144,7 +145,7 @@ def answers_of(
     dataset: Described,
     samples: tuple[Sample, ...],
     batch_size: int,
-) -> Iterator[tuple[Path, object, Target]]:
+) -> Iterator[tuple[Path, Predicted, Target]]:
     """Ask a model about images at their own size.
 
     Args:

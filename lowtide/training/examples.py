@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from PIL import Image
 from torch import Tensor, nn
 
 from ..data.dataset import relative
 from ..dense.drawing import draw, shrunk
+from ..dense.results import Predicted
 from ..dense.tasks import DenseTask
+from ..dense.tasks.kind import Target
 from ..errors import InputError
 from ..paths import read_json, write_text
 from ..values import Within
@@ -75,7 +77,7 @@ class Examples(Record):
             raise InputError(f"it holds more than {MOST} best or worst images")
 
 
-def image_score(task: DenseTask, predicted: object, target: Mapping[str, object]) -> float | None:
+def image_score(task: DenseTask, predicted: Predicted, target: Target) -> float | None:
     """Score one image alone.
 
     Args:
@@ -143,7 +145,7 @@ def _example(
     return Example(path=name, score=score, truth=truth, predicted=answer)
 
 
-def _picture(image: Tensor, found: Any, names: Sequence[str]) -> str | None:
+def _picture(image: Tensor, found: Predicted, names: Sequence[str]) -> str | None:
     if not isinstance(found, Tensor):
         found = {name: value.cpu() for name, value in found.items()}
     small, inside = shrunk(image, found if isinstance(found, dict) else found.cpu(), SIDE)

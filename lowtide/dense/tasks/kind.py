@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...data.dense import Kind as Kind
 from ...data.dense import transforms
 from ..options import TaskConfig
+from ..results import Predicted
 from ..scores import Scores
 
 Target = Mapping[str, Any]
@@ -93,7 +94,7 @@ class DenseTask(ABC):
         """
 
     @abstractmethod
-    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Any]:
+    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> Sequence[Predicted]:
         """Answer for images of any size.
 
         Args:
@@ -106,7 +107,7 @@ class DenseTask(ABC):
         """
 
     @abstractmethod
-    def labelled(self, target: Target) -> Any:
+    def labelled(self, target: Target) -> Predicted:
         """Give what is labelled in an image as `predict` gives what it found.
 
         Args:
@@ -136,7 +137,7 @@ class DenseTask(ABC):
         """
         return targets
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Give what must be known to use a model, beside the options of its run.
 
         Returns:
@@ -186,7 +187,7 @@ class Scorer(ABC):
     """Counts predictions of a split."""
 
     @abstractmethod
-    def update(self, predicted: Any, target: Target) -> None:
+    def update(self, predicted: Predicted, target: Target) -> None:
         """Count an image.
 
         Args:

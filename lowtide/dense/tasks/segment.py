@@ -120,7 +120,7 @@ class Segment(DenseTask):
         return segmentation_loss(outputs, targets, smoothing=self.smoothing, dice=self.config.dice)
 
     @torch.no_grad()
-    def predict(self, model: Any, images: Sequence[Tensor]) -> list[Tensor]:
+    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
         """Give each pixel its best class.
 
         Args:
