@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +43,11 @@ def on_meta() -> Iterator[None]:
 
 class _Counted(TorchFunctionMode):
     def __torch_function__(
-        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         given = kwargs or {}
         if func is torch.linspace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class ScaleShift(Graft):
         """Whether it is scaled behind the base, and not in front of the base's activation."""
         return plain_kind(self.base) not in ACTIVATED
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **options: object) -> Tensor:
         """Scale and shift what the operation gives, in front of its activation if it has one.
 
         Args:

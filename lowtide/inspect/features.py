@@ -111,7 +111,7 @@ class Reader(Side):
         super().__init__()
         self.note = note
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, path: str, block: Block, x: Tensor, state: None) -> tuple[Tensor, None]:
         """Run one element of the chain.
 
         Args:

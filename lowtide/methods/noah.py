@@ -225,7 +225,9 @@ class Prompts(Side):
         self.drop = nn.Dropout(dropout)
         self.last = blocks[-1].path
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, path: str, block: Block, x: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Run one element of the chain, with its own prompts or with those that run on.
 
         Args:

@@ -147,7 +147,7 @@ class RLRRGraft(Graft):
         """Whether the base's output takes part."""
         return self.residual
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **options: object) -> Tensor:
         """Add the rescaled map and the shift to the base's output, or put them in its place.
 
         Args:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -101,7 +102,7 @@ class WorkMeter(Meter):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., object],
+        func: OpOverload,
         types: Iterable[type],
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
@@ -113,13 +114,13 @@ class WorkMeter(Meter):
 
 
 @cache
-def _moves_no_bytes(func: Any) -> bool:
+def _moves_no_bytes(func: OpOverload) -> bool:
     """Whether a call moves no bytes: a view, or memory that is only reserved."""
     return func.namespace == "prim" or func.is_view or "empty" in func._schema.name
 
 
 def _work(
-    func: object, args: tuple[object, ...], kwargs: dict[str, object], result: object
+    func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object
 ) -> Work:
     tensors = {id(t): t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)}
     flops = _flops(func, args, kwargs, result)
@@ -139,7 +140,9 @@ POINTWISE = re.compile(r"upsample|_cell|_flatten_weight|reorder|prepack")
 """What bears such a name and does not multiply."""
 
 
-def _flops(func: Any, args: tuple[object, ...], kwargs: dict[str, object], result: Any) -> float:
+def _flops(
+    func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: Any
+) -> float:
     count = _count(func)
     if count is not None:
         return float(count(*args, **kwargs, out_val=result))
@@ -155,7 +158,7 @@ def _flops(func: Any, args: tuple[object, ...], kwargs: dict[str, object], resul
 
 
 @cache
-def _count(func: Any) -> Callable[..., Any] | None:
+def _count(func: OpOverload) -> Callable[..., Any] | None:
     """Find torch's own count, of a kernel in place that of the other."""
     packet = func.overloadpacket
     if packet not in flop_registry and func._schema.name.endswith("_"):
@@ -173,7 +176,11 @@ def _attention(q: torch.Size, k: torch.Size, v: torch.Size, backward: bool) -> f
 
 
 def _guess(
-    func: Any, args: tuple[object, ...], kwargs: dict[str, object], result: object, backward: bool
+    func: OpOverload,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    result: object,
+    backward: bool,
 ) -> float:
     """Guess 2 sqrt(|a| |b| |y|) for y = a b, right for two dimensions or less; twice that back."""
     sizes = sorted(t.numel() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))

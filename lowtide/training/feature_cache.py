@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, DropPath, NormMlpClassifierHead
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.method import method_name
@@ -152,7 +153,7 @@ class FromFeatures(nn.Module):
 class _RecordingElement:
     """An element of the chain that records its input and output."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Callable[..., Any]) -> None:
         self.inner = inner
         self.input: Tensor | None = None
         self.output: Tensor | None = None
@@ -170,7 +171,11 @@ class _RandomDraws(TorchDispatchMode):
     drawn = False
 
     def __torch_dispatch__(
-        self, func: Any, types: object, args: Any = (), kwargs: Any = None
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
     ) -> object:
         kwargs = kwargs or {}
         self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(

@@ -163,7 +163,7 @@ class Segment(DenseTask):
 
 
 class _Pixels(PixelScore, Scorer):
-    def update(self, predicted: Tensor, target: Any) -> None:
+    def update(self, predicted: Any, target: Any) -> None:
         mask = target["mask"].as_subclass(Tensor)
         super().update(predicted, mask.to(predicted.device))
 
