@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
@@ -13,7 +11,7 @@ from .table import Family
 _BLOCK = r"layer\d+\.\d+"
 
 
-def _stem(model: Any, x: Tensor) -> Tensor:
+def _stem(model: ResNet, x: Tensor) -> Tensor:
     return model.maxpool(model.act1(model.bn1(model.conv1(x))))
 
 

@@ -53,7 +53,13 @@ class Server(LitServer):
     """LitServe's, which takes no connections that nobody will answer."""
 
     def _start_server(
-        self, port: Any, count: int, level: Any, sockets: Any, *rest: Any, **more: Any
+        self,
+        port: object,
+        count: int,
+        level: object,
+        sockets: Any,
+        *rest: object,
+        **more: object,
     ) -> Any:
         listening = [Listening(s.detach()) for s in sockets]
         return super()._start_server(port, count, level, listening, *rest, **more)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..errors import InputError, UnknownName
 from .kind import Balance as Balance
@@ -66,7 +65,7 @@ def describe(targets: Targets) -> dict[str, object]:
     return {"task": targets.task, **targets.to_dict()}
 
 
-def construct(names: tuple[str, ...], content: Mapping[str, Any] | None) -> Targets:
+def construct(names: tuple[str, ...], content: Mapping[str, object] | None) -> Targets:
     """Read what a trained model's targets are.
 
     Args:

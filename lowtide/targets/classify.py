@@ -187,7 +187,7 @@ class Classify(Targets):
             return None
         return softmax_regression(x, y, len(self.names), seed)
 
-    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
+    def answer(self, output: Tensor, top: int) -> dict[str, object]:
         """Name the most probable classes.
 
         Args:
@@ -218,7 +218,7 @@ class Classify(Targets):
         assert isinstance(label, int)
         return names[label]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Give what must be known beside the names.
 
         Returns:
@@ -227,7 +227,7 @@ class Classify(Targets):
         return {}
 
     @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
         """Make the targets of a trained model.
 
         Args:

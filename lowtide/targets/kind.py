@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -173,7 +173,7 @@ class Targets(ABC):
         """
 
     @abstractmethod
-    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
+    def answer(self, output: Tensor, top: int) -> dict[str, object]:
         """Say what a model's output for an image means.
 
         Args:
@@ -198,7 +198,7 @@ class Targets(ABC):
         """
 
     @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Give what must be known to use a model, beside the names.
 
         Returns:
@@ -207,7 +207,7 @@ class Targets(ABC):
 
     @classmethod
     @abstractmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
         """Read what `to_dict` gave.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ class Multilabel(Targets):
         """
         return one_vs_rest(x, y, seed)
 
-    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
+    def answer(self, output: Tensor, top: int) -> dict[str, object]:
         """Name the labels of an image.
 
         Args:
@@ -205,7 +205,7 @@ class Multilabel(Targets):
         assert isinstance(label, tuple)
         return ";".join(n for n, value in zip(names, label, strict=True) if value)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Give what must be known beside the names.
 
         Returns:
@@ -214,7 +214,7 @@ class Multilabel(Targets):
         return {}
 
     @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
         """Make the targets of a trained model.
 
         Args:

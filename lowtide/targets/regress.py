@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ class Regress(Targets):
         from_mean = (y - self.mean) / self.std
         return ridge(x, from_mean)
 
-    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
+    def answer(self, output: Tensor, top: int) -> dict[str, object]:
         """Give the number.
 
         Args:
@@ -215,7 +215,7 @@ class Regress(Targets):
         assert isinstance(label, tuple)
         return repr(label[0])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Give what must be known beside the name.
 
         Returns:
@@ -224,7 +224,7 @@ class Regress(Targets):
         return {"mean": self.mean, "std": self.std}
 
     @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
         """Read what `to_dict` gave.
 
         Args:
