@@ -264,7 +264,9 @@ def fold(
             b = None if b is None else b * scale
         if shift is not None:
             b = shift if b is None else b + shift
-        kept: Any = nn.Parameter if own is module._parameters else nn.Buffer
+        kept: type[nn.Parameter] | type[nn.Buffer] = (
+            nn.Parameter if own is module._parameters else nn.Buffer
+        )
         out.weight = kept(w.clone())
         if b is not None:
             out.bias = kept(b.clone())

@@ -213,7 +213,7 @@ def _raw(image: Image.Image) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _replaced(args: object, raw: str) -> Any:
+def _replaced(args: object, raw: str) -> object:
     return (raw, *args[1:]) if isinstance(args, tuple) else raw
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..errors import InputError
 from .space import Genes, Space, name_of
@@ -47,7 +46,7 @@ class Candidate:
     cost: Cost
     score: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Give it as plain data.
 
         Returns:

@@ -116,7 +116,7 @@ def _cells(answer: Mapping[str, Any]) -> dict[str, object]:
     return cells
 
 
-FORMATS: dict[str, Callable[[Iterable[Mapping[str, Any]], TextIO], int]] = {
+FORMATS: dict[str, Callable[[Iterable[Mapping[str, object]], TextIO], int]] = {
     ".csv": _write_table,
     ".jsonl": _write_lines,
 }

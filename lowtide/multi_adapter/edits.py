@@ -72,7 +72,7 @@ class Edits:
         }
 
     @cached_property
-    def kind(self) -> Any:
+    def kind(self) -> object:
         """What two adapters' edits have in common that differ in nothing but their numbers."""
         shapes = tuple((n, t.shape, t.dtype) for n, t in (self.tensors | self.thawed).items())
         return shapes, tuple(_structure(graft) for graft in self.grafts)

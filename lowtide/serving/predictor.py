@@ -79,7 +79,7 @@ class Predictor:
             self.model.delete_adapter(name)
             del self.tasks[name]
 
-    def predict(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def predict(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
         """Answer a batch; one that cannot be answered leaves the others alone.
 
         Args:

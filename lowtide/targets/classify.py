@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -149,7 +149,7 @@ class Classify(Targets):
         truth, taken = targets.numpy(), outputs.argmax(-1).numpy()
         present = np.unique(truth)
         shares = outputs.double().softmax(-1).numpy()
-        among: Any = {"labels": present, "zero_division": 0.0}
+        among: dict[str, object] = {"labels": present, "zero_division": 0.0}
         found = {
             "accuracy": float((truth == taken).mean()),
             "mean_class_accuracy": float(recall_score(truth, taken, average="macro", **among)),

@@ -43,7 +43,7 @@ class Described(Dataset):
         listed = folder.listed()
         return cls(**{name: getattr(listed, name) for name in vars(listed)}, folder=folder)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Summarise for the run record.
 
         Returns:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial, singledispatch
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -129,7 +128,7 @@ def save_adapter(run: Run) -> None:
 
 
 @singledispatch
-def record_of(run: Run) -> dict[str, Any]:
+def record_of(run: Run) -> dict[str, object]:
     """Say what else is needed to use a model; a run of another kind registers it."""
     config = run.config
     return dict(

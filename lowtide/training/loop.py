@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,9 +142,9 @@ def _prepared(
     return run
 
 
-def _model(run: Run) -> Any:
+def _model(run: Run) -> nn.Module:
     """Give what runs: the model or what trains from its features, in what callbacks put around."""
-    whole: Any = run.features.model if run.features else run.tuned
+    whole: nn.Module = run.features.model if run.features else run.tuned
     for callback in run.callbacks:
         whole = callback.around(whole)
     return whole

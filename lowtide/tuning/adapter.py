@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,7 +49,7 @@ class Adapter:
     notes: list[str] = field(default_factory=list)
     statistics: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
     frozen_dtype: FrozenDtype | None = None
-    config: Any = None
+    config: object = None
 
     def put_in(self, backbone: nn.Module) -> None:
         """Put grafts and thawed parameters in place.

@@ -111,7 +111,7 @@ def metadata(trained: Trained) -> dict[str, str]:
 
 @torch.no_grad()
 def refuse_other_answers(
-    model: nn.Module, batches: list[Tensor], answer: Callable[[Tensor], Any], what: str
+    model: nn.Module, batches: list[Tensor], answer: Callable[[Tensor], object], what: str
 ) -> None:
     """Run a written graph beside the model it was made from.
 
