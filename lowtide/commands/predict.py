@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..data import UnreadableImage
 from ..errors import InputError
@@ -70,7 +71,7 @@ def predict(args: Sequence[str]) -> None:
         raise bad[-1]
 
 
-def _give(answers: Iterator[dict[str, object]], output: Path | None, images: int) -> None:
+def _give(answers: Iterator[dict[str, Any]], output: Path | None, images: int) -> None:
     """Write answers to a file, or print each as soon as it is there."""
     if output:
         OUT.print(f"wrote {output}: {write_answers(answers, output)} of {images} images")

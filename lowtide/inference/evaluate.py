@@ -230,7 +230,7 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     unreadable: Callable[[UnreadableImage], object] = _stop,
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """Classify images.
 
     Args:

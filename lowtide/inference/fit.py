@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.method import Method
 from ..errors import InputError, shown
@@ -49,7 +50,7 @@ class FitResult:
 
     def predict(
         self, images: str | Path | Sequence[str | Path], *, top: int = 5, batch_size: int = 32
-    ) -> list[dict[str, object]]:
+    ) -> list[dict[str, Any]]:
         """Answer images.
 
         Args:
