@@ -12,10 +12,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from lowtide.kernels import triton as gpu
+from lowtide.kernels import triton_activation as activation
 from lowtide.kernels import triton_layer_norm as norm
 
 CASES = Path(__file__).with_name("triton_cases.py")
@@ -73,8 +75,25 @@ def test_compiled_for_a_gpu(number: str, bits: int) -> None:
         ),
     }
     for kernel, (types, fixed) in kernels.items():
-        signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
-        places = {(kernel.arg_names.index(n),): value for n, value in fixed.items()}
-        source = ASTSource(kernel, signature, places)
-        made = compile(source, target=GPUTarget("cuda", 80, 32), options=gpu.EXACT)
-        assert "cubin" in made.asm and "fma" not in made.asm["ptx"]
+        assert "fma" not in compiled(kernel, types, fixed)
+
+
+def compiled(kernel: JITFunction, types: dict[str, str], fixed: dict[str, object]) -> str:
+    """Compile a kernel for a GPU, and give its assembly."""
+    signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
+    places = {(kernel.arg_names.index(n),): value for n, value in fixed.items()}
+    source = ASTSource(kernel, signature, places)
+    made = compile(source, target=GPUTarget("cuda", 80, 32), options=gpu.EXACT)
+    assert "cubin" in made.asm
+    return made.asm["ptx"]
+
+
+@pytest.mark.parametrize("number", FLOATS.values(), ids=FLOATS)
+@pytest.mark.parametrize("function", range(len(activation.NAMES)), ids=activation.NAMES)
+def test_activations_compiled_for_a_gpu(function: int, number: str) -> None:
+    types = {"x": number, "y": number, "edges": "*fp32", "codes": "*i32", "out": "*u8"}
+    types |= {"count": "i32", "n": "i32"}
+    fixed = {"FUNCTION": function, "PACK": True, "BITS": 4, "SIZE": 1024}
+    # CUDA's erf and exp have fused multiply-adds of their own.
+    written = "fma" in compiled(activation._activation_pack, types, fixed)
+    assert written == (activation.NAMES[function] in ("gelu", "silu"))
