@@ -99,7 +99,8 @@ def activate(
     """
     if name not in codecs or not x.requires_grad:
         return NotImplemented
-    codec, options = codecs[name], {"call": function, "slope": slope or SLOPES[name]}
+    codec = codecs[name]
+    options: dict[str, Any] = {"call": function, "slope": slope or SLOPES[name]}
     if isinstance(codec, Codebook | Sign):
         options["at_once"] = codec.cuts
     return saved(UNARY, codec, x, **options)

@@ -24,7 +24,7 @@ CASES = Path(__file__).with_name("triton_cases.py")
 FLOATS = {"fp32": "*fp32", "bf16": "*bf16"}
 
 
-@pytest.mark.parametrize("interpreted", ["1", "0"])
+@pytest.mark.parametrize("interpreted", ["1", pytest.param("0", marks=pytest.mark.gpu)])
 def test_equal_to_the_definitions(interpreted: str) -> None:
     if interpreted == "0" and not torch.cuda.is_available():
         pytest.skip("the compiled kernels need a GPU")
