@@ -19,6 +19,7 @@ from triton.compiler import ASTSource, compile
 from lowtide.kernels import triton as gpu
 from lowtide.kernels import triton_activation as activation
 from lowtide.kernels import triton_layer_norm as norm
+from lowtide.kernels import triton_normal_float as nf
 
 CASES = Path(__file__).with_name("triton_cases.py")
 FLOATS = {"fp32": "*fp32", "bf16": "*bf16"}
@@ -65,6 +66,12 @@ def test_compiled_for_a_gpu(number: str, bits: int) -> None:
         gpu._threshold_unpack: (
             {"packed": "*u8", "levels": "*fp32", "dy": number, "out": number, "n": "i32"},
             {"SCALE": True, "BITS": bits, "SIZE": 1024},
+        ),
+        nf._normal_float_unpack: (
+            {"scales": "*u8", "packed": "*u8", "out": number}
+            | dict.fromkeys(("mean", "most", "levels", "tree"), "*fp32")
+            | dict.fromkeys(("block", "second", "n"), "i32"),
+            {"SIZE": 1024},
         ),
         norm._layer_norm_backward: (
             {"dy": number, "lows": "*bf16", "steps": "*bf16", "packed": "*u8", "dx": number}

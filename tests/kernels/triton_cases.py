@@ -7,11 +7,15 @@ import math
 import pytest
 import torch
 
+from lowtide.codecs.base import Residue
+from lowtide.codecs.normal_float import NormalFloat
 from lowtide.kernels import triton as gpu
 from lowtide.kernels import triton_activation as activation
 from lowtide.kernels import triton_layer_norm as norm
+from lowtide.kernels import triton_normal_float as nf
 from lowtide.kernels.affine import affine_pack, affine_pack_plain, affine_unpack_plain
 from lowtide.kernels.layer_norm import layer_norm_backward, layer_norm_backward_plain
+from lowtide.kernels.normal_float import normal_float_unpack_plain
 from lowtide.kernels.threshold_codes import (
     threshold_pack_plain,
     threshold_scale_plain,
@@ -188,6 +192,21 @@ def test_the_kernel_is_taken_only_where_every_number_is_torchs(monkeypatch) -> N
     x = torch.full((9,), 65504.0, dtype=torch.float16, device=DEVICE)
     equal(activation.activation_pack_triton(x, "relu", EDGES, CODES, 4)[:1], [x - 32])
     activation.equals_torch.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.float64])
+@pytest.mark.parametrize(("block", "second"), [(64, 256), (16, 4), (8, 3)])
+@pytest.mark.parametrize("shape", [(3, 50, 64), (3, 7, 13), (1,), (0, 5)])
+def test_normal_float(shape, block, second, dtype) -> None:
+    x = randn(shape)
+    for bad in (False, True):
+        if bad and x.numel():
+            x.view(-1)[0] = math.nan
+        packed = NormalFloat(block, second).pack(Residue(x))
+        given = (*packed, list(shape), block, second, dtype)
+        ours, theirs = nf.normal_float_unpack_triton(*given), normal_float_unpack_plain(*given)
+        assert ours.dtype == theirs.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the dispatcher chooses Triton for CUDA tensors")
