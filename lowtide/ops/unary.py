@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers.activations import QuickGELU, Swish
 from torch import Tensor, nn
 
-from ..codecs.affine import Rounding
+from ..codecs.affine import Affine, Rounding
 from ..codecs.base import Codec, Residue
 from ..codecs.codebook import Codebook
 from ..codecs.sign import Sign
@@ -146,6 +146,9 @@ def _gelu(codecs: Codecs, call: Call) -> Any:
 
 TIGHT: dict[str, Codec] = {
     **{name: Codebook.of(name) for name in SLOPES if not name.startswith("relu")},
+    # Its slope rises evenly, and networks have it dozens of times in a row: sixteen fixed levels are
+    # 2 % of the gradient's direction off in the end, 32 of each group's own are not.
+    "hardswish": Affine(5, 64, stats=torch.bfloat16),
     "relu": Sign(),
     "relu6": Sign(),
 }
