@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -104,9 +105,8 @@ class NormalFloat:
         Returns:
             The residue, within `bound`.
         """
-        unpack = normal_float_unpack
-        if packed[3].device.type not in FUSED:
-            unpack = normal_float_unpack_plain
+        fused = packed[3].device.type in FUSED
+        unpack: Callable[..., Tensor] = normal_float_unpack if fused else normal_float_unpack_plain
         return unpack(*packed, list(shape), self.block, self.second, dtype)
 
     def scales(self, packed: tuple[Tensor, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -119,7 +119,8 @@ class NormalFloat:
         Returns:
             The scale of each block (blocks,).
         """
-        return scales_plain(*packed[:3], self.second, dtype)
+        mean, most, scales = packed[:3]
+        return scales_plain(mean, most, scales, self.second, dtype)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
         """Count the bytes kept.
