@@ -151,7 +151,7 @@ class StagedModel(nn.Module):
         return x
 
     def forward_from(self, given: Mapping[str, Tensor]) -> Tensor:
-        """Classify from what the first elements of the chain gave; they are not run.
+        """Classify from the outputs of the first elements of the chain; they are not run.
 
         Args:
             given: Outputs by path, of an element and of those after it that side networks read;
@@ -167,7 +167,7 @@ class StagedModel(nn.Module):
         return self._run_from(given[first], first, given, self.context())
 
     def context(self, size: tuple[int, int] | None = None) -> Context:
-        """Compute what elements of the chain take beside the feature map.
+        """Compute the inputs of elements beside the feature map.
 
         Args:
             size: Height and width of the images; by default what the backbone is made for.
@@ -220,7 +220,7 @@ class StagedModel(nn.Module):
         return along(self.sides.items(), path, inner, states)
 
     def run(self, path: str, context: Context) -> Block:
-        """Say how one element of the chain runs, with or without extra tokens or halves.
+        """Make the function that runs one element of the chain.
 
         Args:
             path: The element.
