@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from ..errors import InputError
+from ..memory.chunking import declare
 from .pyramid import FeatureMaps, SimplePyramid, pyramid
 
 Detector = Literal["fasterrcnn", "maskrcnn", "retinanet", "fcos"]
@@ -32,6 +33,8 @@ SMALLEST = 4
 """Least size of an anchor: torchvision rounds its corners to whole pixels."""
 DETECTIONS = 100
 """Most detections of an image, as COCO counts them."""
+
+declare((MaskRCNNHeads.__module__,), (MaskRCNNHeads.__name__, MaskRCNNPredictor.__name__))
 
 
 class Levels(nn.Module):

@@ -187,7 +187,8 @@ class RegionsStandIn(StandIn):
         losses["boxes"] = F.cross_entropy(scores, truth) + boxes.abs().mean()
         if d.roi_heads.has_mask():
             pooled = self._pooled(d.roi_heads.mask_roi_pool, maps, self.masked)
-            masks = d.roi_heads.mask_predictor(d.roi_heads.mask_head(pooled))[:, 0]
+            masks = d.roi_heads.mask_predictor(d.roi_heads.mask_head(pooled))
+            masks = masks[torch.arange(len(masks)), torch.zeros(len(masks), dtype=torch.long)]
             losses["masks"] = F.binary_cross_entropy_with_logits(masks, torch.zeros_like(masks))
         return losses
 

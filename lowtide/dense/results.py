@@ -12,8 +12,8 @@ from torch import Tensor
 from ..extras import extra
 
 Predicted = Tensor | Mapping[str, Tensor]
-"""What a dense task says of an image: the class of each pixel `(H, W)`, or `boxes`, `labels` and the
-like of its objects."""
+"""What a dense task says of an image: the class of each pixel `(H, W)`, or `boxes`, `labels` and
+the like of its objects."""
 
 
 def coco_results(predicted: Predicted, image_id: int) -> list[dict[str, Any]]:

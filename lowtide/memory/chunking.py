@@ -19,6 +19,7 @@ from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
+from torchvision.ops.misc import Permute
 
 from ..core.wrapped import plain_kind
 from ..ops.attention_chunks import ALIGNED
@@ -47,7 +48,8 @@ TORCH = (
 )
 FILES = (
     *(f"torch.nn.modules.{file}." for file in TORCH),
-    *("timm.layers.", "timm.models._", "peft.tuners.lora.layer.", f"{PACKAGE}."),
+    *("timm.layers.", "timm.models._", "torchvision.ops.misc.", "peft.tuners.lora.layer."),
+    f"{PACKAGE}.",
 )
 """Where classes stand whose code was read; a declared model's own file is added to them."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -237,6 +239,8 @@ def _mixes(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
         return True
     if any(_is_first(getattr(module, name, 1)) for name in AXES):
+        return True
+    if isinstance(module, Permute) and module.dims[0] != 0:
         return True
     if isinstance(module, _BatchNorm) and module.running_var is None:
         return True

@@ -23,8 +23,9 @@ def _forward(
     needs: Needs, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
 ) -> Forward:
     shape = x.shape[-1:]
-    if torch.is_autocast_enabled(x.device.type):
-        # Autocast knows layer_norm, not its native form.
+    whole = all(t is None or t.dtype == torch.float32 for t in (x, weight, bias))
+    if torch.is_autocast_enabled(x.device.type) and not whole:
+        # Autocast knows layer_norm, not its native form; it never makes either narrower.
         y = F.layer_norm(x, shape, weight, bias, eps)
         _, mean, rstd = torch.native_layer_norm(wide(x), shape, None, None, eps)
     else:

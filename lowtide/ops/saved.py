@@ -81,6 +81,7 @@ class Forward(NamedTuple):
             nothing of its own.
         remake: Gives the last residue of what is kept anyway, which is the thing to do where y
             itself lives on.
+        packed: The one residue as its codec packs it, where y came with it.
     """
 
     y: Tensor
@@ -88,6 +89,7 @@ class Forward(NamedTuple):
     extras: Tensors = ()
     again: Callable[[Tensor], Tensor] | None = None
     remake: Callable[[], Tensor] | None = None
+    packed: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def saved(
     return result
 
 
-def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
+def keep(
+    codec: Codec, residue: Residue, packed: tuple[Tensor, ...] | None = None
+) -> tuple[Reader, tuple[Tensor, ...]]:
     """Pack a residue, unless it can be read from what is kept already.
 
     Two adapters that read one tensor share its bytes, and so do a softmax and the product behind
@@ -141,13 +145,14 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     Args:
         codec: How to keep it.
         residue: What to keep.
+        packed: Some function of the source, packed already.
 
     Returns:
         What reads it, and what is kept.
     """
     source = residue.source
     if torch.compiler.is_compiling() or not residue.is_whole():
-        packed = _pack(codec, residue)
+        packed = _pack(codec, residue) if packed is None else packed
         watch(packed, source, partial(_made, residue.of, residue.beside))
         return codec, packed
     if isinstance(source._base if source._is_view() else source, nn.Parameter):
@@ -206,12 +211,12 @@ class _Saved(torch.autograd.Function):
         options: Options,
         *tensors: Tensor | None,
     ) -> Tensor:
-        y, residues, extras, again, remake = op.forward(needs, *tensors, **options)
+        y, residues, extras, again, remake, packed = op.forward(needs, *tensors, **options)
         each = codecs if isinstance(codecs, tuple) else (codecs,) * len(residues)
         # Packing has dtypes of its own, which autocast would change or refuse.
         device = "cpu" if y.is_meta else y.device.type  # autocast knows no meta device
         with torch.autocast(device, enabled=False):
-            kept = [keep(c, r) for c, r in zip(each, residues, strict=True)]
+            kept = [keep(c, r, packed) for c, r in zip(each, residues, strict=True)]
         ctx.save_for_backward(*(t for _, packed in kept for t in packed), *extras)
         ctx.op, ctx.needs, ctx.options = op, needs, options
         likes = [(r.source.shape, r.source.dtype) for r in residues]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +16,46 @@ from ..codecs.base import Codec, Residue
 from ..codecs.codebook import Codebook
 from ..codecs.sign import Sign
 from ..codecs.sine import Sine
+from ..kernels.activation import FUNCTIONS, activation_pack
+from ..kernels.threshold_codes import threshold_table
 from . import activation_derivatives as slopes
 from .case import Case
 from .lineage import follow, pass_on
+from .region import discards
 from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 from .spare import moved
 
 Slope = Callable[[Tensor], Tensor]
+Cuts = tuple[float, ...]
+FUSED = {"cuda"}
+"""Devices with a kernel that gives a function and its slope's codes."""
 FOLLOWED = (F.relu, torch.relu, Tensor.relu)
 
 
-def _forward(needs: Needs, x: Tensor, *, call: Slope, slope: Slope) -> Forward:
-    y = call(x)
+def _forward(
+    needs: Needs, x: Tensor, *, call: Slope, slope: Slope, at_once: Cuts | None = None
+) -> Forward:
+    y, packed = (call(x), None) if at_once is None else _at_once(x, call, slope, at_once)
     # The slope of a ReLU is that of its result, which the next layer may keep.
     source = y if slope in (slopes.relu, slopes.relu6) else x
-    return Forward(y, (Residue(source, slope, pointwise=True),))
+    return Forward(y, (Residue(source, slope, pointwise=True),), packed=packed)
+
+
+def _at_once(
+    x: Tensor, call: Slope, slope: Slope, cuts: Cuts
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Compute a function and the codes of its slope in one kernel, where there is one."""
+    name = next((n for n, function in FUNCTIONS.items() if function is call), None)
+    if name is None or x.device.type not in FUSED or discards() or torch.compiler.is_compiling():
+        return call(x), None
+    edges, codes = threshold_table(slope, cuts)
+    bits = len(cuts).bit_length()
+    y, packed = activation_pack(x, name, list(edges), list(codes), bits)
+    return y, (packed,)
 
 
 def _backward(
-    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, *, call: Slope, slope: Slope
+    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, **options: Any
 ) -> tuple[Tensor]:
     return (dy * residues[0],)
 
@@ -41,7 +63,8 @@ def _backward(
 UNARY = Op(_forward, _backward, scales=True)
 """y = f(x), dx = dy f'(x). Residue: the slope f'(x), made from x slice by slice.
 
-Options: `call` is f, `slope` is f'.
+Options: `call` is f, `slope` is f', `at_once` are the cuts between the codec's codes: with them, on
+a GPU f(x) and the codes come of one reading of x, the numbers those of torch's f to the last bit.
 
 Saves:
     What the codec keeps of n numbers.
@@ -76,7 +99,11 @@ def activate(
     """
     if name not in codecs or not x.requires_grad:
         return NotImplemented
-    return saved(UNARY, codecs[name], x, call=function, slope=slope or SLOPES[name])
+    codec = codecs[name]
+    options: dict[str, Any] = {"call": function, "slope": slope or SLOPES[name]}
+    if isinstance(codec, Codebook | Sign):
+        options["at_once"] = codec.cuts
+    return saved(UNARY, codec, x, **options)
 
 
 def answer(
@@ -140,7 +167,8 @@ def case(function: Slope, slope: Slope) -> Case:
 def _gelu(codecs: Codecs, call: Call) -> Result:
     form = call.kwargs.get("approximate", "none")
     name = "gelu_tanh" if form == "tanh" else "gelu"
-    return activate(name, codecs, lambda x: F.gelu(x, approximate=form), call.argument(0, "input"))
+    function = F.gelu if form == "none" else partial(F.gelu, approximate=form)
+    return activate(name, codecs, function, call.argument(0, "input"))
 
 
 TIGHT: dict[str, Codec] = {

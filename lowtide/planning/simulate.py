@@ -6,8 +6,6 @@ shapes alone, and the meter watches a step; so a plan equals the real run on the
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -167,8 +165,5 @@ def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
     if step.frozen_dtype != "fp32":
         set_frozen_dtype(tuned, step.frozen_dtype)
     tuned.checkpointing = step.recomputed_blocks or step.checkpointing
-    policy = policy_of(step.policy)
-    if step.chunk is not None:
-        policy = replace(policy, chunk=step.chunk or None)
-    compress(tuned, policy)
+    compress(tuned, policy_of(step.policy, step.chunk))
     return tuned

@@ -13,6 +13,8 @@ from lowtide.dense.pyramid import STRIDES, FeatureMaps, backbone_path, pyramid
 from lowtide.errors import InputError
 
 IMAGES = (2, 3, 64, 64)
+STRIDE = {"unet": 1, "fpn": 4, "upernet": 4, "dpt": 2}
+"""Of the scores in training."""
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -65,10 +67,21 @@ def test_a_segmenter_scores_every_pixel_and_all_of_it_learns(kind: str, decoder:
         return
     model = segmenter(body(kind), 3, decoder, 64)
     scores: Tensor = model(torch.randn(IMAGES))
-    assert scores.shape == (2, 3, 64, 64)
+    assert (scores.shape[:2], 64 // scores.shape[2]) == ((2, 3), STRIDE[decoder])
+    assert model.eval()(torch.randn(IMAGES)).shape == (2, 3, 64, 64)
     (scores * torch.randn_like(scores)).sum().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_upernet_computes_what_its_own_decoder_does(kind: str) -> None:
+    model = segmenter(body(kind), 3, "upernet", 64).double()
+    images = torch.randn(IMAGES).double()
+    maps = model.backbone(images)
+    mine = model.decode(model.decoder, list(maps), images)
+    theirs = model.decoder([images, images, *maps[-4:]])
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_a_decoder_is_chosen_by_what_the_backbone_gives() -> None:
