@@ -1,4 +1,4 @@
-"""What an option may be: its type, its bounds, and one message for all that it may not be.
+"""Types and bounds of options, and one error message for every value outside them.
 
 An option is declared once, as the type of a dataclass's field: `Annotated[float, Within(0, 1)]`.
 The command line, config files, suites, adapters and Python are held to it alike.
@@ -151,7 +151,7 @@ def options(cls: type) -> list[dataclasses.Field[object]]:
 
 
 def options_help(cls: type) -> dict[str, str]:
-    """Read what a dataclass and those it derives from say of their fields.
+    """Read the help of each option from the docstrings of a dataclass and its bases.
 
     Args:
         cls: The dataclass, documented under `Attributes:`.
@@ -168,7 +168,7 @@ def options_help(cls: type) -> dict[str, str]:
 
 @functools.cache
 def hints(cls: type) -> dict[str, object]:
-    """List what the fields of a dataclass may be.
+    """Give the type of each field of a dataclass.
 
     Args:
         cls: The dataclass.
@@ -181,7 +181,7 @@ def hints(cls: type) -> dict[str, object]:
 
 
 def words(hint: object) -> str:
-    """Say what a value may be.
+    """Describe the values that a type allows.
 
     Args:
         hint: The type of the option.

@@ -1,4 +1,4 @@
-"""What differs between the versions of timm and torch that lowtide runs with."""
+"""Differences between the versions of timm and torch that lowtide runs with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def classes(module: str, *names: str) -> tuple[type[nn.Module], ...]:
-    """Find those of a module's classes that its installed version has.
+    """List the classes of some names that a module's installed version has.
 
     Args:
         module: Dotted name of the module.

@@ -1,4 +1,4 @@
-"""Read YAML that may be anybody's: plain values, of bounded depth and size, no key twice."""
+"""Read untrusted YAML: plain values, of bounded depth and size, no key twice."""
 
 from __future__ import annotations
 

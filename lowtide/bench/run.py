@@ -1,4 +1,4 @@
-"""Run what is missing of a suite."""
+"""Run the rows of a suite that are not finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Linear, Conv2d and the norms have in common, said once.
+"""Helpers for what Linear, Conv2d and the norms have in common.
 
 The only place that asks what kind of linear map a module is. Look-ups are by exact type: a subclass
 may compute something else (weight standardisation, a fused activation), and folding into it would

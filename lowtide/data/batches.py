@@ -21,7 +21,7 @@ from .preprocessing import Preprocessing, Transform
 
 
 class AfterCache(Protocol):
-    """What a loader does to each image after the cache, such as a `Transform`."""
+    """The part of a transform that a loader runs on each image after the cache."""
 
     @property
     def random(self) -> bool:
@@ -29,14 +29,14 @@ class AfterCache(Protocol):
 
     @property
     def after_cache(self) -> Callable[..., Tensor]:
-        """From what `ImageSource.load` gives to the model's input."""
+        """Turns what `ImageSource.load` returns into the model's input."""
 
 
 class ImageSource(Protocol):
-    """Where a loader finds what is the same for an image every time, such as a `Cache`."""
+    """Where a loader gets the part of an image that is the same every time, such as a `Cache`."""
 
     def load(self, path: Path, transform: Any) -> Any:
-        """Decode an image, or look up what was kept of it.
+        """Decode an image, or look up what is cached of it.
 
         Args:
             path: The image.

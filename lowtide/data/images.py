@@ -85,7 +85,7 @@ class UnreadableImage(InputError):
 
 
 class Look(NamedTuple):
-    """What one full decoding of a file shows.
+    """What decoding a whole file has shown of it.
 
     Attributes:
         fault: Why it cannot be read; None if it can.

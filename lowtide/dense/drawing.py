@@ -89,7 +89,7 @@ def _objects(
 
 
 def shrunk(image: Tensor, found: Predicted, side: int) -> tuple[Tensor, Predicted]:
-    """Shrink an image, and what is in it, for a small picture whose lines and words stay legible.
+    """Shrink an image and its labels for a small picture with legible lines and words.
 
     Args:
         image: `(C, H, W)` uint8.

@@ -91,7 +91,7 @@ def plan_dense(
 
 
 def stand_in(detector: nn.Module) -> StandIn:
-    """Make what computes as a detector does where that does not depend on the images.
+    """Make a stand-in for a detector that does the work which does not depend on the images.
 
     Args:
         detector: torchvision's.

@@ -17,7 +17,7 @@ MOST_DRAWS = 50
 
 @dataclass(frozen=True)
 class Cost:
-    """What a candidate takes.
+    """Trained parameters and bytes of a candidate.
 
     Attributes:
         trained: Parameters that train, the classifier apart.

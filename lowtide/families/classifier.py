@@ -1,4 +1,4 @@
-"""Where a backbone's classifier is, whatever it is made of, and how it is made anew."""
+"""Find a backbone's classifier, and replace it by a new one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPREAD = 0.02
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
-    """Find the classifier: what timm makes anew for another number of classes.
+    """Find the classifier: the modules that are replaced for another number of classes.
 
     That may be more than `get_classifier` tells: a norm in front of the linear map, or several
     classifiers whose answers are averaged. Elsewhere it is the last Linear defined, and of a
@@ -127,7 +127,7 @@ def reset(model: nn.Module, classes: int, init: HeadInit) -> None:
 
 
 def exchange_config(model: nn.Module, config: Any) -> object:
-    """Give a transformers model a config; its loss counts the classes that this names.
+    """Give a transformers model a config; its loss reads the number of classes there.
 
     Args:
         model: Any model; changed in place if it has a config.

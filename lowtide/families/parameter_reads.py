@@ -1,4 +1,4 @@
-"""Find out which modules a model reads past: whose weight it takes without calling them."""
+"""Find the modules whose weight a model reads without calling them."""
 
 from __future__ import annotations
 

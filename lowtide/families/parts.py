@@ -1,4 +1,4 @@
-"""What of a model without a table can be run again in backward, measured and not declared."""
+"""Choose what to recompute in a model without a table, by measuring its parts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Watch:
 
 
 def recomputable(model: nn.Module) -> tuple[str, ...]:
-    """Choose the parts whose recomputation in backward leaves the least memory at once.
+    """Choose the parts to recompute in backward so that the peak memory is lowest.
 
     A part must leave its arguments and buffers as they are, statistics of BatchNorm apart, or a
     second run would not be the first one. Of the parts no larger than a bound, the outermost are

@@ -24,7 +24,7 @@ HEADER = "lowtide"
 
 
 def write_merged(trained: Trained, path: Path) -> str:
-    """Fold a run into its backbone and write that.
+    """Fold a run into its backbone and write the merged model.
 
     The header of the file holds, under `lowtide`, the model's name and options, the classes in the
     order of the logits, and the pre-processing, as JSON.

@@ -45,7 +45,7 @@ def images_in(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
 
 def refuse_output(path: Path) -> None:
-    """Refuse a file for answers before any is given.
+    """Refuse an output file that cannot be written, before any prediction.
 
     Args:
         path: The file.

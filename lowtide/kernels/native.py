@@ -54,7 +54,7 @@ class NoKernels(Exception):
 
 
 def reads(*dtypes: torch.dtype) -> bool:
-    """Say whether the kernels are there for tensors of these dtypes.
+    """Say whether the kernels handle tensors of these dtypes.
 
     Args:
         *dtypes: Dtypes of numbers and statistics.
@@ -81,7 +81,7 @@ def call(kernel: str, *arguments: Argument) -> None:
 
 
 def name(dtype: torch.dtype) -> str:
-    """Give the name of a dtype as the kernels have it.
+    """Give a dtype's name in the kernels.
 
     Args:
         dtype: A dtype.

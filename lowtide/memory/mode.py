@@ -90,7 +90,7 @@ class Answers(TorchFunctionMode):
         return FOLLOWED_TO_ATTENTION if self.to_attention else FOLLOWED
 
     def codecs(self) -> Codecs:
-        """Say by which codecs ops keep what they need, here.
+        """Give the codec of each op, in the block that runs now.
 
         Returns:
             A codec for each op.
@@ -161,7 +161,7 @@ def current() -> Answers | None:
 
 
 def put(mode: Answers | None) -> None:
-    """Let a mode be the one of this thread; whoever does puts the one before it back.
+    """Set this thread's mode; the caller puts the one before it back.
 
     No context manager, in which a compiler cannot see a mode entered.
 
@@ -172,7 +172,7 @@ def put(mode: Answers | None) -> None:
 
 
 def silent() -> bool:
-    """Say whether everything is left to torch in this thread.
+    """Say whether this thread leaves every call to torch.
 
     Returns:
         Whether it is.
@@ -182,7 +182,7 @@ def silent() -> bool:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Leave everything to torch, in this thread; backward may run in one of its own.
+    """Leave every call to torch, in this thread; backward may run in one of its own.
 
     Yields:
         Nothing.

@@ -1,4 +1,4 @@
-"""How a compressed module runs: which rule is its own, in the order they are asked."""
+"""Run a compressed module by the first rule that applies to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_sparing(
     args: tuple[object, ...],
     kwargs: dict[str, object],
 ) -> object:
-    """Run a module, and keep no codes of what lives on in full.
+    """Run a module, and drop the codes of tensors that live on in full.
 
     Args:
         module: Any compressed module.

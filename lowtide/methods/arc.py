@@ -72,7 +72,7 @@ class ARC(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.init == "identity" or self.where == "attention"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:

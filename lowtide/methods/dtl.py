@@ -83,7 +83,7 @@ class DTL(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.pool == "model"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:

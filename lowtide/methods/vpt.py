@@ -74,7 +74,7 @@ class VPT(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return False
 
     def edits(self, sites: Sites) -> Iterable[Edit]:

@@ -22,7 +22,7 @@ Seen = dict[str, tuple[Tensor, Tensor]]
 
 
 class Regions:
-    """Where each place of a backbone is reached, and whether images lie there one after another.
+    """Which element reaches each place of a backbone, and whether images come in rows there.
 
     Attributes:
         chain: Paths of the chain's elements.
@@ -76,7 +76,7 @@ class Regions:
         return STEM if path in self._in_stem else FINISH
 
     def aligned(self, path: str) -> bool:
-        """Whether a module is given one image's rows after another's, and gives them so.
+        """Whether a module reads and gives one image's rows after another's.
 
         Args:
             path: The module.

@@ -1,4 +1,4 @@
-"""Feature maps on their way through the backbone, each for the adapters that it is right for."""
+"""Feature maps on their way through the backbone, each shared by adapters that agree so far."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .together import Together, joined
 
 @dataclass
 class Stream:
-    """A feature map that is right for some adapters.
+    """A feature map that several adapters share.
 
     Attributes:
         x: The map, one row per image.

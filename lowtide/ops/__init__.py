@@ -1,4 +1,4 @@
-"""What a backward needs: one file per op, found by walking this folder.
+"""Memory-saving backward passes of torch functions: one file per op.
 
 Imports kernels, codecs.
 """

@@ -38,11 +38,11 @@ class Chunk:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """How many images and heads it has."""
+        """How many images and heads the chunk has."""
         return tuple(at.stop - at.start for at in self.lead)
 
     def of_keys(self, t: Tensor) -> Tensor:
-        """Take its images and heads.
+        """Take the chunk's images and heads of keys or values.
 
         Args:
             t: Keys or values, with as many axes as the matrix, some of length 1 for all; a head may
@@ -59,7 +59,7 @@ class Chunk:
         return t[tuple(s if n > 1 else slice(None) for s, n in zip(where, sizes, strict=True))]
 
     def of_rows(self, t: Tensor) -> Tensor:
-        """Take its images, heads and queries.
+        """Take the chunk's images, heads and query rows.
 
         Args:
             t: A row for each query, or one for all.
@@ -71,7 +71,7 @@ class Chunk:
         return part[..., self.rows, :] if t.shape[-2] > 1 else part
 
     def flat(self, t: Tensor) -> Tensor:
-        """Take its images and heads, each of its own.
+        """Take the chunk's images and heads, flattened into one axis.
 
         Args:
             t: As in `of_keys`.
@@ -122,7 +122,7 @@ def _slices(size: int, step: int) -> list[slice]:
 def attend(
     needs: Needs, *tensors: Tensor | None, causal: bool = False, **options: object
 ) -> Tensor:
-    """Call torch's function, which chooses its kernel by what wants a gradient too.
+    """Call torch's attention function without keeping anything for its backward.
 
     Args:
         needs: Which tensors want one.
@@ -147,7 +147,7 @@ def attend(
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Record gradients, by which torch chooses its kernels, and keep nothing for them.
+    """Enable gradients, by which torch chooses its kernels, and keep nothing for them.
 
     Yields:
         Nothing.
@@ -258,7 +258,7 @@ def add(part: Tensor, gradient: Tensor) -> None:
 
 
 def product_dtype(qkv: Sequence[Tensor], dy: Tensor) -> torch.dtype:
-    """Say in what dtype to multiply: computed again in bfloat16, they are multiplied in bfloat16.
+    """Choose the dtype of products: bfloat16 if q, k and v were recomputed in bfloat16.
 
     Args:
         qkv: Queries, keys and values.

@@ -120,7 +120,7 @@ Saves:
 
 
 class Decomposed:
-    """A relative position bias that is not made; torch's functions take it, and make it."""
+    """A relative position bias kept as its two factors; torch's functions make it whole."""
 
     def __init__(self, q: Tensor, rh: Tensor, rw: Tensor) -> None:
         """Note what it is made of.
@@ -133,7 +133,7 @@ class Decomposed:
         self.q, self.factors = q, (rh, rw)
 
     def whole(self) -> Tensor:
-        """Make it, as timm does.
+        """Add the factors up to the whole bias, as timm does.
 
         Returns:
             q R_h + q R_w, (B, N, K_h x K_w).
@@ -174,7 +174,7 @@ def _from_tables(
 
 
 def answer(codecs: Codecs, q: Tensor, k: Tensor, v: Tensor, bias: Decomposed) -> Result:
-    """Answer an attention with such a bias.
+    """Run attention with a decomposed bias.
 
     Args:
         codecs: Codec of each op.
@@ -199,7 +199,7 @@ _SAM = opened(sam.Attention.forward, get_decomposed_rel_pos_bias=_from_tables)
 def without_bias(
     module: nn.Module, kind: type[nn.Module], args: Sequence[Tensor]
 ) -> Callable[..., Tensor] | None:
-    """Give a module's own forward, but that no bias is made in it.
+    """Give a module's own forward, in which the bias stays decomposed.
 
     Args:
         module: Any module.

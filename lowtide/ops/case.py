@@ -1,4 +1,4 @@
-"""An example of an op beside torch's own function: what the laws of the ops are proved on."""
+"""An op beside torch's own function, as an example that the tests of the ops run on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _no_bytes(needs: Needs) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """An op with arguments, and what it promises of them.
+    """An op with arguments, and the residues and bytes it keeps of them.
 
     Each of the functions is given which arguments want a gradient.
 

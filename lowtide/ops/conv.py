@@ -1,4 +1,4 @@
-"""Convolutions: the input is kept only if the weight trains, which torch does not see to."""
+"""Convolutions: the input is kept only if the weight trains; torch keeps it always."""
 
 from __future__ import annotations
 

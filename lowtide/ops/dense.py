@@ -1,4 +1,4 @@
-"""What predictions for every place are read by: cross entropy, log softmax, sampling a grid."""
+"""Functions of dense predictions: cross entropy, log softmax, sampling a grid."""
 
 from __future__ import annotations
 

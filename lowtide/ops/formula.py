@@ -134,7 +134,7 @@ def known(formula: Formula) -> tuple[str, float] | None:
 
 
 def written(answer: Answer | None = None) -> Answer:
-    """Follow a function of each number by itself, and see when it completes a known one.
+    """Recognise activation functions that are written out as several calls.
 
     The known one keeps the codes of its slope, and what led to it goes with the tensors in between.
 

@@ -1,4 +1,4 @@
-"""Tensors that follow from what is kept already, so that keeping them costs nothing."""
+"""Tensors that can be recomputed from something kept already, so keeping them is free."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = "_lowtide_derived"
 
 @dataclass(frozen=True, eq=False)
 class Lineage:
-    """What a tensor follows from: the calls that made it, and the kept codes they began with.
+    """What a tensor can be recomputed from: the calls that made it, and the kept codes they read.
 
     What is followed: a tensor that an op can make of its one residue, such as a norm's output of
     x^ (`Forward.again`), or whose codes are fine enough; then every result of a function of
@@ -58,7 +58,7 @@ class Lineage:
 
     @staticmethod
     def of(tensor: Tensor) -> Lineage | None:
-        """Look up what a tensor follows from.
+        """Look up what a tensor can be recomputed from.
 
         Args:
             tensor: Any tensor.
@@ -75,7 +75,7 @@ class Lineage:
     def note(
         tensor: Tensor, call: Again, reader: Derived | None, packed: tuple[Tensor, ...]
     ) -> None:
-        """Note what a tensor follows from.
+        """Note what a tensor can be recomputed from.
 
         Args:
             tensor: Any tensor, as it is now.
@@ -87,7 +87,7 @@ class Lineage:
 
 
 def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> None:
-    """Note that a tensor follows from what is kept.
+    """Note that a tensor can be recomputed from kept codes.
 
     Args:
         tensor: Any result; the note ends with the object, or when it is written to.
@@ -98,7 +98,7 @@ def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> Non
 
 
 def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
-    """Look up what a tensor follows from.
+    """Look up how a tensor is recomputed from kept codes.
 
     Args:
         tensor: Any tensor.
@@ -150,7 +150,7 @@ def follow(
     result: object,
     costly: bool = False,
 ) -> None:
-    """Carry the note from arguments to results.
+    """Note of a call's results that they can be recomputed, if its arguments can.
 
     Args:
         function: The function that was called, one of those to follow.

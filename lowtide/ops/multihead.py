@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def opened(function: Callable[P, R], **names: object) -> Callable[P, R]:
-    """Give a function in which some names mean something else.
+    """Copy a function with some of its global names replaced.
 
     Args:
         function: Written in Python.

@@ -1,4 +1,4 @@
-"""Parts of a forward pass whose saved tensors somebody else takes, as checkpointing does."""
+"""Parts of a forward pass whose saved tensors go to a hook, as under gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def discards() -> bool:
 
 
 def region() -> Region:
-    """Name the part of the forward pass that this is.
+    """Identify the part of the forward pass that runs now.
 
     Gradient checkpointing runs a part twice, and counts what autograd saves in each run. Nothing
     that one run has noted of a tensor may therefore be read in the other, nor outside of both.
@@ -58,7 +58,7 @@ def region() -> Region:
 
 @contextmanager
 def forgetting(inputs: Iterable[object]) -> Iterator[None]:
-    """Leave tensors with the notes they had, and none of those that are made inside.
+    """Restore the notes on tensors after a block, and drop those made inside.
 
     Args:
         inputs: Arguments of a region, which live longer than it.

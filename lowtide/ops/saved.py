@@ -136,7 +136,7 @@ def saved(
 def keep(
     codec: Codec, residue: Residue, packed: tuple[Tensor, ...] | None = None
 ) -> tuple[Reader, tuple[Tensor, ...]]:
-    """Pack a residue, unless what is kept already gives it.
+    """Pack a residue, unless it can be read from what is kept already.
 
     Two adapters that read one tensor share its bytes, and so do a softmax and the product behind
     it. Of a tensor derived from something kept (see `follow`) nothing is packed, and a weight is
@@ -186,7 +186,7 @@ def _made(of: Callable[..., Tensor], beside: tuple[Tensor, ...], source: Tensor)
 
 
 def codec_kept_by(tensor: Tensor) -> Codec | None:
-    """Say by which codec a tensor is kept already.
+    """Give the codec that a tensor is kept by already.
 
     Args:
         tensor: Any tensor.

@@ -19,7 +19,7 @@ from .tasks import SUITES as SUITES
 
 @dataclass(frozen=True)
 class Recipe:
-    """One file: where its values are from, and the options they come to.
+    """One file: its source, and the options it sets.
 
     Attributes:
         name: The file's name, which is the first part of the names of its presets.
@@ -117,7 +117,7 @@ def named(method: object) -> dict[str, Any]:
 
 
 def unknown(name: str) -> UnknownName:
-    """Refuse a name.
+    """Refuse the name of a preset that does not exist.
 
     Args:
         name: Matches no preset.

@@ -32,7 +32,7 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class Look:
-    """What is shown of one method on one data set.
+    """The plots and example images of one method on one data set.
 
     Attributes:
         label: The method.
@@ -140,7 +140,7 @@ def recall_plots(board: Board, numbers: Mapping[str, int]) -> list[Markup]:
 
 
 def looks(entries: Iterable[Entry]) -> list[Look]:
-    """Gather what is to be looked at of each method.
+    """Gather the plots and example images of each method.
 
     Args:
         entries: The methods on a data set.

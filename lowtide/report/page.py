@@ -56,7 +56,7 @@ class Section:
 
 
 def html(title: str, entries: Sequence[Entry], sections: Iterable[Section] = ()) -> str:
-    """Write the page.
+    """Write the report as one HTML page.
 
     Args:
         title: Its title.

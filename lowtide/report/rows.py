@@ -1,4 +1,4 @@
-"""What is reported: every method on every data set, read and checked."""
+"""The entries of a report: every method on every data set, read and checked."""
 
 from __future__ import annotations
 
@@ -109,13 +109,13 @@ class Entry:
 
     @property
     def status(self) -> str:
-        """How much of it is there."""
+        """How many of the entry's rows are finished."""
         done, planned = len(self.runs), self.result.planned
         return f"{planned}" if done == planned else f"{done} of {planned}"
 
     @property
     def missing(self) -> str:
-        """Why not all of it is there; empty where it is."""
+        """Why rows are missing; empty where none is."""
         result = self.result
         said = []
         if result.failed:
@@ -133,7 +133,7 @@ class Entry:
 
 
 def gather(folders: Iterable[Path]) -> list[Entry]:
-    """Read what is to be reported.
+    """Read the runs and suites of a report.
 
     Args:
         folders: Suites, runs, or folders that hold some.

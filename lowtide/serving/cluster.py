@@ -117,7 +117,7 @@ class Adapters:
 
 
 def application(args: Mapping[str, Any]) -> serve.Application:
-    """Make what Ray Serve runs.
+    """Make the application that Ray Serve runs.
 
     Args:
         args: `runs`, folders by name, which every node of the cluster can read; and optionally

@@ -47,7 +47,7 @@ class Predictor:
         self.place = torch.device(device)
 
     def load(self, name: str, folder: Path, content: str | None = None) -> None:
-        """Load an adapter, unless it is there; another one under its name goes.
+        """Load an adapter, unless it is loaded; one of the same name is replaced.
 
         Args:
             name: Its task's name.
@@ -69,7 +69,7 @@ class Predictor:
         self.tasks[name] = task
 
     def keep(self, live: Iterable[str]) -> None:
-        """Forget all tasks but some.
+        """Unload all tasks but some.
 
         Args:
             live: Names of those that stay.

@@ -1,4 +1,4 @@
-"""What is learnt of an image, one kind a file: its loss, its start, its scores, its answers.
+"""Kinds of targets, one a file: loss, start of training, scores, predictions.
 
 A kind is found by walking this folder; its `KIND` is a class of `kind.Targets`.
 
@@ -27,7 +27,7 @@ DENSE = ("segment", "detect", "instances")
 
 
 def refuse_unknown(task: str, loss: str | None, balance: Balance) -> None:
-    """Refuse a task that there is not, and options that it has not.
+    """Refuse an unknown task, and options that a task does not have.
 
     Args:
         task: Its name.
@@ -54,7 +54,7 @@ def refuse_unknown(task: str, loss: str | None, balance: Balance) -> None:
 
 
 def describe(targets: Targets) -> dict[str, object]:
-    """Say what must be known to use a model, beside the names of its outputs.
+    """Describe targets as a saved model needs them, beside the names of its outputs.
 
     Args:
         targets: What it has learnt.
@@ -66,7 +66,7 @@ def describe(targets: Targets) -> dict[str, object]:
 
 
 def construct(names: tuple[str, ...], content: Mapping[str, object] | None) -> Targets:
-    """Read what a trained model's targets are.
+    """Make the targets of a trained model from its description.
 
     Args:
         names: Of its outputs.

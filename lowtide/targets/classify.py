@@ -89,7 +89,7 @@ class Classify(Targets):
         return torch.zeros(images, dtype=torch.long)
 
     def encode(self, targets: Tensor) -> Tensor:
-        """Change nothing.
+        """Return the labels unchanged.
 
         Args:
             targets: Classes (B,).
@@ -118,7 +118,7 @@ class Classify(Targets):
         return (each * of_images).mean()
 
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """Take the accuracy.
+        """Compute the accuracy.
 
         Args:
             outputs: Logits (N, K).
@@ -130,7 +130,7 @@ class Classify(Targets):
         return int((outputs.argmax(-1) == targets).sum()) / len(targets) if len(targets) else None
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Take every score; means over classes are over those that some image has.
+        """Compute every score; means over classes are over those that some image has.
 
         `auroc` is the mean over classes of the area under the ROC curve of each against the rest;
         it is not there where all images are of one class. `ece` is the expected calibration error.
@@ -162,7 +162,7 @@ class Classify(Targets):
 
     @staticmethod
     def averaged(outputs: Sequence[Tensor]) -> Tensor:
-        """Average probabilities.
+        """Average the probabilities of several outputs.
 
         Args:
             outputs: (N, K) each.
@@ -188,7 +188,7 @@ class Classify(Targets):
         return softmax_regression(x, y, len(self.names), seed)
 
     def answer(self, output: Tensor, top: int) -> dict[str, object]:
-        """Name the most probable classes.
+        """Give the most probable classes.
 
         Args:
             output: Logits (K,).
@@ -219,7 +219,7 @@ class Classify(Targets):
         return names[label]
 
     def to_dict(self) -> dict[str, object]:
-        """Give what must be known beside the names.
+        """Give what must be saved beside the names.
 
         Returns:
             Nothing: how it was learnt does not matter any more.

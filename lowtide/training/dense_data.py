@@ -76,7 +76,7 @@ class Described(Dataset):
 
 @dataclass(frozen=True)
 class Transformed:
-    """What a loader does to each image and its labels, and where it finds them.
+    """The transform of images and labels, which a loader applies to each image.
 
     Attributes:
         dataset: Where.
@@ -103,7 +103,7 @@ class Transformed:
 
 @dataclass(frozen=True)
 class Together:
-    """Gives an image and its labels to a transform of both.
+    """Calls a transform of both with an image and its labels.
 
     Attributes:
         transform: Of `lowtide.data.dense`.
@@ -126,7 +126,7 @@ class Together:
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a task's batch of what a loader gives.
+    """Makes a task's batch of a loader's items.
 
     Attributes:
         task: The task.

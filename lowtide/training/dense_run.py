@@ -50,13 +50,13 @@ class DenseRun(Run):
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the run before it starts, a sentence each."""
+        """Warnings about the run before it starts, a sentence each."""
         own = "a detector's losses are means over the boxes of each process's images"
         return super().notes + [own] * (self.processes > 1 and self.config.task != "segment")
 
     @property
     def begins_trained(self) -> bool:
-        """Whether the start may be kept; decoder and heads are at random then."""
+        """No: a decoder or heads start at random, so the start is never kept."""
         return False
 
     def _stays_decoded(self) -> bool:
@@ -146,7 +146,7 @@ def answers_of(
     samples: tuple[Sample, ...],
     batch_size: int,
 ) -> Iterator[tuple[Path, Predicted, Target]]:
-    """Ask a model about images at their own size.
+    """Predict for images at their own size.
 
     Args:
         task: The task.

@@ -1,4 +1,4 @@
-"""Where and with what a run was made, and what of it lowtide can use."""
+"""Record the machine and the software of a run, and what lowtide can use of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Needs = tuple[Requirement, ...]
 
 
 def environment(device: torch.device, processes: int) -> Environment:
-    """Record what a result may depend on beside its options.
+    """Record the machine and the versions that a result may depend on.
 
     Args:
         device: Where the run computed.
@@ -59,7 +59,7 @@ def _working_folder() -> str | None:
 
 
 def diagnosis() -> dict[str, object]:
-    """Find what lowtide runs with on this machine, and what keeps it from running better.
+    """Find what lowtide runs with on this machine, and what slows it down.
 
     Returns:
         Plain values by subject; `warnings` holds one line for each thing a user may want to mend.

@@ -1,4 +1,4 @@
-"""What a run of a dense task leaves to look at: its best and worst test images, and its curves."""
+"""Examples of a dense run: its best and worst test images, and its precision-recall curves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Ranked = Sequence[tuple[float, Path]]
 
 @dataclass(frozen=True, kw_only=True)
 class Example(Record):
-    """A test image: what is labelled in it, and what was predicted.
+    """A test image with its labels and predictions.
 
     Attributes:
         path: Of the image, relative to the data's root.
@@ -60,7 +60,7 @@ class Example(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples(Record):
-    """What is kept of the test images.
+    """The examples of a run.
 
     Attributes:
         best: Those that score best alone, the best first.
@@ -110,7 +110,7 @@ def ends(ranked: Ranked) -> tuple[list[tuple[float, Path]], list[tuple[float, Pa
 def find_examples(
     task: DenseTask, model: nn.Module, dataset: Described, ranked: Ranked, curves: Curves
 ) -> Examples:
-    """Draw what is labelled in the best and the worst images, and what the model predicts.
+    """Draw labels and predictions of the best and the worst images.
 
     Args:
         task: The task.
@@ -154,7 +154,7 @@ def _picture(image: Tensor, found: Predicted, names: Sequence[str]) -> str | Non
 
 
 def write_examples(examples: Examples, folder: Path) -> None:
-    """Leave them in a run folder.
+    """Write the examples into a run folder.
 
     Args:
         examples: What `find_examples` found.
@@ -164,7 +164,7 @@ def write_examples(examples: Examples, folder: Path) -> None:
 
 
 def read_examples(folder: Path) -> Examples:
-    """Read what `write_examples` left.
+    """Read what `write_examples` wrote.
 
     Args:
         folder: A run folder.

@@ -24,7 +24,7 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
 def constant_outputs(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
-    """Run the elements of the chain that give the same for an image whatever is learnt.
+    """Find the elements of the chain whose output for an image never changes in training.
 
     An element is constant if nothing that trains takes part in its output, no side network changes
     its input or output, and it draws no random numbers; found by running it, not declared.
@@ -100,7 +100,7 @@ def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Te
 
 
 def trained_part(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
-    """Find the part of a model that a training step on kept features has to run.
+    """Give the part of a model that a training step on cached features runs.
 
     Args:
         tuned: The model.
@@ -206,7 +206,7 @@ def device_of(tuned: Tuned) -> torch.device:
 
 
 def within(path: str, chain: tuple[str, ...]) -> bool:
-    """Say whether a path is one of some, or inside of one.
+    """Say whether a path is one of several, or inside one.
 
     Args:
         path: Of a module.

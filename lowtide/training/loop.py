@@ -1,4 +1,4 @@
-"""Carry a run out: fit, evaluate, and leave a folder that says everything about it."""
+"""Run a training: fit, evaluate, and write the run folder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def train(
     time_limit: str | None = None,
     keep_features: Path | None = None,
 ) -> RunSummary:
-    """Fine-tune a backbone and leave a run folder.
+    """Fine-tune a backbone and write a run folder.
 
     The folder holds `config.yaml`, the adapter, `log.jsonl` and `summary.json`; until the run ends
     also `checkpoint.safetensors`, from which it can be continued.

@@ -15,7 +15,7 @@ METHOD = "method.name"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, which only finds the options; `values.read` reads them, from wherever they come.
+    """An argparse parser whose values are read and checked by `values.read`.
 
     Every refusal is one `InputError` that offers the nearest name.
     """
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def error(self, message: str) -> NoReturn:
-        """Refuse.
+        """Raise an argument error as an `InputError`.
 
         Args:
             message: What argparse says is wrong.

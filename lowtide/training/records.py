@@ -1,4 +1,4 @@
-"""What a file says, as frozen dataclasses: nested plain data in, every field checked, out again."""
+"""Frozen dataclasses for the content of files: nested plain data, every field checked."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Record:
         return {name: own[name] if name in own else self.extra[name] for name in order}
 
     def fields(self) -> dict[str, Any]:
-        """Give the fields alone.
+        """Give the fields without the extra entries of the file.
 
         Returns:
             Plain data by name; a default where the file does not say it.

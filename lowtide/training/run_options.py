@@ -1,4 +1,4 @@
-"""The options of a run as its summary holds them, of whatever version they are."""
+"""The options of a run as its summary stores them, of any version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions(Record):
-    """What trained.
+    """The method and its options.
 
     Attributes:
         name: Name of the method; its options are `extra`.
@@ -64,7 +64,7 @@ class RunOptions(Record):
 
     @property
     def identity(self) -> str:
-        """What runs share that differ in nothing but their seed, and in what changes no result."""
+        """Equal for runs that differ only in their seed and in options that change no result."""
         options = self.completed()
         del options["seed"], options["workers"]
         return json.dumps(options, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Ask a model during a run, over all its processes."""
+"""Score a model during a run, over all its processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .prepare import Run
 
 
 def outputs_of(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> tuple[Tensor, Tensor]:
-    """Take what a model gives for images, and their targets, over all processes.
+    """Compute a model's outputs for images, and their targets, over all processes.
 
     Args:
         run: The run.
@@ -39,7 +39,7 @@ def outputs_of(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> tuple
 
 @singledispatch
 def score_of(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> float | None:
-    """Take the score that a run follows; None without samples, or where it is not defined.
+    """Compute the score that a run follows; None without samples, or where it is not defined.
 
     A run of another kind registers how it is scored.
 

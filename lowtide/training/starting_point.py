@@ -1,4 +1,4 @@
-"""Where a fresh run starts: its folder, its classifier at a probe, and what that is worth."""
+"""Prepare a fresh run: its folder, its classifier at a probe, and the score of the start."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def probe(run: Run, model: nn.Module) -> bool:
 
 
 def score_start(run: Run, model: nn.Module) -> None:
-    """Say what the start is worth, where it is a probe or may be what is kept.
+    """Score the start, where it is a probe or may be kept.
 
     Args:
         run: The run; the score is recorded in it.
@@ -65,7 +65,7 @@ def score_start(run: Run, model: nn.Module) -> None:
 
 
 def begin_folder(run: Run, folder: Path, continues: bool) -> None:
-    """Leave what a run knows before its first update: its split, and its options.
+    """Write the split and the options into the run folder before the first update.
 
     Args:
         run: The run.

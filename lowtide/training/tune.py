@@ -36,7 +36,7 @@ Searched = Literal["lr", "width", "augment"]
 
 @dataclass(frozen=True)
 class Search:
-    """How long is searched, and over what.
+    """Options of a tuning search.
 
     Attributes:
         minutes: Time for all trials together, over every call; the run of the best comes after.

@@ -1,4 +1,4 @@
-"""One adapter: what a set of methods brought to a backbone, put in place and taken out whole."""
+"""One adapter: grafts and trained parameters of a set of methods, put in and taken out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass
 class Adapter:
-    """What one set of methods brought.
+    """The grafts and trained parameters of one set of methods.
 
     Attributes:
         methods: The methods that made it.
@@ -103,7 +103,7 @@ class Adapter:
             self.config = exchange_config(backbone, self.config)
 
     def state(self, backbone: nn.Module) -> dict[str, Tensor]:
-        """Collect everything that trained, and BatchNorm statistics that moved.
+        """Collect all trained tensors, and BatchNorm statistics that moved.
 
         Args:
             backbone: Carries this adapter.

@@ -1,4 +1,4 @@
-"""What an `adapter_config.json` says, whoever wrote it: every field checked before it is used."""
+"""The fields of an `adapter_config.json`, each checked before it is used."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is known of an adapter before its tensors are read.
+    """The description of an adapter, known before its tensors are read.
 
     Attributes:
         methods: What trained, innermost first.

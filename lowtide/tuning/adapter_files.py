@@ -91,7 +91,7 @@ def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None
 
 
 def refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse weights that are NaN or infinite.
 
     Args:
         path: Where they are from.

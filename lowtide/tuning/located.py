@@ -1,4 +1,4 @@
-"""Which part of a model is its backbone, as a caller says it or as it is found."""
+"""Find the backbone inside a model, given by the caller or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .adapter_config import Head
 def located_backbone(
     model: nn.Module, given: str | None, head: Head, num_classes: int | None
 ) -> str | None:
-    """Decide whether a model is tuned as a classifier or by a part of it.
+    """Decide whether a model is tuned as a classifier or by its backbone part.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""What peft writes: the adapters of its methods that are linear once trained.
+"""Read adapters that peft wrote, of its methods that are linear once trained.
 
 A file of peft's may be anybody's: its config is read as data, field by field, and no pattern in it
 is run as a regular expression.

@@ -165,7 +165,7 @@ def infinite(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def refuse_infinite(source: Path | str, wrong: Sequence[str], count: int) -> None:
-    """Refuse weights that no learning rate would save.
+    """Refuse weights that are NaN or infinite.
 
     Args:
         source: Where they are from.
@@ -214,7 +214,7 @@ def pack_backbone(model: nn.Module, dtype: FrozenDtype) -> None:
 
 
 def leaves_frozen(tuned: Any) -> bool:
-    """Whether the active adapter trains no weight that could be kept in few bits.
+    """Tell whether the active adapter trains no weight that could be kept in few bits.
 
     Args:
         tuned: A tuned model, perhaps without numbers.

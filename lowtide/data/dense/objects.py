@@ -39,7 +39,7 @@ class Polygons(NamedTuple):
         return read_runs({**filled, "counts": filled["counts"].decode()}).paint(height, width)
 
     def box(self) -> Box:
-        """Enclose the rings.
+        """Give the box around the rings.
 
         Returns:
             The smallest box around all corners.
@@ -61,7 +61,7 @@ class Region(NamedTuple):
     value: int
 
     def paint(self, height: int, width: int) -> Pixels:
-        """Read the mask.
+        """Read the object's pixels from the mask.
 
         Args:
             height: Of the image, which is that of the mask.

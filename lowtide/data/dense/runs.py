@@ -28,7 +28,7 @@ class Runs(NamedTuple):
     width: int
 
     def paint(self, height: int, width: int) -> np.ndarray:
-        """Lay the runs out.
+        """Draw the runs as a mask.
 
         Args:
             height: Of the image, which is that of the mask.
@@ -41,7 +41,7 @@ class Runs(NamedTuple):
         return np.repeat(inside, self.counts).reshape(width, height).T
 
     def box(self) -> Box:
-        """Enclose the pixels.
+        """Give the box around the pixels.
 
         Returns:
             The smallest box around them; an empty one where there are none.

@@ -25,7 +25,7 @@ EDGE = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What was seen.
+    """What decoding every image and mask has shown.
 
     Attributes:
         listing: Of the images that can be read, with boxes inside them and none empty.

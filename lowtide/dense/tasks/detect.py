@@ -35,7 +35,7 @@ class Detect(DenseTask):
 
     @property
     def detector(self) -> Detector:
-        """Which detector."""
+        """Name of the detector."""
         return self.config.detector or self.usual
 
     def model(self, body: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What every dense task answers."""
+"""The interface of every dense task."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class DenseTask(ABC):
 
     @abstractmethod
     def labelled(self, target: Target) -> Predicted:
-        """Give what is labelled in an image as `predict` gives what it found.
+        """Give the labels of an image in the form in which `predict` gives predictions.
 
         Args:
             target: What is labelled, at the image's own size.
@@ -127,7 +127,7 @@ class DenseTask(ABC):
 
     @staticmethod
     def encode(targets: Tensor) -> Tensor:
-        """Give what `loss` takes, as other kinds of targets do.
+        """Return targets as `loss` takes them.
 
         Args:
             targets: What `collate` gave second.
@@ -138,7 +138,7 @@ class DenseTask(ABC):
         return targets
 
     def to_dict(self) -> dict[str, object]:
-        """Give what must be known to use a model, beside the options of its run.
+        """Give what must be saved to use a model, beside the options of its run.
 
         Returns:
             Nothing.
@@ -169,7 +169,7 @@ class DenseTask(ABC):
         )
 
     def normalized(self, image: Tensor) -> Tensor:
-        """Make pixels what the backbone's weights want.
+        """Normalise pixels as the backbone's weights expect.
 
         Args:
             image: `(C, H, W)` uint8, or batches of it.
