@@ -54,7 +54,7 @@ def _at_once(
 
 
 def _backward(
-    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, **options: Any
+    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, **options: object
 ) -> tuple[Tensor]:
     return (dy * residues[0],)
 
@@ -99,7 +99,7 @@ def activate(
     if name not in codecs or not x.requires_grad:
         return NotImplemented
     codec = codecs[name]
-    options: dict[str, Any] = {"call": function, "slope": slope or SLOPES[name]}
+    options: dict[str, object] = {"call": function, "slope": slope or SLOPES[name]}
     if isinstance(codec, Codebook | Sign):
         options["at_once"] = codec.cuts
     return saved(UNARY, codec, x, **options)
