@@ -15,8 +15,9 @@ stopped:
     python -m benchmarks.gpu
 
 This page is written by it from `results/gpu/rows.jsonl`. Weights are random unless `--data` gives
-them; ms are medians of 3 steps, MiB what `torch.cuda.max_memory_allocated` says, deviation that
-of the peak from the plan.
+them; ms are medians of 3 steps, host ms what of that passed until the host had asked for all the
+work (where the two are equal the card waited), MiB what `torch.cuda.max_memory_allocated` says,
+deviation that of the peak from the plan. `batch whole` is `--chunk 0`. What failed is tried again.
 """
 NOTHING = """
 **Nothing on this page was measured: no card was at hand.** The command refuses without one, and
@@ -40,7 +41,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
         return HEAD + NOTHING
     blocks = [HEAD]
     for card in dict.fromkeys(r["card"] for r in rows):
-        mine = [r for r in rows if r["card"] == card]
+        mine = [*{r["row"]: r for r in rows if r["card"] == card}.values()]
         versions = ", ".join(dict.fromkeys(r["torch"] for r in mine))
         blocks.append(f"## {card}, torch {versions}\n")
         for part, title in PARTS.items():

@@ -100,7 +100,7 @@ def walk(folder: Path, entered: set[str]) -> tuple[list[Path], list[Path]]:
 
 
 def hint(path: Path) -> str:
-    """Suggest what a path that does not exist may have meant.
+    """Suggest existing paths near one that does not exist.
 
     Args:
         path: A path that does not exist.

@@ -138,7 +138,7 @@ def _two_stages(
     classes: int,
     channels: int,
     scale: float,
-    given: dict[str, Any],
+    given: dict[str, object],
 ) -> nn.Module:
     """Ren et al. 2015, arXiv:1506.01497, with masks He et al. 2017, arXiv:1703.06870."""
     levels = Levels(pyramid(body, channels, 4), channels, LastLevelMaxPool())
@@ -165,7 +165,7 @@ def _one_stage(
     classes: int,
     channels: int,
     scale: float,
-    given: dict[str, Any],
+    given: dict[str, object],
 ) -> nn.Module:
     """Lin et al. 2017, arXiv:1708.02002 and Tian et al. 2019, arXiv:1904.01355."""
     levels = Levels(pyramid(body, channels, 8), channels, LastLevelP6P7(channels, channels))

@@ -90,8 +90,8 @@ def plan_dense(
     return plan_task(task, body, method, step)
 
 
-def stand_in(detector: Any) -> StandIn:
-    """Make what computes as a detector does where that does not depend on the images.
+def stand_in(detector: nn.Module) -> StandIn:
+    """Make a stand-in for a detector that does the work which does not depend on the images.
 
     Args:
         detector: torchvision's.

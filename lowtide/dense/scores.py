@@ -21,7 +21,7 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Scores:
-    """What a split scored.
+    """The scores of a split.
 
     Attributes:
         main: The number that runs are compared by.

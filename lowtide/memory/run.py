@@ -1,4 +1,4 @@
-"""How a compressed module runs: which rule is its own, in the order they are asked."""
+"""Run a compressed module by the first rule that applies to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..core.wrapped import plain_kind
 from ..ops.attention_decomposed import without_bias
 from ..ops.spare import spare
 from ..ops.unary import MODULES, activate
-from .attention import holds_attention, run_from_input, runs_again
+from .attention import holds_attention, input_codec, run_from_input, runs_again
 from .chunking import run_in_chunks, sizes
 from .mode import Answers
 
@@ -20,11 +20,11 @@ from .mode import Answers
 def run_sparing(
     module: nn.Module,
     mode: Answers,
-    forward: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Run a module, and keep no codes of what lives on in full.
+    forward: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> object:
+    """Run a module, and drop the codes of tensors that live on in full.
 
     Args:
         module: Any compressed module.
@@ -49,14 +49,14 @@ def _run(
     mode: Answers,
     forward: Callable[..., Any],
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    kwargs: dict[str, object],
 ) -> Any:
     written_out, policy = MODULES.get(plain_kind(module)), mode.policy
     if written_out is not None and not getattr(module, "inplace", False):
         result = activate(written_out, mode.codecs(), forward, *args)
         return forward(*args) if result is NotImplemented else result
     if policy.recompute is not None and holds_attention(module):
-        with mode.holding_attention():
+        with mode.holding_attention(input_codec(module, policy.recompute)):
             return forward(*args, **kwargs)
     if policy.recompute is not None and runs_again(module, args, kwargs):
         mode.attention()

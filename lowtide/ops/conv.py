@@ -1,10 +1,10 @@
-"""Convolutions: the input is kept only if the weight trains, which torch does not see to."""
+"""Convolutions: the input is kept only if the weight trains; torch keeps it always."""
 
 from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from ..codecs.exact import Exact
 from .case import Case, Shape
 from .lineage import derived
 from .linear import autocast, but_frozen
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 SLAB = 1 << 22
 """Most numbers of an input that are unpacked at once in backward."""
@@ -158,7 +158,7 @@ Saves:
 
 
 def _answer(window: Callable[[Call], Window]) -> Answer:
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         x, weight = call.argument(0, "input"), call.argument(1, "weight")
         bias = call.argument(2, "bias")
         wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
@@ -205,7 +205,7 @@ def _transposed(call: Call) -> Window:
     return Window(call.function, stride, padding, dilation, groups, apart)
 
 
-def along(value: Any, axes: int = 2) -> list[int]:
+def along(value: int | Sequence[int], axes: int = 2) -> list[int]:
     """Read a size that may be one number for all axes.
 
     Args:
@@ -220,13 +220,13 @@ def along(value: Any, axes: int = 2) -> list[int]:
 
 TIGHT = {"conv": Affine(8, 64, stats=torch.bfloat16)}
 _DIRECT, _TURNED = _answer(_window), _answer(_transposed)
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _DIRECT),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _TURNED),
 }
 
 
-def _case(x: Shape, weight: Shape, channels: int, window: Window, **given: Any) -> Case:
+def _case(x: Shape, weight: Shape, channels: int, window: Window, **given: object) -> Case:
     return Case(
         CONV,
         (x, weight, (channels,)),

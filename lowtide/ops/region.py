@@ -1,4 +1,4 @@
-"""Parts of a forward pass whose saved tensors somebody else takes, as checkpointing does."""
+"""Parts of a forward pass whose saved tensors go to a hook, as under gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 NOTES = ("_lowtide_kept", "_lowtide_derived")
 """What a tensor carries of itself: how it is kept, and what it follows from."""
 
-Region = weakref.ref[Any] | None
+Region = weakref.ref[object] | None
 _here = threading.local()
 
 
@@ -42,7 +41,7 @@ def discards() -> bool:
 
 
 def region() -> Region:
-    """Name the part of the forward pass that this is.
+    """Identify the part of the forward pass that runs now.
 
     Gradient checkpointing runs a part twice, and counts what autograd saves in each run. Nothing
     that one run has noted of a tensor may therefore be read in the other, nor outside of both.
@@ -58,8 +57,8 @@ def region() -> Region:
 
 
 @contextmanager
-def forgetting(inputs: Iterable[Any]) -> Iterator[None]:
-    """Leave tensors with the notes they had, and none of those that are made inside.
+def forgetting(inputs: Iterable[object]) -> Iterator[None]:
+    """Restore the notes on tensors after a block, and drop those made inside.
 
     Args:
         inputs: Arguments of a region, which live longer than it.

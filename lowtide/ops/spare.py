@@ -1,4 +1,4 @@
-"""Codes of what lives on in full anyway are dropped: only what replaces bytes is kept."""
+"""Drop the codes of tensors that live on in full anyway."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ..codecs.base import Reader
 
 Packed = tuple[Tensor, ...]
 Make = Callable[[Tensor], Tensor]
+Place = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
 
 _here = threading.local()
 _PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
@@ -24,7 +24,7 @@ _PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size
 
 @dataclass
 class Watched:
-    """Codes, and a tensor that makes them needless if something else keeps it.
+    """Codes, and the tensor that replaces them if it lives on.
 
     Attributes:
         packed: The codes.
@@ -37,7 +37,7 @@ class Watched:
 
     packed: Packed
     root: weakref.ref[Tensor]
-    place: tuple[Any, ...]
+    place: Place
     version: int
     make: Make
     reads: tuple[tuple[Tensor, int], ...] = ()
@@ -45,7 +45,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Instead:
-    """What is read in the place of dropped codes.
+    """A tensor that lived on, read in the place of dropped codes.
 
     Attributes:
         tensor: The tensor that lived on.
@@ -75,7 +75,7 @@ def watching() -> Iterator[list[Watched]]:
 
 
 def watch(packed: Packed, tensor: Tensor, make: Make, reads: Iterable[Tensor] = ()) -> None:
-    """Note that codes are needless if a tensor is kept in full.
+    """Note a tensor that can replace codes if it is kept in full.
 
     Args:
         packed: The codes.
@@ -94,7 +94,7 @@ def watch(packed: Packed, tensor: Tensor, make: Make, reads: Iterable[Tensor] = 
 
 
 def moved(old: Tensor, new: Tensor) -> None:
-    """Note that a tensor's numbers were copied into another one, which lives on in its place.
+    """Note that a tensor's numbers were copied into another one that lives on.
 
     Args:
         old: Where they were.
@@ -107,8 +107,8 @@ def moved(old: Tensor, new: Tensor) -> None:
         one.root, one.place, one.version = _whereabouts(new)
 
 
-def spare(watched: list[Watched], since: int, given: Any) -> None:
-    """Drop, at the end of a module, the codes of what was made inside and lives on.
+def spare(watched: list[Watched], since: int, given: object) -> None:
+    """Drop, at the end of a module, the codes of tensors that live on in full.
 
     The module's own names are gone by then: what is neither its argument nor its result is held by
     autograd, or by somebody else who keeps it.
@@ -142,7 +142,7 @@ def _drop(one: Watched, root: Tensor) -> None:
     one.packed[0].__dict__["_lowtide_instead"] = Instead(tensor, one.make, versions)
 
 
-def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], tuple[Any, ...], int]:
+def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], Place, int]:
     place = (tensor.shape, tensor.stride(), tensor.storage_offset())
     return weakref.ref(_root(tensor)), place, tensor._version
 
@@ -172,7 +172,7 @@ def spared(packed: Packed) -> bool:
 
 
 def unpack(reader: Reader, packed: Packed, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Read codes, or what lived on in their place.
+    """Read codes, or the tensor that replaced them.
 
     Args:
         reader: Reads the codes.

@@ -1,4 +1,4 @@
-"""What runs in a worker's process of LitServe."""
+"""The code that runs in a worker process of LitServe."""
 
 from __future__ import annotations
 

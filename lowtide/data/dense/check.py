@@ -68,7 +68,7 @@ class DenseFindings:
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Say it in a few lines.
+        """Write the findings in a few lines.
 
         Returns:
             What a person should know, the worst last.

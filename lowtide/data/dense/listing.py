@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class DenseListing:
     splits: dict[str, list[AnnotatedImage]]
     classes: tuple[str, ...] | None
     kind: Kind
-    values: np.ndarray[Any, Any] | None = None
+    values: np.ndarray | None = None
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -132,7 +132,7 @@ class Segment(DenseTask):
         )
 
     @torch.no_grad()
-    def predict(self, model: Any, images: Sequence[Tensor]) -> list[Tensor]:
+    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
         """Give each pixel its best class.
 
         Args:
@@ -175,7 +175,7 @@ class Segment(DenseTask):
 
 
 class _Pixels(PixelScore, Scorer):
-    def update(self, predicted: Tensor, target: Any) -> None:
+    def update(self, predicted: Any, target: Any) -> None:
         mask = target["mask"].as_subclass(Tensor)
         super().update(predicted, mask.to(predicted.device))
 
