@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 SETTLES = {"selu": (0.0, slopes.SELU_SCALE)}
 """Where a slope settles, if not at 0 and 1."""
-TARGET = Path(__file__).parents[1] / "lowtide" / "codecs" / "levels.py"
+TARGET = Path(__file__).parents[1] / "lowtide" / "codecs" / "codebook_tables.py"
 
 
 def start(

@@ -9,12 +9,16 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torch.nn.functional as F
-import transformers as hf
 from torch import Tensor, nn
 from torchvision.models import detection, resnet18, segmentation
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+
+try:
+    import transformers as hf
+except ModuleNotFoundError:  # of the tools, and not promised
+    hf = None
 
 from lowtide.core.outputs import tensors
 
@@ -191,7 +195,19 @@ def rt_detr() -> nn.Module:
     return hf.RTDetrForObjectDetection(config)
 
 
-MODELS: dict[str, tuple[str, str, Callable[[], nn.Module]]] = {
+Kind = tuple[str, str, Callable[[], nn.Module]]
+OF_TRANSFORMERS: dict[str, Kind] = {
+    "segformer": ("segformer", "generic", segformer),
+    "uper_net": ("backbone", "generic", swin_uper_net),
+    "yolos": ("vit", "generic", yolos),
+    "detr": ("model.backbone.model", "generic", detr),
+    "detr_timm": ("model.backbone.model", "resnet", detr_timm),
+    "rt_detr": ("model.backbone.model", "generic", rt_detr),
+    "dinov2": ("", "generic", lambda: hf.Dinov2Model(dino())),
+    "dinov2_backbone": ("", "generic", lambda: hf.Dinov2Backbone(dino(out_indices=[1]))),
+    "vit": ("", "generic", lambda: hf.ViTModel(hf.ViTConfig(**VIT))),
+}
+MODELS: dict[str, Kind] = {
     "timm_resnet": ("", "resnet", timm_features("resnet18")),
     "timm_convnext": ("", "convnext", timm_features("convnext_atto")),
     "timm_swin": ("", "swin", timm_features("swin_tiny_patch4_window7_224", **SWIN)),
@@ -224,15 +240,7 @@ MODELS: dict[str, tuple[str, str, Callable[[], nn.Module]]] = {
     ),
     "smp_mit": ("encoder", "generic", lambda: smp.Segformer("mit_b0", encoder_weights=None)),
     "smp_padded": ("encoder", "generic", lambda: smp.Unet("efficientnet-b0", encoder_weights=None)),
-    "segformer": ("segformer", "generic", segformer),
-    "uper_net": ("backbone", "generic", swin_uper_net),
-    "yolos": ("vit", "generic", yolos),
-    "detr": ("model.backbone.model", "generic", detr),
-    "detr_timm": ("model.backbone.model", "resnet", detr_timm),
-    "rt_detr": ("model.backbone.model", "generic", rt_detr),
-    "dinov2": ("", "generic", lambda: hf.Dinov2Model(dino())),
-    "dinov2_backbone": ("", "generic", lambda: hf.Dinov2Backbone(dino(out_indices=[1]))),
-    "vit": ("", "generic", lambda: hf.ViTModel(hf.ViTConfig(**VIT))),
+    **(OF_TRANSFORMERS if hf else {}),
 }
 """By name: path of the backbone, its family, and how the model is built."""
 

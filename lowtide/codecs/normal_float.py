@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,9 +104,12 @@ class NormalFloat:
         Returns:
             The residue, within `bound`.
         """
-        fused = packed[3].device.type in FUSED
-        unpack: Callable[..., Tensor] = normal_float_unpack if fused else normal_float_unpack_plain
-        return unpack(*packed, list(shape), self.block, self.second, dtype)
+        mean, most, scales, codes = packed
+        given = (mean, most, scales, codes, list(shape), self.block, self.second, dtype)
+        if codes.device.type not in FUSED:
+            return normal_float_unpack_plain(*given)
+        x: Tensor = normal_float_unpack(*given)
+        return x
 
     def scales(self, packed: tuple[Tensor, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Compute s'.
@@ -119,8 +121,8 @@ class NormalFloat:
         Returns:
             The scale of each block (blocks,).
         """
-        mean, most, scales = packed[:3]
-        return scales_plain(mean, most, scales, self.second, dtype)
+        mean, most, codes, _ = packed
+        return scales_plain(mean, most, codes, self.second, dtype)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
         """Count the bytes kept.

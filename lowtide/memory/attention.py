@@ -7,6 +7,7 @@ it may be, and what came of it is noted in the module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,9 +18,10 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..codecs.base import Residue
+from ..codecs.base import Codec, Residue
 from ..core.wrapped import plain_kind
 from ..ops.again import Derived
+from ..ops.attention import finer
 from ..ops.attention_recompute import recompute
 from ..ops.attention_windows import recompute_windows, windows_at_once
 from ..ops.lineage import derived, remember
@@ -33,9 +35,12 @@ from .state import state_of
 RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.RNN)
 """Modules that keep every gate of every step."""
 
+UNSCALED: tuple[type[nn.Module], ...] = classes("timm.models.gemma4_vit", "Gemma4Attention")
+"""Attentions whose logits are of normalised q and k and not divided by sqrt(D)."""
+
 _recomputed: set[type[nn.Module]] = {
     nn.MultiheadAttention,
-    *classes("timm.models.gemma4_vit", "Gemma4Attention"),
+    *UNSCALED,
     *RECURRENT,
 }
 
@@ -75,6 +80,21 @@ def holds_attention(module: nn.Module) -> bool:
     return not torch.compiler.is_compiling() and any(held)
 
 
+def input_codec(module: nn.Module, codec: Codec) -> Codec:
+    """Say how the input of an attention that is run again is kept.
+
+    Args:
+        module: The attention, or what holds it.
+        codec: How the policy keeps such inputs.
+
+    Returns:
+        The same, but for attentions of `UNSCALED` in 8 bits: they are sharp, and their logits off
+        by sqrt(D) as much.
+    """
+    unscaled = any(isinstance(m, UNSCALED) for m in (module, *module.children()))
+    return finer(codec, math.sqrt(64)) if unscaled else codec
+
+
 def runs_again(module: nn.Module, args: Args, kwargs: Kwargs) -> bool:
     """Say whether this call recomputes an attention module in backward.
 
@@ -112,8 +132,8 @@ def run_from_input(
     Returns:
         What it gives.
     """
-    codec = mode.policy.recompute
-    assert codec is not None
+    assert mode.policy.recompute is not None
+    codec = input_codec(module, mode.policy.recompute)
     plain_attention = "attention" in mode.policy.codecs and _is_plain(module)
     if plain_attention and _may_derive(module, mode, forward, args, kwargs):
         noise = _noise(args[0])

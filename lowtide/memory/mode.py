@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..codecs.base import Codec
 from ..ops import CALLS, FOLLOWED, FOLLOWED_TO_ATTENTION, NORMS, PRODUCTS
 from ..ops.lineage import derived, follow
 from ..ops.multihead import OPENED
@@ -98,14 +99,16 @@ class Answers(TorchFunctionMode):
         return self.block.codecs if self.block is not None and ahead else self.policy.codecs
 
     @contextmanager
-    def holding_attention(self) -> Iterator[None]:
+    def holding_attention(self, finer: Codec) -> Iterator[None]:
         """Run a module that holds an attention: what its input follows from is kept finely.
+
+        Args:
+            finer: How.
 
         Yields:
             Nothing.
         """
-        codecs, finer = self.policy.codecs, self.policy.recompute
-        assert finer is not None
+        codecs = self.policy.codecs
         norms = {name: finer for name in NORMS if name in codecs}
         with self._but(block=Block({**codecs, **norms})):
             yield

@@ -12,7 +12,7 @@ from ..core.wrapped import plain_kind
 from ..ops.attention_decomposed import without_bias
 from ..ops.spare import spare
 from ..ops.unary import MODULES, activate
-from .attention import holds_attention, run_from_input, runs_again
+from .attention import holds_attention, input_codec, run_from_input, runs_again
 from .chunking import run_in_chunks, sizes
 from .mode import Answers
 
@@ -56,7 +56,7 @@ def _run(
         result = activate(written_out, mode.codecs(), forward, *args)
         return forward(*args) if result is NotImplemented else result
     if policy.recompute is not None and holds_attention(module):
-        with mode.holding_attention():
+        with mode.holding_attention(input_codec(module, policy.recompute)):
             return forward(*args, **kwargs)
     if policy.recompute is not None and runs_again(module, args, kwargs):
         mode.attention()

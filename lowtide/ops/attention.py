@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -209,6 +210,8 @@ def _answer(codecs: Codecs, call: Call) -> Result:
         **{name: True for name in ("enable_gqa",) if call.kwargs.get(name)},
     }
     tokens, of_p = codecs.get("attention"), codecs.get("softmax")
+    if tokens is not None:
+        tokens = finer(tokens, options["scale"] * math.sqrt(max(1, q.shape[-1])))
     if of_p is not None and _apart(of_p, tokens, q, k, v, mask):
         options["in_place_of_y"] = tokens is None and _is_fused(q, k, v, mask)
         options["mask_shape"] = () if mask is None else tuple(mask.shape)
@@ -217,6 +220,24 @@ def _answer(codecs: Codecs, call: Call) -> Result:
             ATTENTION_TAKEN_APART, (tokens, tokens, tokens, of_p), q, k, v, mask, **options
         )
     return NotImplemented if tokens is None else saved(ATTENTION, tokens, q, k, v, mask, **options)
+
+
+def finer(codec: Codec, sharpness: float) -> Codec:
+    """Keep tokens in as many bits more as the rounding of their logits is larger.
+
+    Logits are scale q k^T, and so are their errors: each doubling of the scale costs a bit.
+
+    Args:
+        codec: How they are kept where the scale is 1 / sqrt(D).
+        sharpness: The scale, as a multiple of that.
+
+    Returns:
+        The codec, of groups with up to 8 bits; any other as it is.
+    """
+    if not isinstance(codec, Affine) or sharpness <= 1:
+        return codec
+    wanted = codec.bits + math.ceil(math.log2(sharpness))
+    return replace(codec, bits=max(codec.bits, min(8, wanted)))
 
 
 def _apart(

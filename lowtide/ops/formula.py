@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..codecs.affine import Affine
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
 from . import activation_derivatives as slopes
@@ -235,7 +236,7 @@ def _once(call: Call) -> Function:
 
 def _times(codec: Codec, factor: float) -> Codec | None:
     """Give the codec of a slope times a factor."""
-    if abs(factor - 1) <= CLOSE:
+    if abs(factor - 1) <= CLOSE or isinstance(codec, Affine):  # a group's range is its own
         return codec
     if not isinstance(codec, Codebook):
         return None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers.activations import QuickGELU, Swish
 from torch import Tensor, nn
 
-from ..codecs.affine import Rounding
+from ..codecs.affine import Affine, Rounding
 from ..codecs.base import Codec, Residue
 from ..codecs.codebook import Codebook
 from ..codecs.sign import Sign
@@ -55,7 +55,7 @@ def _at_once(
 
 
 def _backward(
-    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, **options: Any
+    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, **options: object
 ) -> tuple[Tensor]:
     return (dy * residues[0],)
 
@@ -100,7 +100,7 @@ def activate(
     if name not in codecs or not x.requires_grad:
         return NotImplemented
     codec = codecs[name]
-    options: dict[str, Any] = {"call": function, "slope": slope or SLOPES[name]}
+    options: dict[str, object] = {"call": function, "slope": slope or SLOPES[name]}
     if isinstance(codec, Codebook | Sign):
         options["at_once"] = codec.cuts
     return saved(UNARY, codec, x, **options)
@@ -173,6 +173,9 @@ def _gelu(codecs: Codecs, call: Call) -> Result:
 
 TIGHT: dict[str, Codec] = {
     **{name: Codebook.of(name) for name in SLOPES if not name.startswith("relu")},
+    # Its slope rises evenly, and networks have it dozens of times in a row: sixteen fixed levels
+    # are 2 % of the gradient's direction off in the end, 32 of each group's own are not.
+    "hardswish": Affine(5, 64, stats=torch.bfloat16),
     "relu": Sign(),
     "relu6": Sign(),
 }

@@ -94,7 +94,7 @@ def _pack_unfilled(model: Any, weights: Weights, dtype: FrozenDtype) -> None:
 def _resize(model: nn.Module, name: str, size: int) -> None:
     """Give the backbone another input size where it can take one."""
     _refuse_cut_patches(model, name, size)
-    before = image_shape(model)
+    before, trains = image_shape(model), {n: p.requires_grad for n, p in model.named_parameters()}
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
     try:
         stem: Any = getattr(model, "patch_embed", None)
@@ -111,6 +111,8 @@ def _resize(model: nn.Module, name: str, size: int) -> None:
         raise InputError(
             f"{name} takes {before[1]} x {before[2]} images and cannot be given {size}"
         ) from e
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(trains[path])  # older versions of timm make positions anew
 
 
 def _refuse_cut_patches(model: nn.Module, name: str, size: int) -> None:

@@ -58,7 +58,7 @@ def outputs_and_gradient(model: Tuned, amp: Any, device: str) -> tuple[Tensor, T
 @on_each
 @pytest.mark.parametrize("amp", ["no", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES_HERE)
-@pytest.mark.parametrize("policy", ["tight", "blocks"])
+@pytest.mark.parametrize("policy", ["tight", "codes", "blocks"])
 def test_outputs_do_not_change_and_the_gradient_stays_close(
     policy: str, family: str, amp: str, device: str
 ) -> None:

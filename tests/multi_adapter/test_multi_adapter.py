@@ -17,6 +17,7 @@ from lowtide.core.graft import Graft
 from lowtide.core.method import Method
 from lowtide.families import image_shape
 from lowtide.tuning.adapter_files import WEIGHTS, read_shapes
+from lowtide.versions import on_meta
 
 FAMILIES = ("vit", "swin", "convnext")
 OPTIONS: dict[str, dict[str, object]] = {"lst": {"head_dim": 4}}
@@ -194,7 +195,7 @@ def test_bytes_are_one_backbone_and_the_adapters(shelf: Callable[..., Path]) -> 
 
 
 def test_a_hundred_lora_adapters_add_less_than_120_mib() -> None:
-    with torch.device("meta"):
+    with on_meta():
         tuned = lowtide.apply(
             lowtide.create("vit_base_patch16_224", pretrained=False), made("lora")
         )

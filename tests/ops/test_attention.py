@@ -10,13 +10,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from kept import kept_bytes
+from kept import keeping, kept_bytes
 from torch import Tensor, nn
 
 from lowtide.codecs.exact import Exact
 from lowtide.memory.compress import compress
+from lowtide.memory.policies import POLICIES
 from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
+from lowtide.versions import classes
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
 """Every op answered, none of them changed."""
@@ -199,3 +201,33 @@ def test_models_with_attention_of_their_own_keep_at_most_half(name: str) -> None
     compress(model, "tight")
     assert torch.equal(model(x), y)
     assert kept_bytes(model, x) < before / 2
+
+
+@pytest.mark.parametrize(("scale", "bits"), [(None, 4), (0.1, 4), (0.3, 5), (1.0, 6), (9.0, 8)])
+def test_a_larger_scale_of_the_logits_costs_bits(scale: float | None, bits: int) -> None:
+    heads, depth = 2, 16  # 1 / sqrt(16) = 0.25
+    q, k, v = (torch.randn(3, heads, 8, depth, requires_grad=True) for _ in range(3))
+
+    class Attention(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    with keeping() as kept:
+        compress(Attention(), POLICIES["tight"]())(q, k, v)
+    codes = [t.numel() for t in kept if t.dtype == torch.uint8]
+    assert codes == [q.numel() * bits // 8] * 3
+
+
+def test_sharp_attention_keeps_the_direction_of_its_gradient() -> None:
+    kinds = classes("timm.models.gemma4_vit", "Gemma4VitClassifier")
+    if not kinds:
+        pytest.skip("this timm has no Gemma 4")
+    (kind,) = kinds
+    model = kind(img_size=96, embed_dim=64, depth=4, num_heads=2, head_dim=64, num_classes=5)
+    x, found = torch.randn(2, 3, 96, 96), []
+    for policy in ("exact", "tight"):
+        compress(model, policy)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert F.cosine_similarity(*found, dim=0) > 0.99

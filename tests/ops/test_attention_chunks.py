@@ -20,6 +20,7 @@ from lowtide.memory.compress import compress, decompress
 from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
 from lowtide.ops.attention_windows import windows_at_once
+from lowtide.versions import on_meta
 
 ROWS = "lowtide.ops.attention_chunks.CHUNK"
 EXACTLY = Policy({name: Exact() for name in NAMES})
@@ -170,7 +171,7 @@ def test_temporaries_grow_as_the_image_and_not_as_its_square(
     """
     monkeypatch.setattr(ROWS, CHUNK)
     for size in SIZES:
-        with torch.device("meta"):
+        with on_meta():
             model = MODELS[name](size)
         step = StepConfig(policy="tight", batch_size=1, chunk=TOKENS)
         planned = lowtide.plan(model, METHODS["lora"](), step=step)

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.eva import Eva
 
 from lowtide import METHODS, set_frozen_dtype
 from lowtide.errors import InputError
@@ -26,7 +27,7 @@ NETS = {
     "swin_v2": ("swinv2_cr_tiny_ns_224", None),  # computes with its parameters as it is made
     "convnext": ("convnext_atto", None),
     "resnet": ("resnet10t", None),
-    "eva": ("eva02_tiny_patch14_224", 112),
+    "eva": ("eva02_tiny_patch14_224", 112 if hasattr(Eva, "set_input_size") else None),
 }
 
 
