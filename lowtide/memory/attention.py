@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ..codecs.base import Codec, Residue
 from ..core.wrapped import plain_kind
 from ..ops.again import Derived
-from ..ops.attention import finer
+from ..ops.attention_chunks import finer
 from ..ops.attention_recompute import recompute
 from ..ops.attention_windows import recompute_windows, windows_at_once
 from ..ops.lineage import derived, remember

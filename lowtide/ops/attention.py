@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,16 @@ from torch.nn.attention import SDPBackend
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
-from .attention_chunks import Chunk, add, aligned, attend, attention_backward, axes, product_dtype
+from .attention_chunks import (
+    Chunk,
+    add,
+    aligned,
+    attend,
+    attention_backward,
+    axes,
+    finer,
+    product_dtype,
+)
 from .attention_decomposed import Decomposed, answer
 from .case import Case, Shape
 from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
@@ -220,24 +228,6 @@ def _answer(codecs: Codecs, call: Call) -> Result:
             ATTENTION_TAKEN_APART, (tokens, tokens, tokens, of_p), q, k, v, mask, **options
         )
     return NotImplemented if tokens is None else saved(ATTENTION, tokens, q, k, v, mask, **options)
-
-
-def finer(codec: Codec, sharpness: float) -> Codec:
-    """Keep tokens in as many bits more as the rounding of their logits is larger.
-
-    Logits are scale q k^T, and so are their errors: each doubling of the scale costs a bit.
-
-    Args:
-        codec: How they are kept where the scale is 1 / sqrt(D).
-        sharpness: The scale, as a multiple of that.
-
-    Returns:
-        The codec, of groups with up to 8 bits; any other as it is.
-    """
-    if not isinstance(codec, Affine) or sharpness <= 1:
-        return codec
-    wanted = codec.bits + math.ceil(math.log2(sharpness))
-    return replace(codec, bits=max(codec.bits, min(8, wanted)))
 
 
 def _apart(

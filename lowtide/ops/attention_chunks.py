@@ -6,13 +6,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..codecs.affine import Affine
+from ..codecs.base import Codec
 from .saved import Needs, Tensors
 from .softmax import softmax_backward
 
@@ -268,3 +270,21 @@ def product_dtype(qkv: Sequence[Tensor], dy: Tensor) -> torch.dtype:
         A dtype.
     """
     return torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in qkv) else dy.dtype
+
+
+def finer(codec: Codec, sharpness: float) -> Codec:
+    """Keep tokens in as many bits more as the rounding of their logits is larger.
+
+    Logits are scale q k^T, and so are their errors: each doubling of the scale costs a bit.
+
+    Args:
+        codec: How they are kept where the scale is 1 / sqrt(D).
+        sharpness: The scale, as a multiple of that.
+
+    Returns:
+        The codec, of groups with up to 8 bits; any other as it is.
+    """
+    if not isinstance(codec, Affine) or sharpness <= 1:
+        return codec
+    wanted = codec.bits + math.ceil(math.log2(sharpness))
+    return replace(codec, bits=max(codec.bits, min(8, wanted)))
