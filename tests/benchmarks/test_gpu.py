@@ -18,7 +18,6 @@ from benchmarks.gpu import count, page, works  # noqa: E402
 from benchmarks.gpu.__main__ import PAGE, ROWS, main, measure, read_rows  # noqa: E402
 from benchmarks.gpu.parts import PARTS, Row, files_with_gpu_tests, rows_of  # noqa: E402
 from benchmarks.gpu.works import Setting  # noqa: E402
-
 from lowtide.ops import attention  # noqa: E402
 
 
