@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from shapes import BODIES, body
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowtide.codecs.exact import Exact
 from lowtide.dense.decoders import DECODERS, default_decoder, segmenter
 from lowtide.dense.detectors import BACKGROUND, DETECTORS, detector
 from lowtide.dense.pyramid import STRIDES, FeatureMaps, backbone_path, pyramid
 from lowtide.errors import InputError
+from lowtide.memory.chunking import sizes
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import Policy
 
 IMAGES = (2, 3, 64, 64)
 STRIDE = {"unet": 1, "fpn": 4, "upernet": 4, "dpt": 2}
@@ -110,6 +114,21 @@ def test_a_detector_learns_from_objects_and_from_images_without(backbone: str, k
         assert each["labels"].numel() == 0 or each["labels"].min() >= first
         assert each["labels"].numel() == 0 or each["labels"].max() < 2 + first
         assert ("masks" in each) == (kind == "maskrcnn")
+
+
+def test_the_mask_branch_runs_on_some_regions_at_a_time() -> None:
+    """Each region alone: cut or not, masks and gradients are the same."""
+    model = detector(body("swin"), 2, "maskrcnn", 64, 32).double()
+    branch = nn.Sequential(model.roi_heads.mask_head, model.roi_heads.mask_predictor)
+    regions = torch.randn(7, 32, 14, 14, dtype=torch.float64, requires_grad=True)
+    assert sizes(branch[0], 2 * 32 * 14 * 14, (regions,), {}) == [2, 2, 2, 1]
+    found = []
+    for chunk in (None, 2 * 32 * 14 * 14):
+        masks = compress(branch, Policy({"conv": Exact()}, chunk=chunk))(regions)
+        wanted = [regions, *branch.parameters()]
+        found.append([masks, *torch.autograd.grad(masks.square().sum(), wanted)])
+    for whole, cut in zip(*found, strict=True):
+        torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-9)
 
 
 def test_the_part_that_methods_change_is_found() -> None:
