@@ -1,10 +1,11 @@
 """What a step would ask of a GPU, counted on tensors without storage: no card, no time.
 
-    python -m benchmarks.gpu.count [--model NAME] [--batch-size B]
+    python -m benchmarks.gpu.count [--model NAME] [--batch-size B] [--write]
 
 Kernels, the bytes that they read and write and the products, as the ops run on a CUDA device; and
 the seconds that the data sheet of an A100 gives for them (`MACHINES` of the cost model): with 8 us
-for each kernel, as a host that is slower than the card takes, and with none.
+for each kernel, as a host that is slower than the card takes, and with none. `--write` keeps what
+is printed where docs/gpu.md takes it from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch.nn.attention import SDPBackend
 
+from benchmarks.gpu.page import COUNTED
 from lowtide import METHODS, StepConfig, plan
 from lowtide.planning import cost_model
 from lowtide.planning.cost_model import MACHINES
@@ -115,9 +117,12 @@ def main() -> None:
     )
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    for amp in ("bf16", "no"):
-        print(f"{table(args.model, args.batch_size, amp)}\n", flush=True)
+    tables = "\n\n".join(table(args.model, args.batch_size, amp) for amp in ("bf16", "no"))
+    print(tables)
+    if args.write:
+        COUNTED.write_text(tables + "\n")
 
 
 if __name__ == "__main__":

@@ -28,11 +28,12 @@ STEPS: dict[str, dict[str, Any]] = {
     "tight, batch whole": {"policy": "tight", "chunk": 0},
     "checkpointing": {"checkpointing": True},
     "tight, checkpointing": {"policy": "tight", "checkpointing": True},
+    "codes": {"policy": "codes"},
     "blocks": {"policy": "blocks"},
     "s2a": {"policy": "s2a"},
     **{f"{n} images at a time": {"images": n} for n in (8, 4, 2, 1)},
 }
-DENSE = ("exact", "tight", "tight, batch whole", "checkpointing", "tight, checkpointing")
+DENSE = ("exact", "tight", "codes", "checkpointing", "tight, checkpointing")
 STEP_METHODS = ("lora", "bias", "full", "ssf", "dtl", "s2a")
 BUDGETS = ("512MiB", "1GiB", "2GiB", "4GiB", "8GiB")
 LARGE = ("vit_large_patch14_dinov2", "samvit_huge_patch16", "vit_giant_patch14_dinov2")
@@ -102,7 +103,7 @@ def _every() -> Iterator[Row]:
 
 
 def _kernels() -> Iterator[Row]:
-    for policy in ("s2a", "tight", "blocks"):
+    for policy in ("s2a", "tight", "codes", "blocks"):
         run = partial(works.gradients, "vit_micro_patch4_32", policy)
         yield Row("kernels", f"gradients of {policy}", 10, run)
     for dtype in kernels.DTYPES:

@@ -24,7 +24,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteFile(Record):
-    """What the YAML file of a suite says.
+    """The content of a suite's YAML file.
 
     Attributes:
         schema: Version of the file.
@@ -91,7 +91,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is compared, and on what.
+    """The methods, data sets and seeds that are compared.
 
     Attributes:
         name: Its name: that of its file or folder.

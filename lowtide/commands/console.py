@@ -1,4 +1,4 @@
-"""Where commands print for people."""
+"""Consoles for messages to people."""
 
 from __future__ import annotations
 

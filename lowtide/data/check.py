@@ -42,7 +42,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a source holds; splits are those that a run with seed 0 would use.
+    """Findings about a source; splits are those that a run with seed 0 would use.
 
     Attributes:
         format: The kind of source.

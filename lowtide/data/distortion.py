@@ -1,4 +1,4 @@
-"""What timm's training transform does to an image beyond cropping and mirroring it."""
+"""The augmentations of timm's training transform beyond cropping and mirroring."""
 
 from __future__ import annotations
 

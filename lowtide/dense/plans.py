@@ -1,4 +1,4 @@
-"""What a training step of a dense task will need."""
+"""Plan the memory of a training step of a dense task."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Breeding:
-    """How a generation is made.
+    """Options of a generation.
 
     Attributes:
         generations: How many, the random first one included.

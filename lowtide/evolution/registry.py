@@ -22,7 +22,7 @@ METHOD = "method"
 
 
 def axes(method: type[Method]) -> dict[str, tuple[object, ...]]:
-    """Read off a method's options what may be chosen: how wide, where, and which variant.
+    """List a method's options that may be chosen: how wide, where, and which variant.
 
     Args:
         method: Its class.

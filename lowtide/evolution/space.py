@@ -1,4 +1,4 @@
-"""What a search may choose from: how a candidate is drawn, changed, crossed and made a method."""
+"""Search spaces: how a candidate is drawn, mutated, crossed and made a method."""
 
 from __future__ import annotations
 

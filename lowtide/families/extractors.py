@@ -1,4 +1,4 @@
-"""Where the backbone of a detector, a segmenter or a feature extractor is, and what describes it.
+"""Find the backbone inside a detector, a segmenter or a feature extractor.
 
 A model either classifies, and is then its own backbone, or holds its backbone as a part that gives
 feature maps. Libraries mark such parts by a class; no name of a model is asked for.

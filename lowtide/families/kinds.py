@@ -1,4 +1,4 @@
-"""What a module does, by the class it derives from."""
+"""Kinds of modules, by the class they derive from."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -46,7 +46,7 @@ class _Watch:
         given = _tensors((args, kwargs))
         self._open.append((given, _versions(module, given), len(self.kept)))
 
-    def _leave(self, seen: _Seen) -> object:
+    def _leave(self, seen: _Seen) -> Callable[..., None]:
         def leave(module: nn.Module, args: object, kwargs: object, out: object) -> None:
             given, before, start = self._open.pop()
             seen.calls.append((given, slice(start, len(self.kept))))

@@ -1,4 +1,4 @@
-"""What a family table says of a backbone."""
+"""The description of a family of backbones."""
 
 from __future__ import annotations
 

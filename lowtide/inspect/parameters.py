@@ -1,4 +1,4 @@
-"""What training did to weights: their distributions before and after."""
+"""Compare weights before and after training."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Answers(TorchFunctionMode):
 
     @contextmanager
     def holding_attention(self, finer: Codec) -> Iterator[None]:
-        """Run a module that holds an attention: what its input follows from is kept finely.
+        """Run a module that holds an attention; norms in front of it are kept finely.
 
         Args:
             finer: How.

@@ -120,7 +120,7 @@ class Streams:
         return self._tuned.run(path, self._contexts[size])
 
     def _pass(
-        self, element: str, call: Callable[[tuple[int, int]], object], beside: bool = True
+        self, element: str, call: Callable[[tuple[int, int]], Block], beside: bool = True
     ) -> None:
         """Take every stream through an element; adapters part where they must."""
         self._streams = [s for stream in self._streams for s in _parted(stream, element)]
@@ -160,7 +160,7 @@ class Streams:
             wanted.append(run)
         return wanted
 
-    def _compute(self, element: str, call: Any, group: Sequence[_Run]) -> None:
+    def _compute(self, element: str, call: Block, group: Sequence[_Run]) -> None:
         """Run an element on the rows of many runs at once."""
         rows = [run.x.shape[0] for run in group]
         tokens = [joined(parts) for parts in zip(*(run.tokens for run in group), strict=True)]
@@ -191,7 +191,7 @@ class Streams:
         self,
         stream: Stream,
         element: str,
-        call: Callable[[tuple[int, int]], object],
+        call: Callable[[tuple[int, int]], Block],
         wanted: Sequence[_Run | None],
         beside: bool,
     ) -> Iterable[Stream]:
@@ -211,7 +211,7 @@ class Streams:
         waiting: list[_Run | None],
         rider: Rider,
         element: str,
-        call: object,
+        call: Block,
         x: Tensor,
         *tokens: Tensor,
         **between: Between,

@@ -24,7 +24,7 @@ SLAB = 1 << 22
 
 
 class Window(NamedTuple):
-    """How a convolution goes over its input.
+    """The stride, padding, dilation and groups of a convolution.
 
     Attributes:
         function: `F.conv1d` and so on, or `F.conv_transpose1d` and so on.

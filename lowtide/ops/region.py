@@ -47,13 +47,16 @@ def region() -> Region:
     that one run has noted of a tensor may therefore be read in the other, nor outside of both.
 
     Returns:
-        A reference to the hook that saved tensors are given to; None where autograd keeps them.
-        Two are equal if they name the same part.
+        A reference to the hook that saved tensors are given to; None where autograd keeps them,
+        though somebody may look, as the planner's meter does. Two are equal if they name the same
+        part.
     """
     if torch.compiler.is_compiling():
         return None
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return weakref.ref(hooks[0]) if hooks else None
+    if not hooks or getattr(getattr(hooks[0], "__self__", None), "only_looks", False):
+        return None
+    return weakref.ref(hooks[0])
 
 
 @contextmanager

@@ -71,7 +71,7 @@ Calls = dict[Callable[..., object], Answer]
 
 
 class Forward(NamedTuple):
-    """What an op's forward gives.
+    """The result of an op's forward, and what is kept for its backward.
 
     Attributes:
         y: The result, computed by torch's own function.

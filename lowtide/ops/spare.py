@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..codecs.base import Reader
+from .region import region
 
 Packed = tuple[Tensor, ...]
 Make = Callable[[Tensor], Tensor]
@@ -87,7 +88,9 @@ def watch(packed: Packed, tensor: Tensor, make: Make, reads: Iterable[Tensor] = 
     if watched is None or torch.compiler.is_compiling() or isinstance(tensor, nn.Parameter):
         return
     memory = tensor.untyped_storage()._cdata
-    if not packed or not _seen() or any(t.untyped_storage()._cdata == memory for t in packed):
+    if not packed or any(t.untyped_storage()._cdata == memory for t in packed):
+        return
+    if region() is not None:  # somebody takes what autograd saves
         return
     noted = tuple((t.detach(), t._version) for t in reads)
     watched.append(Watched(packed, *_whereabouts(tensor), make, noted))
@@ -149,12 +152,6 @@ def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], Place, int]:
 
 def _root(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
-
-
-def _seen() -> bool:
-    """Whether nobody takes what autograd saves, or only to look, as the planner's meter does."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return not hooks or getattr(getattr(hooks[0], "__self__", None), "only_looks", False)
 
 
 def spared(packed: Packed) -> bool:

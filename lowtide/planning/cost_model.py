@@ -21,7 +21,7 @@ from .meter import Meter
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be computed.
+    """An amount of work: operations and bytes moved.
 
     Attributes:
         flops: Operations of matrix products, convolutions and attention; a multiply-add is two.
@@ -47,7 +47,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast work is done.
+    """The speed of a machine.
 
         seconds = (flops - low_flops) / flops_per_s + low_flops / low_flops_per_s
                   + bytes / bytes_per_s + calls call_s

@@ -1,4 +1,4 @@
-"""What fits in a memory budget, fastest first."""
+"""Find the settings that fit in a memory budget, fastest first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will need, before it runs: one training step on tensors that have no storage.
+"""Plan a run's memory by one training step on tensors that have no storage.
 
 No formula is kept true by hand. The model is built, tuned and compressed as for a real run, on
 shapes alone, and the meter watches a step; so a plan equals the real run on the same device.

@@ -50,7 +50,7 @@ SelectPart = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one configuration trains and needs.
+    """The parameters, peak memory and work of one configuration.
 
     Attributes:
         trainable_parameters: Parameters that train, the classifier included.

@@ -1,4 +1,4 @@
-"""What a dense task's runs reached: by size of objects, by class, by recall, and image by image."""
+"""Tables and plots of dense runs: by size of objects, by class, by recall, and by image."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Server(LitServer):
         return super()._start_server(port, count, level, listening, *rest, **more)
 
     def drain(self) -> None:
-        """Take no more requests, and answer those that were taken."""
+        """Stop taking requests, and answer those that were taken."""
         serving = [p for p in multiprocessing.active_children() if p.name.startswith("LitServer-")]
         for child in serving:
             child.terminate()

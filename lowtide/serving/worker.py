@@ -40,7 +40,7 @@ class AdapterWorker(LitAPI):
         self.predictor = Predictor(self.runs, self.checkpoint, self.top, device)
 
     def decode_request(self, request: Any, **kwargs: Any) -> Any:
-        """Take what `app` asks as it is.
+        """Return what `app` asks unchanged.
 
         Args:
             request: A mapping.

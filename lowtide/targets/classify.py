@@ -100,7 +100,7 @@ class Classify(Targets):
         return targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Take the cross-entropy, weighed by class.
+        """Compute the cross-entropy, weighed by class.
 
         Args:
             outputs: Logits (B, K).

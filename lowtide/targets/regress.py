@@ -52,7 +52,7 @@ class Regress(Targets):
         balance: Balance = "none",
         smoothing: float = 0.0,
     ) -> Self:
-        """Take mean and deviation of the training images; see `Targets.of`.
+        """Compute mean and deviation of the training images; see `Targets.of`.
 
         Args:
             names: Of the number.

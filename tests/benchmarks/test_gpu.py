@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[2]
 if not (ROOT / "benchmarks" / "gpu").is_dir():
     pytest.skip("runs in a checkout only", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
-from benchmarks.gpu import page, works  # noqa: E402
+from benchmarks.gpu import count, page, works  # noqa: E402
 from benchmarks.gpu.__main__ import PAGE, ROWS, main, measure, read_rows  # noqa: E402
 from benchmarks.gpu.parts import PARTS, Row, files_with_gpu_tests, rows_of  # noqa: E402
 from benchmarks.gpu.works import Setting  # noqa: E402
+from lowtide.ops import attention  # noqa: E402
 
 
 def counted(calls: list[str], part: str, name: str, seconds: float = 0.0) -> Row:
@@ -136,6 +137,16 @@ def test_without_a_card_it_refuses_and_the_page_says_so(tmp_path, monkeypatch) -
         main(["--rows", str(tmp_path / "r.jsonl"), "--page", str(tmp_path / "gpu.md")])
     assert not (tmp_path / "gpu.md").exists()
     assert "Nothing on this page was measured" in page.render([])
+
+
+def test_a_step_is_counted_as_a_gpu_runs_it_and_nothing_stays_so() -> None:
+    ways = {n: count.row("vit_micro_patch4_32", 4, "no", count.WAYS[n]) for n in ("exact", "codes")}
+    assert ways["codes"]["peak MiB"] < ways["exact"]["peak MiB"]
+    assert ways["codes"]["TFLOP"] < 1.1 * ways["exact"]["TFLOP"]
+    assert ways["exact"]["ms of the card"] < ways["exact"]["ms"]
+    with count.as_on_a_gpu():
+        assert attention.FUSED == {"cpu"}
+    assert attention.FUSED == {"cuda"}
 
 
 def test_the_page_is_that_of_the_rows() -> None:

@@ -1,4 +1,4 @@
-"""What a folder of dense labels says, before any image is opened, and what is wrong with it."""
+"""The images and labels that a folder names, before any image is opened."""
 
 from __future__ import annotations
 

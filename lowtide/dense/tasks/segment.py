@@ -112,7 +112,7 @@ class Segment(DenseTask):
         return torch.empty(batch_size, *shape), torch.zeros(batch_size, *shape[1:]).long()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Take `segmentation_loss`.
+        """Compute `segmentation_loss`.
 
         Args:
             outputs: Logits `(B, K, h, w)`.
