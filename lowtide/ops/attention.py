@@ -231,7 +231,9 @@ def finer(codec: Codec, sharpness: float) -> Codec:
     """
     if not isinstance(codec, Affine) or sharpness <= 1:
         return codec
-    return replace(codec, bits=max(codec.bits, min(8, codec.bits + math.ceil(math.log2(sharpness)))))
+    return replace(
+        codec, bits=max(codec.bits, min(8, codec.bits + math.ceil(math.log2(sharpness))))
+    )
 
 
 def _apart(
