@@ -1,10 +1,12 @@
 """What a step of Mask R-CNN and UperNet needs at 1024 x 1024: methods x ways to save memory.
 
     python -m benchmarks.dense_memory results/dense_memory.csv [MODEL ...]
+    python -m benchmarks.dense_memory --measure 512
 
 float32, one image (two for UperNet, whose BatchNorm after global pooling needs two), as `lowtide
 plan` simulates it: nothing is computed. A row that the file has is not planned again. At the end
-the table is printed in Markdown: MiB of the peak.
+the table is printed in Markdown: MiB of the peak. The second command takes steps of UperNet on
+Swin-T at that size and prints what they needed beside their plans.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from pathlib import Path
 
 from lowtide.dense.options import TaskConfig
 from lowtide.dense.plans import plan_dense
+from lowtide.dense.pyramid import backbone_path
+from lowtide.dense.tasks import TASKS as KINDS
 from lowtide.methods import METHODS
+from lowtide.planning.loss import of_outputs
+from lowtide.planning.meter import footprint
+from lowtide.planning.simulate import set_up_step
+from lowtide.planning.step import make_optimizer, training_step
+from lowtide.tuning.applying import apply
+from lowtide.tuning.backbone import create
 
 SIZE, MIB = 1024, 2**20
 MODELS = {
@@ -38,13 +48,34 @@ Key = tuple[str, str, str, str]
 Sizes = tuple[float, float]
 
 
-def planned(task: str, model: str, method: str, way: str) -> Sizes:
+def step_of(task: str, way: str) -> TaskConfig:
+    """The step's options."""
+    return TaskConfig(task=task, **OPTIONS[task], **WAYS[way])  # type: ignore[arg-type]
+
+
+def planned(task: str, model: str, method: str, way: str, size: int = SIZE) -> Sizes:
     """MiB kept for backward, and of the peak."""
-    step = TaskConfig(task=task, **OPTIONS[task], **WAYS[way])  # type: ignore[arg-type]
     found = plan_dense(
-        model, METHODS[method](), step=step, num_classes=CLASSES[task], image_size=SIZE
+        model,
+        METHODS[method](),
+        step=step_of(task, way),
+        num_classes=CLASSES[task],
+        image_size=size,
     )
     return found.parts["saved"] / MIB, found.peak_bytes / MIB
+
+
+def measured(task: str, model: str, method: str, way: str, size: int) -> float:
+    """MiB of the peak of two steps that are taken."""
+    step, names = step_of(task, way), tuple(map(str, range(CLASSES[task])))
+    learnt = KINDS[task](names, size, (0.5,) * 3, (0.5,) * 3, step)
+    made = learnt.model(create(model, pretrained=False, image_size=size))
+    tuned = set_up_step(apply(made, METHODS[method](), backbone=backbone_path(made)), step).train()
+    optimizer = make_optimizer(tuned)
+    batch = learnt.example(step.batch_size, (3, size, size))
+    loss = of_outputs(learnt.loss)
+    run = footprint(lambda: training_step(tuned, optimizer, [batch], loss=loss), tuned, optimizer)
+    return run.peak_bytes / MIB
 
 
 def known(path: Path) -> dict[Key, Sizes]:
@@ -80,14 +111,28 @@ def table(rows: dict[Key, Sizes]) -> str:
     return "\n".join(lines)
 
 
+def measure(size: int) -> None:
+    """Take steps of UperNet on Swin-T and print a line for each."""
+    print("| way | planned | measured |\n|---|---|---|")
+    for way in WAYS:
+        key = ("segment", next(iter(MODELS)), "ssf", way)
+        print(
+            f"| {way} | {planned(*key, size)[1]:,.1f} | {measured(*key, size):,.1f} |", flush=True
+        )
+
+
 def main() -> None:
     """Plan what is missing and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("output", type=Path)
+    parser.add_argument("output", type=Path, nargs="?", default=Path("results/dense_memory.csv"))
     parser.add_argument("models", nargs="*", choices=[[], *MODELS], default=[])
+    parser.add_argument("--measure", type=int, help="side of the images of steps to take")
     args = parser.parse_args()
+    if args.measure:
+        measure(args.measure)
+        return
     rows = known(args.output)
     for method in METHOD_NAMES:
         for model in args.models or MODELS:

@@ -45,7 +45,7 @@ TRIES: tuple[tuple[dict[str, int], int | None], ...] = (
     ({"img_size": SIDE - 2}, SIDE - 2),
     ({}, None),
 )
-"""Arguments of a model and side of its images: the first that it takes. Patches of 14 divide 126."""
+"""Arguments of a model and side of its images, the first that it takes; 126 is 9 patches of 14."""
 TESTS = "test_"
 TIMMS = sorted(
     {m.name for m in pkgutil.iter_modules(timm.models.__path__)} & {*timm.list_modules()}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from .errors import InputError
 
 
-def extra(module: str, name: str) -> Any:
+def extra(module: str, name: str) -> ModuleType:
     """Import a library that an extra installs.
 
     Args:

@@ -92,8 +92,8 @@ def _no_number(word: str) -> NoReturn:
     raise _Odd(f"it holds {word}, which is no number")
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _mapping(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
             raise _Odd(f"it holds {shown(key)} twice")

@@ -1,4 +1,4 @@
-"""What an option may be: its type, its bounds, and one message for all that it may not be.
+"""Types and bounds of options, and one error message for every value outside them.
 
 An option is declared once, as the type of a dataclass's field: `Annotated[float, Within(0, 1)]`.
 The command line, config files, suites, adapters and Python are held to it alike.
@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -81,7 +81,7 @@ Device = Literal["auto", "cpu", "cuda", "mps", _Cuda]
 """Where to compute; another machine may have what this one has not."""
 
 
-def read(name: str, hint: Any, given: Any) -> Any:
+def read(name: str, hint: object, given: object) -> Any:
     """Read a value.
 
     Args:
@@ -116,7 +116,7 @@ def read(name: str, hint: Any, given: Any) -> Any:
     return given
 
 
-def read_fields(cls: type, given: Mapping[str, Any], what: str = "") -> dict[str, Any]:
+def read_fields(cls: type, given: Mapping[str, object], what: str = "") -> dict[str, Any]:
     """Read some of a dataclass's fields.
 
     Args:
@@ -138,7 +138,7 @@ def read_fields(cls: type, given: Mapping[str, Any], what: str = "") -> dict[str
     return {n: read(f"{what} {n}".strip(), known[n], v) for n, v in given.items()}
 
 
-def options(cls: type) -> list[dataclasses.Field[Any]]:
+def options(cls: type) -> list[dataclasses.Field[object]]:
     """List the fields of a dataclass that are options.
 
     Args:
@@ -151,7 +151,7 @@ def options(cls: type) -> list[dataclasses.Field[Any]]:
 
 
 def options_help(cls: type) -> dict[str, str]:
-    """Read what a dataclass and those it derives from say of their fields.
+    """Read the help of each option from the docstrings of a dataclass and its bases.
 
     Args:
         cls: The dataclass, documented under `Attributes:`.
@@ -167,8 +167,8 @@ def options_help(cls: type) -> dict[str, str]:
 
 
 @functools.cache
-def hints(cls: type) -> dict[str, Any]:
-    """List what the fields of a dataclass may be.
+def hints(cls: type) -> dict[str, object]:
+    """Give the type of each field of a dataclass.
 
     Args:
         cls: The dataclass.
@@ -180,8 +180,8 @@ def hints(cls: type) -> dict[str, Any]:
     return {f.name: found[f.name] for f in dataclasses.fields(cls)}
 
 
-def words(hint: Any) -> str:
-    """Say what a value may be.
+def words(hint: object) -> str:
+    """Describe the values that a type allows.
 
     Args:
         hint: The type of the option.
@@ -203,19 +203,19 @@ def words(hint: Any) -> str:
     return KINDS.get(hint, "a value")
 
 
-def _bounded(name: str, hint: Any, bounds: Within, given: Any) -> Any:
+def _bounded(name: str, hint: object, bounds: Within, given: object) -> object:
     value = READERS[hint](name, given, f" {bounds}")
     if not bounds.holds(value):
         raise _refused(name, f"{KINDS[hint]} {bounds}", given)
     return value
 
 
-def _refused(name: str, wanted: str, given: Any) -> InputError:
+def _refused(name: str, wanted: str, given: object) -> InputError:
     said = "nothing" if given is None else shown(given) if not isinstance(given, str) else given
     return InputError(f"{name} must be {wanted}, not {said if len(said) <= 90 else shown(given)}")
 
 
-def _whole(name: str, given: Any, bounds: str = "") -> int:
+def _whole(name: str, given: object, bounds: str = "") -> int:
     if isinstance(given, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", given):
         return int(given)
     if isinstance(given, float) and given.is_integer():
@@ -237,7 +237,7 @@ def _number(name: str, given: Any, bounds: str = "") -> float:
     raise _refused(name, f"{KINDS[float]}{bounds}", given)
 
 
-def _truth(name: str, given: Any) -> bool:
+def _truth(name: str, given: object) -> bool:
     if isinstance(given, bool):
         return given
     word = given.strip().lower() if isinstance(given, str) else ""
@@ -246,7 +246,7 @@ def _truth(name: str, given: Any) -> bool:
     return TRUTH[word]
 
 
-def _text(name: str, given: Any) -> str:
+def _text(name: str, given: object) -> str:
     if not isinstance(given, str):
         hint = "; put it in quotes" if isinstance(given, int | float) else ""
         raise InputError(f"{name} must be text, not {_said(given)}{hint}")
@@ -257,11 +257,11 @@ def _text(name: str, given: Any) -> str:
     return given
 
 
-def _said(given: Any) -> str:
+def _said(given: object) -> str:
     return "nothing" if given is None else shown(given)
 
 
-def _items(name: str, given: Any) -> list[Any]:
+def _items(name: str, given: object) -> list[object]:
     if isinstance(given, list | tuple):
         return list(given)
     if not isinstance(given, str):
@@ -270,7 +270,7 @@ def _items(name: str, given: Any) -> list[Any]:
     return [item.strip().strip("'\"") for item in inner.split(",")] if inner else []
 
 
-def _member(name: str, kind: type[Enum], given: Any) -> Enum:
+def _member(name: str, kind: type[Enum], given: object) -> Enum:
     try:
         return kind(given)
     except ValueError:
@@ -281,11 +281,16 @@ def _digits(bound: float) -> str:
     return f"{bound:g}" if abs(bound) > 1e15 or bound % 1 else str(int(bound))
 
 
-KINDS: dict[Any, str] = {
+KINDS: dict[object, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     str: "text",
 }
-READERS: dict[Any, Any] = {int: _whole, float: _number, bool: _truth, str: _text}
+READERS: dict[object, Callable[..., Any]] = {
+    int: _whole,
+    float: _number,
+    bool: _truth,
+    str: _text,
+}
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

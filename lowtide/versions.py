@@ -1,11 +1,10 @@
-"""What differs between the versions of timm and torch that lowtide runs with."""
+"""Differences between the versions of timm and torch that lowtide runs with."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def classes(module: str, *names: str) -> tuple[type[nn.Module], ...]:
-    """Find those of a module's classes that its installed version has.
+    """List the classes of some names that a module's installed version has.
 
     Args:
         module: Dotted name of the module.
@@ -44,8 +43,12 @@ def on_meta() -> Iterator[None]:
 
 class _Counted(TorchFunctionMode):
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         given = kwargs or {}
         if func is torch.linspace:
             given = {"device": "cpu", **given}

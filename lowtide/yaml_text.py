@@ -1,9 +1,8 @@
-"""Read YAML that may be anybody's: plain values, of bounded depth and size, no key twice."""
+"""Read untrusted YAML: plain values, of bounded depth and size, no key twice."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -19,7 +18,7 @@ OPENING = (yaml.SequenceStartEvent, yaml.MappingStartEvent)
 CLOSING = (yaml.SequenceEndEvent, yaml.MappingEndEvent)
 
 
-def parse_yaml(text: str, path: str) -> Any:
+def parse_yaml(text: str, path: str) -> object:
     """Read a YAML document.
 
     Args:
@@ -74,7 +73,7 @@ def _reason(error: yaml.YAMLError) -> str:
 class _Loader(yaml.SafeLoader):
     """Plain values only."""
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Make a value, unless its tag stands for anything but plain data.
 
         Args:
@@ -95,7 +94,9 @@ class _Loader(yaml.SafeLoader):
             )
         return super().construct_object(node, deep=deep)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
         """Make a mapping, unless a key stands in it twice.
 
         Args:

@@ -7,9 +7,11 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from served import serving
 from tinted import write_tinted
 
 from lowtide.cli import main
@@ -46,13 +48,18 @@ def small(text):
 def commands(page):
     text = (DOCS / page).read_text().replace("\\\n", " ")
     lines = re.findall(r"^    lowtide (.*?)(?:\s+#.*)?$", text, re.M)
-    return [shlex.split(small(line)) for line in lines if not line.startswith("serve ")]
+    return [shlex.split(small(line)) for line in lines]
+
+
+def requests(page):
+    lines = re.findall(r"^    (curl .*?)(?:\s+#.*)?$", (DOCS / page).read_text(), re.M)
+    return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", ["large-images.md", "one-backbone.md"])
 def test_commands_of_a_tutorial_run_in_their_order(page, folders):
-    found = commands(page)
+    found = [words for words in commands(page) if words[0] != "serve"]
     assert len(found) > 3
     for words in found:
         assert main(words) == 0, " ".join(words)
@@ -62,6 +69,18 @@ def test_commands_of_a_tutorial_run_in_their_order(page, folders):
         assert names["answers"]["birds"].shape == (1, 3)
         assert names["answers"]["birds"].argmax() == names["birds"].classes.index("red")
         assert set(names["model"].configs) == {"birds", "ships"} and len(names["logits"]) == 3
+
+    for _, *words in (words for words in commands(page) if words[0] == "serve"):
+        answer_as_printed(page, words)
+
+
+def answer_as_printed(page, words):
+    at = words.index("--port")
+    port = f"localhost:{words[at + 1]}"
+    with serving(*words[:at], *words[at + 2 :]) as server:
+        lines = [[w.replace(port, f"127.0.0.1:{server.port}") for w in r] for r in requests(page)]
+        given = [json.loads(subprocess.check_output([*line, "-sS"])) for line in lines]
+    assert given[0]["predictions"][0]["class"] == "red" and "error" not in given[1], given
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -4,9 +4,10 @@
     python -m benchmarks.gpu --render
     python -m benchmarks.gpu --device cpu --smoke
 
-It needs the repository, torch, timm and safetensors. A row is kept as it ends, one that failed too,
+It needs the repository, torch, timm, torchvision, safetensors and pytest. A row is kept as it ends,
 and is not measured again on the same card, so that the same command goes on where the last one
-stopped; a row is begun only while there is time, the most telling first. Weights are random, but
+stopped; what failed is tried again, after what was never tried. A row is begun only while there is
+time, the most telling first, and cut off where the time ends. Weights are random, but
 FOLDER may hold MODEL.safetensors. A smoke runs tiny rows of every part on any device, into
 runs/gpu_smoke.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.page import render
-from benchmarks.gpu.parts import PARTS, Row, Setting, rows_of
+from benchmarks.gpu.parts import PARTS, Row, rows_of
+from benchmarks.gpu.works import REPOSITORY, Setting
 
-REPOSITORY = Path(__file__).parents[2]
 ROWS = REPOSITORY / "results" / "gpu" / "rows.jsonl"
 PAGE = REPOSITORY / "docs" / "gpu.md"
 SMOKE = REPOSITORY / "runs" / "gpu_smoke"
@@ -49,19 +51,15 @@ def measure(rows: list[Row], setting: Setting, path: Path, seconds: float) -> tu
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
-    known = {(r["card"], r["row"]) for r in read_rows(path)}
-    missing = [row for row in rows if (setting.card, row.name) not in known]
+    known = {r["row"]: "failed" in r for r in read_rows(path) if r["card"] == setting.card}
+    missing = [row for row in rows if known.get(row.name, True)]
+    missing.sort(key=lambda row: row.name in known)
     done = 0
     for row in missing:
         if time.monotonic() + row.seconds > end:
             continue
         start = time.monotonic()
-        try:
-            found = row.run(setting)
-        except Exception as e:  # what one row fails on must not stop the others
-            found = {
-                "failed": f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
-            }
+        found = attempt(row, setting, end - start)
         took = round(time.monotonic() - start, 2)
         about = {"card": setting.card, "torch": torch.__version__, "part": row.part}
         line = json.dumps({**about, "row": row.name, "took": took, **found})
@@ -71,6 +69,29 @@ def measure(rows: list[Row], setting: Setting, path: Path, seconds: float) -> tu
         done += 1
         setting.clear()
     return done, len(missing) - done
+
+
+def attempt(row: Row, setting: Setting, seconds: float) -> dict[str, Any]:
+    """Measure a row; what it fails on must not stop the others, nor must it take all the time.
+
+    Returns:
+        What it found; that a card is too small is no failure.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError("cut off at the end of the time")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        return row.run(setting)
+    except torch.OutOfMemoryError:
+        return {"out of memory": "yes"}
+    except Exception as e:
+        return {"failed": f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def main(given: list[str] | None = None) -> None:

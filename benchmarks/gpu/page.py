@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.parts import PARTS
@@ -15,14 +16,27 @@ stopped:
     python -m benchmarks.gpu
 
 This page is written by it from `results/gpu/rows.jsonl`. Weights are random unless `--data` gives
-them; ms are medians of 3 steps, MiB what `torch.cuda.max_memory_allocated` says, deviation that
-of the peak from the plan.
+them; ms are medians of 3 steps, host ms what of that passed until the host had asked for all the
+work (where the two are equal the card waited), MiB what `torch.cuda.max_memory_allocated` says,
+deviation that of the peak from the plan. `batch whole` is `--chunk 0`. What failed is tried again.
 """
 NOTHING = """
 **Nothing on this page was measured: no card was at hand.** The command refuses without one, and
 `python -m benchmarks.gpu --device cpu --smoke` runs tiny rows of every part on a CPU, to see
 that it works. The Triton kernels are tested by their interpreter and compiled for a GPU
 (`tests/kernels`), not run on one.
+"""
+COUNTED = Path(__file__).parents[2] / "results" / "gpu" / "count.md"
+COUNTS = """
+## What the counts say
+
+Counted, not measured (`python -m benchmarks.gpu.count`): what a step of LoRA asks of a GPU, and the
+time to that of `exact` by the data sheet of an A100, with 8 us for each kernel and without.
+
+{tables}
+`tight` runs eight images at a time, and makes queries, keys and values again in backward: on a GPU
+most of its time would pass in starting small kernels. `--chunk 0` runs batches whole; `codes` does
+that too, keeps queries, keys and values in codes of their own, and computes no product twice.
 """
 ABOUT = {"card", "torch", "part", "row", "took"}
 
@@ -36,11 +50,12 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     Returns:
         Markdown.
     """
+    counts = COUNTS.format(tables=COUNTED.read_text())
     if not rows:
-        return HEAD + NOTHING
+        return HEAD + NOTHING + counts
     blocks = [HEAD]
     for card in dict.fromkeys(r["card"] for r in rows):
-        mine = [r for r in rows if r["card"] == card]
+        mine = [*{r["row"]: r for r in rows if r["card"] == card}.values()]
         versions = ", ".join(dict.fromkeys(r["torch"] for r in mine))
         blocks.append(f"## {card}, torch {versions}\n")
         for part, title in PARTS.items():
@@ -49,7 +64,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
             blocks.append(_table(found) if found else "Not measured.\n")
             if part == "cost_model":
                 blocks += [_machine(r) for r in found if "failed" not in r]
-    return "\n".join(blocks)
+    return "\n".join([*blocks, counts])
 
 
 def _compared(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

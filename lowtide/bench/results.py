@@ -1,4 +1,4 @@
-"""Read finished rows back: what the report shows."""
+"""Read finished rows back, for the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Read = Callable[[Path], RunSummary]
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one method on one data set.
+    """The rows of one method on one data set.
 
     Attributes:
         suite: Name of the suite; empty for runs that belong to none.

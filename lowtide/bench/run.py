@@ -1,4 +1,4 @@
-"""Run what is missing of a suite."""
+"""Run the rows of a suite that are not finished."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _ray(jobs: Jobs, processes: int, keep: Path | None) -> None:
         ray.init(log_to_driver=False)
     gpus = processes if ray.cluster_resources().get("GPU") else 0
     row: Any = ray.remote(num_cpus=processes, num_gpus=gpus, max_calls=1)(_run)
-    waiting: dict[Any, Path] = {row.remote(f, config, processes, keep): f for f, config in jobs}
+    waiting: dict[object, Path] = {row.remote(f, config, processes, keep): f for f, config in jobs}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
         ray.get(done)

@@ -24,7 +24,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteFile(Record):
-    """What the YAML file of a suite says.
+    """The content of a suite's YAML file.
 
     Attributes:
         schema: Version of the file.
@@ -36,10 +36,10 @@ class SuiteFile(Record):
     """
 
     schema: Annotated[int, Within(1, SCHEMA)] = SCHEMA
-    defaults: Mapping[str, Any] | None = None
-    data: Mapping[str | int, Any]
-    methods: Mapping[str | int, Any]
-    lr: Any = None
+    defaults: Mapping[str, object] | None = None
+    data: Mapping[str | int, object]
+    methods: Mapping[str | int, object]
+    lr: object = None
     seeds: tuple[Seed, ...] = (0,)
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is compared, and on what.
+    """The methods, data sets and seeds that are compared.
 
     Attributes:
         name: Its name: that of its file or folder.
@@ -183,7 +183,7 @@ def read_suite_file(path: Path) -> SuiteFile:
         raise InputError(f"{path}: {e}") from e
 
 
-def _refuse_names(key: str, options: Mapping[str | int, Any]) -> None:
+def _refuse_names(key: str, options: Mapping[str | int, object]) -> None:
     """Refuse names that are no names of folders."""
     if not options:
         raise InputError(f"{key} must map names to options of lowtide train")
@@ -194,11 +194,11 @@ def _refuse_names(key: str, options: Mapping[str | int, Any]) -> None:
             raise InputError(f"{key}: {shown(name)} is longer than {LONGEST} bytes")
 
 
-def _options(value: Any, short: str) -> dict[str, Any]:
+def _options(value: object, short: str) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else {short: value}
 
 
-def _cell(data: str, label: str, options: dict[str, Any], seeds: Sequence[int]) -> Cell:
+def _cell(data: str, label: str, options: dict[str, object], seeds: Sequence[int]) -> Cell:
     group = options.pop("group", None)
     group = read("group", str, group) if group else ""
     rates = options.pop("lr", None)
@@ -222,7 +222,7 @@ def _cell(data: str, label: str, options: dict[str, Any], seeds: Sequence[int]) 
     return Cell(data, group, label, searches, tests)
 
 
-def _rates(given: Any) -> list[float]:
+def _rates(given: object) -> list[float]:
     rates = given if isinstance(given, list) else [given]
     if not rates:
         raise InputError("lr must not be an empty list")
@@ -233,12 +233,12 @@ def _rates(given: Any) -> list[float]:
     return numbers
 
 
-def _config(options: Mapping[str, Any], data: str, seed: int) -> RunConfig:
+def _config(options: Mapping[str, object], data: str, seed: int) -> RunConfig:
     options = {k: _filled(v, data, seed) for k, v in options.items()}
     return config_of({"keep": "last", **options, "seed": seed})
 
 
-def _filled(value: Any, data: str, seed: int) -> Any:
+def _filled(value: object, data: str, seed: int) -> object:
     if isinstance(value, str):
         return value.replace("{data}", data).replace("{seed}", str(seed))
     return value

@@ -68,6 +68,12 @@ class Codebook:
         """Width of a code."""
         return (len(self.levels) - 1).bit_length()
 
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """The middles between levels: a code is the number of cuts below a value."""
+        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
+        return tuple((a + b) / 2 for a, b in pairs)
+
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
         """Keep the codes.
 
@@ -77,8 +83,7 @@ class Codebook:
         Returns:
             The codes as bytes.
         """
-        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
-        return pack(residue, tuple((a + b) / 2 for a, b in pairs))
+        return pack(residue, self.cuts)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Look the codes up.

@@ -9,25 +9,21 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels.affine import in_groups
+from ..kernels.normal_float import (
+    LEVELS,
+    normal_float_unpack,
+    normal_float_unpack_plain,
+    scales_plain,
+    tree_on,
+)
 from ..kernels.slices import wide
 from .base import Residue
 from .bits import packed_bytes
-from .threshold_codes import pack, unpack
+from .threshold_codes import pack
 
-LEVELS = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-)
-"""NF4, as printed in appendix E of QLoRA (Dettmers et al. 2023).
-
-The quantiles of a normal distribution at 8 even steps from 1 - d to 1/2 and 9 from 1/2 to d with
-d = 1 - (1/30 + 1/32) / 2, the two zeros being one, divided by the largest.
-"""
 CUTS = tuple((a + b) / 2 for a, b in zip(LEVELS[:-1], LEVELS[1:], strict=True))
-EXPONENTS = 7
-"""Powers of ten of the scales' 8-bit numbers."""
+FUSED = {"cuda"}
+"""Devices with a kernel that unpacks at once; others look up codes and scale them one by one."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class NormalFloat:
         groups = in_groups(scales - mean, self.second)
         most = groups.abs().amax(1, keepdim=True)
         share = torch.where(most == 0, 0, groups / most).flatten()[: len(scales)]
-        table = _eight_bits(share.device, torch.float32)
+        table = tree_on(share.device, torch.float32)
         code = torch.bucketize(share, (table[:-1] + table[1:]) / 2)
         return mean, most.flatten(), code.to(torch.uint8)
 
@@ -108,15 +104,12 @@ class NormalFloat:
         Returns:
             The residue, within `bound`.
         """
-        compute = dtype if dtype.itemsize >= 4 else torch.float32
-        scales = self.scales(packed, compute)
-        x = unpack(packed[3:], LEVELS, torch.Size((shape.numel(),)), compute)
-        whole = len(x) // self.block * self.block
-        if whole:
-            x[:whole].view(-1, self.block).mul_(scales[: whole // self.block, None])
-        if whole < len(x):
-            x[whole:].mul_(scales[-1])
-        return x.view(shape).to(dtype)
+        mean, most, scales, codes = packed
+        given = (mean, most, scales, codes, list(shape), self.block, self.second, dtype)
+        if codes.device.type not in FUSED:
+            return normal_float_unpack_plain(*given)
+        x: Tensor = normal_float_unpack(*given)
+        return x
 
     def scales(self, packed: tuple[Tensor, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Compute s'.
@@ -129,9 +122,7 @@ class NormalFloat:
             The scale of each block (blocks,).
         """
         mean, most, codes, _ = packed
-        table = _eight_bits(codes.device, dtype)
-        each = in_groups(table.index_select(0, codes.int()), self.second)
-        return each.mul_(most.to(dtype)[:, None]).add_(mean.to(dtype)).flatten()[: len(codes)]
+        return scales_plain(mean, most, codes, self.second, dtype)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
         """Count the bytes kept.
@@ -167,29 +158,6 @@ class NormalFloat:
         most = most + torch.finfo(torch.float32).tiny
         per_number = most.to(residue.dtype).repeat_interleave(self.block)
         return per_number[: residue.numel()].view(residue.shape)
-
-
-def dynamic_tree() -> tuple[float, ...]:
-    """List the 8-bit numbers of dynamic tree quantisation.
-
-    Returns:
-        256 rising numbers from -0.993 to 1: for i = 0..6 the middles of 2^i even parts of [0.1, 1],
-        times 10^(i - 6), with both signs; 0; and 1.
-    """
-    found = [0.0, 1.0]
-    for i in range(EXPONENTS):
-        parts = 2**i
-        middles = [0.1 + 0.9 * (j + 0.5) / parts for j in range(parts)]
-        found += [sign * m * 10.0 ** (i - EXPONENTS + 1) for m in middles for sign in (-1, 1)]
-    return tuple(sorted(found))
-
-
-TREE = dynamic_tree()
-"""The levels of a scale."""
-
-
-def _eight_bits(device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(TREE, device=device, dtype=dtype)
 
 
 CASES = {"nf4": NormalFloat(), "nf4_small": NormalFloat(16, 4)}

@@ -22,6 +22,11 @@ class Sign:
         ceil(n / 8) bytes.
     """
 
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """Zero: a bit is the number of cuts below a value."""
+        return (0.0,)
+
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
         """Keep the bits.
 
@@ -31,7 +36,7 @@ class Sign:
         Returns:
             One byte per eight numbers.
         """
-        return pack(residue, (0.0,))
+        return pack(residue, self.cuts)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Turn the bits into zeros and ones.

@@ -1,4 +1,4 @@
-"""Where commands print for people."""
+"""Consoles for messages to people."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..errors import printable
 
 
 class Plain(Console):
-    """Prints texts as they are: names hold what they like, and no terminal obeys them."""
+    """A console that prints text literally: no markup, no control characters."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Take a text.
+        """Turn a string into text, without reading markup in it.
 
         Args:
             text: The text; names of files and classes may be anybody's.

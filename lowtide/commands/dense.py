@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import UnreadableImage
 from ..dense.drawing import draw
-from ..dense.results import coco_results
+from ..dense.results import Predicted, coco_results
 from ..errors import InputError
 from ..inference.dense import (
     DenseModel,
@@ -116,7 +116,9 @@ def _save(picture: Tensor, folder: Path, path: Path, paths: Sequence[Path]) -> N
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{stem}.png")
 
 
-def _rows(predicted: Any, number: int, path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(
+    predicted: Predicted, number: int, path: Path, names: Sequence[str]
+) -> list[dict[str, Any]]:
     more = {"file_name": str(path)}
     return [
         {**row, **more, "category": names[row["category_id"] - 1]}
@@ -124,7 +126,9 @@ def _rows(predicted: Any, number: int, path: Path, names: Sequence[str]) -> list
     ]
 
 
-def _answer(predicted: Any, path: Path, names: Sequence[str], threshold: float) -> dict[str, Any]:
+def _answer(
+    predicted: Predicted, path: Path, names: Sequence[str], threshold: float
+) -> dict[str, object]:
     """Say what was predicted: the share of each class among pixels, or each object's box."""
     if isinstance(predicted, Tensor):
         counts = predicted.flatten().bincount(minlength=len(names)).tolist()
@@ -149,7 +153,7 @@ def _answer(predicted: Any, path: Path, names: Sequence[str], threshold: float) 
     }
 
 
-def merge_dense(given: dict[str, Any], output: Path) -> str:
+def merge_dense(given: dict[str, object], output: Path) -> str:
     """Fold a run of a dense task into one file.
 
     Args:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 
 from ..data import Sample
@@ -145,7 +146,7 @@ def _attention(args: Sequence[str]) -> None:
     given = _read(parser, args)
     paths = [Path(p) for p in given["images"]]
     maps: dict[str, torch.Tensor] = {}
-    pictures: list[Any] = []
+    pictures: list[np.ndarray] = []
     for name, trained in _models(given).items():
         inputs, pictures = read_images(trained, paths)
         found = attention_maps(
@@ -236,7 +237,7 @@ def _name(folder: str) -> str:
     return Path(folder).resolve().name
 
 
-def _give(given: dict[str, Any], numbers: dict[str, Any], draw: Callable[[], Any]) -> None:
+def _give(given: dict[str, Any], numbers: Mapping[str, object], draw: Callable[[], object]) -> None:
     if given["output"]:
         save(draw(), given["output"])
     if given["json"]:

@@ -29,7 +29,7 @@ SEARCHED = ("lora", "bias", "s2a")
 
 @dataclass(frozen=True)
 class PlanOptions(TaskConfig):
-    """What to plan for.
+    """Options of `lowtide plan`.
 
     Attributes:
         model: timm's name of the backbone.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from ..evolution import Search
 from ..evolution import search as search_best
@@ -18,7 +17,7 @@ from .train import print_run
 
 SUMMARY = "Search by evolution what trains, within limits; then train what was found."
 BEST = "best"
-USUAL: Mapping[str, Any] = {
+USUAL: Mapping[str, object] = {
     "method": "noah",
     "epochs": 100,
     "batch_size": 64,

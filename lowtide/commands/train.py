@@ -97,7 +97,7 @@ def _refuse_beside_resume(args: Sequence[str]) -> None:
 
 
 def print_run(folder: Path, summary: RunSummary) -> None:
-    """Print what a finished run came to.
+    """Print the scores, the memory and the folder of a finished run.
 
     Args:
         folder: The run folder.

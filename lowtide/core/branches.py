@@ -15,7 +15,7 @@ from .linear_maps import fold
 
 @dataclass(frozen=True)
 class Term:
-    """One summand: what a map gives, maybe times a factor per channel.
+    """One summand: the output of a map, times a factor per channel if there is one.
 
     Attributes:
         path: The map.

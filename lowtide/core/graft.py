@@ -1,4 +1,4 @@
-"""A graft: a module that stands where another stood, and changes what that takes or gives."""
+"""A graft: a module that replaces another, and changes its input or its output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "normalize
 
 
 class Graft(nn.Module):
-    """A module that stands where `base` stood, changes what it is given, or what it gives.
+    """A module that replaces `base`, and changes its input or its output.
 
     Its geometry can be read off a graft as off `base`, and nothing else: a backbone that reads
     `.weight` past a graft must fail loudly rather than train an adapter it never calls.
@@ -60,7 +60,7 @@ class Graft(nn.Module):
         return self.behind(x, self.base(self.ahead(x), *args, **options))
 
     def ahead(self, x: Tensor) -> Tensor:
-        """Change what the base is given.
+        """Change the input of the base.
 
         Args:
             x: The input.
@@ -71,7 +71,7 @@ class Graft(nn.Module):
         return x
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Change what the base gave.
+        """Change the output of the base.
 
         Args:
             x: The input, before `ahead`.
@@ -91,7 +91,7 @@ class Graft(nn.Module):
         return None
 
     def channelwise(self) -> tuple[Tensor | None, Tensor | None] | None:
-        """Give the scale and shift per channel that this puts behind its base.
+        """Give the scale and shift per channel that this graft applies to the base's output.
 
         Returns:
             The two, `(C,)` each or None; None where the graft does something else.
@@ -99,7 +99,7 @@ class Graft(nn.Module):
         return None
 
     def fitted(self, name: str, value: Tensor) -> Tensor:
-        """Fit a saved tensor to this place, where its size follows that of the image.
+        """Resize a saved tensor whose size follows that of the image.
 
         Args:
             name: Local name of one of its own.
@@ -122,7 +122,7 @@ class Graft(nn.Module):
 
 
 def find(model: nn.Module, path: str) -> nn.Module:
-    """Find what stands at a place, also inside a module that a graft has taken the place of.
+    """Find the module at a path, also inside a module that a graft has replaced.
 
     Args:
         model: The backbone, with or without grafts.
@@ -137,7 +137,7 @@ def find(model: nn.Module, path: str) -> nn.Module:
 
 
 def root(module: nn.Module) -> nn.Module:
-    """Look under any number of grafts.
+    """Give the backbone's own module, under any number of grafts.
 
     Args:
         module: A graft or the backbone's own module.

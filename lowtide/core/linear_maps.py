@@ -1,4 +1,4 @@
-"""What Linear, Conv2d and the norms have in common, said once.
+"""Helpers for what Linear, Conv2d and the norms have in common.
 
 The only place that asks what kind of linear map a module is. Look-ups are by exact type: a subclass
 may compute something else (weight standardisation, a fused activation), and folding into it would
@@ -264,7 +264,9 @@ def fold(
             b = None if b is None else b * scale
         if shift is not None:
             b = shift if b is None else b + shift
-        kept: Any = nn.Parameter if own is module._parameters else nn.Buffer
+        kept: type[nn.Parameter] | type[nn.Buffer] = (
+            nn.Parameter if own is module._parameters else nn.Buffer
+        )
         out.weight = kept(w.clone())
         if b is not None:
             out.bias = kept(b.clone())

@@ -73,12 +73,12 @@ class Method(abc.ABC):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return True
 
     @abc.abstractmethod
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Say what to change where.
+        """List the edits that the method makes to a backbone.
 
         Args:
             sites: Every site of the backbone.

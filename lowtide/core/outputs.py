@@ -1,4 +1,4 @@
-"""What a model answers, as the tensors that are in it."""
+"""The tensors in a model's output."""
 
 from __future__ import annotations
 

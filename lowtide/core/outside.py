@@ -23,7 +23,7 @@ PACKAGE = __name__.partition(".")[0]
 
 
 class MethodWarning(UserWarning):
-    """A method that an installed package offers cannot be had."""
+    """A method of an installed package could not be imported."""
 
 
 def import_methods(source: str) -> None:
@@ -92,7 +92,7 @@ def import_offered() -> None:
 
 
 def source_of(cls: type[Method]) -> str | None:
-    """Say what must be imported for a method to be known.
+    """Name the file or module that must be imported for a method to be known.
 
     Args:
         cls: The method.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +62,11 @@ class ScaleShift(Graft):
 
     @property
     def splits(self) -> bool:
-        """Whether it is scaled behind the base, and not in front of the base's activation."""
+        """Whether the output is scaled after the base, not before the base's activation."""
         return plain_kind(self.base) not in ACTIVATED
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Scale and shift what the operation gives, in front of its activation if it has one.
+    def forward(self, x: Tensor, *args: object, **options: object) -> Tensor:
+        """Scale and shift the base's output, before its activation if it has one.
 
         Args:
             x: The operation's input.

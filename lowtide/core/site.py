@@ -152,13 +152,13 @@ class Sites(tuple[Site, ...]):
 
     @property
     def before(self) -> Sites:
-        """What stands in front of the first block; nothing where no blocks are known."""
+        """The sites in front of the first block; nothing where no blocks are known."""
         at = [i for i, s in enumerate(self) if s.role is Role.BLOCK]
         return Sites(self[: at[0]] if at else ())
 
     @property
     def between(self) -> Sites:
-        """What stands between two blocks and in neither, as where a backbone changes stage."""
+        """The sites between two blocks and in neither, as where a backbone changes stage."""
         at = [i for i, s in enumerate(self) if s.role is Role.BLOCK]
         return Sites(s for s in self[at[0] : at[-1]] if s.depth < 0) if at else Sites()
 

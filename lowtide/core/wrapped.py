@@ -1,4 +1,4 @@
-"""What compilers, data-parallel wrappers and compression put around a model, looked through."""
+"""See through `torch.compile`, data-parallel wrappers and compression around a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPILED, PARALLEL = "_orig_mod", "module"
 
 
 def unwrapped(model: Any) -> Any:
-    """Take off what `torch.compile` and data-parallel wrappers put around a model and its parts.
+    """Remove `torch.compile` and data-parallel wrappers from a model and its parts.
 
     Args:
         model: Any model; parts of it that were compiled are replaced by the parts themselves.
@@ -30,7 +30,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def plain_kind(module: nn.Module) -> type[nn.Module]:
-    """Tell a module's class, as it is without compression and with its weight wide.
+    """Give a module's class, as it is without compression and with its weight wide.
 
     Args:
         module: Any module.
@@ -57,7 +57,7 @@ def numbers_of(model: nn.Module) -> Tensor:
 
 
 def plain(name: str) -> str:
-    """Name a tensor as in a model that nothing is wrapped around.
+    """Give the name a tensor has in a model without wrappers.
 
     Args:
         name: Its name in a state, with `.` or `/` between words.
@@ -73,8 +73,8 @@ def plain(name: str) -> str:
     return name
 
 
-def unprefixed(state: dict[str, Any], own: Set[str]) -> dict[str, Any]:
-    """Name a file's tensors as a model does, where all stand under one name: `model.`, `backbone.`.
+def unprefixed(state: dict[str, object], own: Set[str]) -> dict[str, object]:
+    """Strip a prefix that all names of a file share: `model.`, `backbone.`.
 
     Args:
         state: Tensors by their names in a file.
@@ -97,7 +97,7 @@ def _ends(word: str) -> tuple[str, str]:
     return f"{word}.", f"{word}/"
 
 
-def _inside(module: Any) -> Any:
+def _inside(module: nn.Module) -> object:
     compiler = sys.modules.get("torch._dynamo.eval_frame")  # not there: nothing was compiled
     compiled = (compiler.OptimizedModule,) if compiler else ()
     wrapping: Any = (*compiled, DataParallel, DistributedDataParallel)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from torch.utils.data import Dataset as TorchDataset
@@ -20,22 +21,22 @@ from .preprocessing import Preprocessing, Transform
 
 
 class AfterCache(Protocol):
-    """What a loader does to each image after the cache, such as a `Transform`."""
+    """The part of a transform that a loader runs on each image after the cache."""
 
     @property
     def random(self) -> bool:
         """Whether two calls on one image may differ."""
 
     @property
-    def after_cache(self) -> Callable[[Any], Tensor]:
-        """From what `ImageSource.load` gives to the model's input."""
+    def after_cache(self) -> Callable[..., Tensor]:
+        """Turns what `ImageSource.load` returns into the model's input."""
 
 
 class ImageSource(Protocol):
-    """Where a loader finds what is the same for an image every time, such as a `Cache`."""
+    """Where a loader gets the part of an image that is the same every time, such as a `Cache`."""
 
     def load(self, path: Path, transform: Any) -> Any:
-        """Decode an image, or look up what was kept of it.
+        """Decode an image, or look up what is cached of it.
 
         Args:
             path: The image.
@@ -62,7 +63,7 @@ class Cache:
         self.bytes = 0
         self._images: dict[tuple[Path, Preprocessing, bool], Tensor] = {}
 
-    def load(self, path: Path, transform: Transform) -> Any:
+    def load(self, path: Path, transform: Transform) -> Tensor | Image:
         """Decode an image and apply what a transform does before the cache, or find the result.
 
         Args:

@@ -25,7 +25,7 @@ from .reading import read
 
 @dataclass(frozen=True)
 class Copies:
-    """Images that show the same.
+    """Files that show the same image.
 
     Attributes:
         same: `bytes` if the files are equal, `pixels` if only the decoded images are.
@@ -42,7 +42,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a source holds; splits are those that a run with seed 0 would use.
+    """Findings about a source; splits are those that a run with seed 0 would use.
 
     Attributes:
         format: The kind of source.
@@ -83,7 +83,7 @@ class Findings:
     values: tuple[float, float] | None = None
 
     def lines(self) -> list[str]:
-        """Say it in a few lines.
+        """Write the findings in a few lines.
 
         Returns:
             What a person should know, the worst last.

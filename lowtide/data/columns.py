@@ -1,4 +1,4 @@
-"""What a table's columns say of an image that is not one class: several labels, or a number."""
+"""Read labels from a table's columns: several labels an image, or a number."""
 
 from __future__ import annotations
 

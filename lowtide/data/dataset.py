@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..targets import KINDS, Label
 
@@ -61,7 +61,7 @@ class Dataset:
         """
         return KINDS[self.task].text(self.classes, label)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Summarise for the run record.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What timm's training transform does to an image beyond cropping and mirroring it."""
+"""The augmentations of timm's training transform beyond cropping and mirroring."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Distortion:
         return self != Distortion()
 
     def options(self) -> dict[str, Any]:
-        """Name them as timm does.
+        """Give the options under timm's names.
 
         Returns:
             Arguments of `create_transform`; what is erased is filled with noise pixel by pixel.

@@ -1,4 +1,4 @@
-"""Which images a split takes where none was declared: the same for labels of every kind."""
+"""Choose the images of splits that were not declared, the same way for labels of every kind."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .dataset import relative
 
 
 class Placed(Protocol):
-    """What lies somewhere: an image, with labels of any kind."""
+    """An image file with labels of any kind."""
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Path of the file."""
         ...
 
 

@@ -85,7 +85,7 @@ class UnreadableImage(InputError):
 
 
 class Look(NamedTuple):
-    """What one full decoding of a file shows.
+    """What decoding a whole file has shown of it.
 
     Attributes:
         fault: Why it cannot be read; None if it can.
@@ -177,7 +177,7 @@ def _turn(image: Image.Image) -> Any:
     return _large if pixels > _LARGE_PIXELS else threading.Lock()
 
 
-def _wide(image: Image.Image, path: Path) -> np.ndarray[Any, Any] | None:
+def _wide(image: Image.Image, path: Path) -> np.ndarray | None:
     """Read 16-bit pixels whole, `(H, W)` or `(H, W, C)`; None for 8-bit ones."""
     if image.mode.startswith("I;16"):
         return np.asarray(image)
@@ -213,11 +213,11 @@ def _raw(image: Image.Image) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _replaced(args: Any, raw: str) -> Any:
+def _replaced(args: object, raw: str) -> object:
     return (raw, *args[1:]) if isinstance(args, tuple) else raw
 
 
-def _narrow(wide: np.ndarray[Any, Any], bits: int) -> Image.Image:
+def _narrow(wide: np.ndarray, bits: int) -> Image.Image:
     return Image.fromarray(np.minimum(wide >> (bits - 8), 255).astype(np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""What a source says, before any image is opened: which file, which class, said where."""
+"""The images and classes that a source names, before any image is opened."""
 
 from __future__ import annotations
 

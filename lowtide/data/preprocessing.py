@@ -33,7 +33,7 @@ CROP_MODES = ("center", "squash", "border")
 
 UNDISTORTED = Distortion()
 
-BOUNDS: dict[str, Any] = {
+BOUNDS: dict[str, object] = {
     "size": tuple[Side, ...],
     "mean": tuple[Annotated[float, Within(-100, 100)], ...],
     "std": tuple[Annotated[float, Within(1e-4, 1e4)], ...],
@@ -137,7 +137,7 @@ class Preprocessing:
         """
         return decode(path, self.channels, self.bits)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Write as JSON can hold it.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What a published task should hold, and where a copy of it differs."""
+"""The published contents of tasks, and where a copy differs from them."""
 
 from __future__ import annotations
 

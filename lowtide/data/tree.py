@@ -1,4 +1,4 @@
-"""Folders as people and programs leave them: what is there, what is litter, what was meant."""
+"""List folders of images, without the files that systems leave in them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_image(path: Path) -> bool:
 
 
 def is_litter(name: str) -> bool:
-    """Tell what programs leave in a folder of images from what a person put there.
+    """Tell whether a file or folder was left by a program, and not put there by a person.
 
     Args:
         name: Of a file or a folder.
@@ -100,7 +100,7 @@ def walk(folder: Path, entered: set[str]) -> tuple[list[Path], list[Path]]:
 
 
 def hint(path: Path) -> str:
-    """Suggest what a path that does not exist may have meant.
+    """Suggest existing paths near one that does not exist.
 
     Args:
         path: A path that does not exist.

@@ -23,7 +23,7 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.images.device
 
     def __len__(self) -> int:

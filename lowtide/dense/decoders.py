@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..extras import extra
+from .losses import enlarged
 from .pyramid import FeatureMaps, is_plain, pyramid, strides_of
 
 Decoder = Literal["unet", "fpn", "upernet", "dpt"]
@@ -22,10 +24,13 @@ DPT_MAPS = 4
 class Segmenter(nn.Module):
     """Images to a class score of each pixel.
 
+    In training scores are as the decoder gives them, at a stride of up to 4: `segmentation_loss`
+    enlarges them, and need not do so with all at once.
+
     Attributes:
         backbone: The feature maps; gives a list.
         decoder: From those maps to one.
-        head: From that map to scores.
+        head: From that map to scores, without enlarging them.
         decode: How the decoder is called on the maps and the images.
     """
 
@@ -55,12 +60,10 @@ class Segmenter(nn.Module):
             images: `(B, C, H, W)`.
 
         Returns:
-            Logits `(B, K, H, W)`.
+            Logits `(B, K, H, W)`; in training `(B, K, h, w)`.
         """
         scores: Tensor = self.head(self.decode(self.decoder, self.backbone(images), images))
-        if scores.shape[-2:] != images.shape[-2:]:
-            scores = F.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
-        return scores
+        return scores if self.training else enlarged(scores, images.shape[-2:])
 
 
 def default_decoder(body: nn.Module) -> Decoder:
@@ -101,8 +104,11 @@ def segmenter(
         return _dpt(body, classes, channels)
     maps = pyramid(body, channels, 2)
     widths = [0, *([] if 2 in maps.strides else [0]), *maps.channels]
-    made, width, upsampling = MAKERS[kind](widths, channels)
-    return _started(Segmenter(maps, made, _head(width, classes, upsampling), _of_pyramid))
+    made, width = MAKERS[kind](widths, channels)
+    base = extra(f"{SMP}.base", "dense")
+    head = base.SegmentationHead(width, classes, kernel_size=3)
+    decode = _of_upernet if kind == "upernet" else _of_pyramid
+    return _started(Segmenter(maps, made, head, decode))
 
 
 def _of_pyramid(decoder: nn.Module, maps: list[Tensor], images: Tensor) -> Tensor:
@@ -115,6 +121,37 @@ def _of_pyramid(decoder: nn.Module, maps: list[Tensor], images: Tensor) -> Tenso
     return decoded
 
 
+def _of_upernet(decoder: Any, maps: list[Tensor], images: Tensor) -> Tensor:
+    """Compute what UPerNetDecoder does, its last maps fused one by one.
+
+    A convolution of maps side by side is the sum of each one's with its part of the weight, so that
+    neither all maps at the finest size nor their gradients exist at once.
+
+    Returns:
+        What the decoder gives.
+    """
+    maps = [norm(m) for norm, m in zip(decoder.feature_norms, maps[-4:], strict=True)]
+    convolution, *behind = decoder.fusion_block
+    parts = convolution.weight.chunk(len(maps), 1)
+    state = decoder.psp(maps.pop())
+    size = maps[0].shape[-2:]
+    fused = _part(state, parts[-1], size)
+    for i, (lateral, block) in enumerate(
+        zip(decoder.fpn_lateral_blocks, decoder.fpn_conv_blocks, strict=True), start=2
+    ):
+        state = lateral(state, maps.pop())
+        fused += _part(block(state), parts[-i], size)
+    for layer in behind:
+        fused = layer(fused)
+    return fused
+
+
+def _part(map_: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
+    if map_.shape[-2:] != size:
+        map_ = F.interpolate(map_, size, mode="bilinear", align_corners=False)
+    return F.conv2d(map_, weight, padding="same")
+
+
 def _of_pairs(decoder: nn.Module, maps: list[Any], images: Tensor) -> Tensor:
     """Call a DPT decoder, with the prefix tokens of each map where there are some."""
     paired = [m if isinstance(m, tuple | list) else (m, None) for m in maps]
@@ -122,23 +159,23 @@ def _of_pairs(decoder: nn.Module, maps: list[Any], images: Tensor) -> Tensor:
     return decoded
 
 
-def _unet(widths: list[int], channels: int) -> tuple[nn.Module, int, int]:
+def _unet(widths: list[int], channels: int) -> tuple[nn.Module, int]:
     module = extra(f"{SMP}.decoders.unet.decoder", "dense")
     own = tuple(max(channels >> i, 1) for i in range(5))
-    return module.UnetDecoder(widths, own), own[-1], 1
+    return module.UnetDecoder(widths, own), own[-1]
 
 
-def _fpn(widths: list[int], channels: int) -> tuple[nn.Module, int, int]:
+def _fpn(widths: list[int], channels: int) -> tuple[nn.Module, int]:
     if channels % 64:
         raise InputError(f"decoder_channels must be a multiple of 64 for fpn, not {channels}")
     module = extra(f"{SMP}.decoders.fpn.decoder", "dense")
     made = module.FPNDecoder(widths, pyramid_channels=channels, segmentation_channels=channels // 2)
-    return made, made.out_channels, 4
+    return made, made.out_channels
 
 
-def _upernet(widths: list[int], channels: int) -> tuple[nn.Module, int, int]:
+def _upernet(widths: list[int], channels: int) -> tuple[nn.Module, int]:
     module = extra(f"{SMP}.decoders.upernet.decoder", "dense")
-    return module.UPerNetDecoder(widths, decoder_channels=channels), channels, 4
+    return module.UPerNetDecoder(widths, decoder_channels=channels), channels
 
 
 MAKERS = {"unet": _unet, "fpn": _fpn, "upernet": _upernet}
@@ -164,14 +201,8 @@ def _dpt(body: nn.Module, classes: int, channels: int) -> Segmenter:
         tuple(channels << i for i in (0, 1, 2, 2)),
         channels,
     )
-    head = module.DPTSegmentationHead(channels, classes)
+    head = module.DPTSegmentationHead(channels, classes, upsampling=1.0)
     return _started(Segmenter(maps, decoder, head, _of_pairs))
-
-
-def _head(width: int, classes: int, upsampling: int) -> nn.Module:
-    base = extra(f"{SMP}.base", "dense")
-    head: nn.Module = base.SegmentationHead(width, classes, kernel_size=3, upsampling=upsampling)
-    return head
 
 
 def _started(model: Segmenter) -> Segmenter:

@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from ..errors import InputError
+from ..memory.chunking import declare
 from .pyramid import FeatureMaps, SimplePyramid, pyramid
 
 Detector = Literal["fasterrcnn", "maskrcnn", "retinanet", "fcos"]
@@ -32,6 +33,8 @@ SMALLEST = 4
 """Least size of an anchor: torchvision rounds its corners to whole pixels."""
 DETECTIONS = 100
 """Most detections of an image, as COCO counts them."""
+
+declare((MaskRCNNHeads.__module__,), (MaskRCNNHeads.__name__, MaskRCNNPredictor.__name__))
 
 
 class Levels(nn.Module):
@@ -135,7 +138,7 @@ def _two_stages(
     classes: int,
     channels: int,
     scale: float,
-    given: dict[str, Any],
+    given: dict[str, object],
 ) -> nn.Module:
     """Ren et al. 2015, arXiv:1506.01497, with masks He et al. 2017, arXiv:1703.06870."""
     levels = Levels(pyramid(body, channels, 4), channels, LastLevelMaxPool())
@@ -162,7 +165,7 @@ def _one_stage(
     classes: int,
     channels: int,
     scale: float,
-    given: dict[str, Any],
+    given: dict[str, object],
 ) -> nn.Module:
     """Lin et al. 2017, arXiv:1708.02002 and Tian et al. 2019, arXiv:1904.01355."""
     levels = Levels(pyramid(body, channels, 8), channels, LastLevelP6P7(channels, channels))

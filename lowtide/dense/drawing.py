@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from .results import Predicted
 
 ALPHA = 0.5
 Colour = tuple[int, int, int]
@@ -31,7 +32,9 @@ def palette(count: int) -> list[Colour]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in wheel]
 
 
-def draw(image: Tensor, predicted: Any, names: Sequence[str], threshold: float = 0.5) -> Tensor:
+def draw(
+    image: Tensor, predicted: Predicted, names: Sequence[str], threshold: float = 0.5
+) -> Tensor:
     """Draw what was predicted for an image over it.
 
     Args:
@@ -85,8 +88,8 @@ def _objects(
     )
 
 
-def shrunk(image: Tensor, found: Any, side: int) -> tuple[Tensor, Any]:
-    """Shrink an image, and what is in it, for a small picture whose lines and words stay legible.
+def shrunk(image: Tensor, found: Predicted, side: int) -> tuple[Tensor, Predicted]:
+    """Shrink an image and its labels for a small picture with legible lines and words.
 
     Args:
         image: `(C, H, W)` uint8.

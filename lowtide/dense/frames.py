@@ -25,7 +25,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor, side: int) -> Frame:
-        """Say where an image lies.
+        """Compute where an image lies in its square.
 
         Args:
             image: `(C, H, W)`.

@@ -1,4 +1,4 @@
-"""What a run, a plan and a suite say of a dense task, beside the step."""
+"""Options of a dense task, beside those of the training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step of a dense task will need."""
+"""Plan the memory of a training step of a dense task."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def plan_dense(
     return plan_task(task, body, method, step)
 
 
-def stand_in(detector: Any) -> StandIn:
-    """Make what computes as a detector does where that does not depend on the images.
+def stand_in(detector: nn.Module) -> StandIn:
+    """Make a stand-in for a detector that does the work which does not depend on the images.
 
     Args:
         detector: torchvision's.
@@ -187,7 +187,8 @@ class RegionsStandIn(StandIn):
         losses["boxes"] = F.cross_entropy(scores, truth) + boxes.abs().mean()
         if d.roi_heads.has_mask():
             pooled = self._pooled(d.roi_heads.mask_roi_pool, maps, self.masked)
-            masks = d.roi_heads.mask_predictor(d.roi_heads.mask_head(pooled))[:, 0]
+            masks = d.roi_heads.mask_predictor(d.roi_heads.mask_head(pooled))
+            masks = masks[torch.arange(len(masks)), torch.zeros(len(masks), dtype=torch.long)]
             losses["masks"] = F.binary_cross_entropy_with_logits(masks, torch.zeros_like(masks))
         return losses
 

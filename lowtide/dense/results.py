@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ from torch import Tensor
 
 from ..extras import extra
 
+Predicted = Tensor | Mapping[str, Tensor]
+"""What a dense task says of an image: the class of each pixel `(H, W)`, or `boxes`, `labels` and
+the like of its objects."""
 
-def coco_results(predicted: Any, image_id: int) -> list[dict[str, Any]]:
+
+def coco_results(predicted: Predicted, image_id: int) -> list[dict[str, Any]]:
     """Write what was predicted for an image.
 
     Args:
@@ -54,7 +59,7 @@ def coco_results(predicted: Any, image_id: int) -> list[dict[str, Any]]:
     return rows
 
 
-def categories(names: tuple[str, ...]) -> list[dict[str, Any]]:
+def categories(names: tuple[str, ...]) -> list[dict[str, object]]:
     """List the classes as COCO does.
 
     Args:
@@ -66,7 +71,7 @@ def categories(names: tuple[str, ...]) -> list[dict[str, Any]]:
     return [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
 
 
-def _runs(mask: Tensor) -> dict[str, Any]:
+def _runs(mask: Tensor) -> dict[str, object]:
     coco = extra("pycocotools.mask", "dense")
     found = coco.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
     return {"size": list(found["size"]), "counts": found["counts"].decode()}

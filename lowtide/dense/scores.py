@@ -21,7 +21,7 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Scores:
-    """What a split scored.
+    """The scores of a split.
 
     Attributes:
         main: The number that runs are compared by.
@@ -125,7 +125,7 @@ class ObjectScore:
         self.metric.update([_on_cpu(predicted)], [_on_cpu(target)])
 
     def gather(self) -> None:
-        """Take the images of every process, in the order in which one would have met them."""
+        """Collect the images of every process, in the order of a single process."""
         states = dict(self.metric.metric_state)
         shares = gather_object([states])
         for name in states:

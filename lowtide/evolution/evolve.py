@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..errors import InputError
 from .space import Genes, Space, name_of
@@ -18,7 +17,7 @@ MOST_DRAWS = 50
 
 @dataclass(frozen=True)
 class Cost:
-    """What a candidate takes.
+    """Trained parameters and bytes of a candidate.
 
     Attributes:
         trained: Parameters that train, the classifier apart.
@@ -47,7 +46,7 @@ class Candidate:
     cost: Cost
     score: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Give it as plain data.
 
         Returns:
@@ -58,7 +57,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Breeding:
-    """How a generation is made.
+    """Options of a generation.
 
     Attributes:
         generations: How many, the random first one included.

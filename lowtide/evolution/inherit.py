@@ -28,7 +28,7 @@ from .widths import WidthSpace, quarters
 
 
 def width_space(config: RunConfig, options: Search) -> WidthSpace:
-    """Say what is searched of a backbone.
+    """Build the search space of a backbone.
 
     Args:
         config: The run; its method names the parts, those with a width, and their dropout.
@@ -62,7 +62,7 @@ def width_space(config: RunConfig, options: Search) -> WidthSpace:
 
 
 def shared_config(config: RunConfig, space: WidthSpace, options: Search) -> RunConfig:
-    """Say how the supernet is trained: as what is found will be, but longer and on train alone.
+    """Give the config that trains the supernet: longer, and on the training images alone.
 
     Args:
         config: The run's options.
@@ -87,7 +87,7 @@ def shared_config(config: RunConfig, space: WidthSpace, options: Search) -> RunC
 
 
 def trained_supernet(config: RunConfig, folder: Path, space: WidthSpace) -> tuple[Supernet, Run]:
-    """Train the supernet, or what is left of its training, and load it.
+    """Train the supernet, or finish its training, and load it.
 
     Args:
         config: What `shared_config` gave.

@@ -1,4 +1,4 @@
-"""What a search has found out, a line of JSON each, from which it goes on after a kill."""
+"""The results of a search, a line of JSON each, from which it resumes after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a candidate may take at most: trained parameters, and bytes of its training step."""
+"""Limits of a candidate: trained parameters, and bytes of its training step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEITHER = "unfit"
 
 @dataclass
 class Limits:
-    """Judges candidates; what was found out is kept in the journal.
+    """Tells whether candidates stay within the limits; results are kept in the journal.
 
     Attributes:
         space: Makes a candidate's method.
@@ -53,7 +53,7 @@ class Limits:
             )
 
     def allowed(self, genes: Genes) -> Cost | None:
-        """Judge a candidate.
+        """Tell whether a candidate stays within the limits.
 
         Args:
             genes: The candidate.

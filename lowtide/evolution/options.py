@@ -1,4 +1,4 @@
-"""How a search goes."""
+"""Options of a search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .evolve import Breeding
 
 @dataclass(frozen=True)
 class Search:
-    """How a search goes; the defaults are the paper's for VTAB-1k.
+    """Options of a search; the defaults are the paper's for VTAB-1k.
 
     Attributes:
         over: What is searched: widths (NOAH's, on shared weights) or methods (every method of the
@@ -63,7 +63,7 @@ class Search:
             parse_bytes(self.most_memory)
 
     def breeding(self, seed: int) -> Breeding:
-        """Give how generations are made.
+        """Give the options of a generation.
 
         Args:
             seed: Decides every draw.

@@ -21,8 +21,8 @@ PLACES = (Role.QKV, Role.PROJ, Role.FC1, Role.FC2)
 METHOD = "method"
 
 
-def axes(method: type[Method]) -> dict[str, tuple[Any, ...]]:
-    """Read off a method's options what may be chosen: how wide, where, and which variant.
+def axes(method: type[Method]) -> dict[str, tuple[object, ...]]:
+    """List a method's options that may be chosen: how wide, where, and which variant.
 
     Args:
         method: Its class.
@@ -31,7 +31,7 @@ def axes(method: type[Method]) -> dict[str, tuple[Any, ...]]:
         Values by option, as plain data, of those that are a width, an index of a block, a choice of
             names or roles, or a switch. Rates, scales and the like stay at their default.
     """
-    found: dict[str, tuple[Any, ...]] = {}
+    found: dict[str, tuple[object, ...]] = {}
     defaults: dict[str, Any] = {f.name: f.default for f in options(method)}
     for name, hint in hints(method).items():
         own = defaults[name]

@@ -1,4 +1,4 @@
-"""What a search leaves to be read: every generation as JSON, and a page of text."""
+"""Write a search's results: every generation as JSON, and a page of text."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _over_methods(config: RunConfig, folder: Path, options: Search) -> Callable[
 
 
 def found_config(config: RunConfig, method: Method) -> RunConfig:
-    """Say how what was found is trained: from scratch, on training and validation images.
+    """Give the config that trains the best candidate from scratch, on train and val together.
 
     Args:
         config: The run's options.

@@ -1,4 +1,4 @@
-"""What a search may choose from: how a candidate is drawn, changed, crossed and made a method."""
+"""Search spaces: how a candidate is drawn, mutated, crossed and made a method."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def mutate(self, genes: Genes, rng: random.Random) -> Genes:
-        """Change some of a candidate.
+        """Change some of a candidate's choices.
 
         Args:
             genes: The candidate.
@@ -42,7 +42,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def cross(self, one: Genes, other: Genes, rng: random.Random) -> Genes:
-        """Take some of two candidates.
+        """Combine the choices of two candidates.
 
         Args:
             one: The first.
@@ -66,7 +66,7 @@ class Space(abc.ABC):
 
 
 def name_of(genes: Genes) -> str:
-    """Name a candidate, the same for the same choices.
+    """Give a candidate's name, the same for the same choices.
 
     Args:
         genes: The candidate.

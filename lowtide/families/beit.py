@@ -7,7 +7,6 @@ for a token without a place, so the number of tokens is fixed.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from timm.models.beit import Attention, Beit
@@ -18,13 +17,13 @@ from . import vit
 from .table import Context
 
 
-def _stem(model: Any, x: Tensor) -> Tensor:
+def _stem(model: Beit, x: Tensor) -> Tensor:
     x = model.patch_embed(x)
     x = torch.cat([model.cls_token.expand(x.shape[0], -1, -1), x], 1)
     return model.pos_drop(x if model.pos_embed is None else x + model.pos_embed)
 
 
-def _context(model: Any, size: tuple[int, int]) -> Context:
+def _context(model: Beit, size: tuple[int, int]) -> Context:
     if model.rel_pos_bias is None:
         return {}
     bias = model.rel_pos_bias()

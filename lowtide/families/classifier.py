@@ -1,4 +1,4 @@
-"""Where a backbone's classifier is, whatever it is made of, and how it is made anew."""
+"""Find a backbone's classifier, and replace it by a new one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPREAD = 0.02
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
-    """Find the classifier: what timm makes anew for another number of classes.
+    """Find the classifier: the modules that are replaced for another number of classes.
 
     That may be more than `get_classifier` tells: a norm in front of the linear map, or several
     classifiers whose answers are averaged. Elsewhere it is the last Linear defined, and of a
@@ -112,7 +112,7 @@ def new_classifier(model: nn.Module, classes: int, init: HeadInit) -> dict[str, 
     return made
 
 
-def reset(model: Any, classes: int, init: HeadInit) -> None:
+def reset(model: nn.Module, classes: int, init: HeadInit) -> None:
     """Give a backbone a new classifier.
 
     Args:
@@ -126,8 +126,8 @@ def reset(model: Any, classes: int, init: HeadInit) -> None:
         start(model.get_submodule(path).to(like.device, like.dtype), init)
 
 
-def exchange_config(model: Any, config: Any) -> Any:
-    """Give a transformers model a config; its loss counts the classes that this names.
+def exchange_config(model: nn.Module, config: Any) -> object:
+    """Give a transformers model a config; its loss reads the number of classes there.
 
     Args:
         model: Any model; changed in place if it has a config.
@@ -144,7 +144,7 @@ def exchange_config(model: Any, config: Any) -> Any:
     return before
 
 
-def config_of(model: Any, classes: int) -> Any:
+def config_of(model: nn.Module, classes: int) -> object:
     """Make the config of a transformers model for another number of classes.
 
     Args:
@@ -190,7 +190,7 @@ def _renew(model: Any, classes: int) -> None:
     model.reset_classifier(classes, **({"distillation": True} if distilled else {}))
 
 
-def _renewed(model: Any) -> tuple[str, ...]:
+def _renewed(model: nn.Module) -> tuple[str, ...]:
     """Find what `reset_classifier` replaces, outermost paths only."""
     meta: Any = meta_copy(model)
     before = dict(meta.named_modules(remove_duplicate=False))

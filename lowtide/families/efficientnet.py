@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from .table import Family
 _BLOCK = r"blocks\.\d+\.\d+"
 
 
-def _finish(model: Any, x: Tensor) -> Tensor:
+def _finish(model: EfficientNet | MobileNetV3, x: Tensor) -> Tensor:
     # MobileNetV3 pools first, and has these steps in its head.
     return x if isinstance(model, MobileNetV3) else model.bn2(model.conv_head(x))
 

@@ -23,7 +23,7 @@ from .table import Context
 _BLOCK = r"blocks\.\d+"
 
 
-def _stem(model: Any, x: Tensor) -> Tensor:
+def _stem(model: nn.Module, x: Tensor) -> Tensor:
     if model.patch_drop is not None:
         raise Unsupported("Eva drops patches; make it with patch_drop_rate=0 to run it in steps")
     x, _ = model._pos_embed(model.patch_embed(x))

@@ -1,4 +1,4 @@
-"""Where the backbone of a detector, a segmenter or a feature extractor is, and what describes it.
+"""Find the backbone inside a detector, a segmenter or a feature extractor.
 
 A model either classifies, and is then its own backbone, or holds its backbone as a part that gives
 feature maps. Libraries mark such parts by a class; no name of a model is asked for.
@@ -84,7 +84,7 @@ def part_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def holders(model: nn.Module, path: str) -> tuple[str, ...]:
-    """Find what is not the backbone: neck, decoder, heads.
+    """Find the modules outside the backbone: neck, decoder, heads.
 
     Args:
         model: The model.
@@ -105,7 +105,7 @@ def holders(model: nn.Module, path: str) -> tuple[str, ...]:
 
 
 def core(part: nn.Module) -> tuple[str, nn.Module]:
-    """Look through what only wraps a backbone: the one child that holds all parameters.
+    """Find the module inside a wrapper: the one child that holds all parameters.
 
     Args:
         part: The backbone, as its library wraps it.
@@ -138,7 +138,7 @@ def rebuilt(module: nn.Module) -> bool:
 
 
 def original(path: str) -> str:
-    """Name a module as in the backbone it was taken from.
+    """Give a module's name in the backbone that it was taken from.
 
     Args:
         path: Its path in what `rebuilt` says is one.

@@ -1,4 +1,4 @@
-"""The table of last resort, for other backbones: roles by what a module derives from.
+"""The table for all other backbones: a module's role follows from its class.
 
 LoRA, SSF, Bias, Full, Linear and compression need no more. Methods that ask for blocks refuse.
 """
@@ -19,10 +19,10 @@ from .table import Family
 
 @dataclass(frozen=True)
 class Generic(Family):
-    """A family that reads the role off what a module derives from."""
+    """A family that tells a module's role from its class."""
 
     def role(self, path: str, module: nn.Module) -> Role | None:
-        """Ask what a module does.
+        """Tell a module's role from its class.
 
         Args:
             path: Its path.

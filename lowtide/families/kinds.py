@@ -1,4 +1,4 @@
-"""What a module does, by the class it derives from."""
+"""Kinds of modules, by the class they derive from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FIRST = _known("LayerNorm2d", "LayerNorm2dFp32", "LayerNormAct2d", "LayerNormAc
 
 
 def ungraftable(module: nn.Module) -> Role | None:
-    """Say what a module does that is linear in what it reads and of no kind that is grafted.
+    """Give the role of a linear module of a kind that no graft handles.
 
     Args:
         module: Any module.
@@ -52,7 +52,7 @@ def ungraftable(module: nn.Module) -> Role | None:
 
 
 def is_map(module: nn.Module) -> bool:
-    """Say whether a module maps its input linearly, up to a bias.
+    """Say whether a module is a linear map or convolution, up to a bias.
 
     Args:
         module: Any module.

@@ -1,4 +1,4 @@
-"""How a table becomes sites: paths looked up, then measured in one forward without numbers."""
+"""Turn a table into sites: paths looked up, then measured in one forward without numbers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Find out which modules a model reads past: whose weight it takes without calling them."""
+"""Find the modules whose weight a model reads without calling them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 
@@ -32,14 +31,14 @@ def _watched(kind: type[nn.Module], path: str, read: set[str]) -> type[nn.Module
     class Watched(kind):  # type: ignore[misc, valid-type]
         _lowtide_inside = False
 
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def __call__(self, *args: object, **kwargs: object) -> object:
             self._lowtide_inside = True
             try:
                 return super().__call__(*args, **kwargs)
             finally:
                 self._lowtide_inside = False
 
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name: str) -> object:
             if name in self.__dict__["_parameters"] and not self._lowtide_inside:
                 read.add(path)
             return super().__getattr__(name)

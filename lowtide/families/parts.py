@@ -1,10 +1,9 @@
-"""What of a model without a table can be run again in backward, measured and not declared."""
+"""Choose what to recompute in a model without a table, by measuring its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +42,12 @@ class _Watch:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True)
                 module.register_forward_hook(self._leave(seen), with_kwargs=True)
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, module: nn.Module, args: object, kwargs: object) -> None:
         given = _tensors((args, kwargs))
         self._open.append((given, _versions(module, given), len(self.kept)))
 
-    def _leave(self, seen: _Seen) -> Any:
-        def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+    def _leave(self, seen: _Seen) -> Callable[..., None]:
+        def leave(module: nn.Module, args: object, kwargs: object, out: object) -> None:
             given, before, start = self._open.pop()
             seen.calls.append((given, slice(start, len(self.kept))))
             seen.pure &= _versions(module, given) == before
@@ -57,7 +56,7 @@ class _Watch:
 
 
 def recomputable(model: nn.Module) -> tuple[str, ...]:
-    """Choose the parts whose recomputation in backward leaves the least memory at once.
+    """Choose the parts to recompute in backward so that the peak memory is lowest.
 
     A part must leave its arguments and buffers as they are, statistics of BatchNorm apart, or a
     second run would not be the first one. Of the parts no larger than a bound, the outermost are
@@ -134,7 +133,7 @@ def _storage(t: Tensor) -> int:
     return t.untyped_storage()._cdata
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def _tensors(values: object) -> list[Tensor]:
     return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 

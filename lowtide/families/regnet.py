@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.regnet import RegNet, RegNetCfg
+from torch import nn
 
 from ..core.site import Layout, Role
 from .table import Family
@@ -12,7 +11,7 @@ from .table import Family
 _BLOCK = r"s\d\.b\d+"
 
 
-def _chain(model: Any) -> tuple[str, ...]:
+def _chain(model: nn.Module) -> tuple[str, ...]:
     stages = (f"s{i}" for i in range(1, 5))
     return tuple(f"{s}.{name}" for s in stages for name, _ in getattr(model, s).named_children())
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from timm.models.resnet import BasicBlock, ResNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.site import Layout, Role
 from .table import Family
@@ -13,11 +11,11 @@ from .table import Family
 _BLOCK = r"layer\d+\.\d+"
 
 
-def _stem(model: Any, x: Tensor) -> Tensor:
+def _stem(model: ResNet, x: Tensor) -> Tensor:
     return model.maxpool(model.act1(model.bn1(model.conv1(x))))
 
 
-def _chain(model: Any) -> tuple[str, ...]:
+def _chain(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         f"layer{i}.{j}" for i in range(1, 5) for j in range(len(getattr(model, f"layer{i}")))
     )

@@ -9,7 +9,6 @@ for its maps are channels first.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from timm.layers import resample_abs_pos_embed_nhwc
 from timm.models.vision_transformer_sam import VisionTransformerSAM
@@ -19,7 +18,7 @@ from ..core.site import Role
 from . import vit
 
 
-def _stem(model: Any, x: Tensor) -> Tensor:
+def _stem(model: VisionTransformerSAM, x: Tensor) -> Tensor:
     x = model.patch_embed(x)
     if model.pos_embed is not None:
         x = x + resample_abs_pos_embed_nhwc(model.pos_embed, x.shape[1:3])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import (
     PatchMerging,
     SwinTransformer,
+    SwinTransformerBlock,
     WindowAttention,
     window_partition,
     window_reverse,
@@ -37,7 +38,7 @@ def _extend(module: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return both[:, n:].unflatten(1, x.shape[1:3]), both[:, :n]
 
 
-def _halves(block: Any, x: Tensor, between: Callable[[Tensor], Tensor]) -> Tensor:
+def _halves(block: SwinTransformerBlock, x: Tensor, between: Callable[[Tensor], Tensor]) -> Tensor:
     x = between(x + block.drop_path1(block._attn(block.norm1(x))))
     y = x.flatten(1, 2)
     return (y + block.drop_path2(block.mlp(block.norm2(y)))).unflatten(1, x.shape[1:3])
@@ -64,7 +65,7 @@ def _attend(block: Any, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return y[:, :height, :width].roll((down, right), (1, 2)), seen
 
 
-def _window_attention(attn: Any, x: Tensor, mask: Tensor | None, n: int) -> Tensor:
+def _window_attention(attn: WindowAttention, x: Tensor, mask: Tensor | None, n: int) -> Tensor:
     """Window attention where the first `n` of the tokens have no place and thus no bias."""
     q, k, v = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     bias = attn._get_rel_pos_bias()

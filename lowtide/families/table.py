@@ -1,4 +1,4 @@
-"""What a family table says of a backbone."""
+"""The description of a family of backbones."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     return (getattr(model, "in_chans", None) or shape[0], *shape[1:])
 
 
-def _configured(model: Any) -> tuple[int, int, int]:
+def _configured(model: nn.Module) -> tuple[int, int, int]:
     """Read what a transformers model says of its images; most take 224 x 224."""
     config = getattr(model, "config", None)
     config = getattr(config, "vision_config", None) or config

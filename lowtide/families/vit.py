@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from ..core.site import Layout, Role
 from .table import Family
 
 
-def _stem(model: Any, x: Tensor) -> Tensor:
+def _stem(model: VisionTransformer, x: Tensor) -> Tensor:
     x = model._pos_embed(model.patch_embed(x))
     return model.norm_pre(model.patch_drop(x))
 

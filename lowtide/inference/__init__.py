@@ -1,4 +1,4 @@
-"""What a finished run answers: classes of images, and scores on a split.
+"""Use finished runs: classify images, and score splits.
 
 It opens a run folder or a merged file and asks nothing of how it was trained.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from ..data import Preprocessing, UnreadableImage
 from ..data.dense import DenseFolder
 from ..data.images import decode
+from ..dense.results import Predicted
 from ..dense.scores import Scores
 from ..dense.tasks import DenseTask
 from ..errors import InputError, shown
@@ -243,8 +244,11 @@ def _adopted(dataset: Described, names: tuple[str, ...]) -> Described:
 
 
 def predict_dense(
-    opened: DenseModel, paths: Sequence[Path], batch_size: int, unreadable: Any
-) -> Iterator[tuple[Path, Tensor, Any]]:
+    opened: DenseModel,
+    paths: Sequence[Path],
+    batch_size: int,
+    unreadable: Callable[[UnreadableImage], object],
+) -> Iterator[tuple[Path, Tensor, Predicted]]:
     """Answer for images.
 
     Args:

@@ -1,4 +1,4 @@
-"""Fine-tune from Python: one call, and an object that answers."""
+"""Fine-tune from Python: one call, and an object that classifies images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FitResult:
 
     @functools.cached_property
     def trained(self) -> Trained:
-        """The model with all that is needed to use it, read from the folder when it is asked for.
+        """The model with its pre-processing and class names, read from the folder at first use.
 
         The run's own copy is gone by then: what answers is what was saved.
         """
@@ -51,7 +51,7 @@ class FitResult:
     def predict(
         self, images: str | Path | Sequence[str | Path], *, top: int = 5, batch_size: int = 32
     ) -> list[dict[str, Any]]:
-        """Answer images.
+        """Predict for images.
 
         Args:
             images: A file, a folder of them, or several of either.
@@ -78,13 +78,13 @@ class FitResult:
 def fit(
     model: str,
     data: str | Path,
-    method: str | Mapping[str, Any] | Method = "lora",
+    method: str | Mapping[str, object] | Method = "lora",
     *,
     output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
-    **options: Any,
+    **options: object,
 ) -> FitResult:
     """Fine-tune a backbone on images, as `lowtide train` does.
 

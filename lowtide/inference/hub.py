@@ -82,7 +82,7 @@ def hub(token: str | None) -> HfApi:
 
 
 def reason(error: Exception) -> str:
-    """Say in one line why the hub refuses.
+    """Give the hub's refusal in one line.
 
     Args:
         error: What its client raised.

@@ -1,4 +1,4 @@
-"""What commands about a finished run are given: the run, its images, and how to load both."""
+"""Shared by commands about a finished run: open the run, and read its images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add_loading(parser: Parser) -> None:
 
 
 def open_given(given: dict[str, Any], original: bool = False) -> Trained:
-    """Open the run that is named.
+    """Open the run named on the command line.
 
     Args:
         given: Values of `run` and of the options of `add_loading`; a run on the hub, `hf:` and its

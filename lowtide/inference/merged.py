@@ -24,7 +24,7 @@ HEADER = "lowtide"
 
 
 def write_merged(trained: Trained, path: Path) -> str:
-    """Fold a run into its backbone and write that.
+    """Fold a run into its backbone and write the merged model.
 
     The header of the file holds, under `lowtide`, the model's name and options, the classes in the
     order of the logits, and the pre-processing, as JSON.
@@ -97,9 +97,9 @@ def open_merged(path: Path, *, device: str = "auto") -> Trained:
     return Trained(tuned.to(where), preprocessing, transform, classes, name, targets)
 
 
-def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+def _known(options: Mapping[str, object]) -> dict[str, Any]:
     """Take the options that `write_merged` writes, and no others."""
-    made: dict[str, Any] = {"num_classes": options["num_classes"]}
+    made: dict[str, object] = {"num_classes": options["num_classes"]}
     if "img_size" in options:
         size = options["img_size"]
         made["img_size"] = tuple(size) if isinstance(size, list) else size
@@ -109,7 +109,7 @@ def _known(options: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _sides(size: Any) -> tuple[Any, ...]:
+def _sides(size: Any) -> tuple[object, ...]:
     return size if isinstance(size, tuple) else (size,)
 
 
@@ -117,7 +117,7 @@ def _size_option(
     name: str, classes: int, size: tuple[int, int], state: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Find out whether timm must be told the image size to make a model of these shapes."""
-    told: dict[str, Any] = {"img_size": size[0] if size[0] == size[1] else size}
+    told: dict[str, object] = {"img_size": size[0] if size[0] == size[1] else size}
     own = Preprocessing.of(_meta_model(name, {})).size
     for option in ({}, told) if own == size else (told, {}):
         try:

@@ -45,7 +45,7 @@ def images_in(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
 
 def refuse_output(path: Path) -> None:
-    """Refuse a file for answers before any is given.
+    """Refuse an output file that cannot be written, before any prediction.
 
     Args:
         path: The file.
@@ -58,7 +58,7 @@ def refuse_output(path: Path) -> None:
     refuse_unwritable(path)
 
 
-def write_answers(answers: Iterable[Mapping[str, Any]], path: Path) -> int:
+def write_answers(answers: Iterable[Mapping[str, object]], path: Path) -> int:
     """Write answers as they come; the file is there when all of them are.
 
     A table has a row for each image: `path`, `class` and `probability` of the best class, and
@@ -79,7 +79,7 @@ def write_answers(answers: Iterable[Mapping[str, Any]], path: Path) -> int:
         return write(answers, file)
 
 
-def _write_lines(answers: Iterable[Mapping[str, Any]], file: TextIO) -> int:
+def _write_lines(answers: Iterable[Mapping[str, object]], file: TextIO) -> int:
     count = 0
     for answer in answers:
         file.write(json.dumps(answer, allow_nan=False) + "\n")
@@ -87,7 +87,7 @@ def _write_lines(answers: Iterable[Mapping[str, Any]], file: TextIO) -> int:
     return count
 
 
-def _write_table(answers: Iterable[Mapping[str, Any]], file: TextIO) -> int:
+def _write_table(answers: Iterable[Mapping[str, object]], file: TextIO) -> int:
     writer, count = csv.writer(file, lineterminator="\n"), 0
     for answer in answers:
         cells = _cells(answer)
@@ -98,7 +98,7 @@ def _write_table(answers: Iterable[Mapping[str, Any]], file: TextIO) -> int:
     return count
 
 
-def _cells(answer: Mapping[str, Any]) -> dict[str, Any]:
+def _cells(answer: Mapping[str, Any]) -> dict[str, object]:
     """Lay an answer out in one row."""
     best = list(answer.get("probabilities", {}).items())
     if "class" in answer:
@@ -116,7 +116,7 @@ def _cells(answer: Mapping[str, Any]) -> dict[str, Any]:
     return cells
 
 
-FORMATS: dict[str, Callable[[Iterable[Mapping[str, Any]], TextIO], int]] = {
+FORMATS: dict[str, Callable[[Iterable[Mapping[str, object]], TextIO], int]] = {
     ".csv": _write_table,
     ".jsonl": _write_lines,
 }

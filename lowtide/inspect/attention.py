@@ -106,7 +106,12 @@ def _watched(
 
 
 def _read(
-    note: Callable[[Tensor], None], module: Any, own: int, projection: Any, args: Any, qkv: Tensor
+    note: Callable[[Tensor], None],
+    module: Any,
+    own: int,
+    projection: Any,
+    args: object,
+    qkv: Tensor,
 ) -> None:
     q, k, _ = qkv.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k = module.q_norm(q), module.k_norm(k)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..errors import InputError
@@ -26,7 +27,7 @@ STYLE = {
 }
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """Import matplotlib, which only drawing needs.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a model makes of images: features of every block, and those the classifier reads."""
+"""Features of images: of every block of a model, and the input of its classifier."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAME = "inside"
 
 
 def untouched(trained: Trained, folder: Path, checkpoint: Path | None = None) -> Trained:
-    """Make a run's backbone as it was pre-trained, to look inside both alike.
+    """Make a run's backbone as it was pre-trained, to compare the tuned model with.
 
     Args:
         trained: The run.
@@ -48,7 +48,7 @@ def untouched(trained: Trained, folder: Path, checkpoint: Path | None = None) ->
 def block_features(
     trained: Trained, samples: Sequence[Sample], batch_size: int = 32
 ) -> dict[str, Tensor]:
-    """Compute the mean over tokens, or positions, of what every block gives.
+    """Compute the mean over tokens, or positions, of every block's output.
 
     Blocks are the elements of the family's chain; tokens that a method adds are left out. Where no
     table describes the backbone, they are the modules timm lists in `feature_info`.
@@ -82,7 +82,7 @@ def block_features(
 
 
 def final_features(trained: Trained, samples: Sequence[Sample], batch_size: int = 32) -> Tensor:
-    """Compute what the classifier reads.
+    """Compute the input of the classifier.
 
     Args:
         trained: The model.
@@ -105,13 +105,13 @@ def final_features(trained: Trained, samples: Sequence[Sample], batch_size: int 
 
 
 class Reader(Side):
-    """A side network that notes what every element of the chain gives, and changes nothing."""
+    """A side network that records every element's output, and changes nothing."""
 
     def __init__(self, note: Note) -> None:
         super().__init__()
         self.note = note
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, path: str, block: Block, x: Tensor, state: None) -> tuple[Tensor, None]:
         """Run one element of the chain.
 
         Args:

@@ -1,4 +1,4 @@
-"""Draw maps over the images they are of."""
+"""Draw attention maps over their images."""
 
 from __future__ import annotations
 

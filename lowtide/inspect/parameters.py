@@ -1,4 +1,4 @@
-"""What training did to weights: their distributions before and after."""
+"""Compare weights before and after training."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed in a run.
+    """The parameters that a run changed.
 
     Attributes:
         items: The parameters, in the order of the model; those that stayed equal are left out.
@@ -79,7 +79,7 @@ class Changes:
 
     @property
     def title(self) -> str:
-        """What was compared with what."""
+        """Names of the two models that are compared."""
         if self.unfolded:
             return f"what trains: initialisation and after training ({self.unfolded})"
         return "weights as pre-trained, and with the run merged into them"

@@ -6,6 +6,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from torch import nn
+
 from ..memory.policy import Policy
 from .policy import WhileTraining
 
@@ -32,7 +34,7 @@ class PolicyCallback(_Callback):
         super().__init__()
         self._policy = WhileTraining(policy)
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: object, pl_module: nn.Module) -> None:
         """Put the policy in place.
 
         Args:
@@ -41,7 +43,7 @@ class PolicyCallback(_Callback):
         """
         self._policy.begin(pl_module)
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: object, pl_module: nn.Module) -> None:
         """Take the policy away.
 
         Args:
@@ -50,7 +52,7 @@ class PolicyCallback(_Callback):
         """
         self._policy.end()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: object, pl_module: nn.Module, exception: BaseException) -> None:
         """Take the policy away.
 
         Args:

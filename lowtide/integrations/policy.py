@@ -1,4 +1,4 @@
-"""What the callbacks share: a policy for as long as a model trains."""
+"""Shared by the callbacks: a policy that is in place while a model trains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..memory.policy import Policy
 
 
 class WhileTraining:
-    """Compresses a model, and gives it back as it was.
+    """Compresses a model for the length of its training.
 
     Attributes:
         policy: What is kept for the backward pass.

@@ -14,5 +14,5 @@ import importlib.util
 import torch
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton"):
-    for kernels in ("triton", "triton_layer_norm"):
+    for kernels in ("triton", "triton_activation", "triton_layer_norm", "triton_normal_float"):
         importlib.import_module(f"{__name__}.{kernels}")

@@ -95,7 +95,7 @@ def join(chunks: list[tuple[Tensor, ...]], like: Tensor) -> Tensor:
 
 
 def split(codes: Tensor, bits: int, count: int) -> tuple[Tensor, ...]:
-    """Find the fields in what `join` gave.
+    """Split into fields what `join` put together.
 
     Args:
         codes: (bytes,) uint8.

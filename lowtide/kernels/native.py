@@ -54,7 +54,7 @@ class NoKernels(Exception):
 
 
 def reads(*dtypes: torch.dtype) -> bool:
-    """Say whether the kernels are there for tensors of these dtypes.
+    """Say whether the kernels handle tensors of these dtypes.
 
     Args:
         *dtypes: Dtypes of numbers and statistics.
@@ -81,7 +81,7 @@ def call(kernel: str, *arguments: Argument) -> None:
 
 
 def name(dtype: torch.dtype) -> str:
-    """Give the name of a dtype as the kernels have it.
+    """Give a dtype's name in the kernels.
 
     Args:
         dtype: A dtype.
@@ -92,7 +92,7 @@ def name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _converted(argument: Argument) -> Any:
+def _converted(argument: Argument) -> object:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, tuple):

@@ -1,4 +1,4 @@
-"""Tensors row by row in slices, so that what is computed on the way stays small."""
+"""Compute functions of a tensor's rows in slices, so that intermediate results stay small."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ CELLS = 4096
 def threshold_table(
     function: Callable[[Tensor], Tensor], cuts: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Say for which x function(x) lies between which cuts.
+    """Tabulate a step function: the cuts, and the value between each two of them.
 
     Edges are found by bisection in float64, to the last bit, so that comparing x with them gives
     the code of any float32 exactly, without computing the function. An up and down inside one of
@@ -199,7 +199,7 @@ def _empty(x: Tensor, edges: list[float], codes: list[int], bits: int) -> Tensor
 def threshold_unpack(
     codes: Tensor, levels: list[float], shape: list[int], bits: int, dtype: torch.dtype
 ) -> Tensor:
-    """Give back the values; `threshold_unpack_plain` defines it."""
+    """Turn codes into the values of the steps; `threshold_unpack_plain` defines it."""
     if not (codes.is_cpu and native.reads(dtype)):
         return threshold_unpack_plain(codes, levels, shape, bits, dtype)
     x = codes.new_empty(shape, dtype=dtype)
@@ -221,7 +221,7 @@ def _(
     schema="(Tensor dy, Tensor codes, float[] levels, int bits) -> Tensor",
 )
 def threshold_scale(dy: Tensor, codes: Tensor, levels: list[float], bits: int) -> Tensor:
-    """Multiply with the values; `threshold_scale_plain` defines it."""
+    """Multiply a gradient with the values; `threshold_scale_plain` defines it."""
     if not (dy.is_cpu and native.reads(dy.dtype)):
         return threshold_scale_plain(dy, codes, levels, bits)
     dx = dy.new_empty(dy.shape)

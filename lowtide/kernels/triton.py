@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -28,7 +27,7 @@ NUMBERS = 1024
 LARGEST = 8192
 """Largest group a program holds."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-EXACT: dict[str, Any] = {"enable_fp_fusion": False}
+EXACT: dict[str, bool] = {"enable_fp_fusion": False}
 """Products and sums round one after the other, as PyTorch's do."""
 
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ..codecs.base import Codec, Residue
 from ..core.wrapped import plain_kind
 from ..ops.again import Derived
-from ..ops.attention import finer
+from ..ops.attention_chunks import finer
 from ..ops.attention_recompute import recompute
 from ..ops.attention_windows import recompute_windows, windows_at_once
 from ..ops.lineage import derived, remember
@@ -52,7 +52,7 @@ Kwargs = Mapping[str, Any]
 
 
 def declare_attention(kinds: Iterable[type[nn.Module]]) -> None:
-    """Say that modules are cheaper to run again than to keep.
+    """Declare modules that are cheaper to recompute than to keep.
 
     Attention makes three tensors of one, and a matrix for each head.
 
@@ -67,7 +67,7 @@ def _is_recomputed(module: nn.Module) -> bool:
 
 
 def holds_attention(module: nn.Module) -> bool:
-    """Say whether a module holds one that is run again.
+    """Say whether a module contains an attention module that is recomputed.
 
     Args:
         module: Any module.
@@ -88,15 +88,15 @@ def input_codec(module: nn.Module, codec: Codec) -> Codec:
         codec: How the policy keeps such inputs.
 
     Returns:
-        The same, but for attentions of `UNSCALED` in 8 bits: they are sharp, and their logits off by
-        sqrt(D) as much.
+        The same, but for attentions of `UNSCALED` in 8 bits: they are sharp, and their logits off
+        by sqrt(D) as much.
     """
     unscaled = any(isinstance(m, UNSCALED) for m in (module, *module.children()))
     return finer(codec, math.sqrt(64)) if unscaled else codec
 
 
 def runs_again(module: nn.Module, args: Args, kwargs: Kwargs) -> bool:
-    """Say whether this is one of them with a gradient, to its first argument and weights only.
+    """Say whether this call recomputes an attention module in backward.
 
     Args:
         module: Any module.
@@ -120,7 +120,7 @@ def runs_again(module: nn.Module, args: Args, kwargs: Kwargs) -> bool:
 def run_from_input(
     module: nn.Module, mode: Answers, forward: Forward, args: Args, kwargs: Kwargs
 ) -> Any:
-    """Run one of them so that its backward starts from its input.
+    """Run an attention or recurrent module so that its backward starts from its input.
 
     Args:
         module: The module.

@@ -1,4 +1,4 @@
-"""What is known to treat the images of a batch one by one, so that a batch may be cut.
+"""Tells which modules treat the images of a batch one by one, so that it may be cut into chunks.
 
 A shape proves nothing: `z @ z.T`, a loss, a batch norm take and give a row per image and mix them.
 So a module counts only if its own code and that of everything in it was read: by the class it is,
@@ -19,6 +19,7 @@ from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
+from torchvision.ops.misc import Permute
 
 from ..core.wrapped import plain_kind
 from ..ops.attention_chunks import ALIGNED
@@ -47,7 +48,8 @@ TORCH = (
 )
 FILES = (
     *(f"torch.nn.modules.{file}." for file in TORCH),
-    *("timm.layers.", "timm.models._", "peft.tuners.lora.layer.", f"{PACKAGE}."),
+    *("timm.layers.", "timm.models._", "torchvision.ops.misc.", "peft.tuners.lora.layer."),
+    f"{PACKAGE}.",
 )
 """Where classes stand whose code was read; a declared model's own file is added to them."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -59,7 +61,7 @@ _token_mlps: set[type[nn.Module]] = {layers.Mlp, layers.GluMlp, layers.SwiGLU}
 
 
 def declare(packages: Iterable[str], names: Iterable[str]) -> None:
-    """Say that models treat images one by one in their own `forward(images)`.
+    """Declare models that treat images one by one in their own `forward(images)`.
 
     Args:
         packages: How the dotted names of the files begin that define them.
@@ -69,7 +71,7 @@ def declare(packages: Iterable[str], names: Iterable[str]) -> None:
 
 
 def declare_mlps(kinds: Iterable[type[nn.Module]]) -> None:
-    """Say that modules treat every token by itself, if all they hold does, and are widest inside.
+    """Declare modules that treat every token by itself and are widest inside.
 
     Args:
         kinds: The classes themselves: of a subclass nothing is known.
@@ -91,7 +93,7 @@ def is_model(kind: type[nn.Module]) -> bool:
 
 
 def is_imagewise(module: nn.Module) -> bool:
-    """Say whether a module is known to give some of the images what it gives them among all.
+    """Say whether a module is known to treat the images of a batch one by one.
 
     Args:
         module: Any module.
@@ -111,7 +113,7 @@ def is_imagewise(module: nn.Module) -> bool:
 
 
 def sizes(
-    module: nn.Module, chunk: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    module: nn.Module, chunk: int | None, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> list[int] | None:
     """Cut the input of a module into chunks of images, or of tokens.
 
@@ -143,8 +145,8 @@ def sizes(
     return [min(rows, len(x) - i * rows) for i in range(count)] if count > 1 else None
 
 
-def run_in_chunks(forward: Callable[..., Any], x: Tensor, sizes: list[int]) -> Any:
-    """Run a module chunk by chunk; the backward pass is through with one before the next.
+def run_in_chunks(forward: Callable[..., Any], x: Tensor, sizes: list[int]) -> object:
+    """Run a module chunk by chunk; backward finishes one chunk before it begins the next.
 
     Args:
         forward: The module's own forward.
@@ -238,6 +240,8 @@ def _mixes(module: nn.Module) -> bool:
         return True
     if any(_is_first(getattr(module, name, 1)) for name in AXES):
         return True
+    if isinstance(module, Permute) and module.dims[0] != 0:
+        return True
     if isinstance(module, _BatchNorm) and module.running_var is None:
         return True
     if not module.training:
@@ -245,7 +249,7 @@ def _mixes(module: nn.Module) -> bool:
     return "running_var" in module._buffers or any(_drawn(module))
 
 
-def _is_first(axis: Any) -> bool:
+def _is_first(axis: object) -> bool:
     """Whether an axis may be the first one, which it is to some inputs if counted from the end."""
     return axis is None or isinstance(axis, int) and axis != -1 and axis <= 0
 

@@ -23,7 +23,8 @@ def compress(model: nn.Module, policy: Policy | str) -> nn.Module:
 
     Args:
         model: Any module; changed in place. A policy it had before is replaced.
-        policy: What to keep, or a policy's name: `tight`, `s2a`, `blocks`, `exact`.
+        policy: What to keep, or a policy's name: `tight`, `codes`, `s2a`, `blocks`,
+            `exact`.
 
     Returns:
         The same object.

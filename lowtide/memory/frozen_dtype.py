@@ -35,7 +35,7 @@ PACKED = "packed"
 
 
 class Frozen(nn.Module):
-    """What keeps its frozen weight in few bits; the class is put in place of a module's own.
+    """A module whose frozen weight is kept in few bits.
 
     The bytes are a parameter, so they move and are copied with the module, and no cast of its dtype
     changes them. A state with a wide `weight` can be loaded: it is rounded on the way.
@@ -52,11 +52,11 @@ class Frozen(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The rounded weight, made wide as a whole for whoever asks."""
+        """The rounded weight, dequantised as a whole."""
         return self.slabs.whole(self.packed)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **others: Any
+        self, state_dict: dict[str, Any], prefix: str, *rest: object, **others: object
     ) -> None:
         wide = state_dict.get(f"{prefix}weight")
         if wide is not None and wide.shape == self.slabs.shape:
@@ -66,7 +66,7 @@ class Frozen(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest, **others)
 
     def extra_repr(self) -> str:
-        """Say what a printed model shows of it.
+        """Describe the module in a printed model.
 
         Returns:
             What its own class says, and the dtype.
@@ -115,6 +115,7 @@ class FrozenConv2d(Frozen, nn.Conv2d):  # type: ignore[override]
         Returns:
             `(B, D, H', W')`.
         """
+        assert not isinstance(self.padding, str)  # such a one is left as it is
         stride, padding, dilation = map(along, (self.stride, self.padding, self.dilation))
         window = Window(nn.functional.conv2d, stride, padding, dilation, self.groups)
         return frozen_conv(x, self.packed, self.bias, self.slabs, window)
@@ -210,7 +211,7 @@ def unpack_frozen(model: nn.Module) -> None:
 
 
 def frozen_modules(model: nn.Module) -> Iterator[Frozen]:
-    """Find what keeps its weight in few bits.
+    """Find the modules whose weight is kept in few bits.
 
     Args:
         model: Any module.
@@ -222,7 +223,7 @@ def frozen_modules(model: nn.Module) -> Iterator[Frozen]:
 
 
 def frozen_dtype_of(model: nn.Module) -> FrozenDtype:
-    """Say what frozen weights are kept in.
+    """Name the dtype that frozen weights are kept in.
 
     Args:
         model: Any module.
@@ -234,7 +235,7 @@ def frozen_dtype_of(model: nn.Module) -> FrozenDtype:
 
 
 def hidden_numbers(model: nn.Module) -> int:
-    """Count the numbers of weights beyond the bytes that stand for them.
+    """Count the weights of a model beyond the bytes in which they are packed.
 
     Args:
         model: Any module.

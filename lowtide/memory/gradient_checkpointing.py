@@ -17,7 +17,7 @@ from ..ops.saved import EXACT
 from .state import state_of
 
 
-def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def recompute(run: Callable[..., object], block: nn.Module, *args: object, **kwargs: Any) -> Any:
     """Run a block now and, instead of keeping its activations, once more in backward.
 
     Of the block its inputs are kept: exactly, or by the codec of the policy it is compressed with
@@ -58,7 +58,7 @@ def recompute(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: A
     for i in carried:
         leaves[i] = None
 
-    def once_or_again(*tensors: Tensor) -> Any:
+    def once_or_again(*tensors: Tensor) -> object:
         full = list(leaves)
         for i, t in zip(carried, tensors, strict=True):
             full[i] = t

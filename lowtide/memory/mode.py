@@ -61,8 +61,8 @@ class Answers(TorchFunctionMode):
         func: Callable[..., Any],
         types: Iterable[type],
         args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if not self.policy.codecs or not torch.is_grad_enabled() or silent():
             return func(*args, **kwargs)
@@ -74,7 +74,8 @@ class Answers(TorchFunctionMode):
         if func in OPENED and not torch.compiler.is_compiling():
             with self:
                 return OPENED[func](*args, **kwargs)
-        answer, result = CALLS.get(func), NotImplemented
+        answer = CALLS.get(func)
+        result: object = NotImplemented
         if answer is not None:
             result = answer(self.codecs(), Call(func, args, kwargs))
         if result is NotImplemented:
@@ -85,11 +86,11 @@ class Answers(TorchFunctionMode):
             follow(func, args, kwargs, result, costly=func in PRODUCTS)
         return result
 
-    def _followed(self) -> frozenset[Callable[..., Any]]:
+    def _followed(self) -> frozenset[Callable[..., object]]:
         return FOLLOWED_TO_ATTENTION if self.to_attention else FOLLOWED
 
     def codecs(self) -> Codecs:
-        """Say by which codecs ops keep what they need, here.
+        """Give the codec of each op, in the block that runs now.
 
         Returns:
             A codec for each op.
@@ -99,7 +100,7 @@ class Answers(TorchFunctionMode):
 
     @contextmanager
     def holding_attention(self, finer: Codec) -> Iterator[None]:
-        """Run a module that holds an attention: what its input follows from is kept finely.
+        """Run a module that holds an attention; norms in front of it are kept finely.
 
         Args:
             finer: How.
@@ -141,7 +142,7 @@ class Answers(TorchFunctionMode):
             yield
 
     @contextmanager
-    def _but(self, **changes: Any) -> Iterator[None]:
+    def _but(self, **changes: object) -> Iterator[None]:
         before = {name: getattr(self, name) for name in changes}
         vars(self).update(changes)
         try:
@@ -160,7 +161,7 @@ def current() -> Answers | None:
 
 
 def put(mode: Answers | None) -> None:
-    """Let a mode be the one of this thread; whoever does puts the one before it back.
+    """Set this thread's mode; the caller puts the one before it back.
 
     No context manager, in which a compiler cannot see a mode entered.
 
@@ -171,7 +172,7 @@ def put(mode: Answers | None) -> None:
 
 
 def silent() -> bool:
-    """Say whether everything is left to torch in this thread.
+    """Say whether this thread leaves every call to torch.
 
     Returns:
         Whether it is.
@@ -181,7 +182,7 @@ def silent() -> bool:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Leave everything to torch, in this thread; backward may run in one of its own.
+    """Leave every call to torch, in this thread; backward may run in one of its own.
 
     Yields:
         Nothing.

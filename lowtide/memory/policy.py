@@ -20,7 +20,7 @@ RESIDUAL = Affine(8, 64, stats=torch.bfloat16)
 
 @dataclass(frozen=True)
 class Policy:
-    """What is kept for the backward pass.
+    """What is kept for the backward pass, and how.
 
     Attributes:
         codecs: A codec for each op to answer, by name; ops without one are left to torch.
@@ -48,5 +48,5 @@ class Policy:
 
     @property
     def checkpointing(self) -> bool:
-        """Whether it keeps nothing but the inputs of blocks, which are recomputed, then."""
+        """Whether only the inputs of blocks are kept, and the blocks recomputed in backward."""
         return self.block is not None and not self.codecs

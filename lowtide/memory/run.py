@@ -1,4 +1,4 @@
-"""How a compressed module runs: which rule is its own, in the order they are asked."""
+"""Run a compressed module by the first rule that applies to it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .mode import Answers
 def run_sparing(
     module: nn.Module,
     mode: Answers,
-    forward: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Run a module, and keep no codes of what lives on in full.
+    forward: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> object:
+    """Run a module, and drop the codes of tensors that live on in full.
 
     Args:
         module: Any compressed module.
@@ -49,7 +49,7 @@ def _run(
     mode: Answers,
     forward: Callable[..., Any],
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    kwargs: dict[str, object],
 ) -> Any:
     written_out, policy = MODULES.get(plain_kind(module)), mode.policy
     if written_out is not None and not getattr(module, "inplace", False):

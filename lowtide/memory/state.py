@@ -1,4 +1,4 @@
-"""What compression notes in a module."""
+"""The state of compression in a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .policy import Policy
 
 @dataclass(frozen=True)
 class State:
-    """What compression notes in a module; replaced as a whole, so that a copy has its own.
+    """The state of compression in a module; replaced as a whole, so that a copy has its own.
 
     Attributes:
         policy: What to keep.

@@ -37,7 +37,7 @@ def swapped(plain: type[nn.Module]) -> type[nn.Module]:
 
         # Trainers, exporters and tracers read from it what the forward takes.
         @wraps(plain.forward)
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def forward(self, *args: Any, **kwargs: object) -> Any:
             policy, outer = self._lowtide_state.policy, current()
             if policy is None or not torch.is_grad_enabled() or silent() or _traced(args, kwargs):
                 return super().forward(*args, **kwargs)
@@ -52,7 +52,7 @@ def swapped(plain: type[nn.Module]) -> type[nn.Module]:
             finally:
                 put(outer)
 
-        def __reduce_ex__(self, protocol: Any) -> Any:
+        def __reduce_ex__(self, protocol: object) -> Any:
             make, given, *state = super().__reduce_ex__(protocol)
             if make is copyreg.__newobj__:  # type: ignore[attr-defined]
                 make, given = _revive, (plain, *given[1:])
@@ -66,18 +66,18 @@ def swapped(plain: type[nn.Module]) -> type[nn.Module]:
     return Swapped
 
 
-def _sliced(self: Any, index: Any) -> Any:
+def _sliced(self: Any, index: object) -> object:
     part: Any = self._lowtide_plain.__getitem__(self, index)
     if hasattr(type(part), "_lowtide_plain") and NAME not in vars(part):  # a slice, made anew
         setattr(part, NAME, State(state_of(self).policy))
     return part
 
 
-def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _traced(args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     """Whether a symbolic tracer asks, which gives names in the place of tensors."""
     return any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values()))
 
 
-def _revive(plain: type[nn.Module], *given: Any) -> nn.Module:
+def _revive(plain: type[nn.Module], *given: object) -> nn.Module:
     kind = swapped(plain)
     return kind.__new__(kind, *given)

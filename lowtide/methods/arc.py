@@ -72,7 +72,7 @@ class ARC(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.init == "identity" or self.where == "attention"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
@@ -174,7 +174,7 @@ class Stream(Side):
             self.c[key(s.path)] = (nn.init.xavier_uniform_(c) if config.init == "paper" else c)[0]
             self.b[key(s.path)] = torch.zeros(s.dim)
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, path: str, block: Block, x: Tensor, state: None) -> tuple[Tensor, None]:
         """Run a block with the stream adapted inside; what stands between stages as it is.
 
         Args:

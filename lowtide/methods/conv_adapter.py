@@ -26,7 +26,7 @@ WINDOW_KERNEL = 7
 @method
 @dataclass(frozen=True)
 class ConvAdapter(Method):
-    """Add to what mixes space a grouped convolution, an activation and a 1x1 convolution.
+    """Add to each spatial map a grouped convolution, an activation and a 1x1 convolution.
 
         y = f(x) + alpha * (PW(phi(GConv_k(x)))),    GConv: C -> C / a, one filter per a channels
 
@@ -78,7 +78,7 @@ class ConvAdapter(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.init == "identity"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:

@@ -83,7 +83,7 @@ class DTL(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.pool == "model"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
@@ -140,7 +140,9 @@ class CSN(Side):
                     self.stage_of[key(s.path)] = str(i)
             self.g[str(i)] = Depthwise(stage[0], config.kernel) if config.plus else nn.Identity()
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, path: str, block: Block, x: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Read a block's input and, late enough, correct its output.
 
         Args:
@@ -162,7 +164,7 @@ class CSN(Side):
             x = x + self.g[self.stage_of[name]](F.silu(self.beta * h) / self.beta)
         return x, h
 
-    def finish(self, x: Tensor, state: Any) -> Tensor:
+    def finish(self, x: Tensor, state: Tensor) -> Tensor:
         """Put the mean of the patch tokens where the class token stood.
 
         Args:

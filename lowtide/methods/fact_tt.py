@@ -84,7 +84,7 @@ class Sigma(nn.Module):
         self.weight = nn.Parameter(drawn)
 
     def forward(self) -> Tensor:
-        """Give the matrix.
+        """Give the middle factor's matrix.
 
         Returns:
             `(outputs * rank, inputs * rank)`.

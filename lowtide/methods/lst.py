@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class LST(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.init == "identity"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
@@ -129,7 +129,9 @@ class Ladder(Side):
             for p in self.leave.parameters():
                 nn.init.zeros_(p)
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, path: str, block: Block, x: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Climb one rung after a block.
 
         Args:
@@ -146,7 +148,7 @@ class Ladder(Side):
         x, name = block(x), key(path)
         return x, self.rungs[name](x.flatten(1, -2), state) if name in self.rungs else state
 
-    def finish(self, x: Tensor, state: Any) -> Tensor:
+    def finish(self, x: Tensor, state: Tensor) -> Tensor:
         """Replace the feature map by the ladder's.
 
         Args:

@@ -95,7 +95,7 @@ class MLPHeadGraft(Graft):
             ])  # fmt: skip
 
     def ahead(self, x: Tensor) -> Tensor:
-        """Compute what the classifier is given.
+        """Run the hidden layers on the classifier's input.
 
         Args:
             x: Features, `(B, C)`.

@@ -80,7 +80,7 @@ class NOAH(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return not any(self.prompts + self.adapter)
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
@@ -129,7 +129,7 @@ class NOAH(Method):
 
 
 def leading(name: str, value: Tensor, width: int) -> Tensor:
-    """Take what a narrower module has of a wider one's tensor: the first rows, or columns.
+    """Cut a wider module's tensor to a narrower module's shape: the first rows, or columns.
 
     Args:
         name: The tensor's local name, such as `down.weight`; that of prompts is their block's.
@@ -225,7 +225,9 @@ class Prompts(Side):
         self.drop = nn.Dropout(dropout)
         self.last = blocks[-1].path
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, path: str, block: Block, x: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Run one element of the chain, with its own prompts or with those that run on.
 
         Args:

@@ -86,7 +86,7 @@ class RLRR(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.init == "identity"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
@@ -144,10 +144,10 @@ class RLRRGraft(Graft):
 
     @property
     def splits(self) -> bool:
-        """Whether the base's output takes part."""
+        """Whether the base's output is part of the result."""
         return self.residual
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **options: object) -> Tensor:
         """Add the rescaled map and the shift to the base's output, or put them in its place.
 
         Args:

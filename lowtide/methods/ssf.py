@@ -86,7 +86,7 @@ class SSF(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.init == "identity"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:

@@ -66,7 +66,7 @@ class UniPT(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return self.init == "identity"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
@@ -113,7 +113,9 @@ class Taps(Side):
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, path: str, block: Block, x: Tensor, state: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tap a block's output, before the first block its input as well.
 
         Args:
@@ -130,7 +132,7 @@ class Taps(Side):
         x, name = block(x), key(path)
         return x, (*state, self.taps[name](self._tokens(x))) if name in self.taps else state
 
-    def finish(self, x: Tensor, state: Any) -> Tensor:
+    def finish(self, x: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         """Gather the taps and replace the feature map.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class VPT(Method):
 
     @property
     def identity(self) -> bool:
-        """Whether it promises that training starts exactly at the backbone."""
+        """Whether the method promises that training starts exactly at the backbone."""
         return False
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
@@ -128,7 +128,9 @@ class Prompts(Side):
         self.drop = nn.Dropout(chosen)
         self.pooled, self.last = config.pool_prompts, blocks[-1].path
 
-    def step(self, path: str, block: Block, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, path: str, block: Block, x: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Run one element of the chain, with this block's prompts or with those that run on.
 
         Args:

@@ -1,4 +1,4 @@
-"""What one adapter changes at one place, and how it is put there for a while."""
+"""The edits of one adapter at one place, and how they are put there for a while."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..tuning.exchange import set_module
 
 
 class Stack(nn.Module):
-    """The grafts of one adapter at one place, innermost first, without what they stand on."""
+    """The grafts of one adapter at one place, innermost first, without their base."""
 
     def __init__(self, grafts: Iterable[Graft]) -> None:
         super().__init__()
         self.grafts = nn.ModuleList(grafts)
 
     def forward(self, half: str, *tensors: Tensor) -> Any:
-        """Run what stands ahead of the base, or behind it.
+        """Run the grafts' part ahead of the base, or behind it.
 
         Args:
             half: `ahead` or `behind`.
@@ -47,7 +47,7 @@ class Stack(nn.Module):
 
 @dataclass
 class Edits:
-    """What one adapter changes at one place.
+    """The edits of one adapter at one place.
 
     Attributes:
         grafts: Its grafts, innermost first.
@@ -64,7 +64,7 @@ class Edits:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """What the grafts brought, by name in `stack`."""
+        """The grafts' own tensors, by name in `stack`."""
         return {
             f"grafts.{i}.{name}": value
             for i, graft in enumerate(self.grafts)
@@ -72,8 +72,8 @@ class Edits:
         }
 
     @cached_property
-    def kind(self) -> Any:
-        """What two adapters' edits have in common that differ in nothing but their numbers."""
+    def kind(self) -> object:
+        """Equal for the edits of two adapters that differ only in their numbers."""
         shapes = tuple((n, t.shape, t.dtype) for n, t in (self.tensors | self.thawed).items())
         return shapes, tuple(_structure(graft) for graft in self.grafts)
 
@@ -94,7 +94,7 @@ class Edits:
 
 
 def edits_of(adapter: Adapter) -> dict[str, Edits]:
-    """Sort what an adapter brought by place.
+    """Sort an adapter's edits by place.
 
     Args:
         adapter: Not in place.
@@ -138,7 +138,7 @@ def in_place(backbone: nn.Module, edits: Mapping[str, Edits]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(backbone: nn.Module, path: str, graft: Graft) -> Iterator[None]:
-    """Put a graft in a module's place for a while.
+    """Put a graft in the place of a module for a while.
 
     Args:
         backbone: Changed in place; the same afterwards.
@@ -160,7 +160,7 @@ _EVERY = frozenset(vars(nn.Module())) - {"training"}
 """What every module has."""
 
 
-def _structure(module: nn.Module) -> Any:
+def _structure(module: nn.Module) -> object:
     """A module's class and everything of it that is no tensor, its base left out."""
     own = {k: _plain(v) for k, v in vars(module).items() if k not in _EVERY}
     parts = [(n, m) for n, m in module._modules.items() if m is not None and n != "base"]
@@ -168,7 +168,7 @@ def _structure(module: nn.Module) -> Any:
     return type(module), tuple(sorted(own.items())), tuple(inside)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value that can be compared; of what cannot, which object it is."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +252,7 @@ class MultiAdapter(nn.Module):
         super().train(False)
         return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> MultiAdapter:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiAdapter:
         """Take the adapters along, to another device or dtype."""
         super()._apply(fn, recurse)
         for rider in self._riders.values():
@@ -296,5 +296,5 @@ def _refuse_overwriting(config: AdapterConfig, folder: Path | str) -> None:
         )
 
 
-def _what(x: Any) -> str:
+def _what(x: object) -> str:
     return f"one of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ Seen = dict[str, tuple[Tensor, Tensor]]
 
 
 class Regions:
-    """Where each place of a backbone is reached, and whether images lie there one after another.
+    """Which element reaches each place of a backbone, and whether images come in rows there.
 
     Attributes:
         chain: Paths of the chain's elements.
@@ -77,7 +76,7 @@ class Regions:
         return STEM if path in self._in_stem else FINISH
 
     def aligned(self, path: str) -> bool:
-        """Whether a module is given one image's rows after another's, and gives them so.
+        """Whether a module reads and gives one image's rows after another's.
 
         Args:
             path: The module.
@@ -95,11 +94,11 @@ def _two_images(image: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _seen(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> Seen:
+def _seen(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> Seen:
     """Record what each module that is called is given first, and gives."""
     seen: Seen = {}
 
-    def record(path: str, module: nn.Module, given: tuple[Any, ...], y: Any) -> None:
+    def record(path: str, module: nn.Module, given: tuple[object, ...], y: object) -> None:
         if given and isinstance(given[0], Tensor) and isinstance(y, Tensor):
             seen.setdefault(path, (given[0], y))
 

@@ -1,4 +1,4 @@
-"""An adapter by element of the forward: its edits, its side networks, where it must run alone."""
+"""An adapter sorted by element of the forward: edits, side networks, where it must run alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .regions import Regions
 
 @dataclass
 class Rider:
-    """An adapter, as the engine sees it.
+    """An adapter, sorted by the elements of the backbone's forward.
 
     Attributes:
         name: Its name.
@@ -53,7 +53,7 @@ class Rider:
         return rider
 
     def every(self) -> Iterator[Edits]:
-        """List its edits.
+        """List the adapter's edits.
 
         Yields:
             Those of each place.
@@ -62,7 +62,7 @@ class Rider:
             yield from by_path.values()
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move or cast its tensors.
+        """Move or cast the adapter's tensors.
 
         Args:
             fn: What `nn.Module._apply` applies.
@@ -83,7 +83,7 @@ class Rider:
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Count bytes.
+    """Count the bytes of tensors.
 
     Args:
         tensors: Some may be the same.

@@ -1,4 +1,4 @@
-"""Feature maps on their way through the backbone, each for the adapters that it is right for."""
+"""Feature maps on their way through the backbone, each shared by adapters that agree so far."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .together import Together, joined
 
 @dataclass
 class Stream:
-    """A feature map that is right for some adapters.
+    """A feature map that several adapters share.
 
     Attributes:
         x: The map, one row per image.
@@ -120,13 +120,13 @@ class Streams:
         return self._tuned.run(path, self._contexts[size])
 
     def _pass(
-        self, element: str, call: Callable[[tuple[int, int]], Any], beside: bool = True
+        self, element: str, call: Callable[[tuple[int, int]], Block], beside: bool = True
     ) -> None:
         """Take every stream through an element; adapters part where they must."""
         self._streams = [s for stream in self._streams for s in _parted(stream, element)]
         runs: list[_Run] = []
         asked = [self._ask(stream, element, beside, runs) for stream in self._streams]
-        groups: dict[Any, list[_Run]] = {}
+        groups: dict[object, list[_Run]] = {}
         for run in runs:
             groups.setdefault(run.key(element), []).append(run)
         for group in groups.values():
@@ -160,7 +160,7 @@ class Streams:
             wanted.append(run)
         return wanted
 
-    def _compute(self, element: str, call: Any, group: Sequence[_Run]) -> None:
+    def _compute(self, element: str, call: Block, group: Sequence[_Run]) -> None:
         """Run an element on the rows of many runs at once."""
         rows = [run.x.shape[0] for run in group]
         tokens = [joined(parts) for parts in zip(*(run.tokens for run in group), strict=True)]
@@ -191,7 +191,7 @@ class Streams:
         self,
         stream: Stream,
         element: str,
-        call: Callable[[tuple[int, int]], Any],
+        call: Callable[[tuple[int, int]], Block],
         wanted: Sequence[_Run | None],
         beside: bool,
     ) -> Iterable[Stream]:
@@ -211,11 +211,11 @@ class Streams:
         waiting: list[_Run | None],
         rider: Rider,
         element: str,
-        call: Any,
+        call: Block,
         x: Tensor,
         *tokens: Tensor,
         **between: Between,
-    ) -> Any:
+    ) -> object:
         """Give what was computed for the first question; a second one is computed by itself."""
         if waiting and (run := waiting.pop()) is not None:
             return run.y

@@ -30,7 +30,7 @@ class Together(Graft):
         """
         super().__init__(base)
         self.sizes = [count for _, count in rows]
-        kinds: dict[Any, list[int]] = {}
+        kinds: dict[object, list[int]] = {}
         for i, (edits, _) in enumerate(rows):
             kinds.setdefault(edits.kind if edits else None, []).append(i)
         self.groups = [
@@ -38,7 +38,7 @@ class Together(Graft):
             for members in kinds.values()
         ]
 
-    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **options: object) -> Tensor:
         """Run the base on all rows and each adapter's edits on its own.
 
         Args:
@@ -59,7 +59,9 @@ class Together(Graft):
             pieces |= zip(at, y.split([self.sizes[i] * k for i in at]), strict=True)
         return joined([pieces[i] for i in range(len(pieces))])
 
-    def _base(self, given: list[Tensor], k: int, args: Any, options: Any) -> list[Tensor]:
+    def _base(
+        self, given: list[Tensor], k: int, args: tuple[object, ...], options: dict[str, object]
+    ) -> list[Tensor]:
         """Run the base: once for all whose parameters are the backbone's own."""
         own = [i for i, (_, group) in enumerate(self.groups) if not group.thawed]
         outputs: dict[int, Tensor] = {}
@@ -100,7 +102,9 @@ class _Group:
         output: Tensor = self._run("behind", *given, y)
         return output
 
-    def base(self, module: nn.Module, x: Tensor, args: Any, options: Any) -> Tensor:
+    def base(
+        self, module: nn.Module, x: Tensor, args: tuple[object, ...], options: dict[str, object]
+    ) -> Tensor:
         """Run the base with the adapters' own parameters."""
         if len(self.owners) == 1:
             y: Tensor = functional_call(module, self.owners[0].thawed, (x, *args), options)

@@ -1,4 +1,4 @@
-"""What a backward needs: one file per op, found by walking this folder.
+"""Memory-saving backward passes of torch functions: one file per op.
 
 Imports kernels, codecs.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from ..codecs.affine import Rounding
 from ..codecs.base import Codec
 from .case import Case
-from .saved import Answer, Op
 from .saved import Call as Call
+from .saved import Calls as Calls
 from .saved import Codecs as Codecs
+from .saved import Op
 
-CALLS: dict[Callable[..., Any], Answer] = {}
+CALLS: Calls = {}
 """Which torch function is answered by what, gathered from the `CALLS` of each file."""
 
 TIGHT: dict[str, Codec] = {}
@@ -29,7 +31,7 @@ S2A: dict[str, Callable[[Rounding], Codec]] = {}
 NORMS: list[str] = []
 """Ops whose x^ is kept more finely in front of what runs again; from each `NORMS`."""
 
-_followed: dict[str, set[Callable[..., Any]]] = {
+_followed: dict[str, set[Callable[..., object]]] = {
     name: set() for name in ("FOLLOWED", "PRODUCTS", "FOLLOWED_TO_ATTENTION")
 }
 
@@ -40,7 +42,7 @@ OPS: dict[str, Op] = {}
 """Every op by the name of its constant."""
 
 
-def _gather(module: Any) -> None:
+def _gather(module: ModuleType) -> None:
     for name, table in (("CALLS", CALLS), ("TIGHT", TIGHT), ("S2A", S2A), ("CASES", CASES)):
         given: dict[Any, Any] = getattr(module, name, {})
         if twice := given.keys() & table.keys():

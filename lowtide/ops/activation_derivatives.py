@@ -176,7 +176,7 @@ def hardsigmoid(x: Tensor) -> Tensor:
 
 @functools.cache
 def faster(slope: Slope, rate: float) -> Slope:
-    """Take a slope elsewhere: f(rate x) / rate has the slope f'(rate x).
+    """Give the slope of f(rate x) / rate, which is f'(rate x).
 
     Args:
         slope: f'.
@@ -192,7 +192,7 @@ def faster(slope: Slope, rate: float) -> Slope:
 def between(
     least: float, most: float, inside: float, outside: float = 0.0, closed: bool = False
 ) -> Slope:
-    """Give the slope of a piecewise linear function: one number in an interval, one around it.
+    """Give the slope of a piecewise linear function: one number inside an interval, one outside.
 
     Args:
         least: Where the interval begins.

@@ -1,4 +1,4 @@
-"""Calls that are made again in backward, and what reads a tensor by them."""
+"""Calls that are repeated in backward, and tensors that are read by repeating them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from ..codecs.base import Reader
 from .spare import unpack
 
-Function = Callable[..., Any]
+Function = Callable[..., object]
 
 
 class Weights:
-    """Weights that the backward pass reads again, as they were."""
+    """Weights that the backward pass reads again, checked to be unchanged."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         """Note their versions.
@@ -29,7 +29,7 @@ class Weights:
         self._noted = [(t, t._version) for t in tensors]
 
     def check(self) -> None:
-        """Refuse to go on from others.
+        """Refuse weights that were written to since.
 
         Raises:
             RuntimeError: One was written to since, which torch refuses of what it saved.
@@ -43,7 +43,7 @@ class Weights:
 
 @dataclass(eq=False)
 class Again:
-    """A call to be made again; among its arguments calls stand for what they gave.
+    """A call to repeat in backward; arguments that are calls stand for their results.
 
     Attributes:
         function: What was called; None stands for what is kept.
@@ -56,15 +56,15 @@ class Again:
     """
 
     function: Function | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
     weights: Weights | None = None
     autocast: tuple[str, torch.dtype] | None = None
     costly: bool = False
     uses: int = 0
 
     def value(
-        self, kept: Callable[[], Tensor], memo: dict[Again, Any], waiting: Container[Again]
+        self, kept: Callable[[], Tensor], memo: dict[Again, object], waiting: Container[Again]
     ) -> Any:
         """Compute the result.
 
@@ -85,7 +85,7 @@ class Again:
         if self in memo:
             return memo[self]
         if self.function is None:
-            result = kept()
+            result: object = kept()
         else:
             args, kwargs = each(
                 lambda a: a.value(kept, memo, waiting) if isinstance(a, Again) else a,
@@ -101,7 +101,7 @@ class Again:
 
 @dataclass(eq=False)
 class Shared:
-    """What readers of one kept tensor share, from the first one's turn to the last one's.
+    """Results that several readers of one kept tensor share.
 
     Attributes:
         waiting: How often each call's result is still to be read.
@@ -109,12 +109,12 @@ class Shared:
     """
 
     waiting: Counter[Again] = field(default_factory=Counter)
-    memo: dict[Again, Any] = field(default_factory=dict)
+    memo: dict[Again, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Derived:
-    """Reads a tensor off what is kept of another one, by the calls that made it.
+    """Reads a tensor by repeating, from a kept tensor, the calls that made it.
 
     A layer norm keeps x^; what reads its output y = w x^ + b (a trained linear map, SSF's scale,
     an attention's queries, keys and values) gets y from there.
@@ -149,8 +149,8 @@ class Derived:
         """
         return self.read(packed, {}).to(dtype)
 
-    def read(self, packed: tuple[Tensor, ...], memo: dict[Again, Any]) -> Tensor:
-        """Do the same, for several tensors at once.
+    def read(self, packed: tuple[Tensor, ...], memo: dict[Again, object]) -> Tensor:
+        """Unpack the other tensor and make the calls, for several tensors at once.
 
         Args:
             packed: What is kept of the other tensor.
@@ -174,7 +174,7 @@ class Derived:
 
 
 def coarse(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Multiply matrices in bfloat16 where the processor can: what is known in codes is no finer.
+    """Multiply matrices in bfloat16 where the processor can: codes are no finer.
 
     Args:
         device: Where.
@@ -203,8 +203,8 @@ def multiplies_bfloat16(device: str) -> bool:
 
 
 def each(
-    change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    change: Callable[[object], object], args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Change every argument of a call; torch's functions take tensors alone or in one sequence.
 
     Args:
@@ -216,7 +216,7 @@ def each(
         The changed ones, by place and by name.
     """
 
-    def inside(a: Any) -> Any:
+    def inside(a: object) -> object:
         return tuple(map(change, a)) if isinstance(a, (tuple, list)) else change(a)
 
     return tuple(inside(a) for a in args), {name: inside(a) for name, a in kwargs.items()}

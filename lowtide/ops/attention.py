@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
-from .attention_chunks import Chunk, add, aligned, attend, attention_backward, axes, product_dtype
+from .attention_chunks import (
+    Chunk,
+    add,
+    aligned,
+    attend,
+    attention_backward,
+    axes,
+    finer,
+    product_dtype,
+)
 from .attention_decomposed import Decomposed, answer
 from .case import Case, Shape
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 FUSED = {"cuda"}
 """Devices where torch's own backward runs, whose fused kernels hold no part of the matrix."""
@@ -83,10 +91,12 @@ def _backward(
 ) -> Tensors:
     (mask,) = extras
     if dy.device.type in FUSED and not torch.compiler.is_compiling():
-        return _fused(needs, residues, mask, dy, scale=scale, is_causal=causal, **options)
+        found = _fused(needs, residues, mask, dy, scale=scale, is_causal=causal, **options)
+        if found is not None:
+            return found
 
     of_mask = None if mask is None else aligned(mask, axes((*residues, dy)))
-    found = torch.zeros_like(of_mask, dtype=dy.dtype) if needs[3] and of_mask is not None else None
+    wanted = torch.zeros_like(of_mask, dtype=dy.dtype) if needs[3] and of_mask is not None else None
 
     def again(q: Tensor, k: Tensor, chunk: Chunk) -> Tensor:
         if of_mask is None:
@@ -96,23 +106,25 @@ def _backward(
         return p.flatten(0, -3)
 
     def take(ds: Tensor, chunk: Chunk) -> None:
-        if found is not None:
-            add(chunk.of_rows(found), ds)
+        if wanted is not None:
+            add(chunk.of_rows(wanted), ds)
 
     gradients = attention_backward(needs, residues, dy, scale, again, take)
-    return *gradients, None if found is None or mask is None else found.view(mask.shape)
+    return *gradients, None if wanted is None or mask is None else wanted.view(mask.shape)
 
 
 def _fused(
     needs: Needs, qkv: tuple[Tensor, ...], mask: Tensor | None, dy: Tensor, **options: Any
-) -> Tensors:
-    """Differentiate torch's function, which chooses one of its fused kernels for the device."""
+) -> Tensors | None:
+    """Differentiate torch's function, if it has a kernel that holds no matrix for these tensors."""
     low = product_dtype(qkv, dy)
     tensors = [t.detach() for t in (*qkv, mask) if t is not None]
     wanted = [t.requires_grad_() for t, need in zip(tensors, needs, strict=False) if need]
     with torch.enable_grad():
         q, k, v, *masks = (t if t.dtype == torch.bool else t.to(low) for t in tensors)
         bias = masks[0] if masks else None
+        if torch._fused_sdp_choice(q, k, v, bias, **options) == SDPBackend.MATH.value:
+            return None
         y = F.scaled_dot_product_attention(q, k, v, bias, **options)
     found = iter(torch.autograd.grad(y, wanted, dy.to(low)))
     return tuple(next(found) if need else None for need in needs)
@@ -124,7 +136,8 @@ ATTENTION = Op(_forward, _backward, coarse=True)
     dv = P^T dy,  dS = P (dP - sum(dP P)) with dP = dy v^T,  dq = scale dS k,  dk = scale dS^T q
 
 Any leading axes, broadcast against each other; a head of k and v may serve several of q, and its
-gradient is the sum over them. On a GPU torch's function does that itself. Extras: the mask.
+gradient is the sum over them. On a GPU torch's function does all that itself where it has a kernel
+that makes no P for these shapes and dtypes. Extras: the mask.
 Options: `scale`; `causal`; `enable_gqa` where heads of k and v serve several of q.
 
 Saves:
@@ -143,7 +156,7 @@ def _forward_taken_apart(
     causal: bool,
     mask_shape: Shape = (),
     in_place_of_y: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Forward:
     y = attend(needs, q, k, v, mask, scale=scale, causal=causal, **options)
     attention = weights(q, k, mask, scale, causal)
@@ -162,7 +175,7 @@ def _backward_taken_apart(
     *,
     scale: float,
     mask_shape: Shape = (),
-    **options: Any,
+    **options: object,
 ) -> Tensors:
     *qkv, attention = residues
     whole = aligned(attention, axes((*qkv, dy)))
@@ -189,7 +202,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     q, k, v = (call.argument(place, name) for place, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
     if isinstance(mask, Decomposed):
@@ -217,25 +230,6 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return NotImplemented if tokens is None else saved(ATTENTION, tokens, q, k, v, mask, **options)
 
 
-def finer(codec: Codec, sharpness: float) -> Codec:
-    """Keep tokens in as many bits more as the rounding of their logits is larger.
-
-    Logits are scale q k^T, and so are their errors: each doubling of the scale costs a bit.
-
-    Args:
-        codec: How they are kept where the scale is 1 / sqrt(D).
-        sharpness: The scale, as a multiple of that.
-
-    Returns:
-        The codec, of groups with up to 8 bits; any other as it is.
-    """
-    if not isinstance(codec, Affine) or sharpness <= 1:
-        return codec
-    return replace(
-        codec, bits=max(codec.bits, min(8, codec.bits + math.ceil(math.log2(sharpness))))
-    )
-
-
 def _apart(
     of_p: Codec, tokens: Codec | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> bool:
@@ -256,7 +250,7 @@ def _is_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 
 
 TIGHT = {"attention": Affine(4, 64, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.scaled_dot_product_attention: _answer}
+CALLS: Calls = {F.scaled_dot_product_attention: _answer}
 
 
 def _case(

@@ -6,13 +6,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..codecs.affine import Affine
+from ..codecs.base import Codec
 from .saved import Needs, Tensors
 from .softmax import softmax_backward
 
@@ -38,11 +40,11 @@ class Chunk:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """How many images and heads it has."""
+        """How many images and heads the chunk has."""
         return tuple(at.stop - at.start for at in self.lead)
 
     def of_keys(self, t: Tensor) -> Tensor:
-        """Take its images and heads.
+        """Take the chunk's images and heads of keys or values.
 
         Args:
             t: Keys or values, with as many axes as the matrix, some of length 1 for all; a head may
@@ -59,7 +61,7 @@ class Chunk:
         return t[tuple(s if n > 1 else slice(None) for s, n in zip(where, sizes, strict=True))]
 
     def of_rows(self, t: Tensor) -> Tensor:
-        """Take its images, heads and queries.
+        """Take the chunk's images, heads and query rows.
 
         Args:
             t: A row for each query, or one for all.
@@ -71,7 +73,7 @@ class Chunk:
         return part[..., self.rows, :] if t.shape[-2] > 1 else part
 
     def flat(self, t: Tensor) -> Tensor:
-        """Take its images and heads, each of its own.
+        """Take the chunk's images and heads, flattened into one axis.
 
         Args:
             t: As in `of_keys`.
@@ -119,8 +121,10 @@ def _slices(size: int, step: int) -> list[slice]:
     return [slice(at, min(size, at + step)) for at in range(0, size, step)]
 
 
-def attend(needs: Needs, *tensors: Tensor | None, causal: bool = False, **options: Any) -> Tensor:
-    """Call torch's function, which chooses its kernel by what wants a gradient too.
+def attend(
+    needs: Needs, *tensors: Tensor | None, causal: bool = False, **options: object
+) -> Tensor:
+    """Call torch's attention function without keeping anything for its backward.
 
     Args:
         needs: Which tensors want one.
@@ -145,7 +149,7 @@ def attend(needs: Needs, *tensors: Tensor | None, causal: bool = False, **option
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Record gradients, by which torch chooses its kernels, and keep nothing for them.
+    """Enable gradients, by which torch chooses its kernels, and keep nothing for them.
 
     Yields:
         Nothing.
@@ -154,7 +158,7 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def _nothing(saved: Any) -> Any:
+def _nothing(saved: object) -> Any:
     """Keep nothing for a backward pass that never comes."""
 
 
@@ -256,7 +260,7 @@ def add(part: Tensor, gradient: Tensor) -> None:
 
 
 def product_dtype(qkv: Sequence[Tensor], dy: Tensor) -> torch.dtype:
-    """Say in what dtype to multiply: computed again in bfloat16, they are multiplied in bfloat16.
+    """Choose the dtype of products: bfloat16 if q, k and v were recomputed in bfloat16.
 
     Args:
         qkv: Queries, keys and values.
@@ -266,3 +270,22 @@ def product_dtype(qkv: Sequence[Tensor], dy: Tensor) -> torch.dtype:
         A dtype.
     """
     return torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in qkv) else dy.dtype
+
+
+def finer(codec: Codec, sharpness: float) -> Codec:
+    """Keep tokens in as many bits more as the rounding of their logits is larger.
+
+    Logits are scale q k^T, and so are their errors: each doubling of the scale costs a bit.
+
+    Args:
+        codec: How they are kept where the scale is 1 / sqrt(D).
+        sharpness: The scale, as a multiple of that.
+
+    Returns:
+        The codec, of groups with up to 8 bits; any other as it is.
+    """
+    # A product of roots is 1 up to its last bits.
+    if not isinstance(codec, Affine) or sharpness < 1 + 1e-6:
+        return codec
+    wanted = codec.bits + math.ceil(math.log2(sharpness) - 1e-6)
+    return replace(codec, bits=max(codec.bits, min(8, wanted)))

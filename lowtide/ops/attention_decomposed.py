@@ -18,7 +18,7 @@ from . import attention_chunks
 from .attention_chunks import ALIGNED, Chunk, attend, attention_backward, chunks
 from .case import Case
 from .multihead import opened
-from .saved import Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 DEVICES = {"cpu"}
 """Where products of some rows are those of all rows to the last bit, so that the forward is cut."""
@@ -120,7 +120,7 @@ Saves:
 
 
 class Decomposed:
-    """A relative position bias that is not made; torch's functions take it, and make it."""
+    """A relative position bias kept as its two factors; torch's functions make it whole."""
 
     def __init__(self, q: Tensor, rh: Tensor, rw: Tensor) -> None:
         """Note what it is made of.
@@ -133,7 +133,7 @@ class Decomposed:
         self.q, self.factors = q, (rh, rw)
 
     def whole(self) -> Tensor:
-        """Make it, as timm does.
+        """Add the factors up to the whole bias, as timm does.
 
         Returns:
             q R_h + q R_w, (B, N, K_h x K_w).
@@ -143,8 +143,12 @@ class Decomposed:
 
     @classmethod
     def __torch_function__(
-        cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        cls,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         """Make the bias for a function that asks for it.
 
         Args:
@@ -169,8 +173,8 @@ def _from_tables(
     return Decomposed(q, *map(sam.get_rel_pos, of_q, of_k, (rows, columns)))
 
 
-def answer(codecs: Codecs, q: Tensor, k: Tensor, v: Tensor, bias: Decomposed) -> Any:
-    """Answer an attention with such a bias.
+def answer(codecs: Codecs, q: Tensor, k: Tensor, v: Tensor, bias: Decomposed) -> Result:
+    """Run attention with a decomposed bias.
 
     Args:
         codecs: Codec of each op.
@@ -193,9 +197,9 @@ _SAM = opened(sam.Attention.forward, get_decomposed_rel_pos_bias=_from_tables)
 
 
 def without_bias(
-    module: nn.Module, kind: type[nn.Module], args: Sequence[Any]
-) -> Callable[..., Any] | None:
-    """Give a module's own forward, but that no bias is made in it.
+    module: nn.Module, kind: type[nn.Module], args: Sequence[Tensor]
+) -> Callable[..., Tensor] | None:
+    """Give a module's own forward, in which the bias stays decomposed.
 
     Args:
         module: Any module.
@@ -211,7 +215,7 @@ def without_bias(
     noisy = module.training and known.attn_drop.p > 0
     if torch.compiler.is_compiling() or noisy or not (known.use_rel_pos and known.fused_attn):
         return None
-    return partial(_SAM, module)
+    return partial(_SAM, known)
 
 
 CASES = {

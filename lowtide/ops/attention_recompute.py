@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +18,12 @@ from .spare import unpack
 
 
 def recompute(
-    run: Callable[..., Any],
+    run: Callable[..., object],
     codec: Codec,
     *tensors: Tensor,
     weights: Iterable[Tensor] = (),
-    again: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Any:
+    again: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> object:
     """Compute run(*tensors); keep the tensors alone, by a codec, and run once more in backward.
 
     The forward sees the tensors themselves, so the result is exact; the backward is that of `run`
@@ -47,7 +46,7 @@ def recompute(
     likes = [(t.shape, t.dtype, t.requires_grad) for t in tensors]
     del tensors
 
-    def once_or_again(*packed: Tensor) -> Any:
+    def once_or_again(*packed: Tensor) -> object:
         if given:
             # Aliases, which carry no note of what they follow from: the second run has none.
             once = [t.view_as(t) for t in given]

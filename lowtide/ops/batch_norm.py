@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +9,7 @@ from torch import Tensor
 from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from .case import Case, Shape
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 Running = tuple[Tensor | None, Tensor | None]
 
@@ -62,7 +59,7 @@ def _backward(
     *,
     training: bool,
     eps: float,
-    **_: Any,
+    **_: object,
 ) -> Tensors:
     mean, rstd, weight = extras
     if training and residues:
@@ -96,7 +93,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, weight, bias = (call.argument(*of) for of in ((0, "input"), (3, "weight"), (4, "bias")))
     wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
     if "batch_norm" not in codecs or not wanted:
@@ -115,7 +112,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT = {"batch_norm": Affine(8, 64, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.batch_norm: _answer}
+CALLS: Calls = {F.batch_norm: _answer}
 
 
 def _case(training: bool, shape: Shape = (3, 4, 6, 5)) -> Case:

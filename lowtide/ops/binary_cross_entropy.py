@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from .case import Case
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -52,7 +51,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, target, weight = (call.argument(i, n) for i, n in enumerate(("input", "target", "weight")))
     reduction, name = call.argument(5, "reduction", "mean"), "binary_cross_entropy"
     old_way = call.argument(3, "size_average") is not None or call.argument(4, "reduce") is not None
@@ -84,7 +83,7 @@ def _case(reduction: str, *weights: Tensor) -> Case:
 
 
 TIGHT: dict[str, Codec] = {"binary_cross_entropy": Affine(8, 64, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.binary_cross_entropy_with_logits: _answer}
+CALLS: Calls = {F.binary_cross_entropy_with_logits: _answer}
 CASES = {
     "binary_cross_entropy": _case("none"),
     "binary_cross_entropy_mean": _case("mean"),

@@ -1,10 +1,9 @@
-"""An example of an op beside torch's own function: what the laws of the ops are proved on."""
+"""An op beside torch's own function, as an example that the tests of the ops run on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from .saved import Needs, Op
 Shape = tuple[int, ...]
 
 
-def _nothing(needs: Needs) -> Sequence[Any]:
+def _nothing(needs: Needs) -> tuple[()]:
     return ()
 
 
@@ -23,7 +22,7 @@ def _no_bytes(needs: Needs) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """An op with arguments, and what it promises of them.
+    """An op with arguments, and the residues and bytes it keeps of them.
 
     Each of the functions is given which arguments want a gradient.
 
@@ -45,7 +44,7 @@ class Case:
     shapes: tuple[Shape | None, ...]
     plain: Callable[..., Tensor]
     kept: Callable[[Needs], Sequence[Shape]] = _nothing
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     beside: Callable[[Needs], int] = _no_bytes
     as_is: Callable[[Needs], Sequence[int]] = _nothing
     made: bool = False

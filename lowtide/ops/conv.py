@@ -1,9 +1,10 @@
-"""Convolutions: the input is kept only if the weight trains, which torch does not see to."""
+"""Convolutions: the input is kept only if the weight trains; torch keeps it always."""
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,16 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codecs.affine import Affine
-from ..codecs.base import Residue
+from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
 from .case import Case, Shape
 from .lineage import derived
 from .linear import autocast, but_frozen
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
+
+SLAB = 1 << 22
+"""Most numbers of an input that are unpacked at once in backward."""
 
 
 class Window(NamedTuple):
-    """How a convolution goes over its input.
+    """The stride, padding, dilation and groups of a convolution.
 
     Attributes:
         function: `F.conv1d` and so on, or `F.conv_transpose1d` and so on.
@@ -52,6 +56,15 @@ class Window(NamedTuple):
         """Add the zeros behind, as torch does."""
         far = [n for behind in reversed(self.behind) for n in (0, behind)]
         return F.pad(x, far) if any(far) else x
+
+    def gradients(self, needs: Needs, dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Any, Any]:
+        """Compute dx and dW where they are needed."""
+        transposed, apart = self.output_padding is not None, self.output_padding or [0]
+        given = (self.stride, self.padding, self.dilation, transposed, apart, self.groups)
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dy, x, weight, None, *given, [needs[0], needs[1], False]
+        )
+        return dx, dw
 
 
 def _forward(
@@ -88,21 +101,55 @@ def _backward(
     # Only its shape is looked at where no weight trains.
     x = residues[0] if needs[1] else dy.new_empty(1).expand(shape)
     x, weight = window.padded(x.to(dy.dtype)), weight.to(dy.dtype)
-    transposed, apart = window.output_padding is not None, window.output_padding or [0]
-    given = (window.stride, window.padding, window.dilation, transposed, apart, window.groups)
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, *given, [needs[0], needs[1], False]
-    )
+    dx, dw = window.gradients(needs, dy, x, weight)
     if needs[0] and any(window.behind):
         dx = dx[tuple(slice(n) for n in shape)]
     return dx, dw, db
 
 
-CONV = Op(_forward, _backward)
+def _packed(
+    needs: Needs,
+    codec: Codec,
+    packed: tuple[Tensor, ...],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    shape: torch.Size,
+    window: Window,
+    follows: bool = False,
+) -> Any:
+    """Compute the gradients of some channels of an image at a time: x is never unpacked whole."""
+    plane, axis = shape[2:].numel(), 1 if window.output_padding is None else 0
+    step = max(1, SLAB // plane)
+    small = len(shape) == 3 or shape.numel() <= SLAB
+    whole = small or follows or window.groups > 1 or any(window.behind) or not needs[1]
+    if whole or not isinstance(codec, Affine) or codec.part(packed, 0, plane) is None:
+        return NotImplemented
+    (weight,) = extras
+    assert weight is not None
+    dx = dy.new_empty(shape) if needs[0] else None
+    dw = torch.zeros_like(weight, dtype=dy.dtype)
+    for image, first in itertools.product(range(shape[0]), range(0, shape[1], step)):
+        count = min(step, shape[1] - first)
+        start = (image * shape[1] + first) * plane
+        codes = codec.part(packed, start, start + count * plane)
+        assert codes is not None
+        own = weight.narrow(axis, first, count).to(dy.dtype)
+        like = torch.Size((1, count, *shape[2:]))
+        parts = window.gradients(needs, dy[image, None], codec.unpack(codes, like, dy.dtype), own)
+        dw.narrow(axis, first, count).add_(parts[1])
+        if dx is not None:
+            dx[image, None, first : first + count] = parts[0]
+        del parts
+    return dx, dw, dy.sum((0, *range(2, dy.ndim))) if needs[2] else None
+
+
+CONV = Op(_forward, _backward, packed=_packed)
 """y = W * x + b in one to three dimensions, or its transpose. Residue: x if W wants a gradient.
 
 Options: `shape` of x; `window`; `follows`: whether W follows from a parameter, as a standardised
 weight does, and is a residue as well. A weight in fewer bytes than x is widened for each product.
+An input of more than `SLAB` numbers is unpacked some channels of an image at a time.
 
 Saves:
     What the codec keeps of the numbers in x; nothing if the weight is frozen, where torch keeps x.
@@ -111,7 +158,7 @@ Saves:
 
 
 def _answer(window: Callable[[Call], Window]) -> Answer:
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         x, weight = call.argument(0, "input"), call.argument(1, "weight")
         bias = call.argument(2, "bias")
         wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
@@ -158,7 +205,7 @@ def _transposed(call: Call) -> Window:
     return Window(call.function, stride, padding, dilation, groups, apart)
 
 
-def along(value: Any, axes: int = 2) -> list[int]:
+def along(value: int | Sequence[int], axes: int = 2) -> list[int]:
     """Read a size that may be one number for all axes.
 
     Args:
@@ -173,13 +220,13 @@ def along(value: Any, axes: int = 2) -> list[int]:
 
 TIGHT = {"conv": Affine(8, 64, stats=torch.bfloat16)}
 _DIRECT, _TURNED = _answer(_window), _answer(_transposed)
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _DIRECT),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _TURNED),
 }
 
 
-def _case(x: Shape, weight: Shape, channels: int, window: Window, **given: Any) -> Case:
+def _case(x: Shape, weight: Shape, channels: int, window: Window, **given: object) -> Case:
     return Case(
         CONV,
         (x, weight, (channels,)),

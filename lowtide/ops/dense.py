@@ -1,9 +1,8 @@
-"""What predictions for every place are read by: cross entropy, log softmax, sampling a grid."""
+"""Functions of dense predictions: cross entropy, log softmax, sampling a grid."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec
 from .from_inputs import Places, smooth, smooth_case
 from .linear import POOLED
-from .saved import Answer, Call, Needs
+from .saved import Call, Calls, Needs
 
 
 def _is_dense(call: Call) -> bool:
@@ -41,7 +40,7 @@ TIGHT: dict[str, Codec] = dict.fromkeys(
     ("cross_entropy", "log_softmax", "nll_loss", "grid_sample"), _EIGHT
 )
 _LOG_SOFTMAX = smooth("log_softmax", holds=_is_dense)
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     F.cross_entropy: smooth("cross_entropy", holds=_takes_indices),
     **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax), _LOG_SOFTMAX),
     # Of the log-probabilities the places of the targets are read alone.

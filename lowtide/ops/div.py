@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,7 +10,7 @@ from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
 from .case import Case, Shape
 from .formula import written
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 from .unary import overwritten
 
 
@@ -43,7 +40,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     a, b = call.args if len(call.args) == 2 else (None, None)
     if "div" not in codecs or call.kwargs or not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return NotImplemented
@@ -52,7 +49,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(DIV, codecs["div"], a, b, shape=a.shape)
 
 
-def _in_place(codecs: Codecs, call: Call) -> Any:
+def _in_place(codecs: Codecs, call: Call) -> Result:
     x, *others = call.args
     # What is kept as it is must not be written to.
     kept = x.clone() if isinstance(codecs.get("div"), Exact) else x
@@ -73,7 +70,7 @@ def _case(a: Shape, b: Shape) -> Case:
 
 TIGHT: dict[str, Codec] = {"div": Affine(8, 64, stats=torch.bfloat16)}
 FOLLOWED = (torch.div, Tensor.div, Tensor.__truediv__)
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__), written(_answer)),
     **dict.fromkeys((Tensor.div_, Tensor.__itruediv__), written(_in_place)),
     Tensor.__rdiv__: written(),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +9,7 @@ from torch import Tensor
 from ..codecs.base import Residue
 from ..codecs.sign import Sign
 from .case import Case
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 
 def _forward(needs: Needs, x: Tensor, *, p: float) -> Forward:
@@ -35,7 +32,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x = call.argument(0, "input")
     # torch.dropout has no defaults, F.dropout has.
     p = call.argument(1, "p", 0.5)
@@ -48,7 +45,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 TIGHT = {"dropout": Sign()}
 FOLLOWED_TO_ATTENTION = (F.dropout,)
-CALLS: dict[Callable[..., Any], Answer] = {F.dropout: _answer, torch.dropout: _answer}
+CALLS: Calls = {F.dropout: _answer, torch.dropout: _answer}
 CASES = {
     "dropout": Case(
         DROPOUT,

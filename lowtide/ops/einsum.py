@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from .case import Case, Shape
 from .matmul import product
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors
 
 Axes = tuple[str, str, str]
 ANY = "..."
@@ -85,7 +83,7 @@ def axes_of(equation: str) -> Axes | None:
     return a, b, result
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     equation, *operands = call.args
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = list(operands[0])
@@ -100,7 +98,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 TIGHT = {"einsum": Affine(8, 64, stats=torch.bfloat16)}
 PRODUCTS = (torch.einsum,)
-CALLS: dict[Callable[..., Any], Answer] = {torch.einsum: _answer}
+CALLS: Calls = {torch.einsum: _answer}
 
 
 def _case(equation: str, a: Shape, b: Shape) -> Case:

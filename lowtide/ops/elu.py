@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
 from . import activation_derivatives as slopes
-from .saved import Answer, Call, Codecs
+from .saved import Call, Calls, Codecs, Result
 from .unary import activate, answer, case, overwritten
 
 SLOWEST = 4.0
 """Alpha of a CELU whose slope settles where edges are looked for."""
 
 
-def _elu(codecs: Codecs, call: Call) -> Any:
+def _elu(codecs: Codecs, call: Call) -> Result:
     if call.argument(1, "alpha", 1.0) != 1:
         return NotImplemented
     x = call.argument(0, "input")
@@ -26,7 +23,7 @@ def _elu(codecs: Codecs, call: Call) -> Any:
     return overwritten(x, y, call.argument(2, "inplace", False))
 
 
-def _celu(codecs: Codecs, call: Call) -> Any:
+def _celu(codecs: Codecs, call: Call) -> Result:
     x, alpha = call.argument(0, "input"), call.argument(1, "alpha", 1.0)
     if not 0 < alpha <= SLOWEST:
         return NotImplemented
@@ -36,7 +33,7 @@ def _celu(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT: dict[str, Codec] = {"elu": Codebook.of("elu"), "selu": Codebook.of("selu")}
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     F.elu: _elu,
     F.celu: _celu,
     torch.celu: _celu,

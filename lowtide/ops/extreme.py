@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..codecs.base import Codec, Residue
 from ..codecs.sign import Sign
 from .case import Case
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 Function = Callable[..., Tensor]
 Axes = tuple[int, ...]
@@ -53,13 +52,13 @@ def _kept_axes(y: Tensor, axes: Axes, keepdim: bool) -> Tensor:
     return y if keepdim else y[_places(y.ndim + len(axes), axes)]
 
 
-def _places(ndim: int, axes: Axes) -> tuple[Any, ...]:
+def _places(ndim: int, axes: Axes) -> tuple[slice | None, ...]:
     reduced = {axis % ndim for axis in axes}
     return tuple(None if i in reduced else slice(None) for i in range(ndim))
 
 
 def _answer(function: Function) -> Answer:
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         x, axes = call.argument(0, "input"), call.argument(1, "dim", ())
         if "extreme" not in codecs or not x.requires_grad or call.argument(3, "out") is not None:
             return NotImplemented
@@ -84,7 +83,7 @@ def _case(function: Function, axes: Axes, keepdim: bool) -> Case:
 
 
 TIGHT: dict[str, Codec] = {"extreme": Sign()}
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((torch.amax, Tensor.amax), _answer(torch.amax)),
     **dict.fromkeys((torch.amin, Tensor.amin), _answer(torch.amin)),
 }

@@ -7,7 +7,6 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +17,10 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
 from . import activation_derivatives as slopes
-from .saved import Answer, Call, Codecs, saved
+from .saved import Answer, Call, Calls, Codecs, Result, saved
 from .unary import UNARY, overwritten
 
-Function = Callable[..., Any]
+Function = Callable[..., Tensor]
 
 ROOTS = 4
 """How many tensors back a function is followed."""
@@ -64,8 +63,8 @@ class Formula:
     """
 
     function: Function | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: tuple[tuple[str, Any], ...] = ()
+    args: tuple[object, ...] = ()
+    kwargs: tuple[tuple[str, object], ...] = ()
     calls: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -135,7 +134,7 @@ def known(formula: Formula) -> tuple[str, float] | None:
 
 
 def written(answer: Answer | None = None) -> Answer:
-    """Follow a function of each number by itself, and see when it completes a known one.
+    """Recognise activation functions that are written out as several calls.
 
     The known one keeps the codes of its slope, and what led to it goes with the tensors in between.
 
@@ -146,8 +145,8 @@ def written(answer: Answer | None = None) -> Answer:
         What answers it.
     """
 
-    def answered(codecs: Codecs, call: Call) -> Any:
-        result = NotImplemented
+    def answered(codecs: Codecs, call: Call) -> Result:
+        result: Result = NotImplemented
         # Before the call, for it may be in place.
         roots = () if torch.compiler.is_compiling() else tuple(_applied(call))
         if len([a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Tensor)]) > 1:
@@ -189,7 +188,7 @@ def _applied(call: Call) -> Iterator[Root]:
     for key in shared[:ROOTS]:
         formulas = {i: roots[key][2] for i, roots in each.items()}
 
-        def of(a: Any, formulas: dict[int, Formula] = formulas) -> Any:
+        def of(a: object, formulas: dict[int, Formula] = formulas) -> object:
             return formulas[id(a)] if isinstance(a, Tensor) else a
 
         args = tuple(map(of, call.args))
@@ -204,7 +203,7 @@ def _applied(call: Call) -> Iterator[Root]:
             yield ref, at, Formula(PLAIN.get(call.function, call.function), args, kwargs, calls)
 
 
-def _whole(codecs: Codecs, call: Call, roots: tuple[Root, ...]) -> Any:
+def _whole(codecs: Codecs, call: Call, roots: tuple[Root, ...]) -> Result:
     """Answer a call that completes a known function of one tensor."""
     tensors = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, Tensor)]
     for ref, _, formula in roots:
@@ -257,4 +256,4 @@ FOLLOWED = (
     *(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub, Tensor.sub),
     *(Tensor.__sub__, torch.neg, Tensor.neg, Tensor.__neg__),
 )
-CALLS: dict[Callable[..., Any], Answer] = dict.fromkeys(_SUMS, written())
+CALLS: Calls = dict.fromkeys(_SUMS, written())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
 from .case import Case, Shape
 from .formula import written
-from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import SMALL, Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 Function = Callable[..., Tensor]
 Shapes = tuple[torch.Size, ...]
@@ -88,7 +87,7 @@ def from_inputs(
     places: Places,
     reads: Reads,
     exact: tuple[int, ...] = (),
-) -> Any:
+) -> Result:
     """Answer a call of a function with a smooth gradient.
 
     Args:
@@ -128,8 +127,8 @@ def from_inputs(
 
 def _filled(
     function: Function,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    args: Sequence[object],
+    kwargs: dict[str, object],
     places: Places,
     *tensors: Tensor,
 ) -> Tensor:
@@ -173,7 +172,7 @@ def smooth(
         What answers it.
     """
 
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         if not holds(call):
             return NotImplemented
         return from_inputs(name, codecs, call, places, reads, exact)
@@ -203,7 +202,7 @@ FOLLOWED = (
     *(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square),
     *(torch.addcmul, Tensor.addcmul),
 )
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((torch.linalg.vector_norm, torch.norm, Tensor.norm), _NORM),
     **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _POW),
     **dict.fromkeys((torch.square, Tensor.square), written(smooth("pow"))),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from .case import Case
 from .formula import written
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 from .unary import overwritten
 
 Function = Callable[[Tensor], Tensor]
@@ -56,7 +55,7 @@ BACKWARD: dict[str, tuple[Function, Backward]] = {
 def _answer(name: str, in_place: bool = False) -> Answer:
     call, backward = BACKWARD[name]
 
-    def answered(codecs: Codecs, given: Call) -> Any:
+    def answered(codecs: Codecs, given: Call) -> Result:
         x = given.argument(0, "input")
         # A gate per channel is small beside what it scales, and the product keeps it as it is.
         if name not in codecs or not x.requires_grad or x.ndim < 2 or x.shape[-1] == 1:
@@ -74,7 +73,7 @@ def _case(name: str) -> Case:
 
 
 TIGHT: dict[str, Codec] = dict.fromkeys(BACKWARD, Affine(8, 64, stats=torch.bfloat16))
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((torch.sigmoid, Tensor.sigmoid, F.sigmoid), written(_answer("sigmoid"))),
     **dict.fromkeys((torch.sigmoid_, Tensor.sigmoid_), written(_answer("sigmoid", in_place=True))),
     **dict.fromkeys((torch.tanh, Tensor.tanh, F.tanh), written(_answer("tanh"))),

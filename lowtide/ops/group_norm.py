@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..kernels.slices import standardise, wide
 from .case import Case, Shape
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 Function = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -88,7 +87,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, groups = call.argument(0, "input"), call.argument(1, "num_groups")
     eps = call.argument(4, "eps", 1e-5)
     function = partial(_group_norm, groups, eps)
@@ -96,7 +95,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return _answered(codecs, x, weight, bias, function, groups, eps)
 
 
-def _answer_instance(codecs: Codecs, call: Call) -> Any:
+def _answer_instance(codecs: Codecs, call: Call) -> Result:
     x, eps = call.argument(0, "input"), call.argument(7, "eps", 1e-5)
     running = (call.argument(1, "running_mean"), call.argument(2, "running_var"))
     # With statistics of its own, or for a single vector per channel without any, it is another one.
@@ -132,7 +131,7 @@ def _answered(
     function: Function,
     groups: int,
     eps: float,
-) -> Any:
+) -> Result:
     wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
     if "group_norm" not in codecs or not wanted or x.numel() == 0:
         return NotImplemented
@@ -142,7 +141,7 @@ def _answered(
 
 NORMS = ("group_norm",)
 TIGHT = {"group_norm": Affine(4, 128, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((F.group_norm, torch.group_norm), _answer),
     F.instance_norm: _answer_instance,
 }

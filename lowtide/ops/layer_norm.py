@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from types import NotImplementedType
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from ..codecs.base import Codec, Residue
 from ..kernels.layer_norm import layer_norm_backward
 from ..kernels.slices import standardise, wide
 from .case import Case
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 FUSED = {"cuda"}
 """Devices with a kernel that computes the gradients from codes; others unpack them first."""
@@ -24,8 +23,9 @@ def _forward(
     needs: Needs, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
 ) -> Forward:
     shape = x.shape[-1:]
-    if torch.is_autocast_enabled(x.device.type):
-        # Autocast knows layer_norm, not its native form.
+    whole = all(t is None or t.dtype == torch.float32 for t in (x, weight, bias))
+    if torch.is_autocast_enabled(x.device.type) and not whole:
+        # Autocast knows layer_norm, not its native form; it never makes either narrower.
         y = F.layer_norm(x, shape, weight, bias, eps)
         _, mean, rstd = torch.native_layer_norm(wide(x), shape, None, None, eps)
     else:
@@ -52,8 +52,8 @@ def _backward(
     dy = wide(dy)
     x_hat = wide(residues[0]) if residues else dy
     if rstd is not None and weight is not None:
-        dx, dw, db = _all(needs, dy, x_hat, weight.to(dy.dtype))
-        return dx.mul_(rstd), dw, db
+        whole = _all(needs, dy, x_hat, weight.to(dy.dtype))
+        return whole[0].mul_(rstd), *whole[1:]
     dx = None if rstd is None else _all((True, False, False), dy, x_hat, None)[0].mul_(rstd)
     dw = _over_rows(dy * x_hat) if needs[1] else None
     return dx, dw, _over_rows(dy) if needs[2] else None
@@ -64,7 +64,9 @@ def _over_rows(x: Tensor) -> Tensor:
     return x.sum(tuple(range(x.ndim - 1))) if x.ndim > 1 else x
 
 
-def _all(needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None) -> Any:
+def _all(
+    needs: Needs, dy: Tensor, x_hat: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = (*dy.shape[:-1], 1)
     # Of the normalised input the mean is 0 and the deviation 1; the true one is multiplied in last.
     # Of the bias only the shape is looked at.
@@ -82,7 +84,7 @@ def _packed(
     dy: Tensor,
     *,
     eps: float,
-) -> Any:
+) -> Tensors | NotImplementedType:
     rstd, weight = extras
     if dy.device.type not in FUSED or rstd is None:
         return NotImplemented
@@ -103,7 +105,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape")
     weight, bias = call.argument(2, "weight"), call.argument(3, "bias")
     wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
@@ -115,7 +117,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 NORMS = ("layer_norm",)
 TIGHT = {"layer_norm": Affine(4, 128, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.layer_norm: _answer, torch.layer_norm: _answer}
+CALLS: Calls = {F.layer_norm: _answer, torch.layer_norm: _answer}
 CASES = {
     "layer_norm": Case(
         LAYER_NORM,

@@ -1,8 +1,8 @@
-"""Tensors that follow from what is kept already, so that keeping them costs nothing."""
+"""Tensors that can be recomputed from something kept already, so keeping them is free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ _NAME = "_lowtide_derived"
 
 @dataclass(frozen=True, eq=False)
 class Lineage:
-    """What a tensor follows from: the calls that made it, and the kept codes they began with.
+    """What a tensor can be recomputed from: the calls that made it, and the kept codes they read.
 
     What is followed: a tensor that an op can make of its one residue, such as a norm's output of
     x^ (`Forward.again`), or whose codes are fine enough; then every result of a function of
@@ -58,7 +58,7 @@ class Lineage:
 
     @staticmethod
     def of(tensor: Tensor) -> Lineage | None:
-        """Look up what a tensor follows from.
+        """Look up what a tensor can be recomputed from.
 
         Args:
             tensor: Any tensor.
@@ -75,7 +75,7 @@ class Lineage:
     def note(
         tensor: Tensor, call: Again, reader: Derived | None, packed: tuple[Tensor, ...]
     ) -> None:
-        """Note what a tensor follows from.
+        """Note what a tensor can be recomputed from.
 
         Args:
             tensor: Any tensor, as it is now.
@@ -87,7 +87,7 @@ class Lineage:
 
 
 def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> None:
-    """Note that a tensor follows from what is kept.
+    """Note that a tensor can be recomputed from kept codes.
 
     Args:
         tensor: Any result; the note ends with the object, or when it is written to.
@@ -98,7 +98,7 @@ def remember(tensor: Tensor, reader: Derived, packed: tuple[Tensor, ...]) -> Non
 
 
 def derived(tensor: Tensor) -> tuple[Derived, tuple[Tensor, ...]] | None:
-    """Look up what a tensor follows from.
+    """Look up how a tensor is recomputed from kept codes.
 
     Args:
         tensor: Any tensor.
@@ -124,7 +124,7 @@ class _Sources:
         self.began: list[tuple[Derived | None, tuple[Tensor, ...]]] = []
         self.weights: list[Tensor] = []
 
-    def bind(self, a: Any) -> Any:
+    def bind(self, a: object) -> object:
         """Give what a later call takes for an argument; refuse one that follows from nothing."""
         if not isinstance(a, Tensor):
             return a
@@ -147,10 +147,10 @@ def follow(
     function: Function,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    result: Any,
+    result: object,
     costly: bool = False,
 ) -> None:
-    """Carry the note from arguments to results.
+    """Note of a call's results that they can be recomputed, if its arguments can.
 
     Args:
         function: The function that was called, one of those to follow.
@@ -192,7 +192,7 @@ def pass_on(source: Tensor, target: Tensor) -> None:
         Lineage.note(target, found.call, found.reader, found.packed)
 
 
-def _casts(result: Any) -> tuple[str, torch.dtype] | None:
+def _casts(result: object) -> tuple[str, torch.dtype] | None:
     """Say what a call's arguments were cast for."""
     kind = result.device.type if isinstance(result, Tensor) else "meta"
     if kind == "meta" or not torch.is_autocast_enabled(kind):
@@ -200,7 +200,7 @@ def _casts(result: Any) -> tuple[str, torch.dtype] | None:
     return kind, torch.get_autocast_dtype(kind)
 
 
-def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+def _tensors(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Iterator[Tensor]:
     for a in (*args, *kwargs.values()):
         yield from (
             t for t in (a if isinstance(a, (tuple, list)) else (a,)) if isinstance(t, Tensor)
@@ -212,5 +212,5 @@ def _draws(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fal
     return training and p > 0
 
 
-def _one(several: Any, i: int) -> Any:
+def _one(several: Sequence[Tensor], i: int) -> Tensor:
     return several[i]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +10,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..codecs.exact import Exact
 from .case import Case
-from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import SMALL, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 POOLED = 1 << 16
 """So many numbers in rows (B, C) are pooled features, 32 images of 2048: few bytes, and all that a
@@ -42,7 +39,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, weight = call.argument(0, "input"), call.argument(1, "weight")
     bias = call.argument(2, "bias")
     cast = torch.is_autocast_enabled(x.device.type)
@@ -91,7 +88,7 @@ def but_frozen(cast: tuple[Tensor | None, ...], weight: Tensor) -> tuple[Tensor 
 
 TIGHT = {"linear": Affine(8, 64, stats=torch.bfloat16)}
 PRODUCTS = (F.linear,)
-CALLS: dict[Callable[..., Any], Answer] = {F.linear: _answer}
+CALLS: Calls = {F.linear: _answer}
 CASES = {
     name: Case(
         LINEAR,

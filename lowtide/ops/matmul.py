@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +14,13 @@ from .case import Case, Shape
 from .linear import autocast
 from .saved import (
     SMALL,
-    Answer,
     Call,
+    Calls,
     Codecs,
     Forward,
     Needs,
     Op,
+    Result,
     Tensors,
     codec_kept_by,
     saved,
@@ -105,8 +105,8 @@ Saves:
 
 
 def product(
-    name: str, codecs: Codecs, op: Op, a: Any, b: Any, *others: Tensor, **options: Any
-) -> Any:
+    name: str, codecs: Codecs, op: Op, a: Tensor, b: Tensor, *others: Tensor, **options: object
+) -> Result:
     """Answer a product of two tensors.
 
     Args:
@@ -155,14 +155,14 @@ def _is_weight(t: Tensor) -> bool:
     )
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     a, b = call.args if len(call.args) == 2 and not call.kwargs else (None, None)
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or min(a.ndim, b.ndim) < 2:
         return NotImplemented
     return product("matmul", codecs, MATMUL, a, b, shapes=(a.shape, b.shape))
 
 
-def _answer_added(codecs: Codecs, call: Call) -> Any:
+def _answer_added(codecs: Codecs, call: Call) -> Result:
     if len(call.args) != 3 or call.kwargs.keys() - {"alpha", "beta"}:
         return NotImplemented
     c, a, b = call.args
@@ -176,15 +176,17 @@ _METHODS = (Tensor.matmul, Tensor.bmm, Tensor.mm, Tensor.__matmul__)
 _ADDED = (torch.baddbmm, torch.addmm, Tensor.baddbmm, Tensor.addmm)
 TIGHT = {"matmul": Affine(8, 64, stats=torch.bfloat16)}
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((*_PLAIN, *_METHODS), _answer),
     **dict.fromkeys(_ADDED, _answer_added),
 }
 
 
-def _case(a: Shape, b: Shape, c: Shape | None = None, function: Any = torch.matmul) -> Case:
+def _case(
+    a: Shape, b: Shape, c: Shape | None = None, function: Callable[..., Tensor] = torch.matmul
+) -> Case:
     shapes = tuple(torch.Size(s) for s in (c, a, b) if s is not None)
-    options: dict[str, Any] = {"shapes": shapes}
+    options: dict[str, object] = {"shapes": shapes}
     if c is not None:
         options |= {"function": function, "alpha": 0.5, "beta": 2.0}
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +10,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from .case import Case
 from .conv import along
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 TAPS = 16
 """Places of a window that four bits tell apart."""
@@ -72,7 +69,7 @@ def _origins(y: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     return row[:, None], column
 
 
-def _answer_max(codecs: Codecs, call: Call) -> Any:
+def _answer_max(codecs: Codecs, call: Call) -> Result:
     x, kernel = call.argument(0, "input"), along(call.argument(1, "kernel_size"))
     stride = call.argument(2, "stride")
     given = (stride or kernel, call.argument(3, "padding", 0), call.argument(4, "dilation", 1))
@@ -87,7 +84,7 @@ def _answer_max(codecs: Codecs, call: Call) -> Any:
 
 # A place in a window is an integer up to 15: kept without loss.
 TIGHT: dict[str, Codec] = {"max_pool": Affine(4, "tensor")}
-CALLS: dict[Callable[..., Any], Answer] = {F.max_pool2d: _answer_max}
+CALLS: Calls = {F.max_pool2d: _answer_max}
 
 
 def _case(*window: list[int], ceil: bool = False) -> Case:

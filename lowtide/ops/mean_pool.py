@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from ..codecs.base import Codec
 from ..codecs.exact import Exact
 from .case import Case, Shape
 from .conv import along
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 Function = Callable[..., Tensor]
 
@@ -46,7 +45,7 @@ Saves:
 """
 
 
-def _line(backward: Function, dy: Tensor, like: Tensor, *given: Any) -> Tensor:
+def _line(backward: Function, dy: Tensor, like: Tensor, *given: object) -> Tensor:
     """Take a line for a plane of one row."""
     return backward(dy.unsqueeze(-2), like.unsqueeze(-2), *given).squeeze(-2)
 
@@ -66,7 +65,7 @@ _AVERAGE: dict[Function, tuple[int, Function]] = {
 def _options(call: Call) -> dict[str, Function]:
     """Say how a call is made of x alone, and what gives its gradient."""
     if call.function in _ADAPTIVE:
-        given: tuple[Any, ...] = (call.argument(1, "output_size"),)
+        given: tuple[object, ...] = (call.argument(1, "output_size"),)
         return {
             "call": partial(_given, call.function, given),
             "backward": _ADAPTIVE[call.function],
@@ -86,11 +85,11 @@ def _options(call: Call) -> dict[str, Function]:
     }
 
 
-def _given(function: Function, given: tuple[Any, ...], x: Tensor) -> Tensor:
+def _given(function: Function, given: tuple[object, ...], x: Tensor) -> Tensor:
     return function(x, *given)
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x = call.argument(0, "input")
     if "mean_pool" not in codecs or not x.requires_grad:
         return NotImplemented
@@ -98,10 +97,10 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT: dict[str, Codec] = {"mean_pool": Exact()}
-CALLS: dict[Callable[..., Any], Answer] = dict.fromkeys((*_ADAPTIVE, *_AVERAGE), _answer)
+CALLS: Calls = dict.fromkeys((*_ADAPTIVE, *_AVERAGE), _answer)
 
 
-def _case(shape: Shape, function: Function, *given: Any, **named: Any) -> Case:
+def _case(shape: Shape, function: Function, *given: object, **named: object) -> Case:
     return Case(
         MEAN_POOL,
         (shape,),

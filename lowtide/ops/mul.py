@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,7 +10,7 @@ from ..codecs.base import Residue
 from ..codecs.exact import Exact
 from .case import Case, Shape
 from .formula import written
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 from .unary import overwritten
 
 SMALL = 8
@@ -57,7 +54,7 @@ def _is_small(shape: torch.Size, shapes: Shapes) -> bool:
     return SMALL * shape.numel() <= max(s.numel() for s in shapes)
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     a, b = call.args if len(call.args) == 2 else (None, None)
     if "mul" not in codecs or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return NotImplemented
@@ -69,7 +66,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
     return saved(MUL, codecs["mul"], a, b, shapes=shapes) if any(large) else NotImplemented
 
 
-def _in_place(codecs: Codecs, call: Call) -> Any:
+def _in_place(codecs: Codecs, call: Call) -> Result:
     x, *others = call.args
     # What is kept as it is must not be written to.
     kept = x.clone() if isinstance(codecs.get("mul"), Exact) else x
@@ -79,7 +76,7 @@ def _in_place(codecs: Codecs, call: Call) -> Any:
 
 TIGHT = {"mul": Affine(8, 64, stats=torch.bfloat16)}
 FOLLOWED = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), written(_answer)),
     **dict.fromkeys((Tensor.mul_, Tensor.__imul__), written(_in_place)),
 }

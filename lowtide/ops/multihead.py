@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch.nn.functional as F
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def opened(function: Any, **names: Any) -> Callable[..., Any]:
-    """Give a function in which some names mean something else.
+
+def opened(function: Callable[P, R], **names: object) -> Callable[P, R]:
+    """Copy a function with some of its global names replaced.
 
     Args:
         function: Written in Python.
@@ -25,7 +28,7 @@ def opened(function: Any, **names: Any) -> Callable[..., Any]:
     return opened
 
 
-OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
+OPENED: dict[Callable[..., object], Callable[..., object]] = {
     F.multi_head_attention_forward: opened(
         # It asks no mode for itself, so that a mode sees what it calls.
         F.multi_head_attention_forward,

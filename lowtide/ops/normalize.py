@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +9,7 @@ from torch import Tensor
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from .case import Case
-from .saved import SMALL, Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import SMALL, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 
 def _forward(needs: Needs, x: Tensor, *, axis: int, eps: float) -> Forward:
@@ -43,7 +40,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, axis = call.argument(0, "input"), call.argument(2, "dim", 1)
     plain = call.argument(1, "p", 2.0) == 2 and call.argument(4, "out") is None
     if "normalize" not in codecs or not x.requires_grad or not plain or not isinstance(axis, int):
@@ -55,7 +52,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT: dict[str, Codec] = {"normalize": Affine(8, 64, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.normalize: _answer}
+CALLS: Calls = {F.normalize: _answer}
 CASES = {
     "normalize": Case(
         NORMALIZE,

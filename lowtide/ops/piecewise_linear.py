@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from ..codecs.sign import Sign
 from ..kernels.threshold_codes import REACH
 from . import activation_derivatives as slopes
 from .formula import written
-from .saved import Answer, Call, Codecs, saved
+from .saved import Answer, Call, Calls, Codecs, Result, saved
 from .unary import UNARY, activate, answer, case, overwritten
 
 Function = Callable[[Tensor], Tensor]
@@ -32,7 +31,7 @@ def _bend(
     inside: float = 1.0,
     outside: float = 0.0,
     closed: bool = False,
-) -> Any:
+) -> Result:
     """Answer a function with one slope between two ends and another around them."""
     if name not in codecs or not x.requires_grad or inside == outside or not ends[0] < ends[1]:
         return NotImplemented
@@ -55,39 +54,39 @@ def _rounded(ends: tuple[float, float], dtype: torch.dtype) -> tuple[float, floa
     return least, most
 
 
-def _leaky_relu(codecs: Codecs, call: Call) -> Any:
+def _leaky_relu(codecs: Codecs, call: Call) -> Result:
     x, below = call.argument(0, "input"), call.argument(1, "negative_slope", 0.01)
     ends = (0.0, math.inf)
     y = _bend("leaky_relu", codecs, lambda x: F.leaky_relu(x, below), x, ends, 1.0, below)
     return overwritten(x, y, call.argument(2, "inplace", False))
 
 
-def _hardtanh(codecs: Codecs, call: Call) -> Any:
+def _hardtanh(codecs: Codecs, call: Call) -> Result:
     x, ends = call.argument(0, "input"), _ends(call, "min_val", "max_val", -1.0, 1.0)
     name = "relu6" if ends == (0, 6) else "clamp"  # nn.ReLU6 calls it so
     y = _bend(name, codecs, lambda x: F.hardtanh(x, *ends), x, ends)
     return overwritten(x, y, call.argument(3, "inplace", False))
 
 
-def _relu6(codecs: Codecs, call: Call) -> Any:
+def _relu6(codecs: Codecs, call: Call) -> Result:
     x, in_place = call.argument(0, "input"), call.argument(1, "inplace", False)
     return _hardtanh(codecs, Call(F.hardtanh, (x, 0.0, 6.0, in_place), {}))
 
 
-def _hardsigmoid(codecs: Codecs, call: Call) -> Any:
+def _hardsigmoid(codecs: Codecs, call: Call) -> Result:
     x = call.argument(0, "input")
     y = activate("hardsigmoid", codecs, F.hardsigmoid, x, slopes.hardsigmoid)
     return overwritten(x, y, call.argument(1, "inplace", False))
 
 
-def _threshold(codecs: Codecs, call: Call) -> Any:
+def _threshold(codecs: Codecs, call: Call) -> Result:
     x, at, value = (call.argument(i, n) for i, n in enumerate(("input", "threshold", "value")))
     y = _bend("clamp", codecs, lambda x: F.threshold(x, at, value), x, (at, math.inf))
     return overwritten(x, y, call.argument(3, "inplace", False))
 
 
 def _clamp(in_place: bool = False, least: bool = True, most: bool = True) -> Answer:
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         x = call.argument(0, "input")
         low = call.argument(1, "min") if least else None
         high = call.argument(1 + least, "max") if most else None
@@ -110,7 +109,7 @@ TIGHT: dict[str, Codec] = {
     "hardsigmoid": Codebook((0.0, 1 / 6), (0.0, 1 / 6)),
     "abs": Codebook((-1.0, 0.0, 1.0), (-1.0, 1.0)),
 }
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     F.leaky_relu: _leaky_relu,
     F.hardtanh: written(_hardtanh),
     F.relu6: written(_relu6),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +11,7 @@ from ..codecs.base import Codec, Residue
 from ..codecs.sign import Sign
 from . import activation_derivatives as slopes
 from .case import Case
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 
 def _forward(needs: Needs, x: Tensor, weight: Tensor) -> Forward:
@@ -47,7 +44,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, weight = call.argument(0, "input"), call.argument(1, "weight")
     if "prelu" not in codecs or not (x.requires_grad or weight.requires_grad):
         return NotImplemented
@@ -68,5 +65,5 @@ def _case(x: tuple[int, ...], weight: int) -> Case:
 
 
 TIGHT: dict[str, Codec] = {"prelu": Affine(8, 64, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.prelu: _answer, torch.prelu: _answer}
+CALLS: Calls = {F.prelu: _answer, torch.prelu: _answer}
 CASES = {"prelu": _case((3, 7, 5), 7), "prelu_one": _case((3, 7, 5), 1)}

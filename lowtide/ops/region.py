@@ -1,4 +1,4 @@
-"""Parts of a forward pass whose saved tensors somebody else takes, as checkpointing does."""
+"""Parts of a forward pass whose saved tensors go to a hook, as under gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 NOTES = ("_lowtide_kept", "_lowtide_derived")
 """What a tensor carries of itself: how it is kept, and what it follows from."""
 
-Region = weakref.ref[Any] | None
+Region = weakref.ref[object] | None
 _here = threading.local()
 
 
@@ -42,24 +41,27 @@ def discards() -> bool:
 
 
 def region() -> Region:
-    """Name the part of the forward pass that this is.
+    """Identify the part of the forward pass that runs now.
 
     Gradient checkpointing runs a part twice, and counts what autograd saves in each run. Nothing
     that one run has noted of a tensor may therefore be read in the other, nor outside of both.
 
     Returns:
-        A reference to the hook that saved tensors are given to; None where autograd keeps them.
-        Two are equal if they name the same part.
+        A reference to the hook that saved tensors are given to; None where autograd keeps them,
+        though somebody may look, as the planner's meter does. Two are equal if they name the same
+        part.
     """
     if torch.compiler.is_compiling():
         return None
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return weakref.ref(hooks[0]) if hooks else None
+    if not hooks or getattr(getattr(hooks[0], "__self__", None), "only_looks", False):
+        return None
+    return weakref.ref(hooks[0])
 
 
 @contextmanager
-def forgetting(inputs: Iterable[Any]) -> Iterator[None]:
-    """Leave tensors with the notes they had, and none of those that are made inside.
+def forgetting(inputs: Iterable[object]) -> Iterator[None]:
+    """Restore the notes on tensors after a block, and drop those made inside.
 
     Args:
         inputs: Arguments of a region, which live longer than it.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +10,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from ..kernels.slices import standardise, wide
 from .case import Case, Shape
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 
 def _forward(needs: Needs, x: Tensor, weight: Tensor | None, *, eps: float | None) -> Forward:
@@ -50,7 +47,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape")
     weight, eps = call.argument(2, "weight"), call.argument(3, "eps")
     wanted = x.requires_grad or weight is not None and weight.requires_grad
@@ -61,7 +58,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 NORMS = ("rms_norm",)
 TIGHT = {"rms_norm": Affine(4, 128, stats=torch.bfloat16)}
-CALLS: dict[Callable[..., Any], Answer] = {F.rms_norm: _answer, torch.rms_norm: _answer}
+CALLS: Calls = {F.rms_norm: _answer, torch.rms_norm: _answer}
 
 
 def _case(weight: Shape | None) -> Case:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import NotImplementedType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ EXACT = Exact()
 FINE = 8
 """Bits of a code that is fine enough to make other tensors of."""
 
-Options = Mapping[str, Any]
+Options = Mapping[str, object]
 Needs = tuple[bool, ...]
 Tensors = tuple[Tensor | None, ...]
 Codecs = Mapping[str, Codec]
@@ -41,7 +42,7 @@ class Call(NamedTuple):
         kwargs: Its arguments by name.
     """
 
-    function: Callable[..., Any]
+    function: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
@@ -59,12 +60,18 @@ class Call(NamedTuple):
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
 
-Answer = Callable[[Codecs, Call], Any]
-"""Gives the result of a call, by the codec of each op, or `NotImplemented` to leave it to torch."""
+Result = Tensor | NotImplementedType
+"""The result of a call, or `NotImplemented` to leave it to torch."""
+
+Answer = Callable[[Codecs, Call], Result]
+"""Gives the result of a call, by the codec of each op."""
+
+Calls = dict[Callable[..., object], Answer]
+"""Which torch functions a file of this folder answers."""
 
 
 class Forward(NamedTuple):
-    """What an op's forward gives.
+    """The result of an op's forward, and what is kept for its backward.
 
     Attributes:
         y: The result, computed by torch's own function.
@@ -74,6 +81,7 @@ class Forward(NamedTuple):
             nothing of its own.
         remake: Gives the last residue of what is kept anyway, which is the thing to do where y
             itself lives on.
+        packed: The one residue as its codec packs it, where y came with it.
     """
 
     y: Tensor
@@ -81,6 +89,7 @@ class Forward(NamedTuple):
     extras: Tensors = ()
     again: Callable[[Tensor], Tensor] | None = None
     remake: Callable[[], Tensor] | None = None
+    packed: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,11 +111,11 @@ class Op:
     backward: Callable[..., Tensors]
     scales: bool = False
     coarse: bool = False
-    packed: Callable[..., Any] | None = None
+    packed: Callable[..., Tensors | NotImplementedType] | None = None
 
 
 def saved(
-    op: Op, codecs: Codec | tuple[Codec, ...], *tensors: Tensor | None, **options: Any
+    op: Op, codecs: Codec | tuple[Codec, ...], *tensors: Tensor | None, **options: object
 ) -> Tensor:
     """Run an op and keep its residues by codecs until its backward runs.
 
@@ -124,8 +133,10 @@ def saved(
     return result
 
 
-def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
-    """Pack a residue, unless what is kept already gives it.
+def keep(
+    codec: Codec, residue: Residue, packed: tuple[Tensor, ...] | None = None
+) -> tuple[Reader, tuple[Tensor, ...]]:
+    """Pack a residue, unless it can be read from what is kept already.
 
     Two adapters that read one tensor share its bytes, and so do a softmax and the product behind
     it. Of a tensor derived from something kept (see `follow`) nothing is packed, and a weight is
@@ -134,13 +145,14 @@ def keep(codec: Codec, residue: Residue) -> tuple[Reader, tuple[Tensor, ...]]:
     Args:
         codec: How to keep it.
         residue: What to keep.
+        packed: Some function of the source, packed already.
 
     Returns:
         What reads it, and what is kept.
     """
     source = residue.source
     if torch.compiler.is_compiling() or not residue.is_whole():
-        packed = _pack(codec, residue)
+        packed = _pack(codec, residue) if packed is None else packed
         watch(packed, source, partial(_made, residue.of, residue.beside))
         return codec, packed
     if isinstance(source._base if source._is_view() else source, nn.Parameter):
@@ -174,7 +186,7 @@ def _made(of: Callable[..., Tensor], beside: tuple[Tensor, ...], source: Tensor)
 
 
 def codec_kept_by(tensor: Tensor) -> Codec | None:
-    """Say by which codec a tensor is kept already.
+    """Give the codec that a tensor is kept by already.
 
     Args:
         tensor: Any tensor.
@@ -199,12 +211,12 @@ class _Saved(torch.autograd.Function):
         options: Options,
         *tensors: Tensor | None,
     ) -> Tensor:
-        y, residues, extras, again, remake = op.forward(needs, *tensors, **options)
+        y, residues, extras, again, remake, packed = op.forward(needs, *tensors, **options)
         each = codecs if isinstance(codecs, tuple) else (codecs,) * len(residues)
         # Packing has dtypes of its own, which autocast would change or refuse.
         device = "cpu" if y.is_meta else y.device.type  # autocast knows no meta device
         with torch.autocast(device, enabled=False):
-            kept = [keep(c, r) for c, r in zip(each, residues, strict=True)]
+            kept = [keep(c, r, packed) for c, r in zip(each, residues, strict=True)]
         ctx.save_for_backward(*(t for _, packed in kept for t in packed), *extras)
         ctx.op, ctx.needs, ctx.options = op, needs, options
         likes = [(r.source.shape, r.source.dtype) for r in residues]
@@ -232,7 +244,7 @@ class _Saved(torch.autograd.Function):
             gradients = ctx.op.packed(*given, **ctx.options)
             if gradients is not NotImplemented:
                 return None, None, None, None, *_cast(gradients, ctx.needs, ctx.dtypes)
-        shared: dict[Again, Any] = {}
+        shared: dict[Again, object] = {}
         for codec, count, shape, dtype in ctx.kept:
             packed, tensors = tensors[:count], tensors[count:]
             if ctx.op.coarse and isinstance(codec, Derived):

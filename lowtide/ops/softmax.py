@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +9,7 @@ from torch import Tensor
 from ..codecs.affine import Affine
 from ..codecs.base import Residue
 from .case import Case
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 
 def _forward(needs: Needs, x: Tensor, *, dtype: torch.dtype | None = None) -> Forward:
@@ -52,7 +49,7 @@ Saves:
 """
 
 
-def _answer(codecs: Codecs, call: Call) -> Any:
+def _answer(codecs: Codecs, call: Call) -> Result:
     x, axis = call.argument(0, "input"), call.argument(1, "dim")
     # F.softmax has a private argument between dim and dtype.
     dtype = call.kwargs.get("dtype") if call.function is F.softmax else call.argument(2, "dtype")
@@ -66,7 +63,7 @@ def _answer(codecs: Codecs, call: Call) -> Any:
 
 TIGHT = {"softmax": Affine(8, "row", stats=torch.bfloat16)}
 S2A = {"softmax": lambda rounding: Affine(4, "row", rounding)}
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     F.softmax: _answer,
     torch.softmax: _answer,
     Tensor.softmax: _answer,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch.nn.functional as F
 
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
 from . import activation_derivatives as slopes
 from .formula import written
-from .saved import Answer, Call, Codecs
+from .saved import Call, Calls, Codecs, Result
 from .unary import activate, answer, case
 
 SLOWEST, FASTEST = 0.25, 64.0
@@ -19,7 +16,7 @@ SLOWEST, FASTEST = 0.25, 64.0
 """
 
 
-def _softplus(codecs: Codecs, call: Call) -> Any:
+def _softplus(codecs: Codecs, call: Call) -> Result:
     x, beta = call.argument(0, "input"), call.argument(1, "beta", 1.0)
     if not SLOWEST <= beta <= FASTEST or call.argument(2, "threshold", 20.0) != 20:
         return NotImplemented
@@ -28,7 +25,7 @@ def _softplus(codecs: Codecs, call: Call) -> Any:
 
 
 TIGHT: dict[str, Codec] = {name: Codebook.of("softplus") for name in ("softplus", "log_sigmoid")}
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     F.softplus: written(_softplus),
     F.logsigmoid: answer("log_sigmoid", F.logsigmoid, slope=slopes.log_sigmoid),
 }

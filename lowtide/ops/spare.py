@@ -1,4 +1,4 @@
-"""Codes of what lives on in full anyway are dropped: only what replaces bytes is kept."""
+"""Drop the codes of tensors that live on in full anyway."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..codecs.base import Reader
+from .region import region
 
 Packed = tuple[Tensor, ...]
 Make = Callable[[Tensor], Tensor]
+Place = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
 
 _here = threading.local()
 _PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
@@ -24,7 +25,7 @@ _PLAIN = (int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size
 
 @dataclass
 class Watched:
-    """Codes, and a tensor that makes them needless if something else keeps it.
+    """Codes, and the tensor that replaces them if it lives on.
 
     Attributes:
         packed: The codes.
@@ -37,7 +38,7 @@ class Watched:
 
     packed: Packed
     root: weakref.ref[Tensor]
-    place: tuple[Any, ...]
+    place: Place
     version: int
     make: Make
     reads: tuple[tuple[Tensor, int], ...] = ()
@@ -45,7 +46,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Instead:
-    """What is read in the place of dropped codes.
+    """A tensor that lived on, read in the place of dropped codes.
 
     Attributes:
         tensor: The tensor that lived on.
@@ -75,7 +76,7 @@ def watching() -> Iterator[list[Watched]]:
 
 
 def watch(packed: Packed, tensor: Tensor, make: Make, reads: Iterable[Tensor] = ()) -> None:
-    """Note that codes are needless if a tensor is kept in full.
+    """Note a tensor that can replace codes if it is kept in full.
 
     Args:
         packed: The codes.
@@ -87,14 +88,16 @@ def watch(packed: Packed, tensor: Tensor, make: Make, reads: Iterable[Tensor] = 
     if watched is None or torch.compiler.is_compiling() or isinstance(tensor, nn.Parameter):
         return
     memory = tensor.untyped_storage()._cdata
-    if not packed or not _seen() or any(t.untyped_storage()._cdata == memory for t in packed):
+    if not packed or any(t.untyped_storage()._cdata == memory for t in packed):
+        return
+    if region() is not None:  # somebody takes what autograd saves
         return
     noted = tuple((t.detach(), t._version) for t in reads)
     watched.append(Watched(packed, *_whereabouts(tensor), make, noted))
 
 
 def moved(old: Tensor, new: Tensor) -> None:
-    """Note that a tensor's numbers were copied into another one, which lives on in its place.
+    """Note that a tensor's numbers were copied into another one that lives on.
 
     Args:
         old: Where they were.
@@ -107,8 +110,8 @@ def moved(old: Tensor, new: Tensor) -> None:
         one.root, one.place, one.version = _whereabouts(new)
 
 
-def spare(watched: list[Watched], since: int, given: Any) -> None:
-    """Drop, at the end of a module, the codes of what was made inside and lives on.
+def spare(watched: list[Watched], since: int, given: object) -> None:
+    """Drop, at the end of a module, the codes of tensors that live on in full.
 
     The module's own names are gone by then: what is neither its argument nor its result is held by
     autograd, or by somebody else who keeps it.
@@ -142,19 +145,13 @@ def _drop(one: Watched, root: Tensor) -> None:
     one.packed[0].__dict__["_lowtide_instead"] = Instead(tensor, one.make, versions)
 
 
-def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], tuple[Any, ...], int]:
+def _whereabouts(tensor: Tensor) -> tuple[weakref.ref[Tensor], Place, int]:
     place = (tensor.shape, tensor.stride(), tensor.storage_offset())
     return weakref.ref(_root(tensor)), place, tensor._version
 
 
 def _root(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
-
-
-def _seen() -> bool:
-    """Whether nobody takes what autograd saves, or only to look, as the planner's meter does."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return not hooks or getattr(getattr(hooks[0], "__self__", None), "only_looks", False)
 
 
 def spared(packed: Packed) -> bool:
@@ -172,7 +169,7 @@ def spared(packed: Packed) -> bool:
 
 
 def unpack(reader: Reader, packed: Packed, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Read codes, or what lived on in their place.
+    """Read codes, or the tensor that replaced them.
 
     Args:
         reader: Reads the codes.

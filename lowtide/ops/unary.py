@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +15,46 @@ from ..codecs.base import Codec, Residue
 from ..codecs.codebook import Codebook
 from ..codecs.sign import Sign
 from ..codecs.sine import Sine
+from ..kernels.activation import FUNCTIONS, activation_pack
+from ..kernels.threshold_codes import threshold_table
 from . import activation_derivatives as slopes
 from .case import Case
 from .lineage import follow, pass_on
-from .saved import Answer, Call, Codecs, Forward, Needs, Op, Tensors, saved
+from .region import discards
+from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 from .spare import moved
 
 Slope = Callable[[Tensor], Tensor]
+Cuts = tuple[float, ...]
+FUSED = {"cuda"}
+"""Devices with a kernel that gives a function and its slope's codes."""
 FOLLOWED = (F.relu, torch.relu, Tensor.relu)
 
 
-def _forward(needs: Needs, x: Tensor, *, call: Slope, slope: Slope) -> Forward:
-    y = call(x)
+def _forward(
+    needs: Needs, x: Tensor, *, call: Slope, slope: Slope, at_once: Cuts | None = None
+) -> Forward:
+    y, packed = (call(x), None) if at_once is None else _at_once(x, call, slope, at_once)
     # The slope of a ReLU is that of its result, which the next layer may keep.
     source = y if slope in (slopes.relu, slopes.relu6) else x
-    return Forward(y, (Residue(source, slope, pointwise=True),))
+    return Forward(y, (Residue(source, slope, pointwise=True),), packed=packed)
+
+
+def _at_once(
+    x: Tensor, call: Slope, slope: Slope, cuts: Cuts
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Compute a function and the codes of its slope in one kernel, where there is one."""
+    name = next((n for n, function in FUNCTIONS.items() if function is call), None)
+    if name is None or x.device.type not in FUSED or discards() or torch.compiler.is_compiling():
+        return call(x), None
+    edges, codes = threshold_table(slope, cuts)
+    bits = len(cuts).bit_length()
+    y, packed = activation_pack(x, name, list(edges), list(codes), bits)
+    return y, (packed,)
 
 
 def _backward(
-    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, *, call: Slope, slope: Slope
+    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, **options: object
 ) -> tuple[Tensor]:
     return (dy * residues[0],)
 
@@ -42,7 +62,8 @@ def _backward(
 UNARY = Op(_forward, _backward, scales=True)
 """y = f(x), dx = dy f'(x). Residue: the slope f'(x), made from x slice by slice.
 
-Options: `call` is f, `slope` is f'.
+Options: `call` is f, `slope` is f', `at_once` are the cuts between the codec's codes: with them, on
+a GPU f(x) and the codes come of one reading of x, the numbers those of torch's f to the last bit.
 
 Saves:
     What the codec keeps of n numbers.
@@ -61,7 +82,7 @@ SLOPES: dict[str, Slope] = {
 
 def activate(
     name: str, codecs: Codecs, function: Slope, x: Tensor, slope: Slope | None = None
-) -> Any:
+) -> Result:
     """Answer a call of an activation function.
 
     Args:
@@ -77,7 +98,11 @@ def activate(
     """
     if name not in codecs or not x.requires_grad:
         return NotImplemented
-    return saved(UNARY, codecs[name], x, call=function, slope=slope or SLOPES[name])
+    codec = codecs[name]
+    options: dict[str, object] = {"call": function, "slope": slope or SLOPES[name]}
+    if isinstance(codec, Codebook | Sign):
+        options["at_once"] = codec.cuts
+    return saved(UNARY, codec, x, **options)
 
 
 def answer(
@@ -95,7 +120,7 @@ def answer(
         What answers it.
     """
 
-    def answered(codecs: Codecs, call: Call) -> Any:
+    def answered(codecs: Codecs, call: Call) -> Result:
         x = call.argument(0, "input")
         y = activate(name, codecs, function, x, slope)
         if not torch.compiler.is_compiling() and y is not NotImplemented and function in FOLLOWED:
@@ -105,7 +130,7 @@ def answer(
     return answered
 
 
-def overwritten(x: Tensor, y: Any, in_place: bool) -> Any:
+def overwritten(x: Tensor, y: Result, in_place: bool) -> Result:
     """Write a result where its input was, if that was asked for.
 
     Args:
@@ -138,16 +163,17 @@ def case(function: Slope, slope: Slope) -> Case:
     return Case(UNARY, (shape,), function, lambda n: [shape], options, made=True, linear=True)
 
 
-def _gelu(codecs: Codecs, call: Call) -> Any:
+def _gelu(codecs: Codecs, call: Call) -> Result:
     form = call.kwargs.get("approximate", "none")
     name = "gelu_tanh" if form == "tanh" else "gelu"
-    return activate(name, codecs, lambda x: F.gelu(x, approximate=form), call.argument(0, "input"))
+    function = F.gelu if form == "none" else partial(F.gelu, approximate=form)
+    return activate(name, codecs, function, call.argument(0, "input"))
 
 
 TIGHT: dict[str, Codec] = {
     **{name: Codebook.of(name) for name in SLOPES if not name.startswith("relu")},
-    # Its slope rises evenly, and networks have it dozens of times in a row: sixteen fixed levels are
-    # 2 % of the gradient's direction off in the end, 32 of each group's own are not.
+    # Its slope rises evenly, and networks have it dozens of times in a row: sixteen fixed levels
+    # are 2 % of the gradient's direction off in the end, 32 of each group's own are not.
     "hardswish": Affine(5, 64, stats=torch.bfloat16),
     "relu": Sign(),
     "relu6": Sign(),
@@ -159,7 +185,7 @@ S2A: dict[str, Callable[[Rounding], Codec]] = {
     "silu": lambda rounding: Sine(rate=1.0, rounding=rounding),
     "relu": lambda rounding: Sign(),
 }
-CALLS: dict[Callable[..., Any], Answer] = {
+CALLS: Calls = {
     F.gelu: _gelu,
     F.silu: answer("silu", F.silu),
     F.hardswish: answer("hardswish", F.hardswish),

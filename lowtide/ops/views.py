@@ -1,4 +1,4 @@
-"""Views, copies and what puts tensors together: nothing is kept, and the results are followed."""
+"""Views, copies and concatenations: nothing is kept, and results can be recomputed."""
 
 from __future__ import annotations
 

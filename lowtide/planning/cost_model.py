@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -20,7 +21,7 @@ from .meter import Meter
 
 @dataclass(frozen=True)
 class Work:
-    """What has to be computed.
+    """An amount of work: operations and bytes moved.
 
     Attributes:
         flops: Operations of matrix products, convolutions and attention; a multiply-add is two.
@@ -46,7 +47,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast work is done.
+    """The speed of a machine.
 
         seconds = (flops - low_flops) / flops_per_s + low_flops / low_flops_per_s
                   + bytes / bytes_per_s + calls call_s
@@ -101,11 +102,11 @@ class WorkMeter(Meter):
 
     def __torch_dispatch__(
         self,
-        func: Callable[..., Any],
+        func: OpOverload,
         types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if not _moves_no_bytes(func):
             self.work += _work(func, args, kwargs or {}, result)
@@ -113,12 +114,14 @@ class WorkMeter(Meter):
 
 
 @cache
-def _moves_no_bytes(func: Any) -> bool:
+def _moves_no_bytes(func: OpOverload) -> bool:
     """Whether a call moves no bytes: a view, or memory that is only reserved."""
     return func.namespace == "prim" or func.is_view or "empty" in func._schema.name
 
 
-def _work(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Work:
+def _work(
+    func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object
+) -> Work:
     tensors = {id(t): t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)}
     flops = _flops(func, args, kwargs, result)
     moved = sum(t.numel() * t.itemsize for t in tensors.values())
@@ -137,7 +140,9 @@ POINTWISE = re.compile(r"upsample|_cell|_flatten_weight|reorder|prepack")
 """What bears such a name and does not multiply."""
 
 
-def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> float:
+def _flops(
+    func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: Any
+) -> float:
     count = _count(func)
     if count is not None:
         return float(count(*args, **kwargs, out_val=result))
@@ -153,13 +158,13 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 
 
 @cache
-def _count(func: Any) -> Callable[..., Any] | None:
+def _count(func: OpOverload) -> Callable[..., Any] | None:
     """Find torch's own count, of a kernel in place that of the other."""
     packet = func.overloadpacket
     if packet not in flop_registry and func._schema.name.endswith("_"):
         name = func._schema.name.split("::")[1].rstrip("_")
         packet = getattr(getattr(torch.ops, func.namespace), name, packet)
-    count: Callable[..., Any] | None = flop_registry.get(packet)
+    count: Callable[..., object] | None = flop_registry.get(packet)
     return count
 
 
@@ -171,7 +176,11 @@ def _attention(q: torch.Size, k: torch.Size, v: torch.Size, backward: bool) -> f
 
 
 def _guess(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, backward: bool
+    func: OpOverload,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    result: object,
+    backward: bool,
 ) -> float:
     """Guess 2 sqrt(|a| |b| |y|) for y = a b, right for two dimensions or less; twice that back."""
     sizes = sorted(t.numel() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
@@ -185,7 +194,7 @@ def _guess(
 
 
 @cache
-def _warn_of_guess(func: Any) -> None:
+def _warn_of_guess(func: object) -> None:
     warnings.warn(
         f"how much {func} computes is not known: its work is guessed from the sizes of its tensors,"
         " and so are the predicted seconds",

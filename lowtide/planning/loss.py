@@ -14,7 +14,7 @@ Loss = Callable[[nn.Module, Any, Any], Tensor]
 
 
 def of_outputs(loss: Callable[[Any, Any], Tensor]) -> Loss:
-    """Take the loss of what a model gives for the images.
+    """Make a step's loss of a function of outputs and targets.
 
     Args:
         loss: From outputs and targets to their mean loss over images.

@@ -1,4 +1,4 @@
-"""What fits in a memory budget, fastest first."""
+"""Find the settings that fit in a memory budget, fastest first."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Choice:
         """The options of the step that the search decided, by name."""
         return {name: getattr(self.step, name) for name in DECIDED}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Give the choice as plain data.
 
         Returns:

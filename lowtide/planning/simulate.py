@@ -1,12 +1,10 @@
-"""What a run will need, before it runs: one training step on tensors that have no storage.
+"""Plan a run's memory by one training step on tensors that have no storage.
 
 No formula is kept true by hand. The model is built, tuned and compressed as for a real run, on
 shapes alone, and the meter watches a step; so a plan equals the real run on the same device.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -167,8 +165,5 @@ def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:
     if step.frozen_dtype != "fp32":
         set_frozen_dtype(tuned, step.frozen_dtype)
     tuned.checkpointing = step.recomputed_blocks or step.checkpointing
-    policy = policy_of(step.policy)
-    if step.chunk is not None:
-        policy = replace(policy, chunk=step.chunk or None)
-    compress(tuned, policy)
+    compress(tuned, policy_of(step.policy, step.chunk))
     return tuned

@@ -46,8 +46,9 @@ class StepConfig:
 
     Attributes:
         batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
-        policy: What is kept for backward: exact, tight (lowtide's best), blocks (each block's input
-            in 8 bits; takes checkpointing) or s2a (the paper's).
+        policy: What is kept for backward: exact, tight (lowtide's best), codes (tight, but nothing
+            is recomputed; for GPUs), blocks (each block's input in 8 bits; takes checkpointing) or
+            s2a (the paper's).
         chunk: Most numbers of an input that is run at once, where every image is known to be
             treated alone; 0 runs batches whole. By default the policy's own.
         checkpointing: Recompute each block in backward instead of keeping its activations.

@@ -1,4 +1,4 @@
-"""What a training step is planned on where a model does more than classify: a batch and a loss.
+"""The batch and the loss on which a training step is planned, where a model is no classifier.
 
 Only sizes and counts matter to the memory of most models: classes of pixels may all be 0. A
 detector chooses by its own weights which boxes it looks into, so its step is rehearsed on a CPU.

@@ -40,13 +40,17 @@ SINGLE = (
     " variance: expected two images in each micro-batch (batch_size at least twice accumulate), or"
     " larger images"
 )
+ONE_EACH = (
+    "a GroupNorm of {groups} groups is given one number a group, which has no variance: expected"
+    " more channels (decoder_channels in a dense task) or larger images"
+)
 SelectPart = Callable[[Tuned], tuple[nn.Module, Sequence[int]]]
 """From a tuned model to the part of it that a step runs, and the shape of one input of it."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one configuration trains and needs.
+    """The parameters, peak memory and work of one configuration.
 
     Attributes:
         trainable_parameters: Parameters that train, the classifier included.
@@ -184,12 +188,15 @@ def _refuse_single(model: nn.Module, trial: Trial) -> None:
     """Refuse micro-batches of one image where a norm would take statistics of one value."""
 
     def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if norm.training and given[0].numel() == given[0].shape[1]:
+        numbers = given[0].numel()
+        if isinstance(norm, nn.GroupNorm):
+            if numbers == norm.num_groups:
+                raise InputError(ONE_EACH.format(groups=norm.num_groups))
+        elif norm.training and numbers == given[0].shape[1]:
             raise InputError(SINGLE)
 
-    hooks = [
-        m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, _BatchNorm)
-    ]
+    kinds = (_BatchNorm, nn.GroupNorm)
+    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, kinds)]
     try:
         with torch.no_grad():
             if hooks:

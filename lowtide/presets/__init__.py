@@ -19,7 +19,7 @@ from .tasks import SUITES as SUITES
 
 @dataclass(frozen=True)
 class Recipe:
-    """One file: where its values are from, and the options they come to.
+    """One file: its source, and the options it sets.
 
     Attributes:
         name: The file's name, which is the first part of the names of its presets.
@@ -45,7 +45,7 @@ def recipes() -> tuple[Recipe, ...]:
 
 
 @functools.cache
-def presets() -> dict[str, Mapping[str, Any]]:
+def presets() -> dict[str, Mapping[str, object]]:
     """List every preset.
 
     Returns:
@@ -80,7 +80,7 @@ def preset(name: str) -> tuple[str, dict[str, Any]]:
     return listed, {**others, "method": method}
 
 
-def over_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def over_preset(name: str, given: Mapping[str, object]) -> dict[str, Any]:
     """Lay options over those of a preset; the same method keeps the preset's other options.
 
     Args:
@@ -117,7 +117,7 @@ def named(method: object) -> dict[str, Any]:
 
 
 def unknown(name: str) -> UnknownName:
-    """Refuse a name.
+    """Refuse the name of a preset that does not exist.
 
     Args:
         name: Matches no preset.

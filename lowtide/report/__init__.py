@@ -1,4 +1,4 @@
-"""What runs and suites reached: one page that needs nothing else, Markdown, or CSV.
+"""Reports of runs and suites: one self-contained page, Markdown, or CSV.
 
 Imports errors, paths, core, tuning, targets, data, training, inference, bench.
 """

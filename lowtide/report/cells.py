@@ -1,4 +1,4 @@
-"""What tables are made of, whatever writes them."""
+"""Cells and columns of tables, for every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is best, who cannot be told from the best, and what makes rows incomparable."""
+"""Compare methods: the best, those no worse within chance, and what makes rows incomparable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_TEST = "no test with fewer than two seeds each"
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an entry stands to the best of its data set.
+    """How a method compares with the best of its data set.
 
     Attributes:
         best: Whether it is the best, or as good to the last digit.
@@ -34,7 +34,7 @@ class Verdict:
 
     @property
     def close(self) -> bool:
-        """Whether it is not the best and cannot be told from it."""
+        """Whether the method is not the best, but no worse within chance."""
         return not self.best and self.p >= LEVEL
 
 

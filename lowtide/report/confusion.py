@@ -65,7 +65,7 @@ def class_names(entries: Sequence[Entry]) -> list[str]:
 
 
 def class_accuracy(counts: Counts) -> dict[int, float]:
-    """Take the share of each class that was recognised.
+    """Compute the share of each class that was recognised.
 
     Args:
         counts: Images by true and predicted class.

@@ -1,16 +1,15 @@
-"""What a dense task's runs reached: by size of objects, by class, by recall, and image by image."""
+"""Tables and plots of dense runs: by size of objects, by class, by recall, and by image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from markupsafe import Markup
 
 from ..targets.words import word
-from ..training.examples import Examples, read_examples
+from ..training.examples import Example, Examples, read_examples
 from .cells import Cell, Column, Table, number
 from .confusion import MOST, shaded
 from .plots import precision_recall
@@ -33,7 +32,7 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class Look:
-    """What is shown of one method on one data set.
+    """The plots and example images of one method on one data set.
 
     Attributes:
         label: The method.
@@ -44,8 +43,8 @@ class Look:
 
     label: str
     curves: Sequence[Markup]
-    best: Sequence[Any]
-    worst: Sequence[Any]
+    best: Sequence[Example]
+    worst: Sequence[Example]
 
 
 def precision_table(board: Board) -> Table | None:
@@ -141,7 +140,7 @@ def recall_plots(board: Board, numbers: Mapping[str, int]) -> list[Markup]:
 
 
 def looks(entries: Iterable[Entry]) -> list[Look]:
-    """Gather what is to be looked at of each method.
+    """Gather the plots and example images of each method.
 
     Args:
         entries: The methods on a data set.

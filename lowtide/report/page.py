@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
 from statistics import fmean
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -57,7 +56,7 @@ class Section:
 
 
 def html(title: str, entries: Sequence[Entry], sections: Iterable[Section] = ()) -> str:
-    """Write the page.
+    """Write the report as one HTML page.
 
     Args:
         title: Its title.
@@ -128,7 +127,7 @@ def _count(number: int, what: str) -> str:
 
 def _model(
     number: int, model: str, played: Sequence[Board], numbers: Mapping[str, int]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Gather what is shown of one backbone."""
     tested = [e for b in played for e in b.entries if e.runs]
     largest: dict[str, Entry] = {}
@@ -154,7 +153,7 @@ def _metric(tested: Sequence[Entry]) -> str:
     return word(tested[0].metric) if tested else "accuracy"
 
 
-def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, Any]:
+def _board(name: str, board: Board, numbers: Mapping[str, int]) -> dict[str, object]:
     """Gather what is shown of one data set."""
     tested = [e for e in board.entries if e.runs]
     losses, validated = histories(tested)
@@ -252,7 +251,7 @@ def _overview_plots(played: Sequence[Board], numbers: Mapping[str, int]) -> list
     return plots
 
 
-def _legend(numbers: Mapping[str, int], said: Mapping[str, str]) -> list[dict[str, Any]]:
+def _legend(numbers: Mapping[str, int], said: Mapping[str, str]) -> list[dict[str, object]]:
     return [
         {
             "label": label,

@@ -29,7 +29,7 @@ Right = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Difference:
-    """How one method stands to another on the same images.
+    """How one method compares with another on the same images.
 
     Attributes:
         one: The better method.
@@ -53,7 +53,7 @@ class Difference:
 
     @property
     def holds(self) -> bool:
-        """Whether it is told from chance at 5 %, over the whole table."""
+        """Whether the difference is significant at 5 %, over the whole table."""
         return self.corrected < LEVEL
 
 

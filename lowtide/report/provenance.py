@@ -1,4 +1,4 @@
-"""Where every number is from."""
+"""The origin of every number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .rows import Entry
 
 
 def provenance_table(entries: Sequence[Entry]) -> Table:
-    """Tell where every number is from.
+    """Tabulate the origin of every number.
 
     Args:
         entries: All that is reported.
@@ -68,7 +68,7 @@ def tried(entry: Entry) -> str:
 
 
 def preprocessing(run: RunSummary) -> str:
-    """Write how images became inputs.
+    """Describe how images were pre-processed.
 
     Args:
         run: A finished row.

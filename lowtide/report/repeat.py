@@ -16,7 +16,7 @@ from ..training.config import RunConfig
 from ..training.options import config_of
 
 
-def repeat(config: Mapping[str, Any], processes: int = 1) -> str:
+def repeat(config: Mapping[str, object], processes: int = 1) -> str:
     """Compose the command that trains with a config: the options that are not the defaults.
 
     Args:
@@ -65,7 +65,7 @@ def _start(preset: str | None, method: str) -> RunConfig:
     return config_of({"model": "any", "data": "any", "method": method, "preset": preset})
 
 
-def _pairs(wanted: RunConfig, start: RunConfig) -> Iterator[tuple[str, Any, Any, Any]]:
+def _pairs(wanted: RunConfig, start: RunConfig) -> Iterator[tuple[str, Any, object, object]]:
     """Give flag, field, value and default of every option that may differ."""
     for f in dataclasses.fields(wanted):
         if f.name not in {"model", "data", "method", "preset"}:
@@ -80,6 +80,6 @@ def _option(flag: str, value: str) -> list[str]:
     return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Write a value as the command line reads it."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""What is reported: every method on every data set, read and checked."""
+"""The entries of a report: every method on every data set, read and checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any
 
 from ..bench.results import Read, Result, read_results, summary_of
 from ..bench.suite import SUITE
@@ -110,13 +109,13 @@ class Entry:
 
     @property
     def status(self) -> str:
-        """How much of it is there."""
+        """How many of the entry's rows are finished."""
         done, planned = len(self.runs), self.result.planned
         return f"{planned}" if done == planned else f"{done} of {planned}"
 
     @property
     def missing(self) -> str:
-        """Why not all of it is there; empty where it is."""
+        """Why rows are missing; empty where none is."""
         result = self.result
         said = []
         if result.failed:
@@ -134,7 +133,7 @@ class Entry:
 
 
 def gather(folders: Iterable[Path]) -> list[Entry]:
-    """Read what is to be reported.
+    """Read the runs and suites of a report.
 
     Args:
         folders: Suites, runs, or folders that hold some.
@@ -229,8 +228,8 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
     return [", ".join(f"{n} {o[n]}" for n in names if n in o) for o in flat]
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(options: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for name, value in options.items():
         found |= _flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found

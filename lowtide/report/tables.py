@@ -1,4 +1,4 @@
-"""The tables, as data: what HTML, Markdown and CSV write each in their way."""
+"""The tables of a report as data, for HTML, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def memory_table(entries: Sequence[Entry]) -> Table:
 
 
 def parts_of(entry: Entry) -> Mapping[str, int]:
-    """Take the planned peak apart.
+    """Split the planned peak into its parts.
 
     Args:
         entry: A method with a finished row.

@@ -1,4 +1,4 @@
-"""What the report says about its numbers, the same in every format."""
+"""Sentences of the report about its numbers, the same in every format."""
 
 from __future__ import annotations
 

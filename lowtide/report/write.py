@@ -26,7 +26,7 @@ def write_report(
     title: str | None = None,
     sections: Iterable[Section] = (),
 ) -> list[Entry]:
-    """Write what suites and runs reached.
+    """Write a report of suites and runs.
 
     Args:
         folders: What `lowtide bench` and `lowtide train` left, or folders that hold such folders.

@@ -1,4 +1,4 @@
-"""Requests to responses: what is checked before the model is asked, and how answers are put."""
+"""Turn requests into responses: check them, ask the model, write its answers."""
 
 from __future__ import annotations
 

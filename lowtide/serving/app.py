@@ -31,7 +31,7 @@ OWN = {"/", PATH}
 
 
 class Listening(socket.socket):
-    """A socket that listens no more once one process closes it, whoever else holds it.
+    """A listening socket that stops accepting in all processes once one of them closes it.
 
     LitServe's other processes hold it too, and the kernel would go on taking connections for them.
     """
@@ -43,23 +43,29 @@ class Listening(socket.socket):
         )  # an event loop may have closed the other by itself
 
     def close(self) -> None:
-        """Have the kernel take no more connections."""
+        """Make the kernel stop accepting connections."""
         with contextlib.suppress(OSError):
             self._same.shutdown(socket.SHUT_RDWR)
         super().close()
 
 
 class Server(LitServer):
-    """LitServe's, which takes no connections that nobody will answer."""
+    """LitServe's server, which stops accepting connections before it stops answering."""
 
     def _start_server(
-        self, port: Any, count: int, level: Any, sockets: Any, *rest: Any, **more: Any
+        self,
+        port: object,
+        count: int,
+        level: object,
+        sockets: Any,
+        *rest: object,
+        **more: object,
     ) -> Any:
         listening = [Listening(s.detach()) for s in sockets]
         return super()._start_server(port, count, level, listening, *rest, **more)
 
     def drain(self) -> None:
-        """Take no more requests, and answer those that were taken."""
+        """Stop taking requests, and answer those that were taken."""
         serving = [p for p in multiprocessing.active_children() if p.name.startswith("LitServer-")]
         for child in serving:
             child.terminate()
@@ -118,7 +124,7 @@ class Front:
         return await self._answering.guarded(self._add(task, request))
 
     async def remove_task(self, task: str) -> Response:
-        """Serve a task no longer."""
+        """Stop serving a task."""
         return await self._answering.guarded(self._remove(task))
 
     async def _ask(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,22 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..errors import InputError
+from ..errors import InputError, shown
+from ..values import Count, Ratio, read_fields
 from .answering import Answering
 from .limits import NAMES, Limits
 from .predictor import Predictor
 from .tasks import Task, Tasks
 from .upload import Pixels
+
+
+@dataclass(frozen=True)
+class _Settings(Limits):
+    replicas: Count = 1
+    checkpoint: str | None = None
+    top: Count = 5
+    batch_size: Count = 32
+    batch_wait: Ratio = 0.005
 
 
 class Adapters:
@@ -46,7 +57,7 @@ class Adapters:
         self._lock = threading.Lock()
 
         @serve.batch(max_batch_size=batch_size, batch_wait_timeout_s=batch_wait)
-        async def batched(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        async def batched(asked: list[dict[str, object]]) -> list[dict[str, object]]:
             return await asyncio.to_thread(self._predict, asked)
 
         self._batched: Any = batched
@@ -92,21 +103,21 @@ class Adapters:
                 return await answering.guarded(answering.predict(task, request))
         return JSONResponse({"error": "there is no such address"}, 404)
 
-    async def _ask(self, task: Task, pixels: Pixels) -> dict[str, Any]:
+    async def _ask(self, task: Task, pixels: Pixels) -> dict[str, object]:
         live = tuple(t.name for t in self._answering.tasks.all)
         load = (task.name, task.folder, task.content)
         asked = {"load": load, "pixels": pixels, "live": live}
-        answer: dict[str, Any] = await self._batched(asked)
+        answer: dict[str, object] = await self._batched(asked)
         return answer
 
-    def _predict(self, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _predict(self, asked: list[dict[str, object]]) -> list[dict[str, object]]:
         with self._lock:
-            answers: list[dict[str, Any]] = self._predictor.predict(asked)
+            answers: list[dict[str, object]] = self._predictor.predict(asked)
             return answers
 
 
 def application(args: Mapping[str, Any]) -> serve.Application:
-    """Make what Ray Serve runs.
+    """Make the application that Ray Serve runs.
 
     Args:
         args: `runs`, folders by name, which every node of the cluster can read; and optionally
@@ -117,28 +128,28 @@ def application(args: Mapping[str, Any]) -> serve.Application:
         The application, for `serve.run`, `serve run` and `serve deploy`.
 
     Raises:
-        InputError: There are no runs, or an argument is unknown.
+        InputError: There are no runs, or an argument is unknown or not what it may be.
     """
     given = dict(args)
-    runs = given.pop("runs", None)
+    runs, actor = given.pop("runs", None), given.pop("actor", {})
     if not isinstance(runs, Mapping) or not runs:
         raise InputError("expected runs, folders by name")
-    limits = Limits(**{name: int(given.pop(name)) for name in NAMES if name in given})
+    if not isinstance(actor, Mapping):
+        raise InputError(f"actor must be Ray's options of a replica by name, not {shown(actor)}")
+    settings = _Settings(**read_fields(_Settings, given))
+    limits = Limits(**{name: getattr(settings, name) for name in NAMES})
     deployment: Any = serve.deployment(
         Adapters,
-        num_replicas=int(given.pop("replicas", 1)),
-        ray_actor_options=given.pop("actor", {}),
+        num_replicas=settings.replicas,
+        ray_actor_options=dict(actor),
         max_ongoing_requests=limits.max_waiting,
         user_config={"runs": {n: str(Path(f).resolve()) for n, f in runs.items()}},
     )
-    bound = {
-        "checkpoint": given.pop("checkpoint", None),
-        "top": int(given.pop("top", 5)),
-        "limits": limits,
-        "batch_size": int(given.pop("batch_size", 32)),
-        "batch_wait": float(given.pop("batch_wait", 0.005)),
-    }
-    if given:
-        raise InputError(f"unknown: {', '.join(given)}")
-    application: serve.Application = deployment.bind(**bound)
+    application: serve.Application = deployment.bind(
+        checkpoint=settings.checkpoint,
+        top=settings.top,
+        limits=limits,
+        batch_size=settings.batch_size,
+        batch_wait=settings.batch_wait,
+    )
     return application

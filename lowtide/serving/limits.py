@@ -1,4 +1,4 @@
-"""What a request may be, and how it is refused."""
+"""Limits of a request, and how one beyond them is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEGA = 1_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold, and how many may wait.
+    """Limits of one request, and of how many may wait.
 
     Attributes:
         max_bytes: Bytes of a request.

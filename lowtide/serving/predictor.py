@@ -47,7 +47,7 @@ class Predictor:
         self.place = torch.device(device)
 
     def load(self, name: str, folder: Path, content: str | None = None) -> None:
-        """Load an adapter, unless it is there; another one under its name goes.
+        """Load an adapter, unless it is loaded; one of the same name is replaced.
 
         Args:
             name: Its task's name.
@@ -69,7 +69,7 @@ class Predictor:
         self.tasks[name] = task
 
     def keep(self, live: Iterable[str]) -> None:
-        """Forget all tasks but some.
+        """Unload all tasks but some.
 
         Args:
             live: Names of those that stay.
@@ -79,7 +79,7 @@ class Predictor:
             self.model.delete_adapter(name)
             del self.tasks[name]
 
-    def predict(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def predict(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
         """Answer a batch; one that cannot be answered leaves the others alone.
 
         Args:
@@ -88,7 +88,7 @@ class Predictor:
         Returns:
             Classes, or an error, of each.
         """
-        answers: list[dict[str, Any]] = [{} for _ in batch]
+        answers: list[dict[str, object]] = [{} for _ in batch]
         ready: dict[tuple[int, ...], list[int]] = {}
         for i, asked in enumerate(batch):
             try:
@@ -104,7 +104,7 @@ class Predictor:
         self.keep(batch[-1]["live"])
         return answers
 
-    def _classify(self, asked: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _classify(self, asked: list[Mapping[str, Any]]) -> list[dict[str, object]]:
         tasks = [self.tasks[a["load"][0]] for a in asked]
         images = [
             t.transform.after_cache(torch.from_numpy(a["pixels"]))
@@ -114,7 +114,7 @@ class Predictor:
         return [_answer(row, task, self.top) for row, task in zip(logits, tasks, strict=True)]
 
 
-def _answer(output: torch.Tensor, task: Task, top: int) -> dict[str, Any]:
+def _answer(output: torch.Tensor, task: Task, top: int) -> dict[str, object]:
     output = output.float().cpu()
     if not output.isfinite().all():
         return {"error": f"the answer of task {task.name} is no number"}

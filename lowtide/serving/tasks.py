@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..data.preprocessing import Augment, Preprocessing, Transform
 from ..errors import InputError, UnknownName, shown
@@ -46,8 +45,8 @@ class Task:
         """Names of its classes, in the order of the logits."""
         return self.config.classes or ()
 
-    def described(self) -> dict[str, Any]:
-        """Describe it to a client.
+    def described(self) -> dict[str, object]:
+        """Describe the task to a client.
 
         Returns:
             Plain JSON; no paths of this machine.
@@ -141,7 +140,7 @@ class Tasks:
         return self._served[name]
 
     def found(self, name: str, folder: object) -> Task:
-        """Read a task that is to be added; it is not served yet.
+        """Read the files of a task that is to be added.
 
         Args:
             name: Its name.
@@ -172,7 +171,7 @@ class Tasks:
         self._served[task.name] = task
 
     def remove(self, name: str) -> Task:
-        """Serve a task no longer.
+        """Stop serving a task.
 
         Args:
             name: Which.
@@ -190,7 +189,7 @@ class Tasks:
         return self._served.pop(name)
 
     def told(self, message: str) -> str:
-        """Take this machine's folders out of a message to a client.
+        """Remove this machine's folders from a message to a client.
 
         Args:
             message: The message.

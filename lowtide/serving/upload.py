@@ -1,4 +1,4 @@
-"""Bytes of a request to images; all of them may be anybody's."""
+"""Decode the images in a request, which may come from anybody."""
 
 from __future__ import annotations
 

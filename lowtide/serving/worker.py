@@ -1,4 +1,4 @@
-"""What runs in a worker's process of LitServe."""
+"""The code that runs in a worker process of LitServe."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AdapterWorker(LitAPI):
         self.predictor = Predictor(self.runs, self.checkpoint, self.top, device)
 
     def decode_request(self, request: Any, **kwargs: Any) -> Any:
-        """Take what `app` asks as it is.
+        """Return what `app` asks unchanged.
 
         Args:
             request: A mapping.

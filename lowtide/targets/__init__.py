@@ -1,4 +1,4 @@
-"""What is learnt of an image, one kind a file: its loss, its start, its scores, its answers.
+"""Kinds of targets, one a file: loss, start of training, scores, predictions.
 
 A kind is found by walking this folder; its `KIND` is a class of `kind.Targets`.
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..errors import InputError, UnknownName
 from .kind import Balance as Balance
@@ -28,7 +27,7 @@ DENSE = ("segment", "detect", "instances")
 
 
 def refuse_unknown(task: str, loss: str | None, balance: Balance) -> None:
-    """Refuse a task that there is not, and options that it has not.
+    """Refuse an unknown task, and options that a task does not have.
 
     Args:
         task: Its name.
@@ -54,8 +53,8 @@ def refuse_unknown(task: str, loss: str | None, balance: Balance) -> None:
         raise InputError(f"balance weighs classes, and task {task} has none: it is for {able}")
 
 
-def describe(targets: Targets) -> dict[str, Any]:
-    """Say what must be known to use a model, beside the names of its outputs.
+def describe(targets: Targets) -> dict[str, object]:
+    """Describe targets as a saved model needs them, beside the names of its outputs.
 
     Args:
         targets: What it has learnt.
@@ -66,8 +65,8 @@ def describe(targets: Targets) -> dict[str, Any]:
     return {"task": targets.task, **targets.to_dict()}
 
 
-def construct(names: tuple[str, ...], content: Mapping[str, Any] | None) -> Targets:
-    """Read what a trained model's targets are.
+def construct(names: tuple[str, ...], content: Mapping[str, object] | None) -> Targets:
+    """Make the targets of a trained model from its description.
 
     Args:
         names: Of its outputs.

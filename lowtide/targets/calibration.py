@@ -1,4 +1,4 @@
-"""How far a classifier's probabilities are from how often it is right."""
+"""Calibration of a classifier: how its probabilities compare with how often it is right."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def expected_calibration_error(logits: Tensor, targets: Tensor, temperature: flo
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Find what logits are to be divided by, so that probabilities fit images held out.
+    """Fit the temperature that logits are divided by, on images held out.
 
         T = argmin over t > 0 of   mean_i -log softmax(logits_i / t)[y_i]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class Classify(Targets):
         return torch.zeros(images, dtype=torch.long)
 
     def encode(self, targets: Tensor) -> Tensor:
-        """Change nothing.
+        """Return the labels unchanged.
 
         Args:
             targets: Classes (B,).
@@ -100,7 +100,7 @@ class Classify(Targets):
         return targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Take the cross-entropy, weighed by class.
+        """Compute the cross-entropy, weighed by class.
 
         Args:
             outputs: Logits (B, K).
@@ -118,7 +118,7 @@ class Classify(Targets):
         return (each * of_images).mean()
 
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """Take the accuracy.
+        """Compute the accuracy.
 
         Args:
             outputs: Logits (N, K).
@@ -130,7 +130,7 @@ class Classify(Targets):
         return int((outputs.argmax(-1) == targets).sum()) / len(targets) if len(targets) else None
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Take every score; means over classes are over those that some image has.
+        """Compute every score; means over classes are over those that some image has.
 
         `auroc` is the mean over classes of the area under the ROC curve of each against the rest;
         it is not there where all images are of one class. `ece` is the expected calibration error.
@@ -149,7 +149,7 @@ class Classify(Targets):
         truth, taken = targets.numpy(), outputs.argmax(-1).numpy()
         present = np.unique(truth)
         shares = outputs.double().softmax(-1).numpy()
-        among: Any = {"labels": present, "zero_division": 0.0}
+        among: dict[str, object] = {"labels": present, "zero_division": 0.0}
         found = {
             "accuracy": float((truth == taken).mean()),
             "mean_class_accuracy": float(recall_score(truth, taken, average="macro", **among)),
@@ -162,7 +162,7 @@ class Classify(Targets):
 
     @staticmethod
     def averaged(outputs: Sequence[Tensor]) -> Tensor:
-        """Average probabilities.
+        """Average the probabilities of several outputs.
 
         Args:
             outputs: (N, K) each.
@@ -187,8 +187,8 @@ class Classify(Targets):
             return None
         return softmax_regression(x, y, len(self.names), seed)
 
-    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
-        """Name the most probable classes.
+    def answer(self, output: Tensor, top: int) -> dict[str, object]:
+        """Give the most probable classes.
 
         Args:
             output: Logits (K,).
@@ -218,8 +218,8 @@ class Classify(Targets):
         assert isinstance(label, int)
         return names[label]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give what must be known beside the names.
+    def to_dict(self) -> dict[str, object]:
+        """Give what must be saved beside the names.
 
         Returns:
             Nothing: how it was learnt does not matter any more.
@@ -227,7 +227,7 @@ class Classify(Targets):
         return {}
 
     @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
         """Make the targets of a trained model.
 
         Args:

@@ -1,4 +1,4 @@
-"""No score is taken of what is no number."""
+"""Refuse to score outputs that are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..errors import LowtideError
 
 
 def refuse_infinite(outputs: Tensor) -> None:
-    """Refuse outputs that are no numbers.
+    """Refuse outputs that are NaN or infinite.
 
     Args:
         outputs: (N, K).

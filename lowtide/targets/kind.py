@@ -1,11 +1,11 @@
-"""What every kind of targets answers."""
+"""The interface of every kind of targets."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class Targets(ABC):
         balance: Balance = "none",
         smoothing: float = 0.0,
     ) -> Self:
-        """Take what a loss needs to know from a training set.
+        """Compute from a training set what the loss needs of it.
 
         Args:
             names: Of the outputs.
@@ -99,7 +99,7 @@ class Targets(ABC):
 
     @abstractmethod
     def encode(self, targets: Tensor) -> Tensor:
-        """Give what `loss` takes.
+        """Turn targets into the form that `loss` takes.
 
         Args:
             targets: As a loader gives them: (B,) int64, or (B, K) float64.
@@ -122,7 +122,7 @@ class Targets(ABC):
 
     @abstractmethod
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """Take the score that is followed during training.
+        """Compute the score that is followed during training.
 
         Args:
             outputs: (N, K), float32.
@@ -134,7 +134,7 @@ class Targets(ABC):
 
     @abstractmethod
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Take every score.
+        """Compute every score.
 
         Args:
             outputs: (N, K), float32, of one image or more.
@@ -150,7 +150,7 @@ class Targets(ABC):
     @staticmethod
     @abstractmethod
     def averaged(outputs: Sequence[Tensor]) -> Tensor:
-        """Average several answers to the same images.
+        """Average several outputs for the same images.
 
         Args:
             outputs: (N, K) each.
@@ -173,8 +173,8 @@ class Targets(ABC):
         """
 
     @abstractmethod
-    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
-        """Say what a model's output for an image means.
+    def answer(self, output: Tensor, top: int) -> dict[str, object]:
+        """Turn a model's output for an image into a prediction.
 
         Args:
             output: (K,), float32.
@@ -198,8 +198,8 @@ class Targets(ABC):
         """
 
     @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Give what must be known to use a model, beside the names.
+    def to_dict(self) -> dict[str, object]:
+        """Give what must be saved to use a model, beside the names.
 
         Returns:
             What `from_dict` takes.
@@ -207,8 +207,8 @@ class Targets(ABC):
 
     @classmethod
     @abstractmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` gave.
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
+        """Make the targets of a trained model from what `to_dict` gave.
 
         Args:
             names: Of the outputs.

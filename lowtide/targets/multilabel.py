@@ -1,10 +1,10 @@
-"""Any number of labels, none of them too."""
+"""Any number of labels per image, also none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class Multilabel(Targets):
         return targets.float() * (1 - self.smoothing) + self.smoothing / 2
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Take the binary cross-entropy.
+        """Compute the binary cross-entropy.
 
         Args:
             outputs: Logits (B, K).
@@ -98,7 +98,7 @@ class Multilabel(Targets):
         return F.binary_cross_entropy_with_logits(outputs.float(), targets)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """Take the mean average precision over the labels that some image has.
+        """Compute the mean average precision over the labels that some image has.
 
         Args:
             outputs: Logits (N, K).
@@ -117,7 +117,7 @@ class Multilabel(Targets):
         return float(np.mean(each)) if each else None
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Take every score: `map`, and F1 at a threshold of 0.5.
+        """Compute every score: `map`, and F1 at a threshold of 0.5.
 
         `macro_f1` is the mean over the labels that some image has, `micro_f1` that of all answers
         together; `exact` is the share of images whose labels are answered without a fault.
@@ -146,7 +146,7 @@ class Multilabel(Targets):
 
     @staticmethod
     def averaged(outputs: Sequence[Tensor]) -> Tensor:
-        """Average probabilities.
+        """Average the probabilities of several outputs.
 
         Args:
             outputs: (N, K) each.
@@ -169,8 +169,8 @@ class Multilabel(Targets):
         """
         return one_vs_rest(x, y, seed)
 
-    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
-        """Name the labels of an image.
+    def answer(self, output: Tensor, top: int) -> dict[str, object]:
+        """Give the labels of an image.
 
         Args:
             output: Logits (K,).
@@ -205,8 +205,8 @@ class Multilabel(Targets):
         assert isinstance(label, tuple)
         return ";".join(n for n, value in zip(names, label, strict=True) if value)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give what must be known beside the names.
+    def to_dict(self) -> dict[str, object]:
+        """Give what must be saved beside the names.
 
         Returns:
             Nothing.
@@ -214,7 +214,7 @@ class Multilabel(Targets):
         return {}
 
     @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
         """Make the targets of a trained model.
 
         Args:

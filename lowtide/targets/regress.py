@@ -1,10 +1,10 @@
-"""A number."""
+"""A number per image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Regress(Targets):
         balance: Balance = "none",
         smoothing: float = 0.0,
     ) -> Self:
-        """Take mean and deviation of the training images; see `Targets.of`.
+        """Compute mean and deviation of the training images; see `Targets.of`.
 
         Args:
             names: Of the number.
@@ -101,7 +101,7 @@ class Regress(Targets):
         return ((targets - self.mean) / self.std).float()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Take the loss in units of the training deviation.
+        """Compute the loss in units of the training deviation.
 
         Args:
             outputs: (B, 1).
@@ -125,7 +125,7 @@ class Regress(Targets):
         return outputs.double() * self.std + self.mean
 
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """Take the share of the variance that is explained.
+        """Compute the share of the variance that is explained.
 
         Args:
             outputs: (N, 1).
@@ -143,7 +143,7 @@ class Regress(Targets):
         return float(r2_score(targets.numpy(), self.numbers(outputs).numpy()))
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Take every score: `mae` and `rmse` in the units of the labels, and `r2`.
+        """Compute every score: `mae` and `rmse` in the units of the labels, and `r2`.
 
         Args:
             outputs: (N, 1).
@@ -165,7 +165,7 @@ class Regress(Targets):
 
     @staticmethod
     def averaged(outputs: Sequence[Tensor]) -> Tensor:
-        """Average numbers.
+        """Average several outputs.
 
         Args:
             outputs: (N, K) each.
@@ -189,8 +189,8 @@ class Regress(Targets):
         from_mean = (y - self.mean) / self.std
         return ridge(x, from_mean)
 
-    def answer(self, output: Tensor, top: int) -> dict[str, Any]:
-        """Give the number.
+    def answer(self, output: Tensor, top: int) -> dict[str, object]:
+        """Give the predicted number.
 
         Args:
             output: (1,).
@@ -215,8 +215,8 @@ class Regress(Targets):
         assert isinstance(label, tuple)
         return repr(label[0])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give what must be known beside the name.
+    def to_dict(self) -> dict[str, object]:
+        """Give what must be saved beside the name.
 
         Returns:
             Mean and deviation of the training images.
@@ -224,7 +224,7 @@ class Regress(Targets):
         return {"mean": self.mean, "std": self.std}
 
     @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, Any]) -> Self:
+    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
         """Read what `to_dict` gave.
 
         Args:

@@ -1,4 +1,4 @@
-"""Scores as people read them."""
+"""Names of scores, as people read them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORDS = {
 
 
 def word(score: str) -> str:
-    """Name a score.
+    """Give the name of a score, as people read it.
 
     Args:
         score: Its name in files.

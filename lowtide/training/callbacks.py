@@ -1,4 +1,4 @@
-"""What a program may be told while a run lasts."""
+"""Callbacks: what a program is told while a run lasts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Step:
 
 
 class Callback:
-    """Told of a run by the process that writes its files; override what is of use.
+    """Called by a run as it proceeds, in the process that writes its files.
 
     An exception ends the run, which can be continued from its last finished epoch.
     """
 
     def around(self, model: nn.Module) -> nn.Module:
-        """Give what runs in the model's place, before the first epoch.
+        """Give the module that runs in the model's place, before the first epoch.
 
         Args:
             model: Images to outputs; what trains is its own, and what is saved.
@@ -44,21 +44,21 @@ class Callback:
         return model
 
     def on_step(self, step: Step) -> None:
-        """Take note of an update.
+        """Called after each update.
 
         Args:
             step: Which, and its loss.
         """
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Take note of an epoch, once a run could be continued from it.
+        """Called after each epoch, once the run can be resumed from it.
 
         Args:
             epoch: What `log.jsonl` says of it.
         """
 
     def on_end(self, summary: RunSummary) -> None:
-        """Take note of the end, once the run folder is whole.
+        """Called at the end, once the run folder is complete.
 
         Args:
             summary: What `summary.json` says.

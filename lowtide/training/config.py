@@ -172,7 +172,7 @@ class RunConfig(TaskConfig):
 
     @property
     def distortion(self) -> Distortion:
-        """What training does to an image beside cropping it."""
+        """The augmentation of training images beside cropping."""
         return Distortion(self.auto_augment, self.color_jitter, self.random_erasing)
 
     def _check_schedule(self) -> None:
@@ -192,7 +192,7 @@ class RunConfig(TaskConfig):
             )
 
     def refuse_crowd(self) -> None:
-        """Refuse more loading processes than this machine can hold; another one may hold them.
+        """Refuse more loading processes than this machine can hold.
 
         Raises:
             InputError: There are more than `PER_CORE` for each core.
@@ -206,7 +206,7 @@ class RunConfig(TaskConfig):
 
     @property
     def head_made(self) -> HeadInit:
-        """How a new classifier is made, before any image is seen."""
+        """How a new classifier is initialised, before any image is seen."""
         return "zero" if self.head_init == "probe" else self.head_init
 
     def to_dict(self) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_yaml(values: Mapping[str, Any]) -> str:
+def write_yaml(values: Mapping[str, object]) -> str:
     """Write options as YAML.
 
     Args:

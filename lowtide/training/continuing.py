@@ -1,4 +1,4 @@
-"""Whether a run folder may be begun in or continued, and the training checkpoint between epochs."""
+"""Check whether a run folder may be used, and write and restore the checkpoint between epochs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOVABLE = frozenset({"data", "checkpoint", "device", "workers"})
 
 
 def refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
-    """Refuse a folder whose content was not said to be continued or replaced."""
+    """Refuse a folder with content, unless it is to be resumed or replaced."""
     if continues or overwrite:
         return
     if (folder / CONFIG).exists():
@@ -43,7 +43,7 @@ def refuse_taken(folder: Path, continues: bool, overwrite: bool) -> None:
 
 
 def continued(config: RunConfig, folder: Path) -> RunConfig:
-    """Refuse to continue a run with options that are not its own."""
+    """Refuse to resume a run with options that are not its own."""
     kept = RunConfig.from_dict({**BEFORE, **read_yaml(folder / CONFIG)})
     config = dataclasses.replace(
         config, **{name: getattr(kept, name) for name in OPEN if getattr(config, name) is None}

@@ -1,4 +1,4 @@
-"""What a run decides of itself where nothing is given: rates, epochs, warm-up, the epoch kept."""
+"""Choose options that are left open: rates, epochs, warm-up, the epoch that is kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEAD_SCALE = 0.1
 
 @dataclass(frozen=True)
 class Decided:
-    """The options of a run that may be left open, as they are once the run has begun.
+    """Options that may be left open, as the run has chosen them.
 
     Attributes:
         lr: Peak learning rate.
@@ -39,7 +39,7 @@ class Decided:
 
     @classmethod
     def of(cls, config: RunConfig) -> Decided:
-        """Read them off the config of a run that has begun.
+        """Read them from the config of a run that has begun.
 
         Args:
             config: What `decide` gave.
@@ -68,7 +68,7 @@ OPEN = tuple(f.name for f in fields(Decided))
 
 
 def decide(config: RunConfig, *, updates: int, validated: bool, probed: bool) -> RunConfig:
-    """Fill in what is left open.
+    """Fill in options that are left open.
 
     Args:
         config: What was asked for.
@@ -92,7 +92,7 @@ def decide(config: RunConfig, *, updates: int, validated: bool, probed: bool) ->
 
 
 def refuse_blind(config: RunConfig, *, validated: bool) -> None:
-    """Refuse to look for the best epoch without images to tell it by.
+    """Refuse to choose the best epoch without validation images.
 
     Args:
         config: What was asked for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,10 @@ from torch import Tensor
 from ..data import Dataset
 from ..data.dense import DenseFolder, DenseSplit, read
 from ..dense.tasks import TASKS, DenseTask
+from ..dense.tasks.kind import Target
 from .config import RunConfig
 
-Item = tuple[Tensor, Mapping[str, Any]]
+Item = tuple[Tensor, Target]
 """An image and what is labelled in it."""
 
 
@@ -42,7 +43,7 @@ class Described(Dataset):
         listed = folder.listed()
         return cls(**{name: getattr(listed, name) for name in vars(listed)}, folder=folder)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Summarise for the run record.
 
         Returns:
@@ -75,7 +76,7 @@ class Described(Dataset):
 
 @dataclass(frozen=True)
 class Transformed:
-    """What a loader does to each image and its labels, and where it finds them.
+    """The transform of images and labels, which a loader applies to each image.
 
     Attributes:
         dataset: Where.
@@ -84,10 +85,10 @@ class Transformed:
     """
 
     dataset: Described
-    after_cache: Any
+    after_cache: Callable[[Item], Item]
     random: bool
 
-    def load(self, path: Path, transform: Any) -> Any:
+    def load(self, path: Path, transform: object) -> Item:
         """Decode an image and its labels.
 
         Args:
@@ -102,13 +103,13 @@ class Transformed:
 
 @dataclass(frozen=True)
 class Together:
-    """Gives an image and its labels to a transform of both.
+    """Calls a transform of both with an image and its labels.
 
     Attributes:
         transform: Of `lowtide.data.dense`.
     """
 
-    transform: Any
+    transform: Callable[..., Item]
 
     def __call__(self, item: Item) -> Item:
         """Transform both.
@@ -125,7 +126,7 @@ class Together:
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a task's batch of what a loader gives.
+    """Makes a task's batch of a loader's items.
 
     Attributes:
         task: The task.

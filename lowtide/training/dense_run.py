@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data import Preprocessing, Sample
 from ..dense.plans import plan_task
 from ..dense.pyramid import backbone_path
+from ..dense.results import Predicted
 from ..dense.scores import Scores
 from ..dense.sizes import refuse_size
 from ..dense.tasks import TASKS, DenseTask
@@ -49,13 +50,13 @@ class DenseRun(Run):
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the run before it starts, a sentence each."""
+        """Warnings about the run before it starts, a sentence each."""
         own = "a detector's losses are means over the boxes of each process's images"
         return super().notes + [own] * (self.processes > 1 and self.config.task != "segment")
 
     @property
     def begins_trained(self) -> bool:
-        """Whether the start may be kept; decoder and heads are at random then."""
+        """No: a decoder or heads start at random, so the start is never kept."""
         return False
 
     def _stays_decoded(self) -> bool:
@@ -139,9 +140,13 @@ def tuned_for(task: DenseTask, body: nn.Module, config: RunConfig) -> Tuned:
 
 
 def answers_of(
-    task: DenseTask, model: Any, dataset: Described, samples: tuple[Sample, ...], batch_size: int
-) -> Iterator[tuple[Path, Any, Target]]:
-    """Ask a model about images at their own size.
+    task: DenseTask,
+    model: nn.Module,
+    dataset: Described,
+    samples: tuple[Sample, ...],
+    batch_size: int,
+) -> Iterator[tuple[Path, Predicted, Target]]:
+    """Predict for images at their own size.
 
     Args:
         task: The task.
@@ -185,12 +190,12 @@ def _run_scores(
 
 
 @score_of.register
-def _score(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> float | None:
+def _score(run: DenseRun, model: nn.Module, samples: tuple[Sample, ...]) -> float | None:
     return _run_scores(run, samples).main
 
 
 @scores_on.register
-def _scores(run: DenseRun, model: Any, samples: tuple[Sample, ...]) -> Scored:
+def _scores(run: DenseRun, model: nn.Module, samples: tuple[Sample, ...]) -> Scored:
     ranked: list[tuple[float, Path]] = []
     found = _run_scores(run, samples, ranked)
 
@@ -207,7 +212,7 @@ def _defined(scores: Mapping[str, float | None]) -> dict[str, float]:
 
 
 @record_of.register
-def _record(run: DenseRun) -> dict[str, Any]:
+def _record(run: DenseRun) -> dict[str, object]:
     return {
         "dense": {
             "task": run.config.task,

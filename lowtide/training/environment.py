@@ -1,4 +1,4 @@
-"""Where and with what a run was made, and what of it lowtide can use."""
+"""Record the machine and the software of a run, and what lowtide can use of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from packaging.requirements import Requirement
@@ -27,7 +26,7 @@ Needs = tuple[Requirement, ...]
 
 
 def environment(device: torch.device, processes: int) -> Environment:
-    """Record what a result may depend on beside its options.
+    """Record the machine and the versions that a result may depend on.
 
     Args:
         device: Where the run computed.
@@ -59,8 +58,8 @@ def _working_folder() -> str | None:
         return None
 
 
-def diagnosis() -> dict[str, Any]:
-    """Find what lowtide runs with on this machine, and what keeps it from running better.
+def diagnosis() -> dict[str, object]:
+    """Find what lowtide runs with on this machine, and what slows it down.
 
     Returns:
         Plain values by subject; `warnings` holds one line for each thing a user may want to mend.
@@ -201,7 +200,7 @@ def _unsupported() -> Iterator[str]:
             )
 
 
-def _kernels() -> dict[str, Any]:
+def _kernels() -> dict[str, object]:
     """The CPU's kernels and the GPU's, and what the first are built with and kept in."""
     try:
         command: tuple[str, ...] = native.compiler()
@@ -232,7 +231,7 @@ def _first_line(command: tuple[str, ...]) -> str | None:
     return next(iter(said.splitlines()), None)
 
 
-def _slower(kernels: dict[str, Any]) -> Iterator[str]:
+def _slower(kernels: dict[str, object]) -> Iterator[str]:
     """Say what is right but slower than it need be."""
     if kernels["cpu_kernels_absent"]:
         yield f"compression on the CPU runs without kernels: {kernels['cpu_kernels_absent']}"

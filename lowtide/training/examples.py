@@ -1,4 +1,4 @@
-"""What a run of a dense task leaves to look at: its best and worst test images, and its curves."""
+"""Examples of a dense run: its best and worst test images, and its precision-recall curves."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.dataset import relative
 from ..dense.drawing import draw, shrunk
+from ..dense.results import Predicted
 from ..dense.tasks import DenseTask
+from ..dense.tasks.kind import Target
 from ..errors import InputError
 from ..paths import read_json, write_text
 from ..values import Within
@@ -37,7 +39,7 @@ Ranked = Sequence[tuple[float, Path]]
 
 @dataclass(frozen=True, kw_only=True)
 class Example(Record):
-    """A test image: what is labelled in it, and what was predicted.
+    """A test image with its labels and predictions.
 
     Attributes:
         path: Of the image, relative to the data's root.
@@ -58,7 +60,7 @@ class Example(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples(Record):
-    """What is kept of the test images.
+    """The examples of a run.
 
     Attributes:
         best: Those that score best alone, the best first.
@@ -75,7 +77,7 @@ class Examples(Record):
             raise InputError(f"it holds more than {MOST} best or worst images")
 
 
-def image_score(task: DenseTask, predicted: Any, target: Mapping[str, Any]) -> float | None:
+def image_score(task: DenseTask, predicted: Predicted, target: Target) -> float | None:
     """Score one image alone.
 
     Args:
@@ -106,9 +108,9 @@ def ends(ranked: Ranked) -> tuple[list[tuple[float, Path]], list[tuple[float, Pa
 
 
 def find_examples(
-    task: DenseTask, model: Any, dataset: Described, ranked: Ranked, curves: Curves
+    task: DenseTask, model: nn.Module, dataset: Described, ranked: Ranked, curves: Curves
 ) -> Examples:
-    """Draw what is labelled in the best and the worst images, and what the model predicts.
+    """Draw labels and predictions of the best and the worst images.
 
     Args:
         task: The task.
@@ -130,7 +132,7 @@ def find_examples(
 
 
 def _example(
-    task: DenseTask, model: Any, dataset: Described, score: float, path: Path
+    task: DenseTask, model: nn.Module, dataset: Described, score: float, path: Path
 ) -> Example | None:
     """Draw an image twice; None where a picture of it does not compress."""
     image, target = dataset.item(path)
@@ -143,7 +145,7 @@ def _example(
     return Example(path=name, score=score, truth=truth, predicted=answer)
 
 
-def _picture(image: Tensor, found: Any, names: Sequence[str]) -> str | None:
+def _picture(image: Tensor, found: Predicted, names: Sequence[str]) -> str | None:
     if not isinstance(found, Tensor):
         found = {name: value.cpu() for name, value in found.items()}
     small, inside = shrunk(image, found if isinstance(found, dict) else found.cpu(), SIDE)
@@ -152,7 +154,7 @@ def _picture(image: Tensor, found: Any, names: Sequence[str]) -> str | None:
 
 
 def write_examples(examples: Examples, folder: Path) -> None:
-    """Leave them in a run folder.
+    """Write the examples into a run folder.
 
     Args:
         examples: What `find_examples` found.
@@ -162,7 +164,7 @@ def write_examples(examples: Examples, folder: Path) -> None:
 
 
 def read_examples(folder: Path) -> Examples:
-    """Read what `write_examples` left.
+    """Read what `write_examples` wrote.
 
     Args:
         folder: A run folder.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, DropPath, NormMlpClassifierHead
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.method import method_name
@@ -23,7 +24,7 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
 def constant_outputs(tuned: Tuned, images: Tensor) -> dict[str, Tensor]:
-    """Run the elements of the chain that give the same for an image whatever is learnt.
+    """Find the elements of the chain whose output for an image never changes in training.
 
     An element is constant if nothing that trains takes part in its output, no side network changes
     its input or output, and it draws no random numbers; found by running it, not declared.
@@ -99,7 +100,7 @@ def features(tuned: Tuned, names: Iterable[str], images: Tensor) -> dict[str, Te
 
 
 def trained_part(tuned: Tuned) -> tuple[FromFeatures, tuple[int]]:
-    """Find the part of a model that a training step on kept features has to run.
+    """Give the part of a model that a training step on cached features runs.
 
     Args:
         tuned: The model.
@@ -152,12 +153,12 @@ class FromFeatures(nn.Module):
 class _RecordingElement:
     """An element of the chain that records its input and output."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Callable[..., Any]) -> None:
         self.inner = inner
         self.input: Tensor | None = None
         self.output: Tensor | None = None
 
-    def __call__(self, x: Tensor, *tokens: Tensor, **between: Any) -> Any:
+    def __call__(self, x: Tensor, *tokens: Tensor, **between: object) -> Any:
         if tokens or between:  # a prompt attends here, or an adapter stands inside
             return self.inner(x, *tokens, **between)
         self.input, self.output = x, self.inner(x)
@@ -169,7 +170,13 @@ class _RandomDraws(TorchDispatchMode):
 
     drawn = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(
             {a.name: a.default_value for a in func._schema.arguments}
@@ -179,7 +186,7 @@ class _RandomDraws(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _draws_nothing(given: Mapping[str, Any]) -> bool:
+def _draws_nothing(given: Mapping[str, object]) -> bool:
     """Whether a function that may draw draws nothing: not in training, or drops out with p = 0."""
     trains = given.get("train", given.get("training"))
     chance = given.get("dropout_p", given.get("p") if trains else None)
@@ -199,7 +206,7 @@ def device_of(tuned: Tuned) -> torch.device:
 
 
 def within(path: str, chain: tuple[str, ...]) -> bool:
-    """Say whether a path is one of some, or inside of one.
+    """Say whether a path is one of several, or inside one.
 
     Args:
         path: Of a module.

@@ -61,7 +61,7 @@ class FeatureStore:
 
     @contextmanager
     def adding(self) -> Iterator[dict[str, int]]:
-        """Be the one who adds.
+        """Hold the lock under which rows are added.
 
         Yields:
             The row of each image that is known, by the hash of its file.
@@ -89,7 +89,7 @@ class FeatureStore:
         write_text(self.folder / INDEX, json.dumps(known) + "\n")
 
     def read(self, count: int) -> NDArray[np.float32]:
-        """Open the first rows.
+        """Map the first rows into memory.
 
         Args:
             count: How many; at least one.
@@ -217,7 +217,7 @@ class FeatureTransform:
     random = False
 
     def after_cache(self, features: Any) -> Tensor:
-        """Change nothing.
+        """Return the features unchanged.
 
         Args:
             features: What `Features.load` gives.

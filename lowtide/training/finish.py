@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial, singledispatch
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
+from torch import nn
 
 from ..data import Sample
 from ..paths import write_text
@@ -34,7 +34,7 @@ from .summary import (
 )
 
 
-def finish(run: Run, model: Any) -> RunSummary:
+def finish(run: Run, model: nn.Module) -> RunSummary:
     """Test the kept epoch's model, save adapter and summary, drop the training checkpoint."""
     validated = scores_on(run, model, run.dataset.val)
     tested = scores_on(run, model, () if run.config.skip_test else run.dataset.test)
@@ -54,7 +54,7 @@ def finish(run: Run, model: Any) -> RunSummary:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the final model gave for some images.
+    """Outputs and scores of the final model on some images.
 
     Attributes:
         scores: Scores by name; none without images.
@@ -72,8 +72,8 @@ class Scored:
 
 
 @singledispatch
-def scores_on(run: Run, model: Any, samples: tuple[Sample, ...]) -> Scored:
-    """Score a model on images of its run; a run of another kind registers how."""
+def scores_on(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> Scored:
+    """Score a model on images of its run; other kinds of runs register theirs."""
     outputs, targets = outputs_of(run, model, samples)
     scores = run.targets.scores(outputs, targets) if len(targets) else {}
     if run.targets.task != "classify":
@@ -93,7 +93,7 @@ def _leave(wrong: Sequence[Mistake], answers: Predictions | None, folder: Path) 
 
 
 def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
-    """Gather what is reported of a finished run."""
+    """Gather the summary of a finished run."""
     trained, total = run.tuned.trainable_counts()
     kept = len(run.history) if run.kept_epoch is None else run.kept_epoch
     return RunSummary(
@@ -123,13 +123,13 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
 
 
 def save_adapter(run: Run) -> None:
-    """Save what trained, with all that is needed to use it: backbone, images, classes."""
+    """Save the adapter with its backbone's name, pre-processing and classes."""
     run.tuned.save_pretrained(run.folder, **record_of(run))
 
 
 @singledispatch
-def record_of(run: Run) -> dict[str, Any]:
-    """Say what else is needed to use a model; a run of another kind registers it."""
+def record_of(run: Run) -> dict[str, object]:
+    """Give what must be saved beside the tensors; other kinds of runs register theirs."""
     config = run.config
     return dict(
         backbone={

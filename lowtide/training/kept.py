@@ -37,7 +37,7 @@ def keep_if_best(run: Run) -> None:
 
 
 def score_at(run: Run, epoch: int) -> float | None:
-    """Look the score on the validation images after an epoch up; higher is better.
+    """Look up the validation score after an epoch; higher is better.
 
     Args:
         run: The run; it validates.
@@ -55,7 +55,7 @@ def _rank(run: Run, epoch: int) -> float:
 
 
 def waited_enough(run: Run) -> bool:
-    """Tell whether no epoch has been better than all before it for as long as `patience` says.
+    """Tell whether `patience` epochs have passed without a better one.
 
     Args:
         run: The run.
@@ -70,7 +70,7 @@ def waited_enough(run: Run) -> bool:
 
 
 def put_back(run: Run) -> None:
-    """Put the kept epoch's model in the place of the last one's.
+    """Load the best epoch's weights into the model.
 
     Args:
         run: The run after its last epoch.

@@ -1,4 +1,4 @@
-"""Carry a run out: fit, evaluate, and leave a folder that says everything about it."""
+"""Run a training: fit, evaluate, and write the run folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import InputError, LowtideError
@@ -56,7 +55,7 @@ def train(
     time_limit: str | None = None,
     keep_features: Path | None = None,
 ) -> RunSummary:
-    """Fine-tune a backbone and leave a run folder.
+    """Fine-tune a backbone and write a run folder.
 
     The folder holds `config.yaml`, the adapter, `log.jsonl` and `summary.json`; until the run ends
     also `checkpoint.safetensors`, from which it can be continued.
@@ -143,9 +142,9 @@ def _prepared(
     return run
 
 
-def _model(run: Run) -> Any:
+def _model(run: Run) -> nn.Module:
     """Give what runs: the model or what trains from its features, in what callbacks put around."""
-    whole: Any = run.features.model if run.features else run.tuned
+    whole: nn.Module = run.features.model if run.features else run.tuned
     for callback in run.callbacks:
         whole = callback.around(whole)
     return whole
@@ -161,7 +160,9 @@ def _optimizer(run: Run) -> Optimizer:
     )
 
 
-def _fit(run: Run, model: Any, wrapped: Any, optimizer: Optimizer, watch: Watch) -> None:
+def _fit(
+    run: Run, model: nn.Module, wrapped: Optimizer, optimizer: Optimizer, watch: Watch
+) -> None:
     config, made = run.config, Decided.of(run.config)
     steps = run.updates
     schedule = make_schedule(optimizer, config, steps)
@@ -206,7 +207,7 @@ def _refuse_infinite(loss: float, where: str, lr: float) -> None:
         )
 
 
-def _validate(run: Run, model: Any, loss: float, started: float) -> None:
+def _validate(run: Run, model: nn.Module, loss: float, started: float) -> None:
     """Score an epoch, record it, and keep it if it is the best."""
     with run.averaged():
         validated = score_of(run, model, run.dataset.val)
@@ -223,8 +224,8 @@ def _validate(run: Run, model: Any, loss: float, started: float) -> None:
 
 def _update(
     run: Run,
-    model: Any,
-    wrapped: Any,
+    model: nn.Module,
+    wrapped: Optimizer,
     batch: tuple[Tensor, Tensor, int, int],
     meter: Meter | None,
 ) -> float:

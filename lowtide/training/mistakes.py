@@ -97,7 +97,7 @@ def _thumbnail(path: Path, preprocessing: Preprocessing) -> str | None:
 
 
 def write_mistakes(mistakes: Sequence[Mistake], folder: Path) -> None:
-    """Leave them in a run folder.
+    """Write the errors into a run folder.
 
     Args:
         mistakes: What `find_mistakes` found.
@@ -108,7 +108,7 @@ def write_mistakes(mistakes: Sequence[Mistake], folder: Path) -> None:
 
 
 def read_mistakes(folder: Path) -> list[Mistake]:
-    """Read what `write_mistakes` left.
+    """Read what `write_mistakes` wrote.
 
     Args:
         folder: A run folder.

@@ -76,7 +76,7 @@ OWN = frozenset(f.name for f in dataclasses.fields(RunConfig))
 
 
 def run_config(
-    parser: Parser, args: Sequence[str], usual: Mapping[str, Any] | None = None
+    parser: Parser, args: Sequence[str], usual: Mapping[str, object] | None = None
 ) -> tuple[RunConfig, dict[str, Any]]:
     """Read a run's config from a preset, from a file over it, and from arguments over both.
 
@@ -109,7 +109,7 @@ def run_config(
     }
 
 
-def config_of(given: Mapping[str, Any]) -> RunConfig:
+def config_of(given: Mapping[str, object]) -> RunConfig:
     """Read a run's config from options alone, as from a file.
 
     Args:

@@ -42,7 +42,7 @@ def free_folder(data: str, method: object) -> Path:
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """Refuse a run that has begun and not ended; what lies in its folder is not its result.
+    """Refuse the folder of a run that has not ended.
 
     Args:
         folder: A run folder, or that of an adapter alone.
@@ -59,7 +59,7 @@ def refuse_unfinished(folder: Path) -> None:
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own a run folder for the length of a block; of the processes of one run, the first does.
+    """Lock a run folder for the length of a block; of the processes of one run, the first does.
 
     The system takes the lock back from a process that ends, however it ends; the file stays. A
     folder that is still empty afterwards goes again, if it was made here.

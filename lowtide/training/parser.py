@@ -15,7 +15,7 @@ METHOD = "method.name"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, which only finds the options; `values.read` reads them, from wherever they come.
+    """An argparse parser whose values are read and checked by `values.read`.
 
     Every refusal is one `InputError` that offers the nearest name.
     """
@@ -35,9 +35,9 @@ class Parser(argparse.ArgumentParser):
             exit_on_error=False,
         )
         self._negative_number_matcher = re.compile(r"^-(\d|\.\d|inf|nan)")
-        self._hints: dict[str, Any] = {}
+        self._hints: dict[str, object] = {}
         self._many: set[str] = set()
-        self._defaults_of: dict[str, Any] = {}
+        self._defaults_of: dict[str, object] = {}
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Add an option.
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def error(self, message: str) -> NoReturn:
-        """Refuse.
+        """Raise an argument error as an `InputError`.
 
         Args:
             message: What argparse says is wrong.
@@ -89,7 +89,7 @@ class Parser(argparse.ArgumentParser):
     def read(
         self,
         args: Sequence[str],
-        given: Mapping[str, Any] | None = None,
+        given: Mapping[str, object] | None = None,
         *,
         unset: Sequence[str] = (),
     ) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Parser(argparse.ArgumentParser):
         """
         return list(self._hints)
 
-    def _one(self, name: str, text: Any) -> Any:
+    def _one(self, name: str, text: Any) -> object:
         flag = next(
             (a.option_strings[0] for a in self._actions if a.dest == name and a.option_strings),
             name,
@@ -161,7 +161,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help().replace("--method.name", "--method")
 
 
-def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any]) -> dict[str, object]:
     """Give nested options flat names.
 
     Args:
@@ -173,7 +173,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: A name is no text, is given twice, or an option holds options.
     """
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, value in values.items():
         if not isinstance(name, str):
             raise InputError(f"the name of an option must be text, not {shown(name)}")
@@ -189,7 +189,7 @@ def _is_method(name: str, value: object) -> bool:
     return name == "method" and isinstance(value, dict)
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(values: Mapping[str, object]) -> dict[str, object]:
     nested: dict[str, Any] = {}
     for name, value in values.items():
         outer, dot, inner = name.partition(".")

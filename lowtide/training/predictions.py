@@ -1,4 +1,4 @@
-"""What a run answered for each test image, so that methods are compared image by image."""
+"""Predictions of a run for each test image, so that methods can be compared image by image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Predictions:
 def predictions_of(
     outputs: Tensor, targets: Tensor, samples: Sequence[Sample], root: Path
 ) -> Predictions:
-    """Take the answers from a classifier's outputs.
+    """Compute predictions from a classifier's outputs.
 
     Args:
         outputs: Logits `(N, K)`.
@@ -61,7 +61,7 @@ def predictions_of(
 
 
 def write_predictions(predictions: Predictions, folder: Path) -> None:
-    """Leave them in a run folder: 8 bytes per image.
+    """Write predictions into a run folder: 8 bytes per image.
 
     Args:
         predictions: The answers.
@@ -72,7 +72,7 @@ def write_predictions(predictions: Predictions, folder: Path) -> None:
 
 
 def read_predictions(folder: Path) -> Predictions | None:
-    """Read what `write_predictions` left.
+    """Read what `write_predictions` wrote.
 
     Args:
         folder: A run folder.

@@ -1,4 +1,4 @@
-"""A run in progress, and how it is prepared: data read, memory planned, model made and tuned."""
+"""Prepare a run: read data, plan memory, make and tune the model."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def begins_trained(self) -> bool:
-        """Whether the model is worth something before it learns, so that the start may be kept."""
+        """Whether the untrained start may be kept as the best epoch."""
         return True
 
     @property
@@ -95,7 +95,7 @@ class Run:
         return self.accelerator.is_main_process
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Enter the state that is scored and saved."""
+        """Put the averaged weights in place, for scoring and saving."""
         return self.average.average_parameters() if self.average else nullcontext()
 
     @property
@@ -168,7 +168,7 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the run before it starts, a sentence each."""
+        """Warnings about the run before it starts, a sentence each."""
         lines = [*self.dataset.notes, *self.planned.notes]
         if self.config.epochs == 1 and (self.config.warmup_epochs or 0) >= 1:
             lines.append(

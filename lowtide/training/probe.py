@@ -1,4 +1,4 @@
-"""Start the classifier at a linear probe, fitted to the features it is given without a gradient.
+"""Initialise the classifier at a linear probe of the backbone's features.
 
 It is logistic regression for classes, one for each label where an image may have several, and ridge
 regression for a number; see `lowtide.targets`.
@@ -44,7 +44,7 @@ def start_at_probe(
     targets: Targets,
     seed: int,
 ) -> bool:
-    """Fit every classifier of a tuned model to the features it is given, and put that in its place.
+    """Fit every classifier of a tuned model to the features it reads, and start there.
 
     The features are the model's own as it stands, methods in place, so a method that does not start
     at the backbone is probed where it starts. Two classifiers whose logits are averaged get one
@@ -106,7 +106,7 @@ def probed_maps(tuned: Tuned) -> list[nn.Linear]:
 
 
 def trains_beside(tuned: Tuned) -> bool:
-    """Tell whether anything trains beside the maps that give the logits.
+    """Tell whether anything but the logit maps trains.
 
     Args:
         tuned: The model.

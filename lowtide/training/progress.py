@@ -16,7 +16,7 @@ from .summary import Epoch
 
 
 def note(text: str) -> None:
-    """Tell people something a command does not stop for.
+    """Print a remark that does not stop a command.
 
     Args:
         text: One line.
@@ -25,7 +25,7 @@ def note(text: str) -> None:
 
 
 class Bar:
-    """One bar where people look on, and lines above it, which a pipe has too."""
+    """A progress bar on a terminal, and lines above it, which a pipe has too."""
 
     def __init__(self, before: str, after: str, shown: bool = True) -> None:
         """Lay the bar out.

@@ -1,4 +1,4 @@
-"""What a file says, as frozen dataclasses: nested plain data in, every field checked, out again."""
+"""Frozen dataclasses for the content of files: nested plain data, every field checked."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Record:
         return {name: own[name] if name in own else self.extra[name] for name in order}
 
     def fields(self) -> dict[str, Any]:
-        """Give the fields alone.
+        """Give the fields without the extra entries of the file.
 
         Returns:
             Plain data by name; a default where the file does not say it.
@@ -97,17 +97,17 @@ class Record:
 class _Slot(NamedTuple):
     """A field: what it may be, and what it is where a file does not say it."""
 
-    hint: Any
-    default: Any
+    hint: object
+    default: object
 
 
-def _own(cls: Any) -> dict[str, _Slot]:
+def _own(cls: type) -> dict[str, _Slot]:
     shared = {f.name for f in fields(Record)}
     kinds = hints(cls)
     return {f.name: _Slot(kinds[f.name], f.default) for f in fields(cls) if f.name not in shared}
 
 
-def _read(path: str, hint: Any, given: Any) -> Any:
+def _read(path: str, hint: object, given: object) -> object:
     origin, args = get_origin(hint), get_args(hint)
     if origin in {types.UnionType, Union}:
         (inner,) = (a for a in args if a is not type(None))
@@ -124,12 +124,12 @@ def _read(path: str, hint: Any, given: Any) -> Any:
         return _row(path, hint, given)
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_dict(given, path)
-    if hint is Any:
+    if hint is object:
         return given
     return _leaf(path, hint, given)
 
 
-def _row(path: str, kind: Any, given: Any) -> Any:
+def _row(path: str, kind: type, given: object) -> object:
     kinds = _kinds(kind)
     if not isinstance(given, list) or len(given) != len(kinds):
         raise Misfit(path, f"a list of {', '.join(kinds)}", given)
@@ -138,11 +138,11 @@ def _row(path: str, kind: Any, given: Any) -> Any:
 
 
 @functools.cache
-def _kinds(kind: type) -> dict[str, Any]:
+def _kinds(kind: type) -> dict[str, object]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
-def _leaf(path: str, hint: Any, given: Any) -> Any:
+def _leaf(path: str, hint: object, given: object) -> object:
     """Check a number, a truth or a text; a file has types, so that none is made of another."""
     if hint is str:
         if not isinstance(given, str):
@@ -161,7 +161,7 @@ def _word(key: object) -> str:
     return key if isinstance(key, str) and key.isidentifier() else shown(key)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Record):
         return value.to_dict()
     if isinstance(value, tuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ..errors import InputError, shown
@@ -58,15 +59,15 @@ class Header(Record):
 
     version: Annotated[int, Within(VERSION, VERSION)] = VERSION
     record: TrainingRecord
-    plain: Mapping[str, Any]
-    scaler: Mapping[str, Any] | None
+    plain: Mapping[str, object]
+    scaler: Mapping[str, object] | None
 
 
 def write(
     path: Path,
     tuned: Tuned,
     optimizer: Optimizer,
-    scaler: Any,
+    scaler: GradScaler | None,
     record: TrainingRecord,
     averages: Sequence[Tensor] = (),
 ) -> None:
@@ -82,7 +83,7 @@ def write(
     """
     tensors = {f"model/{key}": value for key, value in tuned.adapter_state().items()}
     tensors |= {f"average/{i}": value for i, value in enumerate(averages)}
-    plain: dict[str, Any] = {}
+    plain: dict[str, object] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             kept: dict[str, Any] = tensors if isinstance(value, Tensor) else plain
@@ -125,7 +126,7 @@ def read(
     path: Path,
     tuned: Tuned,
     optimizer: Optimizer,
-    scaler: Any,
+    scaler: GradScaler | None,
     averages: Sequence[Tensor] = (),
 ) -> None:
     """Put model, optimiser and scaler back to where they were.
@@ -144,9 +145,10 @@ def read(
     refuse_infinite(
         path, {k: v for k, v in tensors.items() if k.startswith(("model/", "average/"))}
     )
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, object]] = {}
     model, found = {}, {}
-    for key, value in {**tensors, **header.plain}.items():
+    kept: dict[str, Any] = {**tensors, **header.plain}
+    for key, value in kept.items():
         kind, _, rest = key.partition("/")
         index, _, name = rest.partition("/")
         if kind == "model":
@@ -165,18 +167,18 @@ def read(
     for i, average in enumerate(averages):
         average.copy_(found[str(i)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    if scaler is not None:
-        scaler.load_state_dict(header.scaler)
+    if scaler is not None and header.scaler is not None:
+        scaler.load_state_dict(dict(header.scaler))
 
 
 def _refuse_others(
     path: Path,
     optimizer: Optimizer,
-    scaler: Any,
+    scaler: object,
     averages: Sequence[Tensor],
-    state: Mapping[int, Any],
+    state: Mapping[int, object],
     found: Mapping[str, Tensor],
-    scaling: Any,
+    scaling: object,
 ) -> None:
     """Refuse the checkpoint of a run with other options, before anything is copied."""
     shapes = {str(i): a.shape for i, a in enumerate(averages)}

@@ -1,11 +1,10 @@
-"""The options of a run as its summary holds them, of whatever version they are."""
+"""The options of a run as its summary stores them, of any version."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..methods import METHODS
 from ..tuning.adapter_files import describe
@@ -16,7 +15,7 @@ from .records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions(Record):
-    """What trained.
+    """The method and its options.
 
     Attributes:
         name: Name of the method; its options are `extra`.
@@ -49,7 +48,7 @@ class RunOptions(Record):
     batch_size: Count
     skip_test: bool = False
 
-    def completed(self) -> dict[str, Any]:
+    def completed(self) -> dict[str, object]:
         """Give every option that this version or the run's has.
 
         Returns:
@@ -65,11 +64,11 @@ class RunOptions(Record):
 
     @property
     def identity(self) -> str:
-        """What runs share that differ in nothing but their seed, and in what changes no result."""
+        """Equal for runs that differ only in their seed and in options that change no result."""
         options = self.completed()
         del options["seed"], options["workers"]
         return json.dumps(options, sort_keys=True)
 
 
-def _beside(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(usual: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in usual.items() if name not in given}

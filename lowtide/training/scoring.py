@@ -1,20 +1,19 @@
-"""Ask a model during a run, over all its processes."""
+"""Score a model during a run, over all its processes."""
 
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import Sample
 from .prepare import Run
 
 
-def outputs_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> tuple[Tensor, Tensor]:
-    """Take what a model gives for images, and their targets, over all processes.
+def outputs_of(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> tuple[Tensor, Tensor]:
+    """Compute a model's outputs for images, and their targets, over all processes.
 
     Args:
         run: The run.
@@ -39,8 +38,8 @@ def outputs_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> tuple[Tenso
 
 
 @singledispatch
-def score_of(run: Run, model: Any, samples: tuple[Sample, ...]) -> float | None:
-    """Take the score that a run follows; None without samples, or where it is not defined.
+def score_of(run: Run, model: nn.Module, samples: tuple[Sample, ...]) -> float | None:
+    """Compute the score that a run follows; None without samples, or where it is not defined.
 
     A run of another kind registers how it is scored.
 

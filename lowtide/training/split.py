@@ -1,4 +1,4 @@
-"""Which images a run learnt from, chose on and kept for its test; written down, not drawn again."""
+"""The images of each split of a run, written down and not drawn again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Split:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Split:
-        """Write down a data set that is about to be learnt from.
+        """Record the splits of a data set before training.
 
         Args:
             dataset: The data set; every file is read once.
@@ -55,7 +55,7 @@ class Split:
 
     @classmethod
     def read(cls, folder: Path) -> Split | None:
-        """Read what `write` left.
+        """Read what `write` wrote.
 
         Args:
             folder: A run folder.
@@ -79,7 +79,7 @@ class Split:
             raise InputError(f"{path} is damaged: it holds no split of images") from e
 
     def write(self, folder: Path) -> None:
-        """Leave the split in a run folder, an image a line.
+        """Write the split into a run folder, an image a line.
 
         Args:
             folder: The run folder.
@@ -93,7 +93,7 @@ class Split:
         write_text(folder / SPLIT, "{\n" + ",\n".join(splits) + "\n}\n")
 
     def differences(self, now: Split) -> list[str]:
-        """Say what became of the images since.
+        """Describe how the images have changed since.
 
         Args:
             now: The split of the data as they are.
@@ -179,7 +179,7 @@ class Split:
         return found
 
     def holds(self, dataset: Dataset) -> bool:
-        """Tell whether a data set is the run's own, moved.
+        """Tell whether a data set holds at least half of the run's own images.
 
         Args:
             dataset: Any data.
@@ -196,7 +196,7 @@ class Split:
         return 2 * same >= len(own) > 0
 
     def unseen(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """Part other images by whether the run has learnt from the same file.
+        """Separate images by whether the run has trained on the same file.
 
         Args:
             samples: Any images.

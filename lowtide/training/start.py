@@ -1,4 +1,4 @@
-"""What every run starts with: devices and processes, and the backbone it names."""
+"""Start of every run: devices and processes, and the backbone."""
 
 from __future__ import annotations
 

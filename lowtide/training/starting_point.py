@@ -1,11 +1,11 @@
-"""Where a fresh run starts: its folder, its classifier at a probe, and what that is worth."""
+"""Prepare a fresh run: its folder, its classifier at a probe, and the score of the start."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ..paths import write_text
 from ..targets.words import word
@@ -25,7 +25,7 @@ from .scoring import score_of
 from .split import Split
 
 
-def probe(run: Run, model: Any) -> bool:
+def probe(run: Run, model: nn.Module) -> bool:
     """Start the classifier at a probe.
 
     Args:
@@ -47,8 +47,8 @@ def probe(run: Run, model: Any) -> bool:
     return True
 
 
-def score_start(run: Run, model: Any) -> None:
-    """Say what the start is worth, where it is a probe or may be what is kept.
+def score_start(run: Run, model: nn.Module) -> None:
+    """Score the start, where it is a probe or may be kept.
 
     Args:
         run: The run; the score is recorded in it.
@@ -65,7 +65,7 @@ def score_start(run: Run, model: Any) -> None:
 
 
 def begin_folder(run: Run, folder: Path, continues: bool) -> None:
-    """Leave what a run knows before its first update: its split, and its options.
+    """Write the split and the options into the run folder before the first update.
 
     Args:
         run: The run.

@@ -1,4 +1,4 @@
-"""What a run says of itself when it is finished: `summary.json`, every field with its kind.
+"""The summary of a finished run: `summary.json`, every field with its type.
 
 A file may be anybody's: what is not as it should be is refused by its path. Files of every version
 open; a field that is newer than a file has its default.
@@ -32,7 +32,7 @@ Score = Annotated[float, Within(-1e39, 1e39)]
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary(Record):
-    """What `Dataset.describe` says.
+    """The data of a run, from `Dataset.describe`.
 
     Attributes:
         format: The kind of source.
@@ -59,7 +59,7 @@ class DataSummary(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Record):
-    """What `Plan.to_dict` says.
+    """The planned memory of a run, from `Plan.to_dict`.
 
     Attributes:
         trainable_parameters: Parameters that train.
@@ -80,7 +80,7 @@ class Planned(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch(Record):
-    """What was recorded after an epoch; a line of `log.jsonl`.
+    """The record of an epoch; a line of `log.jsonl`.
 
     Attributes:
         epoch: Its number, from 1.
@@ -112,7 +112,7 @@ class Confused(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Environment(Record):
-    """Where and with what a run was made; None is not known.
+    """The machine and the versions of a run; None is not known.
 
     Attributes:
         python: Version of Python.
@@ -145,7 +145,7 @@ class Environment(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary(Record):
-    """Everything that is reported of a run.
+    """The summary of a finished run.
 
     Attributes:
         schema: Version of the file.
@@ -184,7 +184,7 @@ class RunSummary(Record):
     schema: Annotated[int, Within(0, SCHEMA)] = 0
     config: RunOptions
     data: DataSummary
-    preprocessing: Mapping[str, Any]
+    preprocessing: Mapping[str, object]
     trainable_parameters: Whole
     total_parameters: Whole
     planned: Planned
@@ -202,7 +202,7 @@ class RunSummary(Record):
     test_scores: Mapping[str, Score] | None = None
     test_class_scores: Mapping[str, Mapping[str, Score]] | None = None
     temperature: Number | None = None
-    targets: Mapping[str, Any] | None = None
+    targets: Mapping[str, object] | None = None
     test_confusion: tuple[Confused, ...] | None = None
     environment: Environment
 
@@ -229,7 +229,7 @@ class RunSummary(Record):
 
 
 def scored(which: str, targets: Targets, score: float | None) -> dict[str, Any]:
-    """Name a score: accuracy has a field of its own, that of every earlier version.
+    """Name a score's field: accuracy has one of its own, that of every earlier version.
 
     Args:
         which: `start`, `val`, the first word of the fields.
@@ -247,7 +247,7 @@ def scored(which: str, targets: Targets, score: float | None) -> dict[str, Any]:
 
 
 def read_summary(path: Path) -> RunSummary:
-    """Read what a finished run says of itself.
+    """Read the summary of a finished run.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""How long a run may take before it stops where it can be continued."""
+"""A limit of a run's time, at which it stops where it can be resumed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TimeLimit:
         self._seconds = parse_seconds(self.text) if self.text is not None else float("inf")
 
     def leaves(self, seconds: float) -> bool:
-        """Whether there is time left.
+        """Tell whether there is time left.
 
         Args:
             seconds: How long what comes next takes.

@@ -1,4 +1,4 @@
-"""What a run tells tensorboard, wandb and others while it lasts, through Accelerate's trackers."""
+"""Log numbers to tensorboard, wandb and others through Accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CsvTracker(GeneralTracker):
             csv.writer(file).writerows([["step", "name", "value"], *kept])
 
     @on_main_process
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
+    def store_init_configuration(self, values: dict[str, object]) -> None:
         """Do nothing: `config.yaml` lies beside the file.
 
         Args:
@@ -61,7 +61,7 @@ class CsvTracker(GeneralTracker):
         """
 
     @on_main_process
-    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+    def log(self, values: dict[str, object], step: int | None = None, **kwargs: Any) -> None:
         """Add rows.
 
         Args:
@@ -76,7 +76,7 @@ class CsvTracker(GeneralTracker):
 
 
 def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """Check whom a run is to tell.
+    """Check the names of a run's trackers.
 
     Args:
         names: csv, or any tracker that Accelerate knows.
@@ -101,14 +101,14 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
 
 
 class Trackers:
-    """Whom a run tells its numbers."""
+    """The trackers of a run."""
 
     def __init__(
         self,
         accelerator: Accelerator,
         names: Sequence[str],
         folder: Path,
-        options: Mapping[str, Any],
+        options: Mapping[str, object],
         first: int,
     ) -> None:
         """Begin.
@@ -131,7 +131,7 @@ class Trackers:
         accelerator.init_trackers(PROJECT, flat)
 
     def log(self, step: int, **values: float | None) -> None:
-        """Tell numbers.
+        """Log numbers to all trackers.
 
         Args:
             step: Updates so far.
@@ -141,6 +141,6 @@ class Trackers:
             self._accelerator.log({n: v for n, v in values.items() if v is not None}, step=step)
 
     def end(self) -> None:
-        """Let every tracker write what it holds."""
+        """Let every tracker write its buffer."""
         for tracker in self._accelerator.trackers if self._on else ():
             tracker.finish()

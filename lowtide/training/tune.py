@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, get_args
 
 from ..errors import InputError, LowtideError, shown
@@ -35,7 +36,7 @@ Searched = Literal["lr", "width", "augment"]
 
 @dataclass(frozen=True)
 class Search:
-    """How long is searched, and over what.
+    """Options of a tuning search.
 
     Attributes:
         minutes: Time for all trials together, over every call; the run of the best comes after.
@@ -92,7 +93,7 @@ def tune(config: RunConfig, folder: Path, search: Search = Search()) -> RunConfi
     return _with(config, best.params)
 
 
-def _study(optuna: Any, journal: Path, seed: int) -> Any:
+def _study(optuna: ModuleType, journal: Path, seed: int) -> Any:
     backend = extra("optuna.storages.journal", "tune").JournalFileBackend(str(journal))
     return optuna.create_study(
         study_name="tune",
@@ -120,7 +121,9 @@ def _refuse_other(study: Any, config: RunConfig, search: Search) -> None:
             )
 
 
-def _run_trials(optuna: Any, study: Any, config: RunConfig, folder: Path, search: Search) -> None:
+def _run_trials(
+    optuna: ModuleType, study: Any, config: RunConfig, folder: Path, search: Search
+) -> None:
     """Run trials until the time or their number is used up."""
     spent = sum(t.user_attrs.get(SECONDS, 0.0) for t in study.trials)
     ends = time.monotonic() + 60 * search.minutes - spent
@@ -182,10 +185,10 @@ def _as_it_is(config: RunConfig, search: Search) -> dict[str, Any]:
     return {name: own[name] for name in _axes(config, search)}
 
 
-def _suggested(trial: Any, config: RunConfig, search: Search) -> dict[str, Any]:
+def _suggested(trial: Any, config: RunConfig, search: Search) -> dict[str, object]:
     """Let Optuna choose."""
     own = _as_it_is(config, search)
-    choose: Mapping[str, Callable[[], Any]] = {
+    choose: Mapping[str, Callable[[], object]] = {
         "lr": lambda: trial.suggest_float("lr", own["lr"] / SPAN, own["lr"] * SPAN, log=True),
         "width": lambda: trial.suggest_categorical(
             "width", sorted({max(1, int(own["width"] * times)) for times in TIMES})
@@ -204,5 +207,5 @@ def _with(config: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
     return replace(config, **plain)
 
 
-def _said(params: Mapping[str, Any]) -> str:
+def _said(params: Mapping[str, object]) -> str:
     return ", ".join(f"{n} {v:.3g}" if n == "lr" else f"{n} {v}" for n, v in params.items())

@@ -1,4 +1,4 @@
-"""What is watched while a run lasts: its time, its speed and memory, and whom it tells."""
+"""Watch a run: time, speed and memory, and its trackers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Watch:
         self._images, self._started = 0, time.perf_counter()
 
     def step(self, optimizer: Optimizer, loss: float, images: int) -> str:
-        """Take note of an update.
+        """Count an update.
 
         Args:
             optimizer: Has just updated.
@@ -57,7 +57,7 @@ class Watch:
         return self._told()
 
     def end_epoch(self) -> str:
-        """Take note of the epoch that the run's history ends with.
+        """Record the epoch at the end of the run's history.
 
         Returns:
             Speed, memory and the time that is left, for people.

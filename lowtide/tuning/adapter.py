@@ -1,11 +1,10 @@
-"""One adapter: what a set of methods brought to a backbone, put in place and taken out whole."""
+"""One adapter: grafts and trained parameters of a set of methods, put in and taken out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass
 class Adapter:
-    """What one set of methods brought.
+    """The grafts and trained parameters of one set of methods.
 
     Attributes:
         methods: The methods that made it.
@@ -50,7 +49,7 @@ class Adapter:
     notes: list[str] = field(default_factory=list)
     statistics: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
     frozen_dtype: FrozenDtype | None = None
-    config: Any = None
+    config: object = None
 
     def put_in(self, backbone: nn.Module) -> None:
         """Put grafts and thawed parameters in place.
@@ -104,7 +103,7 @@ class Adapter:
             self.config = exchange_config(backbone, self.config)
 
     def state(self, backbone: nn.Module) -> dict[str, Tensor]:
-        """Collect everything that trained, and BatchNorm statistics that moved.
+        """Collect all trained tensors, and BatchNorm statistics that moved.
 
         Args:
             backbone: Carries this adapter.

@@ -1,4 +1,4 @@
-"""What an `adapter_config.json` says, whoever wrote it: every field checked before it is used."""
+"""The fields of an `adapter_config.json`, each checked before it is used."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is known of an adapter before its tensors are read.
+    """The description of an adapter, known before its tensors are read.
 
     Attributes:
         methods: What trained, innermost first.
@@ -70,13 +70,13 @@ class AdapterConfig:
     backbone_path: str | None = None
     head: Head = "train"
     backbone: Origin | None = None
-    preprocessing: Mapping[str, Any] | None = None
+    preprocessing: Mapping[str, object] | None = None
     augment: str | None = None
     classes: tuple[str, ...] | None = None
-    targets: Mapping[str, Any] | None = None
+    targets: Mapping[str, object] | None = None
 
     @classmethod
-    def of(cls, content: Mapping[str, Any], folder: Path | str) -> AdapterConfig:
+    def of(cls, content: Mapping[str, object], folder: Path | str) -> AdapterConfig:
         """Check a file's content.
 
         Args:
@@ -95,7 +95,7 @@ class AdapterConfig:
             raise InputError(f"{Path(folder) / CONFIG} is damaged: {e}") from e
 
     @classmethod
-    def _checked(cls, content: Mapping[str, Any]) -> AdapterConfig:
+    def _checked(cls, content: Mapping[str, object]) -> AdapterConfig:
         digest = _field(content, "base_model_sha256", str)
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise InputError(
@@ -116,13 +116,13 @@ class AdapterConfig:
         )
 
 
-def _field(content: Mapping[str, Any], name: str, hint: Any) -> Any:
+def _field(content: Mapping[str, object], name: str, hint: object) -> Any:
     if name not in content:
         raise InputError(f"{name} is missing")
     return read(name, hint, content[name])
 
 
-def _of_run(content: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+def _of_run(content: Mapping[str, object], num_classes: int) -> dict[str, Any]:
     """Check what a run keeps; a program may keep what it likes under these names."""
     return {
         "backbone": _origin(content["backbone"]),
@@ -133,13 +133,13 @@ def _of_run(content: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     }
 
 
-def _mapping(name: str, given: Any) -> Mapping[str, Any]:
+def _mapping(name: str, given: object) -> Mapping[str, object]:
     if not isinstance(given, dict):
         raise InputError(f"{name} must map names to values, not be {shown(given)}")
     return given
 
 
-def _methods(given: Any) -> tuple[Method, ...]:
+def _methods(given: object) -> tuple[Method, ...]:
     if not isinstance(given, list) or not 0 < len(given) <= MOST_METHODS:
         raise InputError(f"methods must be a list of methods, not {shown(given)}")
     methods = tuple(construct(description) for description in given)
@@ -149,7 +149,7 @@ def _methods(given: Any) -> tuple[Method, ...]:
     return methods
 
 
-def _origin(given: Any) -> Origin:
+def _origin(given: object) -> Origin:
     content = _mapping("backbone", given)
     kinds = hints(Origin)
     for name in content:
@@ -161,7 +161,7 @@ def _origin(given: Any) -> Origin:
     return Origin(**{n: read(f"backbone {n}", kinds[n], value) for n, value in content.items()})
 
 
-def _classes(given: Any, count: int) -> tuple[str, ...]:
+def _classes(given: object, count: int) -> tuple[str, ...]:
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise InputError(f"classes must be a list of names, not {shown(given)}")
     for name in given:

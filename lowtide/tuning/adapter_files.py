@@ -30,7 +30,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIBRARY, CONTENT = "lowtide", "content_sha256"
 
 
-def write_adapter(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+def write_adapter(folder: Path, config: Mapping[str, object], state: Mapping[str, Tensor]) -> None:
     """Write an adapter.
 
     Args:
@@ -45,7 +45,7 @@ def write_adapter(folder: Path, config: Mapping[str, Any], state: Mapping[str, T
     write_text(folder / CONFIG, text + "\n")
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Read an adapter.
 
     Args:
@@ -91,7 +91,7 @@ def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None
 
 
 def refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse weights that are NaN or infinite.
 
     Args:
         path: Where they are from.
@@ -129,7 +129,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _as_written(config, folder / WEIGHTS)
 
 
-def describe(method: Method) -> dict[str, Any]:
+def describe(method: Method) -> dict[str, object]:
     """Write a method as plain data.
 
     Args:
@@ -260,7 +260,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise InputError(f"{path} is damaged: {e}") from e
 
 
-def _as_written(config: dict[str, Any], weights: Path) -> dict[str, Any]:
+def _as_written(config: dict[str, object], weights: Path) -> dict[str, object]:
     """Name what LoRA once adapted by default beside separate maps to q, k and v: all maps."""
     methods = config.get("methods")
     plain = [m for m in methods if isinstance(m, dict)] if isinstance(methods, list) else []
@@ -278,7 +278,7 @@ def _finite(value: Tensor) -> bool:
     return bool(wide.isfinite().all())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
     return [_plain(v) for v in value] if isinstance(value, tuple) else value

@@ -26,7 +26,7 @@ from .tuned import Tuned
 
 
 def apply(
-    model: Any,
+    model: nn.Module,
     *methods: Method,
     name: str = "default",
     num_classes: int | None = None,

@@ -1,4 +1,4 @@
-"""What is checked when methods are applied, so that a mistake is an error and not a bad result."""
+"""Checks when methods are applied, so that a mistake is an error and not a bad result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Image = tuple[int, int, int]
 
 @contextlib.contextmanager
 def restored_on_error(model: nn.Module) -> Iterator[None]:
-    """Put a backbone back as it was when anything goes wrong with it.
+    """Restore a backbone if a block raises.
 
     Args:
         model: The backbone.
@@ -43,7 +43,7 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _snapshot(module: nn.Module) -> dict[str, Any]:
+def _snapshot(module: nn.Module) -> dict[str, object]:
     """Note a module's attributes, and what it holds as parameters, buffers and modules."""
     holds = {k: dict(module.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")}
     return {**module.__dict__, **holds}
@@ -51,7 +51,7 @@ def _snapshot(module: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def blame_methods(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Blame methods for what a backbone raises with them in place, and did not without.
+    """Report errors that a backbone raises only with the methods in place as the methods' own.
 
     Args:
         model: The backbone.
@@ -78,7 +78,7 @@ def blame_methods(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
         ) from e
 
 
-def outputs_on_noise(model: Any, image: Image, whole: bool = True) -> list[Tensor]:
+def outputs_on_noise(model: nn.Module, image: Image, whole: bool = True) -> list[Tensor]:
     """Run a tuned model on one fixed noise image, in eval mode.
 
     Args:
@@ -128,7 +128,7 @@ def refuse_unreached(model: nn.Module, image: Image, whole: bool = True) -> None
 
 
 def refuse_changed_outputs(before: list[Tensor], after: list[Tensor]) -> None:
-    """Refuse methods that promise to start at the backbone and do not.
+    """Refuse methods that promise to start at the backbone, but change its outputs.
 
     Args:
         before: The backbone's outputs; empty on the meta device.

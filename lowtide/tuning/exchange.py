@@ -1,4 +1,4 @@
-"""Another module at a place of a model, and what looks at the place goes on to see it."""
+"""Replace a module of a model, and move the hooks on it to the new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOOKS = (
 
 
 def exchange_hooks(new: nn.Module, old: nn.Module) -> None:
-    """Let what looks at a place look at the module that stands there now.
+    """Move hooks from a module to the one that replaces it.
 
     Feature extractors read feature maps with forward hooks: left on the module under a graft, one
     would read what the graft is given and not what it gives.

@@ -25,7 +25,7 @@ Read = Callable[[Iterable[str]], Mapping[str, Tensor]]
 def fingerprint(
     model: nn.Module, path: str | None = None, head: Head = "train", read: Read | None = None
 ) -> str:
-    """Hash what an adapter leaves of a model: all but the classifier, or but what is no backbone.
+    """Hash the parameters of a model that an adapter leaves unchanged.
 
     Args:
         model: The model; carries no adapter.
@@ -59,7 +59,7 @@ def fingerprint(
 def refuse_other_part(
     path: str | None, head: Head, config: AdapterConfig, folder: Path | str
 ) -> None:
-    """Refuse an adapter that was trained with another part as the backbone, or another rest."""
+    """Refuse an adapter that was trained on another part of the model."""
     if (path, head) != (config.backbone_path, config.head):
         raise InputError(
             f"{folder} was trained with {_said(config.backbone_path, config.head)}, and this model"

@@ -84,7 +84,7 @@ class AdapterHolder(StagedModel):
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the active adapter: where it does not reach, and other frozen weights."""
+        """Warnings about the active adapter: places it leaves out, and other frozen weights."""
         adapter = self.adapters[self.active]
         if adapter.frozen_dtype in (None, self.frozen_dtype):
             return list(adapter.notes)
@@ -97,7 +97,7 @@ class AdapterHolder(StagedModel):
 
     @property
     def frozen_dtype(self) -> FrozenDtype:
-        """What the backbone's frozen weights are kept in."""
+        """The dtype that the backbone's frozen weights are kept in."""
         return frozen_dtype_of(self.model)
 
     @property
@@ -222,7 +222,7 @@ class AdapterHolder(StagedModel):
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Be the untouched backbone for a while.
+        """Run as the untouched backbone inside a block.
 
         Yields:
             Nothing.
@@ -240,7 +240,7 @@ class AdapterHolder(StagedModel):
                 self.set_adapter(name)
 
     def unload_active(self) -> None:
-        """Be the untouched backbone, no adapter in place.
+        """Take the active adapter out, which leaves the untouched backbone.
 
         Raises:
             InputError: The active adapter trains the backbone's own weights in place.

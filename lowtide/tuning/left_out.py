@@ -1,4 +1,4 @@
-"""What a method would act on if the backbone called it: places left out are counted and named."""
+"""Count and name the places that a method leaves out because the backbone does not call them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LeftOutWarning(UserWarning):
 
 
 def left_out(name: str, method: Method, edits: Sequence[Edit], sites: Sites) -> list[str]:
-    """Compare a method's edits with those it would make if no place were barred.
+    """Describe the places that a method would edit if the backbone called them.
 
     Args:
         name: The method's name.

@@ -1,8 +1,10 @@
-"""Which part of a model is its backbone, as a caller says it or as it is found."""
+"""Find the backbone inside a model, given by the caller or not."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
+
+from torch import nn
 
 from ..errors import InputError, UnknownName
 from ..families import backbone_path, part_at
@@ -10,9 +12,9 @@ from .adapter_config import Head
 
 
 def located_backbone(
-    model: Any, given: str | None, head: Head, num_classes: int | None
+    model: nn.Module, given: str | None, head: Head, num_classes: int | None
 ) -> str | None:
-    """Decide whether a model is tuned as a classifier or by a part of it.
+    """Decide whether a model is tuned as a classifier or by its backbone part.
 
     Args:
         model: The model.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +129,7 @@ def write_peft(tuned: Tuned, folder: Path | str) -> list[str]:
     return _told(tuned)
 
 
-def _config(tuned: Tuned, ranks: Mapping[str, int]) -> dict[str, Any]:
+def _config(tuned: Tuned, ranks: Mapping[str, int]) -> dict[str, object]:
     """Write what peft's LoraConfig holds; each target by its whole path."""
     graft = tuned.adapters[tuned.active].grafts[0][2]
     assert isinstance(graft, LoRAGraft)

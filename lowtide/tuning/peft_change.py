@@ -1,4 +1,4 @@
-"""What an adapter of peft's does to each map of a model."""
+"""The change that a peft adapter makes to each map of a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALTERNATIVE = "merge it with peft (merge_and_unload) and give the result as --ch
 
 @dataclass
 class Change:
-    """What an adapter does to one map.
+    """The change that an adapter makes to one map.
 
         W' = g * (W + s up down) * i,    b' = g * b + shift
 
@@ -70,7 +70,7 @@ class Change:
 
 @dataclass
 class PeftAdapter:
-    """An adapter of peft's, read and not yet held against a model.
+    """A peft adapter, read but not yet matched with a model.
 
     Attributes:
         folder: Where it is from.
@@ -88,7 +88,7 @@ class PeftAdapter:
 
 
 def fits(adapter: PeftAdapter, model: nn.Module) -> None:
-    """Hold an adapter against a model, classifier left out.
+    """Check a peft adapter against a model, the classifier left out.
 
     Args:
         adapter: What was read.

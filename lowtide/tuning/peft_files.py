@@ -1,4 +1,4 @@
-"""What peft writes: the adapters of its methods that are linear once trained.
+"""Read adapters that peft wrote, of its methods that are linear once trained.
 
 A file of peft's may be anybody's: its config is read as data, field by field, and no pattern in it
 is run as a regular expression.
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def read_peft(folder: Path) -> PeftAdapter:
     return adapter
 
 
-def _kind(config: Mapping[str, Any]) -> str:
+def _kind(config: Mapping[str, object]) -> str:
     kind = config["peft_type"]
     if kind not in KINDS:
         raise InputError(
@@ -108,7 +108,7 @@ def _kind(config: Mapping[str, Any]) -> str:
     return "DoRA" if kind == "LORA" and config.get("use_dora") else KINDS[kind]
 
 
-def _sort(adapter: PeftAdapter, config: Mapping[str, Any], state: dict[str, Tensor]) -> None:
+def _sort(adapter: PeftAdapter, config: Mapping[str, object], state: dict[str, Tensor]) -> None:
     """Give each tensor its place."""
     shared = {k: state.pop(f"base_model.vera_{k}", None) for k in "AB"}
     of_inputs = config.get("feedforward_modules") or []
@@ -149,7 +149,7 @@ def _project(change: Change, shared: Mapping[str, Tensor | None], path: str) -> 
     change.up = change.up[:, None] * b[: len(change.up), : len(d)]
 
 
-def _scale(change: Change, config: Mapping[str, Any], path: str) -> None:
+def _scale(change: Change, config: Mapping[str, object], path: str) -> None:
     """LoRA: `alpha / r`, or over its root; only B is given to more than one input each."""
     if change.down is None or change.up is None or change.down.ndim < 2:
         raise InputError(f"{WEIGHTS} lacks lora_A or lora_B of {path}")
@@ -165,7 +165,7 @@ def _scale(change: Change, config: Mapping[str, Any], path: str) -> None:
         change.shift = change.shift * change.scale
 
 
-def _named(names: Any, path: str) -> bool:
+def _named(names: object, path: str) -> bool:
     """Whether one of peft's names means a path: the path, or its end."""
     if not isinstance(names, list) or not all(
         isinstance(n, str) and re.fullmatch(r"\^?[\w.]+", n) for n in names

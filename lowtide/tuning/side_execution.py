@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..core.graft import find
-from ..core.side import Block
+from ..core.side import Block, Side
 from ..core.site import Role, Sites
 from ..errors import InputError, Unsupported
 from ..families import Context, Family, classifiers, image_shape, recomputable
 from ..memory.gradient_checkpointing import recompute
 
 Between = Callable[[Tensor], Tensor]
+States = dict[str, Any]
+"""What the last steps of side networks returned, by name."""
 STEM, FEATURE = "", "pre_logits"
 """Names, beside the paths of the chain, of what `StagedModel.forward_from` may be given."""
 
@@ -122,7 +124,7 @@ class StagedModel(nn.Module):
     @contextmanager
     def beside_modules(self) -> Iterator[None]:
         """Run side networks wherever the model's own forward calls a block; yields nothing."""
-        states: dict[str, Any] = {}
+        states: States = {}
         called = tuple(self.along.items()) if self.sides else ()
         before = [(m, {k: f for k, f in vars(m).items() if k == "forward"}) for _, m in called]
         try:
@@ -135,17 +137,17 @@ class StagedModel(nn.Module):
                 module.__dict__.update(own)
 
     def _beside_module(
-        self, path: str, forward: Any, states: dict[str, Any], x: Tensor, *more: Any, **options: Any
+        self, path: str, run: Block, states: States, x: Tensor, *more: object, **options: object
     ) -> Tensor:
         order = tuple(self.along)
         states.update(dict.fromkeys(self.sides) if path == order[0] else {})
-        x = self.beside(path, lambda x: forward(x, *more, **options), states)(x)
+        x = self.beside(path, lambda x: run(x, *more, **options), states)(x)
         for name, side in self.sides.items() if path == order[-1] else ():
             x = side.finish(x, states[name])
         return x
 
     def forward_from(self, given: Mapping[str, Tensor]) -> Tensor:
-        """Classify from what the first elements of the chain gave; they are not run.
+        """Classify from the outputs of the first elements of the chain; they are not run.
 
         Args:
             given: Outputs by path, of an element and of those after it that side networks read;
@@ -161,7 +163,7 @@ class StagedModel(nn.Module):
         return self._run_from(given[first], first, given, self.context())
 
     def context(self, size: tuple[int, int] | None = None) -> Context:
-        """Compute what elements of the chain take beside the feature map.
+        """Compute the inputs of elements beside the feature map.
 
         Args:
             size: Height and width of the images; by default what the backbone is made for.
@@ -177,7 +179,7 @@ class StagedModel(nn.Module):
         """Run what comes after an element, x being its output; nothing holds x but its readers."""
         model = self.backbone
         # The compiler of torch 2.8 makes no keys of a ModuleDict by itself.
-        states: dict[str, Any] = {name: None for name in self.sides}
+        states: States = {name: None for name in self.sides}
         chain = (STEM, *self.family.chain(model))
         for path in chain[chain.index(after) + 1 :]:
             element = _known(given[path]) if path in given else self.run(path, context)
@@ -200,7 +202,7 @@ class StagedModel(nn.Module):
         """
         return self.backbone.forward_head(self.family.finish(self.backbone, x), pre_logits=True)
 
-    def beside(self, path: str, inner: Block, states: dict[str, Any]) -> Block:
+    def beside(self, path: str, inner: Block, states: States) -> Block:
         """Run the side networks around an element of the chain.
 
         Args:
@@ -214,7 +216,7 @@ class StagedModel(nn.Module):
         return along(self.sides.items(), path, inner, states)
 
     def run(self, path: str, context: Context) -> Block:
-        """Say how one element of the chain runs, with or without extra tokens or halves.
+        """Make the function that runs one element of the chain.
 
         Args:
             path: The element.
@@ -246,9 +248,7 @@ class StagedModel(nn.Module):
         return run
 
 
-def along(
-    sides: Iterable[tuple[str, Any]], path: str, inner: Block, states: dict[str, Any]
-) -> Block:
+def along(sides: Iterable[tuple[str, Side]], path: str, inner: Block, states: States) -> Block:
     """Run side networks around an element of the chain.
 
     Args:
@@ -265,7 +265,7 @@ def along(
     return inner
 
 
-def _with_side(side: Any, name: str, path: str, inner: Block, states: dict[str, Any]) -> Block:
+def _with_side(side: Side, name: str, path: str, inner: Block, states: States) -> Block:
     """Run a side network around an element of the chain; extra tokens from outside pass through."""
 
     def run(x: Tensor, *tokens: Tensor, **outer_between: Between) -> Any:
@@ -286,7 +286,7 @@ def _with_side(side: Any, name: str, path: str, inner: Block, states: dict[str, 
     return run
 
 
-def _recomputed_forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+def _recomputed_forward(module: nn.Module, *args: object, **kwargs: object) -> object:
     """Stand in for a part's forward; its class may change meanwhile."""
     run = partial(type(module).forward, module)
     if torch.is_grad_enabled():

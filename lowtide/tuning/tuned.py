@@ -28,7 +28,7 @@ class Tuned(AdapterHolder):
     """A model with methods in place on its backbone. Verbs and their meaning are PEFT's."""
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Collect everything the active adapter trained, and BatchNorm statistics that moved.
+        """Collect all tensors that the active adapter trained, and BatchNorm statistics that moved.
 
         Returns:
             Tensors by `site path/method/name`; the backbone itself and side networks are `.`.
@@ -89,7 +89,7 @@ class Tuned(AdapterHolder):
         )
 
     def save_pretrained(self, folder: Path | str, **record: Any) -> None:
-        """Write the active adapter: what trained, nothing that is frozen.
+        """Write the active adapter: trained tensors, nothing that is frozen.
 
         Args:
             folder: Where to; made if missing.
@@ -107,7 +107,7 @@ class Tuned(AdapterHolder):
         }
         write_adapter(Path(folder), config, self.adapter_state())
 
-    def _place(self) -> dict[str, Any]:
+    def _place(self) -> dict[str, object]:
         """Say where the backbone is, if it is not all of the model."""
         if self.backbone_path is None:
             return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,12 @@ class Unfilled(TorchFunctionMode):
     """Make models without drawing their parameters, which are to be loaded: no page is touched."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         """Do nothing where a parameter would be filled.
 
         Args:
@@ -161,7 +165,7 @@ def infinite(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def refuse_infinite(source: Path | str, wrong: Sequence[str], count: int) -> None:
-    """Refuse weights that no learning rate would save.
+    """Refuse weights that are NaN or infinite.
 
     Args:
         source: Where they are from.
@@ -193,7 +197,7 @@ def forget_numbers(model: nn.Module) -> None:
                 module._parameters[name] = memo.setdefault(id(p), empty)
 
 
-def pack_backbone(model: Any, dtype: FrozenDtype) -> None:
+def pack_backbone(model: nn.Module, dtype: FrozenDtype) -> None:
     """Keep a backbone's weights in few bits, but its classifier's; its hash stays what it was.
 
     Args:
@@ -210,7 +214,7 @@ def pack_backbone(model: Any, dtype: FrozenDtype) -> None:
 
 
 def leaves_frozen(tuned: Any) -> bool:
-    """Whether the active adapter trains no weight that could be kept in few bits.
+    """Tell whether the active adapter trains no weight that could be kept in few bits.
 
     Args:
         tuned: A tuned model, perhaps without numbers.

@@ -243,7 +243,7 @@ def _create(name: str, pretrained: bool, **options: Any) -> AsMlp:
 
 
 @register_model
-def as_mlp_tiny(pretrained: bool = False, **kwargs: Any) -> AsMlp:
+def as_mlp_tiny(pretrained: bool = False, **kwargs: object) -> AsMlp:
     """Build AS-MLP-T: width 96, depths 2, 2, 6, 2, 28 million parameters.
 
     Args:
@@ -257,7 +257,7 @@ def as_mlp_tiny(pretrained: bool = False, **kwargs: Any) -> AsMlp:
 
 
 @register_model
-def as_mlp_small(pretrained: bool = False, **kwargs: Any) -> AsMlp:
+def as_mlp_small(pretrained: bool = False, **kwargs: object) -> AsMlp:
     """Build AS-MLP-S: width 96, depths 2, 2, 18, 2, 50 million parameters.
 
     Args:
@@ -271,7 +271,7 @@ def as_mlp_small(pretrained: bool = False, **kwargs: Any) -> AsMlp:
 
 
 @register_model
-def as_mlp_base(pretrained: bool = False, **kwargs: Any) -> AsMlp:
+def as_mlp_base(pretrained: bool = False, **kwargs: object) -> AsMlp:
     """Build AS-MLP-B: width 128, depths 2, 2, 18, 2, 88 million parameters.
 
     Args:

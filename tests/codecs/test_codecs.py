@@ -165,3 +165,19 @@ def test_slices_hold_the_whole_residue() -> None:
 def test_wrong_codecs_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(InputError):
         make()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_part_of_what_is_kept_reads_as_it_does_among_all(bits: int) -> None:
+    codec, shape = Affine(bits, 16), torch.Size((2, 3, 32))
+    packed = codec.pack(Residue(torch.randn(shape)))
+    whole = codec.unpack(packed, shape, torch.float32).flatten()
+    part = codec.part(packed, 32, 96)
+    assert part is not None
+    assert torch.equal(codec.unpack(part, torch.Size((64,)), torch.float32), whole[32:96])
+    assert codec.part(packed, 8, 96) is None and codec.part(packed, 32, 100) is None
+
+
+def test_codes_in_several_fields_have_no_parts() -> None:
+    for codec in (Affine(3, 16), Affine(8, "row")):
+        assert codec.part(codec.pack(Residue(torch.randn(4, 16))), 0, 16) is None

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from shapes import BODIES, body
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowtide.codecs.exact import Exact
 from lowtide.dense.decoders import DECODERS, default_decoder, segmenter
 from lowtide.dense.detectors import BACKGROUND, DETECTORS, detector
 from lowtide.dense.pyramid import STRIDES, FeatureMaps, backbone_path, pyramid
 from lowtide.errors import InputError
+from lowtide.memory.chunking import sizes
+from lowtide.memory.compress import compress
+from lowtide.memory.policy import Policy
 
 IMAGES = (2, 3, 64, 64)
+STRIDE = {"unet": 1, "fpn": 4, "upernet": 4, "dpt": 2}
+"""Of the scores in training."""
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -65,10 +71,21 @@ def test_a_segmenter_scores_every_pixel_and_all_of_it_learns(kind: str, decoder:
         return
     model = segmenter(body(kind), 3, decoder, 64)
     scores: Tensor = model(torch.randn(IMAGES))
-    assert scores.shape == (2, 3, 64, 64)
+    assert (scores.shape[:2], 64 // scores.shape[2]) == ((2, 3), STRIDE[decoder])
+    assert model.eval()(torch.randn(IMAGES)).shape == (2, 3, 64, 64)
     (scores * torch.randn_like(scores)).sum().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_upernet_computes_what_its_own_decoder_does(kind: str) -> None:
+    model = segmenter(body(kind), 3, "upernet", 64).double()
+    images = torch.randn(IMAGES).double()
+    maps = model.backbone(images)
+    mine = model.decode(model.decoder, list(maps), images)
+    theirs = model.decoder([images, images, *maps[-4:]])
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_a_decoder_is_chosen_by_what_the_backbone_gives() -> None:
@@ -97,6 +114,21 @@ def test_a_detector_learns_from_objects_and_from_images_without(backbone: str, k
         assert each["labels"].numel() == 0 or each["labels"].min() >= first
         assert each["labels"].numel() == 0 or each["labels"].max() < 2 + first
         assert ("masks" in each) == (kind == "maskrcnn")
+
+
+def test_the_mask_branch_runs_on_some_regions_at_a_time() -> None:
+    """Each region alone: cut or not, masks and gradients are the same."""
+    model = detector(body("swin"), 2, "maskrcnn", 64, 32).double()
+    branch = nn.Sequential(model.roi_heads.mask_head, model.roi_heads.mask_predictor)
+    regions = torch.randn(7, 32, 14, 14, dtype=torch.float64, requires_grad=True)
+    assert sizes(branch[0], 2 * 32 * 14 * 14, (regions,), {}) == [2, 2, 2, 1]
+    found = []
+    for chunk in (None, 2 * 32 * 14 * 14):
+        masks = compress(branch, Policy({"conv": Exact()}, chunk=chunk))(regions)
+        wanted = [regions, *branch.parameters()]
+        found.append([masks, *torch.autograd.grad(masks.square().sum(), wanted)])
+    for whole, cut in zip(*found, strict=True):
+        torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-9)
 
 
 def test_the_part_that_methods_change_is_found() -> None:

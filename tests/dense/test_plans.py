@@ -14,6 +14,7 @@ from lowtide.dense.plans import plan_task
 from lowtide.dense.pyramid import backbone_path
 from lowtide.dense.tasks import TASKS
 from lowtide.methods import METHODS
+from lowtide.ops import conv
 from lowtide.planning.loss import of_outputs
 from lowtide.planning.meter import footprint
 from lowtide.planning.simulate import set_up_step
@@ -30,11 +31,16 @@ WITHIN = {"segment": 0, "detect": 0.1}
     [
         ("segment", {"decoder": "upernet", "accumulate": 2}),
         ("segment", {"decoder": "unet", "dice": 1.0}),
+        ("segment", {"decoder": "upernet", "dice": 1.0, "chunk": 512}),
         ("detect", {"detector": "fasterrcnn"}),
         ("detect", {"detector": "fcos"}),
     ],
 )
-def test_a_plan_is_the_step(task: str, options: dict[str, Any], policy: str) -> None:
+def test_a_plan_is_the_step(
+    task: str, options: dict[str, Any], policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a chunk of 512 numbers a piece of the loss is ten rows; of inputs 2^12 are unpacked."""
+    monkeypatch.setattr(conv, "SLAB", 1 << 12)
     step = TaskConfig(task=task, decoder_channels=32, batch_size=4, policy=policy, **options)
     learnt = TASKS[task](("a", "b", "c"), 64, (0.5,) * 3, (0.5,) * 3, step)
     method = METHODS["lora"]()

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
-from lowtide.ops import attention
+from lowtide.ops import attention, attention_chunks
 from lowtide.ops.attention import ATTENTION
 from lowtide.ops.saved import saved
 
@@ -45,11 +45,14 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bo
     return torch.einsum("bhnm,bhmd->bhnd", p, v)
 
 
+@pytest.mark.parametrize("has_kernel", [True, False])
 @pytest.mark.parametrize("name", MASKS)
 def test_gradients_in_float64(
-    name: str, qkv: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, has_kernel: bool, qkv: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "FUSED", {"cpu"})
+    # A CPU has none for a wider v or a trained mask, where a GPU has one.
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *a, **k: int(has_kernel))
     mask, causal = MASKS[name](), name == "causal"
     if mask is not None and mask.dtype == torch.bool:
         mask[..., 0] = True  # a query sees a key at least
@@ -93,11 +96,54 @@ class Largest(TorchDispatchMode):
         return result
 
 
+def largest_in_backward(shape: tuple[int, ...], of_v: int, mask: Tensor | None = None) -> int:
+    qkv = [torch.randn(*shape, d, requires_grad=True) for d in (8, 8, of_v)]
+    y = saved(ATTENTION, Affine(4, 64), *qkv, mask, scale=SCALE, causal=False)
+    with Largest() as largest:
+        torch.autograd.grad(y, qkv, torch.randn_like(y))
+    return largest.numbers
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_matrix_is_never_there(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "FUSED", {"cpu"} if fused else set())
-    qkv = [torch.randn(1, 1, 128, 8, requires_grad=True) for _ in range(3)]
-    y = saved(ATTENTION, Affine(4, 64), *qkv, None, scale=SCALE, causal=False)
-    with Largest() as largest:
-        torch.autograd.grad(y, qkv, torch.randn_like(y))
-    assert (largest.numbers < 128 * 128) == fused
+    assert (largest_in_backward((1, 1, 128), 8) < 128 * 128) == fused
+
+
+@pytest.mark.parametrize(
+    ("shape", "of_v", "mask"),
+    [
+        ((1, 1, 128), 12, None),
+        ((1, 1, 128), 8, torch.zeros(128, 128, requires_grad=True)),
+    ],
+    ids=["a wider v", "a trained mask"],
+)
+def test_where_torch_has_no_kernel_the_matrix_is_made_in_chunks(
+    shape: tuple[int, ...], of_v: int, mask: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "FUSED", {"cpu"})
+    monkeypatch.setattr(attention_chunks, "CHUNK", 64 * 128)
+    numbers = largest_in_backward(shape, of_v, mask)
+    assert numbers == (64 * 128 if mask is None else 128 * 128)  # the mask's own gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("of_head", [1, 8, 20, 64, 80, 160])
+def test_heads_of_any_size_in_every_dtype(
+    of_head: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "FUSED", {"cpu"})
+    monkeypatch.setattr(attention, "attention_backward", None)  # torch's kernel does it
+    # As a fused map of queries, keys and values gives them: not contiguous.
+    qkv = torch.randn(2, 7, 3, 3, of_head, dtype=dtype).permute(2, 0, 3, 1, 4)
+    scale, dy = of_head**-0.5, torch.randn(2, 3, 7, of_head, dtype=dtype)
+    given = [t.requires_grad_() for t in qkv.unbind()]
+    y = saved(ATTENTION, Exact(), *given, None, scale=scale, causal=False)
+    ours = torch.autograd.grad(y, given, dy)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    plain = torch.softmax(exact[0] @ exact[1].mT * scale, -1) @ exact[2]
+    theirs = torch.autograd.grad(plain, exact, dy.double())
+    rounding = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 6e-3}[dtype]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=rounding, atol=rounding)

@@ -85,3 +85,13 @@ def test_torch_takes_it_as_an_op_of_its_own(trained: bool) -> None:
     packed = affine_pack(torch.randn(4, 50), None, None, 4, 64, torch.bfloat16)
     given = (torch.randn(4, 50), *packed, torch.rand(4, 1), torch.rand(50), 4, 64, trained)
     torch.library.opcheck(layer_norm_backward, given)
+
+
+def test_under_autocast_what_is_float32_anyway_is_normalised_once(monkeypatch) -> None:
+    x, w, b = (torch.randn(*shape, requires_grad=True) for shape in ((3, 20), (20,), (20,)))
+    calls, native = [], torch.native_layer_norm
+    monkeypatch.setattr(torch, "native_layer_norm", lambda *a: calls.append(a) or native(*a))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = saved(LAYER_NORM, Affine(4, 16), x, w, b, eps=1e-5)
+        theirs = F.layer_norm(x, (20,), w, b)
+    assert len(calls) == 1 and y.dtype == theirs.dtype and torch.equal(y, theirs)

@@ -7,10 +7,15 @@ import math
 import pytest
 import torch
 
+from lowtide.codecs.base import Residue
+from lowtide.codecs.normal_float import NormalFloat
 from lowtide.kernels import triton as gpu
+from lowtide.kernels import triton_activation as activation
 from lowtide.kernels import triton_layer_norm as norm
+from lowtide.kernels import triton_normal_float as nf
 from lowtide.kernels.affine import affine_pack, affine_pack_plain, affine_unpack_plain
 from lowtide.kernels.layer_norm import layer_norm_backward, layer_norm_backward_plain
+from lowtide.kernels.normal_float import normal_float_unpack_plain
 from lowtide.kernels.threshold_codes import (
     threshold_pack_plain,
     threshold_scale_plain,
@@ -27,8 +32,13 @@ EDGES, CODES = map(list, threshold_table(slopes.gelu, tuple((i + 0.5) / 10 for i
 
 
 @pytest.fixture(autouse=True)
-def _repeatable() -> None:
+def _repeatable():
+    """The same numbers each time, and no number in memory that nobody has written to."""
     torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def randn(shape, dtype=torch.float32):
@@ -138,6 +148,65 @@ def test_layer_norm_backward_of_no_rows_of_other_layouts_and_of_what_is_not_fini
     )
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     assert ours[1].isnan().all() and ours[::2].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize("function", activation.FUNCTIONS)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 1500)])
+def test_an_activation_and_its_codes(shape, function, dtype, monkeypatch) -> None:
+    x = 2 * randn(shape, dtype)
+    given = (x, function, EDGES, CODES, 4)
+    theirs = activation.FUNCTIONS[function](x), threshold_pack_plain(x, EDGES, CODES, 4)
+    monkeypatch.setattr(activation, "equals_torch", lambda *a: False)
+    equal(activation.activation_pack_triton(*given), theirs)
+    monkeypatch.setattr(activation, "equals_torch", lambda *a: True)
+    y, codes = activation.activation_pack_triton(*given)
+    equal([codes], theirs[1:])
+    close = {} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-3}
+    torch.testing.assert_close(y, theirs[0], **close)
+
+
+def test_an_activation_in_other_layouts_and_of_what_is_not_finite(monkeypatch) -> None:
+    monkeypatch.setattr(activation, "equals_torch", lambda *a: True)
+    x = randn((5, 96))
+    x[1, 5], x[2, 7], x[3, 9] = math.nan, math.inf, -math.inf
+    for each in (x, x.mT):
+        y, codes = activation.activation_pack_triton(each, "relu", EDGES, CODES, 4)
+        torch.testing.assert_close(y, each.relu(), rtol=0, atol=0, equal_nan=True)
+        equal([codes], [threshold_pack_plain(each, EDGES, CODES, 4)])
+        assert y.stride() == each.relu().stride()
+
+
+def test_the_kernel_is_taken_only_where_every_number_is_torchs(monkeypatch) -> None:
+    given = (torch.float16, torch.device(DEVICE))
+    monkeypatch.setattr(activation, "PIECE", 1 << 15)
+    asked = activation.equals_torch.__wrapped__
+    assert asked("relu", *given)
+
+    def almost(x):
+        return torch.where(x == 65504, 65472, x.relu())  # the largest number, and no other
+
+    monkeypatch.setitem(activation.FUNCTIONS, "relu", almost)
+    assert not asked("relu", *given)
+    activation.equals_torch.cache_clear()
+    x = torch.full((9,), 65504.0, dtype=torch.float16, device=DEVICE)
+    equal(activation.activation_pack_triton(x, "relu", EDGES, CODES, 4)[:1], [x - 32])
+    activation.equals_torch.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.float64])
+@pytest.mark.parametrize(("block", "second"), [(64, 256), (16, 4), (8, 3)])
+@pytest.mark.parametrize("shape", [(3, 50, 64), (3, 7, 13), (1,), (0, 5)])
+def test_normal_float(shape, block, second, dtype) -> None:
+    x = randn(shape)
+    for bad in (False, True):
+        if bad and x.numel():
+            x.view(-1)[0] = math.nan
+        packed = NormalFloat(block, second).pack(Residue(x))
+        given = (*packed, list(shape), block, second, dtype)
+        ours, theirs = nf.normal_float_unpack_triton(*given), normal_float_unpack_plain(*given)
+        assert ours.dtype == theirs.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the dispatcher chooses Triton for CUDA tensors")

@@ -27,8 +27,9 @@ from lowtide import (
     set_frozen_dtype,
 )
 from lowtide.codecs.base import Residue
-from lowtide.codecs.normal_float import LEVELS, NormalFloat, dynamic_tree
+from lowtide.codecs.normal_float import LEVELS, NormalFloat
 from lowtide.families import FAMILIES
+from lowtide.kernels.normal_float import dynamic_tree
 from lowtide.memory.frozen_dtype import CODECS, Frozen, pack_frozen, unpack_frozen
 from lowtide.memory.policies import POLICIES
 from lowtide.memory.policy import Policy

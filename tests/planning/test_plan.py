@@ -140,15 +140,21 @@ def test_work_is_that_of_the_formulas():
     attention = 32 * depth * 2 * 2 * n * n * c
     stem, head = 32 * 2 * 196 * c * 768, 32 * 2 * c * 100
     forward = stem + maps + attention + head
-    plain, parts, again = (
+    plain, parts, again, tight, codes = (
         vit_b("bias", **options).work
-        for options in ({}, {"accumulate": 8}, {"checkpointing": True})
+        for options in (
+            *({}, {"accumulate": 8}, {"checkpointing": True}),
+            *({"policy": "tight", "chunk": 0}, {"policy": "codes"}),
+        )
     )
     # Back through the blocks; attention is computed once more by the fused kernel.
     assert plain.flops == 2 * forward - stem + head + 1.5 * attention
     assert parts.flops == plain.flops and parts.calls > 4 * plain.calls
     # Recomputation stops where nothing more was saved: before fc2, a third of the maps.
     assert again.flops == plain.flops + maps * 2 // 3 + attention
+    # Queries, keys and values are made again, once, or are there; P is made again in any case.
+    assert tight.flops == plain.flops + maps // 4
+    assert codes.flops == plain.flops
 
 
 @pytest.mark.parametrize(("name", "optimizer"), [("bias", "adamw"), ("full", "sgd")])

@@ -103,7 +103,16 @@ def test_two_workers_answer_as_one_and_tasks_come_and_go(
 def test_arguments_are_read_at_the_door() -> None:
     from lowtide.serving.cluster import application
 
-    with pytest.raises(InputError, match="expected runs"):
-        application({"replicas": 2})
-    with pytest.raises(InputError, match="unknown: replica"):
-        application({"runs": {"a": "a"}, "replica": 2})
+    runs = {"a": "a"}
+    for given, said in (
+        ({"replicas": 2}, "expected runs"),
+        ({"runs": ["a"]}, "expected runs"),
+        ({"runs": runs, "replica": 2}, "replica.*replicas"),
+        ({"runs": runs, "replicas": "two"}, "replicas must be a whole number from 1"),
+        ({"runs": runs, "replicas": 0}, "replicas must be a whole number from 1"),
+        ({"runs": runs, "batch_wait": "soon"}, "batch_wait must be a number"),
+        ({"runs": runs, "max_pixels": -1}, "max_pixels must be a whole number from 1"),
+        ({"runs": runs, "actor": 1}, "actor must be"),
+    ):
+        with pytest.raises(InputError, match=said):
+            application(given)

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import browsers
 import pytest
-from served import run_folder
+from served import WAIT, Served, run_folder, serving
 
 from lowtide.inference.evaluate import open_run, predict
 
 pytest.importorskip("litserve")
-
-WAIT = 120
-
-
-class Served(NamedTuple):
-    """A server that runs, and the runs it was given."""
-
-    process: subprocess.Popen[str]
-    port: int
-    runs: dict[str, Path]
-
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
-        with contextlib.closing(connection):
-            connection.request(method, path, body)
-            reply = connection.getresponse()
-            text = reply.read().decode()
-        return reply.status, json.loads(text) if text.startswith("{") else text
 
 
 @pytest.fixture(scope="module")
@@ -52,31 +29,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "cars": run_folder(root / "cars", "ssf", classes=5, seed=2),
         "ships": run_folder(root / "ships", "dtl", classes=2, seed=3),
     }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     first = [str(runs["birds"]), f"cars={runs['cars']}"]
     limits = ["--max-pixels", "100000", "--max-bytes", "1000000", "--max-waiting", "8"]
-    command = [sys.executable, "-m", "lowtide", "serve", *first, "--port", str(port)]
-    process = subprocess.Popen([*command, "--adapters", str(root), *limits], text=True)
-    found = Served(process, port, runs)
-    try:
-        _until_healthy(found)
+    with serving(*first, "--adapters", str(root), *limits, runs=runs) as found:
         yield found
-    finally:
-        process.terminate()
-        process.wait(WAIT)
-
-
-def _until_healthy(server: Served) -> None:
-    end = time.monotonic() + WAIT
-    while time.monotonic() < end and server.process.poll() is None:
-        try:
-            if server.ask("GET", "/health")[0] == 200:
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the server did not start")
 
 
 def want(run: Path, image: Path) -> dict[str, Any]:
@@ -100,7 +56,9 @@ def test_a_person_drops_an_image_and_picks_a_task(server: Served, paint: Any) ->
             best = max(right["probabilities"], key=right["probabilities"].get)
             assert shown[0] == best == right["class"]
             assert float(shown[1]) == pytest.approx(100 * right["probabilities"][best], abs=0.06)
-        page.evaluate("for (let i = 0; i < 3; i++) ask()")  # Only the last question's answer is shown.
+        page.evaluate(
+            "for (let i = 0; i < 3; i++) ask()"
+        )  # Only the last question's answer is shown.
         page.wait_for_load_state("networkidle")
         page.wait_for_function("document.querySelectorAll('.bar').length === 5")
         page.set_input_files("#file", __file__)

@@ -31,7 +31,7 @@ MOST = 40
 
 @dataclasses.dataclass(frozen=True)
 class DenseFindings:
-    """What a source holds; splits are those that a run with seed 0 would use.
+    """Findings about a source; splits are those that a run with seed 0 would use.
 
     Attributes:
         format: The kind of source.
@@ -68,7 +68,7 @@ class DenseFindings:
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Say it in a few lines.
+        """Write the findings in a few lines.
 
         Returns:
             What a person should know, the worst last.

@@ -1,4 +1,4 @@
-"""Where COCO's files lie, which split each is for, and where its images are."""
+"""Find COCO's files, the split of each, and the folders of their images."""
 
 from __future__ import annotations
 

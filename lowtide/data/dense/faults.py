@@ -1,4 +1,4 @@
-"""What can be wrong with dense labels, and what is done about it."""
+"""Faults of dense labels, and what is done about each."""
 
 from __future__ import annotations
 

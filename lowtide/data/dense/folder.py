@@ -50,7 +50,7 @@ class DenseSplit(Sequence[Item]):
     images: tuple[AnnotatedImage, ...]
     classes: tuple[str, ...]
     kind: Kind
-    values: np.ndarray[Any, Any]
+    values: np.ndarray
     bits: int = 16
     transform: Callable[[tv_tensors.Image, Target], Item] | None = None
 
@@ -107,7 +107,7 @@ class DenseSplit(Sequence[Item]):
             target["area"] = target["masks"].sum((1, 2), dtype=torch.float32)
         return target
 
-    def _semantic(self, image: AnnotatedImage, height: int, width: int) -> np.ndarray[Any, Any]:
+    def _semantic(self, image: AnnotatedImage, height: int, width: int) -> np.ndarray:
         if image.mask is not None:
             return translate(read_mask(image.mask), self.values)
         index = {name: number for number, name in enumerate(self.classes)}
@@ -121,7 +121,7 @@ class DenseSplit(Sequence[Item]):
         return found
 
 
-def _paint(o: Annotation, height: int, width: int) -> np.ndarray[Any, Any]:
+def _paint(o: Annotation, height: int, width: int) -> np.ndarray:
     assert o.shape is not None
     return o.shape.paint(height, width)
 
@@ -164,7 +164,7 @@ class DenseFolder:
             os.fsencode("\n".join([self.kind, *self.classes, *lines]))
         ).hexdigest()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Summarise for the run record.
 
         Returns:

@@ -1,11 +1,11 @@
-"""What a folder of dense labels says, before any image is opened, and what is wrong with it."""
+"""The images and labels that a folder names, before any image is opened."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class DenseListing:
     splits: dict[str, list[AnnotatedImage]]
     classes: tuple[str, ...] | None
     kind: Kind
-    values: np.ndarray[Any, Any] | None = None
+    values: np.ndarray | None = None
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
 

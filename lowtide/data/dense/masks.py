@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ IGNORE = 255
 LOSSY = frozenset({".jpg", ".jpeg", ".jfif", ".jif"})
 
 
-def read_mask(path: Path) -> np.ndarray[Any, Any]:
+def read_mask(path: Path) -> np.ndarray:
     """Read an index mask; a palette is passed over, for it says colours and not classes.
 
     Args:
@@ -44,7 +43,7 @@ def read_mask(path: Path) -> np.ndarray[Any, Any]:
     return values
 
 
-def _stored(path: Path) -> np.ndarray[Any, Any]:
+def _stored(path: Path) -> np.ndarray:
     if path.suffix.lower() in LOSSY:
         raise ValueError("JPEG changes the values of pixels; a mask must be PNG")
     with Image.open(path, formats=formats()) as image:
@@ -55,7 +54,7 @@ def _stored(path: Path) -> np.ndarray[Any, Any]:
         return np.asarray(image.getchannel("L") if image.mode == "LA" else image)
 
 
-def translate(values: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def translate(values: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Turn stored values into classes.
 
     Args:

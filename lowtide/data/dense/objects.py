@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ...extras import extra
 from .masks import read_mask
 from .runs import Box, Runs, read_runs
 
-Pixels = np.ndarray[Any, Any]
+Pixels = np.ndarray
 
 
 class Polygons(NamedTuple):
@@ -39,7 +39,7 @@ class Polygons(NamedTuple):
         return read_runs({**filled, "counts": filled["counts"].decode()}).paint(height, width)
 
     def box(self) -> Box:
-        """Enclose the rings.
+        """Give the box around the rings.
 
         Returns:
             The smallest box around all corners.
@@ -61,7 +61,7 @@ class Region(NamedTuple):
     value: int
 
     def paint(self, height: int, width: int) -> Pixels:
-        """Read the mask.
+        """Read the object's pixels from the mask.
 
         Args:
             height: Of the image, which is that of the mask.

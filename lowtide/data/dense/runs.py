@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,12 @@ class Runs(NamedTuple):
         width: Of the mask.
     """
 
-    counts: np.ndarray[Any, Any]
+    counts: np.ndarray
     height: int
     width: int
 
-    def paint(self, height: int, width: int) -> np.ndarray[Any, Any]:
-        """Lay the runs out.
+    def paint(self, height: int, width: int) -> np.ndarray:
+        """Draw the runs as a mask.
 
         Args:
             height: Of the image, which is that of the mask.
@@ -41,7 +41,7 @@ class Runs(NamedTuple):
         return np.repeat(inside, self.counts).reshape(width, height).T
 
     def box(self) -> Box:
-        """Enclose the pixels.
+        """Give the box around the pixels.
 
         Returns:
             The smallest box around them; an empty one where there are none.
@@ -52,7 +52,7 @@ class Runs(NamedTuple):
         return float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0
 
 
-def read_runs(segmentation: dict[str, Any]) -> Runs:
+def read_runs(segmentation: dict[str, object]) -> Runs:
     """Read a mask in run lengths.
 
     Args:
@@ -83,7 +83,7 @@ def read_runs(segmentation: dict[str, Any]) -> Runs:
     return Runs(lengths.astype(np.int64), height, width)
 
 
-def _decompress(text: str) -> np.ndarray[Any, Any]:
+def _decompress(text: str) -> np.ndarray:
     """Undo COCO's `rleToString`."""
     # Each character, less 48, has 5 bits of a number, the lowest first, and a sixth that says
     # whether more follow; the top bit of the last is the sign. From the fourth on, a number is

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,14 +18,14 @@ from .objects import AnnotatedImage, Annotation, Polygons, Region
 from .runs import Box, Runs
 from .sizes import measure
 
-Counts = np.ndarray[Any, Any]
+Counts = np.ndarray
 EDGE = 0.01
 """Pixels that a box may reach over the edge by rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What was seen.
+    """What decoding every image and mask has shown.
 
     Attributes:
         listing: Of the images that can be read, with boxes inside them and none empty.

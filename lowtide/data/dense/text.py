@@ -201,7 +201,7 @@ def read_names(root: Path) -> tuple[str, ...] | None:
     return named(parse_json(path, TEXT_BYTES), str(path))
 
 
-def named(given: Any, where: str) -> tuple[str, ...]:
+def named(given: object, where: str) -> tuple[str, ...]:
     """Read names as a list, or as an object from numbers 0, 1, ... to names.
 
     Args:

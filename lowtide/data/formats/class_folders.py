@@ -1,4 +1,4 @@
-"""Class folders, no split declared: what a folder is that no other format claims."""
+"""Class folders, no split declared: the format of a folder that no other format claims."""
 
 from __future__ import annotations
 

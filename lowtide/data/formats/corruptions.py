@@ -103,7 +103,7 @@ def corruptions_in(folder: Path) -> dict[str, Path]:
 
 
 def severities_in(folder: Path) -> dict[tuple[str, int], Path]:
-    """Find what a run is to be scored on.
+    """Find the corruptions and severities that a run is to be scored on.
 
     Args:
         folder: A folder of corruptions.

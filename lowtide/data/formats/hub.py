@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from PIL import Image
@@ -69,7 +70,7 @@ def read_hub(source: str) -> Listing:
     return dataclasses.replace(read_lists(kept), format=f"hub ({source})", notes=tuple(notes))
 
 
-def _load(library: Any, name: str, source: str) -> Mapping[str, Any]:
+def _load(library: ModuleType, name: str, source: str) -> Mapping[str, Any]:
     saved = any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:
         loaded = library.load_from_disk(name) if saved else library.load_dataset(name)
@@ -79,12 +80,12 @@ def _load(library: Any, name: str, source: str) -> Mapping[str, Any]:
     return loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
 
 
-def _is(features: Mapping[str, Any], column: str, kind: str) -> bool:
+def _is(features: Mapping[str, object], column: str, kind: str) -> bool:
     return type(features[column]).__name__ == kind
 
 
 def _column(
-    source: str, features: Mapping[str, Any], found: list[str], kind: str, given: str = ""
+    source: str, features: Mapping[str, object], found: list[str], kind: str, given: str = ""
 ) -> str:
     if len(found) == 1 and not given:
         return found[0]
@@ -99,7 +100,7 @@ def _column(
     )
 
 
-def _classes(feature: Any, values: Mapping[str, set[Any]]) -> list[str] | None:
+def _classes(feature: object, values: Mapping[str, set[object]]) -> list[str] | None:
     names = getattr(feature, "names", None)
     found = set().union(*values.values())
     return names or (sorted(found) if all(isinstance(v, str) for v in found) else None)

@@ -35,7 +35,7 @@ class Detect(DenseTask):
 
     @property
     def detector(self) -> Detector:
-        """Which detector."""
+        """Name of the detector."""
         return self.config.detector or self.usual
 
     def model(self, body: nn.Module) -> nn.Module:
@@ -105,7 +105,7 @@ class Detect(DenseTask):
         return torch.stack([value.float() for value in outputs.values()]).sum()
 
     @torch.no_grad()
-    def predict(self, model: Any, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Find objects.
 
         Args:
@@ -185,7 +185,7 @@ class OnBatch(nn.Module):
 
 
 class _Objects(ObjectScore, Scorer):
-    def update(self, predicted: Any, target: Any) -> None:
+    def update(self, predicted: Any, target: Target) -> None:
         mine = {k: predicted[k] for k in ("boxes", "labels", "scores", "masks") if k in predicted}
         true = {
             k: target[k].as_subclass(Tensor)

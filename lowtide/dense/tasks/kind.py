@@ -1,4 +1,4 @@
-"""What every dense task answers."""
+"""The interface of every dense task."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...data.dense import Kind as Kind
 from ...data.dense import transforms
 from ..options import TaskConfig
+from ..results import Predicted
 from ..scores import Scores
 
 Target = Mapping[str, Any]
@@ -81,7 +82,7 @@ class DenseTask(ABC):
         """
 
     @abstractmethod
-    def example(self, batch_size: int, shape: tuple[int, int, int]) -> tuple[Any, Tensor]:
+    def example(self, batch_size: int, shape: tuple[int, int, int]) -> tuple[object, Tensor]:
         """Give a batch of the shapes that training has, for a plan.
 
         Args:
@@ -93,7 +94,7 @@ class DenseTask(ABC):
         """
 
     @abstractmethod
-    def predict(self, model: Any, images: Sequence[Tensor]) -> list[Any]:
+    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> Sequence[Predicted]:
         """Answer for images of any size.
 
         Args:
@@ -106,8 +107,8 @@ class DenseTask(ABC):
         """
 
     @abstractmethod
-    def labelled(self, target: Target) -> Any:
-        """Give what is labelled in an image as `predict` gives what it found.
+    def labelled(self, target: Target) -> Predicted:
+        """Give the labels of an image in the form in which `predict` gives predictions.
 
         Args:
             target: What is labelled, at the image's own size.
@@ -126,7 +127,7 @@ class DenseTask(ABC):
 
     @staticmethod
     def encode(targets: Tensor) -> Tensor:
-        """Give what `loss` takes, as other kinds of targets do.
+        """Return targets as `loss` takes them.
 
         Args:
             targets: What `collate` gave second.
@@ -136,8 +137,8 @@ class DenseTask(ABC):
         """
         return targets
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give what must be known to use a model, beside the options of its run.
+    def to_dict(self) -> dict[str, object]:
+        """Give what must be saved to use a model, beside the options of its run.
 
         Returns:
             Nothing.
@@ -168,7 +169,7 @@ class DenseTask(ABC):
         )
 
     def normalized(self, image: Tensor) -> Tensor:
-        """Make pixels what the backbone's weights want.
+        """Normalise pixels as the backbone's weights expect.
 
         Args:
             image: `(C, H, W)` uint8, or batches of it.
@@ -186,7 +187,7 @@ class Scorer(ABC):
     """Counts predictions of a split."""
 
     @abstractmethod
-    def update(self, predicted: Any, target: Target) -> None:
+    def update(self, predicted: Predicted, target: Target) -> None:
         """Count an image.
 
         Args:

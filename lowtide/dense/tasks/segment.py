@@ -12,12 +12,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ...errors import InputError
+from ...memory.policies import policy_of
 from ..decoders import segmenter
 from ..frames import Frame
 from ..losses import IGNORE, segmentation_loss
 from ..scores import PixelScore
 from ..windows import slide
 from .kind import DenseTask, Kind, Scorer, Target
+
+CHUNKS = 4
+"""How much larger a piece of the loss is than what a policy runs at once, which is wider inside."""
 
 
 @dataclass(frozen=True)
@@ -108,19 +112,27 @@ class Segment(DenseTask):
         return torch.empty(batch_size, *shape), torch.zeros(batch_size, *shape[1:]).long()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Take `segmentation_loss`.
+        """Compute `segmentation_loss`.
 
         Args:
-            outputs: Logits `(B, K, H, W)`.
+            outputs: Logits `(B, K, h, w)`.
             targets: Masks `(B, H, W)`.
 
         Returns:
             The loss.
         """
-        return segmentation_loss(outputs, targets, smoothing=self.smoothing, dice=self.config.dice)
+        given = self.config
+        chunk = policy_of(given.policy, given.chunk).chunk
+        return segmentation_loss(
+            outputs,
+            targets,
+            smoothing=self.smoothing,
+            dice=given.dice,
+            most=None if chunk is None else CHUNKS * chunk,
+        )
 
     @torch.no_grad()
-    def predict(self, model: Any, images: Sequence[Tensor]) -> list[Tensor]:
+    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
         """Give each pixel its best class.
 
         Args:
@@ -163,7 +175,7 @@ class Segment(DenseTask):
 
 
 class _Pixels(PixelScore, Scorer):
-    def update(self, predicted: Tensor, target: Any) -> None:
+    def update(self, predicted: Any, target: Any) -> None:
         mask = target["mask"].as_subclass(Tensor)
         super().update(predicted, mask.to(predicted.device))
 

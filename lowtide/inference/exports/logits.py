@@ -1,4 +1,4 @@
-"""What graphs of any format share: images to logits, what the numbers mean, a check."""
+"""Shared by all graph formats: images to logits, the header's metadata, a check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 class Logits(nn.Module):
-    """A model that takes images and gives logits, whatever the one inside answers with."""
+    """A model that takes images and gives logits, whatever its own output looks like."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Logits(nn.Module):
 
 
 def graph_of(trained: Trained) -> tuple[nn.Module, list[Tensor]]:
-    """Make the plainest model that answers as a run does, and images to try it on.
+    """Make a plain model that answers as a run does, and images to try it on.
 
     Frozen weights in few bits are made wide, rounded as they are; what merges is merged, and grafts
     and side networks that do not merge stay.
@@ -75,8 +75,8 @@ def noise(channels: int, size: Sequence[int]) -> list[Tensor]:
     return [torch.randn(n, channels, *size, generator=generator) for n in BATCHES]
 
 
-def preparation(made: Mapping[str, Any], augment: str) -> dict[str, Any]:
-    """Say how images become inputs.
+def preparation(made: Mapping[str, object], augment: str) -> dict[str, object]:
+    """Describe how images are pre-processed.
 
     Args:
         made: What `Preprocessing.to_dict` says.
@@ -89,7 +89,7 @@ def preparation(made: Mapping[str, Any], augment: str) -> dict[str, Any]:
 
 
 def metadata(trained: Trained) -> dict[str, str]:
-    """Say what a graph's numbers mean, in texts as file headers hold them.
+    """Describe a graph's inputs and outputs, in strings as file headers hold them.
 
     Args:
         trained: The run.
@@ -111,9 +111,9 @@ def metadata(trained: Trained) -> dict[str, str]:
 
 @torch.no_grad()
 def refuse_other_answers(
-    model: nn.Module, batches: list[Tensor], answer: Callable[[Tensor], Any], what: str
+    model: nn.Module, batches: list[Tensor], answer: Callable[[Tensor], object], what: str
 ) -> None:
-    """Run a written graph beside the model it was made from.
+    """Refuse a written graph whose outputs differ from those of its model.
 
     Args:
         model: What it was made from.
@@ -143,5 +143,5 @@ def refuse_other_answers(
                 )
 
 
-def _each(outputs: Any) -> Sequence[Any]:
+def _each(outputs: object) -> Sequence[Any]:
     return outputs if isinstance(outputs, list | tuple) else (outputs,)

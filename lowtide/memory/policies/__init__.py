@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 
 from ...errors import UnknownName
 from ..policy import Policy
@@ -16,11 +17,12 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 """What makes each policy, by its name."""
 
 
-def policy_of(given: Policy | str) -> Policy:
+def policy_of(given: Policy | str, chunk: int | None = None) -> Policy:
     """Find a policy.
 
     Args:
         given: One, or the name of one.
+        chunk: Most numbers that it runs at once, 0 for all; by default its own.
 
     Returns:
         The policy.
@@ -28,8 +30,8 @@ def policy_of(given: Policy | str) -> Policy:
     Raises:
         UnknownName: No policy has that name.
     """
-    if isinstance(given, Policy):
-        return given
-    if given not in POLICIES:
-        raise UnknownName("policy", given, POLICIES)
-    return POLICIES[given]()
+    if not isinstance(given, Policy):
+        if given not in POLICIES:
+            raise UnknownName("policy", given, POLICIES)
+        given = POLICIES[given]()
+    return given if chunk is None else replace(given, chunk=chunk or None)

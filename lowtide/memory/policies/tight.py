@@ -1,4 +1,4 @@
-"""The least that leaves the gradient close."""
+"""Keep the fewest bytes that leave the gradient close."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..policy import CHUNK, RESIDUAL, Policy
 
 
 def policy() -> Policy:
-    """Keep the least that leaves the gradient close: what each op says of itself.
+    """Keep the fewest bytes that leave the gradient close: what each op's `TIGHT` says.
 
     Returns:
         The policy.

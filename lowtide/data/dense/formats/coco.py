@@ -67,7 +67,7 @@ def read_coco(source: Path, kind: Kind | None = None) -> DenseListing:
     )
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> dict[str, object]:
     content = parse_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in KEYS):
         raise InputError(
@@ -176,19 +176,19 @@ def _bounded(objects: list[Annotation], where: str) -> tuple[Annotation, ...]:
     return tuple(objects)
 
 
-def _name(entry: Mapping[str, Any]) -> object:
+def _name(entry: Mapping[str, object]) -> object:
     """Name an image's file; LVIS gives its address only, which ends in split and file."""
     name, address = entry.get("file_name"), entry.get("coco_url")
     return "/".join(address.split("/")[-2:]) if not name and isinstance(address, str) else name
 
 
-def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+def _size(entry: Mapping[str, object]) -> tuple[int, int] | None:
     size = numbers((entry.get("height"), entry.get("width")), 2)
     return (int(size[0]), int(size[1])) if size and np.isfinite(size).all() else None
 
 
 def _object(
-    entry: Mapping[str, Any], split: str, names: Mapping[tuple[str, int], str], place: str
+    entry: Mapping[str, object], split: str, names: Mapping[tuple[str, int], str], place: str
 ) -> Annotation:
     number = _identity(entry.get("category_id"), place)
     if (split, number) not in names:

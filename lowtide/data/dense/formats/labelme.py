@@ -106,7 +106,7 @@ def _image(path: Path, root: Path, faults: list[Fault], passed: list[str]) -> An
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or len(shapes) > OBJECTS:
         raise InputError(f"{path} is not LabelMe's: expected at most {OBJECTS} shapes in a list")
-    parts: dict[tuple[Any, ...], tuple[str, list[np.ndarray[Any, Any]], str]] = {}
+    parts: dict[tuple[Any, ...], tuple[str, list[np.ndarray], str]] = {}
     for number, shape in enumerate(shapes, start=1):
         place = f"{path.name} shape {number}"
         try:
@@ -131,7 +131,7 @@ def _image(path: Path, root: Path, faults: list[Fault], passed: list[str]) -> An
     return AnnotatedImage(_beside(path, root, content), path.name, size=size, objects=objects)
 
 
-def _ring(shape: dict[str, Any], form: str) -> np.ndarray[Any, Any]:
+def _ring(shape: dict[str, object], form: str) -> np.ndarray:
     """Write a shape as the corners of a polygon."""
     given = shape.get("points")
     points = [numbers(point, 2) for point in given] if isinstance(given, list) else []

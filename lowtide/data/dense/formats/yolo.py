@@ -106,7 +106,7 @@ def read_yolo(source: Path, kind: Kind | None = None) -> DenseListing:
     )
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _yaml(path: Path) -> dict[str, object]:
     content = parse_yaml(bounded(path), str(path))
     if not isinstance(content, dict) or "names" not in content:
         raise InputError(f"{path}: expected YOLO's names, and train, val or test")
