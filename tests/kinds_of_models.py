@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -195,6 +196,16 @@ def rt_detr() -> nn.Module:
     return hf.RTDetrForObjectDetection(config)
 
 
+def needing(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Skip the test where transformers is not installed."""
+
+    def built() -> nn.Module:
+        pytest.importorskip("transformers")
+        return build()
+
+    return built
+
+
 Kind = tuple[str, str, Callable[[], nn.Module]]
 OF_TRANSFORMERS: dict[str, Kind] = {
     "segformer": ("segformer", "generic", segformer),
@@ -240,7 +251,10 @@ MODELS: dict[str, Kind] = {
     ),
     "smp_mit": ("encoder", "generic", lambda: smp.Segformer("mit_b0", encoder_weights=None)),
     "smp_padded": ("encoder", "generic", lambda: smp.Unet("efficientnet-b0", encoder_weights=None)),
-    **(OF_TRANSFORMERS if hf else {}),
+    **{
+        kind: (path, family, needing(made))
+        for kind, (path, family, made) in OF_TRANSFORMERS.items()
+    },
 }
 """By name: path of the backbone, its family, and how the model is built."""
 

@@ -284,7 +284,8 @@ def finer(codec: Codec, sharpness: float) -> Codec:
     Returns:
         The codec, of groups with up to 8 bits; any other as it is.
     """
-    if not isinstance(codec, Affine) or sharpness <= 1:
+    # A product of roots is 1 up to its last bits.
+    if not isinstance(codec, Affine) or sharpness < 1 + 1e-6:
         return codec
-    wanted = codec.bits + math.ceil(math.log2(sharpness))
+    wanted = codec.bits + math.ceil(math.log2(sharpness) - 1e-6)
     return replace(codec, bits=max(codec.bits, min(8, wanted)))

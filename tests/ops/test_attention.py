@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from lowtide.memory.compress import compress
 from lowtide.memory.policies import POLICIES
 from lowtide.memory.policy import Policy
 from lowtide.ops import NAMES
+from lowtide.ops.attention_chunks import finer
 from lowtide.versions import classes
 
 EVERYTHING = Policy({name: Exact() for name in NAMES})
@@ -203,7 +205,9 @@ def test_models_with_attention_of_their_own_keep_at_most_half(name: str) -> None
     assert kept_bytes(model, x) < before / 2
 
 
-@pytest.mark.parametrize(("scale", "bits"), [(None, 4), (0.1, 4), (0.3, 5), (1.0, 6), (9.0, 8)])
+@pytest.mark.parametrize(
+    ("scale", "bits"), [(None, 4), (0.1, 4), (0.25, 4), (0.3, 5), (1.0, 6), (9.0, 8)]
+)
 def test_a_larger_scale_of_the_logits_costs_bits(scale: float | None, bits: int) -> None:
     heads, depth = 2, 16  # 1 / sqrt(16) = 0.25
     q, k, v = (torch.randn(3, heads, 8, depth, requires_grad=True) for _ in range(3))
@@ -231,3 +235,9 @@ def test_sharp_attention_keeps_the_direction_of_its_gradient() -> None:
         model(x).square().sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert F.cosine_similarity(*found, dim=0) > 0.99
+
+
+def test_the_usual_scale_costs_no_bit_at_any_depth() -> None:
+    codec = POLICIES["tight"]().codecs["attention"]
+    for depth in range(1, 300):
+        assert finer(codec, 1 / math.sqrt(depth) * math.sqrt(depth)) == codec
