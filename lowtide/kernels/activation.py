@@ -14,7 +14,6 @@ from .threshold_codes import threshold_pack
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
-    "hardswish": F.hardswish,
     "relu": F.relu,
 }
 """Torch's functions, which say what the result is, to the last bit."""
