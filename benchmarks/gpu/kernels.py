@@ -46,7 +46,8 @@ def activation(name: str, dtype: str, rows: int, setting: Setting) -> Found:
     ours, theirs = activation_pack(*given), activation_pack_plain(*given)
     found: Found = {"same bits": all(map(torch.equal, ours, theirs))}
     gpu: Any = sys.modules.get("lowtide.kernels.triton_activation")
-    found["one kernel"] = gpu is not None and gpu.equals_torch(name, x.dtype, x.device)
+    fused = gpu is not None and x.is_cuda
+    found["one kernel"] = fused and gpu.equals_torch(name, x.dtype, x.device)
     ways = {
         "ms": partial(activation_pack, *given),
         "ms of two steps": partial(activation_pack_plain, *given),
