@@ -180,7 +180,8 @@ def test_several_adapters_have_heads_of_their_own(tmp_path: Path) -> None:
     assert torch.equal(answers(tuned.eval())[0], first[0])
     assert torch.equal(third[0], first[0])
     with tuned.disable_adapter():
-        assert torch.equal(answers(tuned)[0], answers(made("segformer"))[0])
+        # The head is a copy elsewhere in memory, which some processors' products round by.
+        torch.testing.assert_close(answers(tuned)[0], answers(made("segformer"))[0])
 
 
 def test_feature_maps_read_by_hooks_are_those_behind_the_graft() -> None:
