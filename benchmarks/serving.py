@@ -3,15 +3,16 @@
     lowtide serve RUNS... --port 8000
     python benchmarks/serving.py IMAGE... [--url URL...] [--requests N] [--clients C] [--bad SHARE]
     python benchmarks/serving.py IMAGE... --soak MINUTES --pid PID
-    python benchmarks/serving.py IMAGE... --side-by-side TASKS [--model MODEL] [--rounds N]
+    python benchmarks/serving.py IMAGE... --side-by-side TASKS [--model MODEL]
+        [--workers W] [--rounds N]
 
 Each client sends one request after another to one of the servers; its tasks take turns. Latencies
 are those of answered requests, refusals for overload are counted apart and sent again. A soak goes
 on for MINUTES, and
 prints once a minute what the server (PID and its children) holds, shared pages counted once.
 
-Side by side: one server of TASKS tasks, then as many servers of one task each, the same load on
-either, N times in turn. The tasks are LoRA on one backbone with random weights.
+Side by side: one server of TASKS tasks with one worker and with W, then as many servers of one task
+each, the same load on all, N times in turn. The tasks are LoRA on one backbone with random weights.
 """
 
 from __future__ import annotations
@@ -151,12 +152,28 @@ def task_folders(root: Path, model: str, tasks: int) -> list[Path]:
 
 
 @contextmanager
-def served(groups: list[list[Path]]) -> Iterator[tuple[list[str], list[int]]]:
+def served(groups: list[list[Path]], workers: int) -> Iterator[tuple[list[str], list[int]]]:
     """Start a server for each group of runs; give their addresses and processes."""
-    command = (sys.executable, "-m", "lowtide", "serve", "--device", "cpu", "--max-waiting", "4096")
+    command = (
+        sys.executable,
+        "-m",
+        "lowtide",
+        "serve",
+        "--device",
+        "cpu",
+        "--max-waiting",
+        "4096",
+    )
     ports = [free_port() for _ in groups]
     servers = [
-        subprocess.Popen([*command, *map(str, runs), "--port", str(port)])
+        subprocess.Popen([
+            *command,
+            *map(str, runs),
+            "--port",
+            str(port),
+            "--workers",
+            str(workers),
+        ])
         for runs, port in zip(groups, ports, strict=True)
     ]
     try:
@@ -196,9 +213,10 @@ def side_by_side(args: argparse.Namespace, images: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as root:
         folders = task_folders(Path(root), args.model, args.side_by_side)
         for _ in range(args.rounds):
-            for groups in ([folders], [[folder] for folder in folders]):
-                with served(groups) as (urls, pids):
-                    print(f"\n{len(groups)} of {len(groups[0])}")
+            one, each = [folders], [[folder] for folder in folders]
+            for groups, workers in ((one, 1), (one, args.workers), (each, 1)):
+                with served(groups, workers) as (urls, pids):
+                    print(f"\nservers: {len(groups)}, tasks: {len(groups[0])}, workers: {workers}")
                     Load(urls, images, args.requests, args.bad).run(args.clients)
                     print(f"{sum(map(held, pids)):.0f} MiB", flush=True)
 
@@ -218,6 +236,7 @@ def main() -> None:
     parser.add_argument("--side-by-side", type=int, metavar="TASKS")
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if (args.soak is None) != (args.pid is None):
         parser.error("--soak and --pid go together")
