@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from fakes import on_fake_cuda
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,6 +92,7 @@ class Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@on_fake_cuda
 @pytest.mark.parametrize(("device", "at_once"), [("cuda", 2), ("cpu", 0)])
 def test_a_model_on_a_gpu_takes_it(device: str, at_once: int) -> None:
     """On tensors that have a device and no storage: a card is not needed to see what is called."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import on_fake_cuda
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -62,6 +63,7 @@ class Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@on_fake_cuda
 def test_on_a_gpu_a_weight_is_widened_by_one_kernel() -> None:
     with FakeTensorMode(), torch.device("cuda"):
         slabs, packed = Slabs.pack(CODEC, torch.empty(7, 33))
