@@ -11,7 +11,8 @@ is alive after the forward beside the weights. Peak: the most that is alive in a
 was given. Cosine: of the whole gradient with that of the first row, mean of two batches. Time: the
 median over rounds, in which all rows take turns, of the ratio to the first row of that round.
 
-Rows of a library that is not installed (bitsandbytes, torchao) are left out, with a word.
+A row of a library that is not installed (bitsandbytes) is left out, with a word. torchao has NF4 no
+more as of 0.18.
 """
 
 from __future__ import annotations
@@ -166,18 +167,6 @@ def in_bitsandbytes(backbone: nn.Module) -> nn.Module:
     return lora(backbone)
 
 
-def in_torchao(backbone: nn.Module) -> nn.Module:
-    """Make LoRA on torchao's NF4 weights."""
-    from torchao.dtypes.nf4tensor import to_nf4
-
-    model = lora(backbone)
-    for name, parameter in list(model.named_parameters()):
-        if not parameter.requires_grad and "qkv.base_layer.weight" in name:
-            owner = model.get_submodule(name.rpartition(".")[0])
-            owner.weight = nn.Parameter(to_nf4(parameter.data), requires_grad=False)
-    return model
-
-
 @dataclass(frozen=True)
 class Rival:
     """A row.
@@ -208,7 +197,6 @@ RIVALS = {
     "4 bits everywhere": Rival(compressed(UNIFORM)),
     "offloaded to host": Rival(lora, around=save_on_cpu),
     "bitsandbytes NF4": Rival(in_bitsandbytes, library="bitsandbytes"),
-    "torchao NF4": Rival(in_torchao, library="torchao"),
     "lowtide s2a": Rival(compressed(POLICIES["s2a"]())),
     "lowtide tight": Rival(compressed(POLICIES["tight"]())),
     "lowtide tight, checkpointing": Rival(lambda b: compress(checkpointed(b), POLICIES["tight"]())),
