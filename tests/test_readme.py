@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pages import code_of, run
 from tinted import write_tinted
 
 from lowtide.cli import main
@@ -47,7 +48,7 @@ def test_the_readmes_commands_run_in_their_order(tmp_path, monkeypatch):
 
 def code(section):
     text = README.read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    (block,) = code_of(text)
     for own, small in SMALL.items():
         block = block.replace(own, small)
     return block
@@ -55,8 +56,7 @@ def code(section):
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(compile(code("In Python"), "README.md", "exec"), names)
+    names = run(code("In Python"))
     plain = names["timm"].create_model("vit_micro_patch4_32", pretrained=True)
     assert names["lowtide"].load(plain, "adapter").num_classes == 10
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from pages import DOCS, code, code_of, run
 from tinted import write_tinted
 
 import lowtide
@@ -15,17 +16,8 @@ from lowtide.training.config import read_yaml
 from lowtide.training.options import Parser, run_config
 from lowtide.tuning.adapter_files import read_adapter
 
-DOCS = Path(__file__).parents[1] / "docs"
 if not DOCS.is_dir():
     pytest.skip("runs in a checkout only", allow_module_level=True)
-
-
-def code(page):
-    return code_of((DOCS / page).read_text())
-
-
-def code_of(text):
-    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
 def recipe(title):
@@ -37,12 +29,6 @@ def recipe(title):
 def photos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return write_tinted(tmp_path / "photos", {"train": 8, "val": 2, "test": 2})
-
-
-def run(text):
-    names = {}
-    exec(compile(text, "a page of docs/", "exec"), names)
-    return names
 
 
 def test_fit_and_its_callbacks(photos, capsys):

@@ -11,13 +11,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pages import DOCS, code, run
 from served import serving
 from tinted import write_tinted
 
 from lowtide.cli import main
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 if not DOCS.is_dir():
     pytest.skip("runs in a checkout only", allow_module_level=True)
 SMALL = {
@@ -63,9 +63,8 @@ def test_commands_of_a_tutorial_run_in_their_order(page, folders):
     assert len(found) > 3
     for words in found:
         assert main(words) == 0, " ".join(words)
-    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S):
-        names = {}
-        exec(compile(small(block), page, "exec"), names)
+    for block in code(page):
+        names = run(small(block))
         assert names["answers"]["birds"].shape == (1, 3)
         assert names["answers"]["birds"].argmax() == names["birds"].classes.index("red")
         assert set(names["model"].configs) == {"birds", "ships"} and len(names["logits"]) == 3

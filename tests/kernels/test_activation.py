@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import on_fake_cuda
+from dispatched import Called, on_fake_cuda
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowtide import compress
 from lowtide.kernels.activation import FUNCTIONS, activation_pack
@@ -78,18 +75,6 @@ def test_torch_takes_it_as_an_op_of_its_own(shape: tuple[int, ...]) -> None:
     torch.library.opcheck(activation_pack, (x, "gelu", *TABLE))
     y, codes = activation_pack(x, "gelu", *TABLE)
     assert torch.equal(y, F.gelu(x)) and torch.equal(codes, threshold_pack(x, *TABLE))
-
-
-class Called(TorchDispatchMode):
-    """Counts what is dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names[func._schema.name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @on_fake_cuda

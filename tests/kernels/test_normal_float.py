@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import on_fake_cuda
+from dispatched import Called, on_fake_cuda
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowtide.codecs import normal_float
 from lowtide.codecs.base import Residue
@@ -49,18 +48,6 @@ def test_where_it_runs_a_linear_map_is_the_same(monkeypatch: pytest.MonkeyPatch)
     for a, b in zip(both(), apart, strict=True):
         assert torch.equal(a, b)
     assert len(calls) == 2
-
-
-class Called(TorchDispatchMode):
-    """Notes what is dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
 
 
 @on_fake_cuda

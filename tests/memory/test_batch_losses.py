@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
+import pages
 import pytest
 import timm
 import torch
@@ -14,18 +12,12 @@ from torch import nn
 import lowtide
 from lowtide.planning.meter import Meter
 
-PAGE = Path(__file__).parents[2] / "docs" / "batch-losses.md"
-if not PAGE.is_file():
-    pytest.skip("runs in a checkout only", allow_module_level=True)
-
 
 @pytest.fixture(scope="module")
 def page():
     """Run every code block of the page, one after the other, and give the names they define."""
     torch.manual_seed(0)
-    found = {}
-    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):
-        exec(code, found)
+    found = pages.run(*pages.code("batch-losses.md"))
     gradient((found["images"], found["texts"]))  # the page's own step left one
     return found
 

@@ -6,27 +6,15 @@ from collections import Counter
 
 import pytest
 import torch
+from dispatched import Called
 from nets import wake
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowtide import METHODS, StepConfig, apply, compress, plan
 from lowtide.families import FAMILIES, image_shape
 from lowtide.tuning.tuned import Tuned
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::native_layer_norm")
-
-
-class Called(TorchDispatchMode):
-    """Counts what is dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names[func._schema.name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def tuned(policy: str, family: str = "vit") -> Tuned:
