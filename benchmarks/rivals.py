@@ -244,7 +244,7 @@ class Contender:
 
     def sizes(self, batch: Batch) -> dict[str, float | None]:
         """Count weights, what is kept, and the peak, in MiB."""
-        weights = sum(size for size in storages(self.model).values()) / MIB
+        weights = sum(storages(self.model).values()) / MIB
         if self.rival.compiled:
             return {"weights": weights, "kept": self.given(batch) / MIB, "peak": None}
         with Meter(self.model, self.optimizer) as meter:
@@ -275,11 +275,10 @@ def storages(model: nn.Module) -> dict[int, int]:
     """List the storages of all weights with their bytes."""
     found = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        parts = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else ()
-        beside = getattr(tensor, "quant_state", None)
-        plain: list[Tensor] = [getattr(tensor, p) for p in parts] or [tensor.data]
-        plain += [t for t in vars(beside).values() if isinstance(t, Tensor)] if beside else []
-        for part in plain:
+        first = getattr(tensor, "quant_state", None)  # of bitsandbytes, and of its scales
+        states = [vars(s) for s in (first, getattr(first, "state2", None)) if s is not None]
+        scales = [t for state in states for t in state.values() if isinstance(t, Tensor)]
+        for part in (tensor.data, *scales):
             storage = part.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return found

@@ -11,7 +11,7 @@ from ..errors import InputError, UnknownName
 from .base import Residue
 from .bits import packed_bytes
 from .codebook_tables import LEVELS
-from .threshold_codes import pack, scale, unpack
+from .threshold_codes import middles, pack, scale, unpack
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ class Codebook:
     @property
     def cuts(self) -> tuple[float, ...]:
         """The middles between levels: a code is the number of cuts below a value."""
-        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
-        return tuple((a + b) / 2 for a, b in pairs)
+        return middles(self.levels)
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
         """Keep the codes.

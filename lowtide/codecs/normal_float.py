@@ -19,9 +19,9 @@ from ..kernels.normal_float import (
 from ..kernels.slices import wide
 from .base import Residue
 from .bits import packed_bytes
-from .threshold_codes import pack
+from .threshold_codes import middles, pack
 
-CUTS = tuple((a + b) / 2 for a, b in zip(LEVELS[:-1], LEVELS[1:], strict=True))
+CUTS = middles(LEVELS)
 FUSED = {"cuda"}
 """Devices with a kernel that unpacks at once; others look up codes and scale them one by one."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,18 @@ from ..kernels.threshold_codes import (
 )
 from .base import Residue
 from .bits import join, split
+
+
+def middles(levels: Sequence[float]) -> tuple[float, ...]:
+    """Cut halfway between levels, so that a code is that of the nearest.
+
+    Args:
+        levels: Rising.
+
+    Returns:
+        One cut fewer than levels.
+    """
+    return tuple((a + b) / 2 for a, b in itertools.pairwise(levels))
 
 
 def pack(residue: Residue, cuts: tuple[float, ...]) -> tuple[Tensor, ...]:

@@ -88,11 +88,11 @@ def input_codec(module: nn.Module, codec: Codec) -> Codec:
         codec: How the policy keeps such inputs.
 
     Returns:
-        The same, but for attentions of `UNSCALED` in 8 bits: they are sharp, and their logits off
-        by sqrt(D) as much.
+        The same, but for attentions of `UNSCALED`, whose logits are off by sqrt(D) as much, finer.
     """
-    unscaled = any(isinstance(m, UNSCALED) for m in (module, *module.children()))
-    return finer(codec, math.sqrt(64)) if unscaled else codec
+    within = (module, *module.children())
+    unscaled: Any = next((m for m in within if isinstance(m, UNSCALED)), None)
+    return codec if unscaled is None else finer(codec, math.sqrt(unscaled.head_dim))
 
 
 def runs_again(module: nn.Module, args: Args, kwargs: Kwargs) -> bool:

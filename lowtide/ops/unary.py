@@ -45,7 +45,7 @@ def _at_once(
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """Compute a function and the codes of its slope in one kernel, where there is one."""
     name = next((n for n, function in FUNCTIONS.items() if function is call), None)
-    if name is None or x.device.type not in FUSED or discards() or torch.compiler.is_compiling():
+    if name is None or discards() or torch.compiler.is_compiling():
         return call(x), None
     edges, codes = threshold_table(slope, cuts)
     bits = len(cuts).bit_length()
@@ -100,7 +100,7 @@ def activate(
         return NotImplemented
     codec = codecs[name]
     options: dict[str, object] = {"call": function, "slope": slope or SLOPES[name]}
-    if isinstance(codec, Codebook | Sign):
+    if x.device.type in FUSED and isinstance(codec, Codebook | Sign):
         options["at_once"] = codec.cuts
     return saved(UNARY, codec, x, **options)
 
