@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from ..errors import InputError, shown
 from ..values import Count, Ratio, read_fields
 from .answering import Answering
-from .limits import NAMES, Limits
+from .limits import Limits
 from .predictor import Predictor
 from .tasks import Task, Tasks
 from .upload import Pixels
@@ -137,18 +137,17 @@ def application(args: Mapping[str, Any]) -> serve.Application:
     if not isinstance(actor, Mapping):
         raise InputError(f"actor must be Ray's options of a replica by name, not {shown(actor)}")
     settings = _Settings(**read_fields(_Settings, given))
-    limits = Limits(**{name: getattr(settings, name) for name in NAMES})
     deployment: Any = serve.deployment(
         Adapters,
         num_replicas=settings.replicas,
         ray_actor_options=dict(actor),
-        max_ongoing_requests=limits.max_waiting,
+        max_ongoing_requests=settings.max_waiting,
         user_config={"runs": {n: str(Path(f).resolve()) for n, f in runs.items()}},
     )
     application: serve.Application = deployment.bind(
         checkpoint=settings.checkpoint,
         top=settings.top,
-        limits=limits,
+        limits=settings,
         batch_size=settings.batch_size,
         batch_wait=settings.batch_wait,
     )
