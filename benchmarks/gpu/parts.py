@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import one_image, tasks
 from benchmarks.gpu import kernels, works
 from benchmarks.gpu.works import Setting
+from lowtide import POLICIES
 
 PARTS = {
     "tests": "(a) Tests that need a card",
@@ -103,7 +104,7 @@ def _every() -> Iterator[Row]:
 
 
 def _kernels() -> Iterator[Row]:
-    for policy in ("s2a", "tight", "codes", "blocks"):
+    for policy in POLICIES:
         run = partial(works.gradients, "vit_micro_patch4_32", policy)
         yield Row("kernels", f"gradients of {policy}", 10, run)
     for dtype in kernels.DTYPES:
