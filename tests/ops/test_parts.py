@@ -9,6 +9,7 @@ from torch import Tensor
 
 import lowtide
 from lowtide.core.parts import add_to_parts
+from lowtide.core.site import Role
 from lowtide.methods.lora import LoRA
 from lowtide.ops import CALLS
 from lowtide.ops.saved import Call
@@ -61,14 +62,18 @@ def test_whoever_kept_the_map_for_backward_notices() -> None:
         kept.sum().backward()
 
 
-@pytest.mark.parametrize("parts", ["q", "qv", "qkv"])
+MAPS = {"q": LoRA(rank=2, parts="q", alpha=3.0), "qkv": LoRA(rank=2, parts="qkv")}
+MAPS["all"] = LoRA(rank=2, roles=(Role.QKV, Role.PROJ, Role.FC1, Role.FC2))
+
+
+@pytest.mark.parametrize("method", MAPS.values(), ids=MAPS)
 @pytest.mark.parametrize("family", ["vit", "swin", "sam"])
-def test_a_compressed_model_computes_the_same(family, parts) -> None:
+def test_a_compressed_model_computes_the_same(family, method) -> None:
     found = []
     for policy in ("exact", "tight"):
         model = tiny(family)
         torch.manual_seed(2)
-        tuned = lowtide.apply(model, LoRA(rank=2, parts=parts, alpha=3.0)).train()
+        tuned = lowtide.apply(model, method).train()
         stir(tuned)
         lowtide.compress(tuned, policy)
         torch.manual_seed(3)
