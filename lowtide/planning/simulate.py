@@ -6,6 +6,8 @@ shapes alone, and the meter watches a step; so a plan equals the real run on the
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -82,14 +84,9 @@ def plan(
     """
     trial = _given(examples, loss)
     named = isinstance(model, str)
-    tuned = tune_on_meta(
-        model,
-        *methods,
-        num_classes=num_classes,
-        image_size=_side(model, image_size) if named else None,
-        backbone=backbone,
-        head=head,
-    )
+    asked: Any = {"num_classes": num_classes, "backbone": backbone, "head": head}
+    side = _side(model, image_size) if named else None
+    tuned = tune_on_meta(model, *methods, image_size=side, **asked)
     if image_size is not None and tuned.backbone_path is None and not named:
         raise InputError(
             f"{type(tuned.model).__name__} takes the images it was built for: image_size is for a"
@@ -106,7 +103,7 @@ def plan(
                 raise
     real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
     if not isinstance(real, Tuned):
-        real = apply(real, *methods, num_classes=num_classes, backbone=backbone, head=head)
+        real = apply(real, *methods, **asked)
     return rehearse_step(set_up_step(real, step), step, trial)
 
 
