@@ -13,6 +13,7 @@ from ..dense.results import answer_of
 from ..errors import InputError, shown
 from ..paths import refuse_unwritable
 from ..training.callbacks import Callback
+from ..training.config import RunConfig
 from ..training.loop import train
 from ..training.options import config_of
 from ..training.owner import free_folder
@@ -95,7 +96,7 @@ class FitResult:
 def fit(
     model: str,
     data: str | Path,
-    method: str | Mapping[str, object] | Method = "lora",
+    method: str | Mapping[str, object] | Method = RunConfig.method,
     *,
     output: str | Path | None = None,
     resume: bool = False,
@@ -109,7 +110,7 @@ def fit(
         model: timm's name of the backbone.
         data: Folder of images, list of `path label`, or table.
         method: What trains: a name, a name with options such as `{"name": "lora", "rank": 4}`, or a
-            method.
+            method. By default LoRA on every linear map of the blocks.
         output: Run folder to make; by default the next free `runs/DATA-METHOD`.
         resume: Continue the run in `output`.
         overwrite: Replace the run in `output`.

@@ -28,10 +28,12 @@ class LoRA(Method):
 
     The paper's vision baselines adapt the query and value projections. A fused qkv map gets its own
     pair of factors for each part named in `parts`; of separate maps to queries, keys and values
-    those named there are adapted. Any linear map can be adapted by role. A convolution is factored
-    as one of the same kernel to `rank` channels and a 1x1 back.
+    those named there are adapted. Other linear maps can be adapted by role, or all at once: a run
+    that is told no method does so. A convolution is factored as one of the same kernel to `rank`
+    channels and a 1x1 back.
 
-    Parameters: `rank (in + out)` per pair of factors; ViT-B/16 q, v at rank 8: 294,912.
+    Parameters: `rank (in + out)` per pair of factors; ViT-B/16 at rank 8: 294,912 for q and v,
+    1,327,104 for every linear map.
 
     Merge: exact, `W' = W + s B A`.
 
@@ -46,17 +48,22 @@ class LoRA(Method):
             these its convolutions.
         parts: Which parts of a fused qkv map, and which of separate ones.
         dropout: Probability of dropping an input of A.
+        all_linear: Adapt every linear map of the blocks, with all parts of qkv, in place of `roles`
+            and `parts`; a backbone without one gets its convolutions.
     """
 
-    learning_rate: ClassVar[float] = 0.005
+    learning_rate: ClassVar[float] = 0.01
 
     rank: Width = 8
     alpha: Scale = 0.0
     roles: tuple[Role, ...] = ()
     parts: str = "qv"
     dropout: Share = 0.0
+    all_linear: bool = False
 
     def __post_init__(self) -> None:
+        if self.all_linear and self.roles:
+            raise ValueError("lora takes roles or all_linear, not both")
         if self.rank < 1 or not set(self.parts) <= set(PARTS) or not self.parts:
             raise ValueError(
                 f"lora needs rank >= 1 and parts made of q, k and v,"
@@ -78,12 +85,20 @@ class LoRA(Method):
     def _choose(self, sites: Sites) -> Sites:
         if self.roles:
             return self._of(sites, self.roles)
-        preferred = ((Role.QKV,), (Role.FC1, Role.FC2, Role.LINEAR), (Role.CONV,))
-        return next((found for r in preferred if (found := self._of(sites, r))), Sites())
+        others = (Role.FC1, Role.FC2, Role.LINEAR)
+        first = (Role.QKV, Role.PROJ, *others) if self.all_linear else (Role.QKV,)
+        return next(
+            (found for r in (first, others, (Role.CONV,)) if (found := self._of(sites, r))), Sites()
+        )
+
+    @property
+    def adapted(self) -> str:
+        """Parts of a fused qkv map that get factors, and of separate maps those that do."""
+        return "qkv" if self.all_linear else self.parts
 
     def _of(self, sites: Sites, roles: tuple[Role, ...]) -> Sites:
         """Keep the sites of some roles; a separate map of a wanted part counts as qkv."""
-        separate = self.parts if Role.QKV in roles else ""
+        separate = self.adapted if Role.QKV in roles else ""
         return sites.where(lambda s: s.role in roles or (s.part != "" and s.part in separate))
 
     def _wanted(self) -> str:
@@ -101,7 +116,7 @@ class LoRAGraft(Graft):
         self.drop = nn.Dropout(config.dropout)
         self.axis = site.layout.value
         fused = site.role is Role.QKV
-        self.parts = sorted(PARTS[p] for p in config.parts) if fused else [0]
+        self.parts = sorted(PARTS[p] for p in config.adapted) if fused else [0]
         self.width = site.dim // (3 if fused else 1)
         pairs = [low_rank(self.root, config.rank, self.width) for _ in self.parts]
         self.down = nn.ModuleList(down for down, _ in pairs)

@@ -40,7 +40,7 @@ class RunConfig(TaskConfig):
     Attributes:
         model: timm's name of the backbone.
         data: Folder of images, list of `path label`, or CSV.
-        method: What trains.
+        method: What trains; by default LoRA on every linear map of the blocks.
         checkpoint: Safetensors file with the backbone's weights, instead of timm's own.
         pretrained: Take timm's own weights where no file is given.
         image_size: Side of the square input; by default that of the weights.
@@ -94,7 +94,7 @@ class RunConfig(TaskConfig):
 
     model: str
     data: str
-    method: Method = LoRA()
+    method: Method = LoRA(all_linear=True)
     checkpoint: str | None = None
     pretrained: bool = True
     image_size: Side | None = None
@@ -239,7 +239,7 @@ class RunConfig(TaskConfig):
         for name in ("model", "data"):
             if values.get(name) is None:
                 raise InputError(f"--{name} is required")
-        method = values.get("method", "lora")
+        method = values.get("method", describe(cls.method))
         named = {"name": method} if isinstance(method, str) else method
         return cls(**{**values, "method": construct(named)})
 
