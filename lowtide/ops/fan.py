@@ -115,8 +115,7 @@ def gathered(x: Tensor) -> tuple[Tensor, Fan | None]:
         The same numbers, and where the op adds the gradient that it does not return; x and None
         where there is nothing to gain.
     """
-    small = x.numel() < LARGE or not x.requires_grad or x.is_leaf
-    if torch.compiler.is_compiling() or small or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or x.numel() < LARGE or not x.requires_grad or x.is_leaf:
         return x, None
     alias, fan, version = x.__dict__.get(_NAME, (None, None, -1))
     if alias is None or version != x._version:

@@ -80,7 +80,8 @@ def stepped(model: nn.Module, x: Tensor) -> list[Tensor]:
     y = model(x * 1)
     each = [y] if isinstance(y, Tensor) else [t for part in y for t in part]
     wanted = [x, *(p for p in model.parameters() if p.requires_grad)]
-    dy = [torch.randn(t.shape, dtype=t.dtype) for t in each]  # whatever the strides
+    # Whatever the strides.
+    dy = [torch.randn(t.shape, dtype=torch.float64).to(t.dtype) for t in each]
     return [*each, *torch.autograd.grad(each, wanted, dy)]
 
 
@@ -148,6 +149,22 @@ def test_rows_are_read_off_codes(group: int | str) -> None:
     theirs = torch.autograd.grad(plain(known), [known, *plain.parameters()], dy)
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_a_band_is_computed_in_the_dtypes_of_the_forward() -> None:
+    """Under autocast gradients come as near as torch's own to those in float64."""
+    torch.manual_seed(0)
+    plain = LOCAL["deep"]()
+    x = torch.randn(2, 4, 12, 8)
+    true = stepped(copy.deepcopy(plain).double(), x.double())
+    errors = []
+    for model in (plain, compress(copy.deepcopy(plain), EXACT)):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = stepped(model, x)
+        assert found[0].dtype == torch.bfloat16
+        errors.append([float((a - b).detach().norm()) for a, b in zip(found, true, strict=True)])
+    for theirs, mine in zip(*errors, strict=True):
+        assert mine <= 2 * theirs
 
 
 def test_a_weight_that_was_written_to_is_refused() -> None:
