@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.graft import Graft
 from ..core.linear_maps import fold, low_rank, product
 from ..core.method import Edit, Method, Swap, method, need
+from ..core.parts import add_to_parts
 from ..core.site import Role, Site, Sites
 from ..values import Scale, Share, Width
 
@@ -52,7 +53,7 @@ class LoRA(Method):
             and `parts`; a backbone without one gets its convolutions.
     """
 
-    learning_rate: ClassVar[float] = 0.01
+    learning_rate: ClassVar[float] = 0.005
 
     rank: Width = 8
     alpha: Scale = 0.0
@@ -132,11 +133,26 @@ class LoRAGraft(Graft):
         Returns:
             The adapted output, same shape as the base's.
         """
-        pieces = list(y.split(self.width, self.axis))
+        return self._sum(x, y, own=False)
+
+    def onto(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the update to an output of the base that nobody else reads.
+
+        Args:
+            x: The map's input.
+            y: The base's output.
+
+        Returns:
+            The adapted output, same shape as the base's.
+        """
+        return self._sum(x, y, own=True)
+
+    def _sum(self, x: Tensor, y: Tensor, own: bool) -> Tensor:
         x = self.drop(x)
-        for i, down, up in zip(self.parts, self.down, self.up, strict=True):
-            pieces[i] = torch.add(pieces[i], up(down(x)), alpha=self.scale)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.axis)
+        updates = [up(down(x)) for down, up in zip(self.down, self.up, strict=True)]
+        return add_to_parts(
+            y, *updates, parts=self.parts, axis=self.axis, scale=self.scale, own=own
+        )
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Write the update as one pair of factors, `s up(down(x))`.
