@@ -62,10 +62,10 @@ class Search:
 def tune(config: RunConfig, folder: Path, search: Search = Search()) -> RunConfig:
     """Search, and give the config that was best on the validation images.
 
-    Trials are chosen by Optuna's TPE, the first of them the config as it is, at the method's own rate
-    where none is given; Hyperband ends those
-    that fall behind after an epoch. What is known of each is a line of JSON in `trials.jsonl`, from
-    which the same call goes on after a kill. Test images are left alone.
+    Trials are chosen by Optuna's TPE, the first of them the config as it is, at the method's own
+    rate where none is given; Hyperband ends those that fall behind after an epoch. What is known
+    of each is a line of JSON in `trials.jsonl`, from which the same call goes on after a kill.
+    Test images are left alone.
 
     Args:
         config: What is asked for; options that are not searched stay.
