@@ -1,8 +1,10 @@
 """The defaults of `lowtide train`: what they were chosen by, and what they are worth.
 
-    python -m benchmarks.defaults sweep --data FOLDER --tasks TASK ...
-    python -m benchmarks.defaults show
+    python -m benchmarks.defaults sweep --data FOLDER --tasks TASK ... [--updates N]
+        [--rates RATE ...] [--set-ups NAME ...]
+    python -m benchmarks.defaults show [--updates N]
     python -m benchmarks.defaults compare --data FOLDER --tasks TASK ...
+        [--contestants defaults regression "peft 0.003" ...]
         [--model vit_micro_patch4_32] [--checkpoint FILE] [--image-size SIDE]
 
 FOLDER holds the tasks, a folder of images each in any format that lowtide reads, such as VTAB-1k's
@@ -10,7 +12,8 @@ lists. A row is written to results/defaults/sweep.csv or compare.csv as it ends,
 file is not run again.
 
 `sweep`: every row is one run, validated after each epoch and tested with the weights of the last
-epoch and with those of the best. `show` prints what there is of it.
+epoch and with those of the best. Rates are those of the stages below, or given. `show` prints what
+there is of it.
 
 `compare`: a run with nothing but defaults; logistic regression on the backbone's features, its
 penalty by cross-validation; and peft's LoRA (rank 8 on qkv, a new classifier) for as many updates,
@@ -20,7 +23,6 @@ with the best of three learning rates on the validation images. All learn from t
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import tempfile
 import time
@@ -41,6 +43,7 @@ from lowtide.core.site import Role
 from lowtide.data import Cache, Dataset, Preprocessing, Sample, loader, read
 from lowtide.training import loop
 from lowtide.training.config import RunConfig
+from lowtide.training.decided import Decided, decide
 from lowtide.training.kept import put_back
 from lowtide.training.scoring import score_of
 from lowtide.tuning.backbone import create
@@ -66,7 +69,9 @@ SET_UPS: dict[str, Any] = {
 }
 UPDATES = 125
 BATCH = 32
-PEFT_RATES = (1e-3, 3e-3, 1e-2)
+DEFAULTS, REGRESSION = "defaults", "regression"
+PEFT = {f"peft {rate:g}": rate for rate in (1e-3, 3e-3, 1e-2)}
+CONTESTANTS = (DEFAULTS, REGRESSION, *PEFT)
 CACHED = {"linear", "partial", "mlp_head", "dtl", "lst", "unipt"}
 
 
@@ -133,7 +138,6 @@ def run(point: Point, data: Path, checkpoint: str | None, folder: Path) -> Row:
     """Run one row."""
     images = len(read(data / point.task).train)
     epochs = round(point.updates / -(-images // 32))
-    tested: dict[str, float] = {}
     started = time.perf_counter()
     config = RunConfig(
         point.model,
@@ -149,11 +153,7 @@ def run(point: Point, data: Path, checkpoint: str | None, folder: Path) -> Row:
         keep="best",
         device="cpu",
     )
-    loop.put_back = lambda run: _test_last(run, tested)
-    try:
-        summary = loop.train(config, folder, overwrite=True)
-    finally:
-        loop.put_back = put_back
+    summary, last = tested_twice(config, folder)
     return Row(
         **asdict(point),
         epochs=epochs,
@@ -161,7 +161,7 @@ def run(point: Point, data: Path, checkpoint: str | None, folder: Path) -> Row:
         val_last=summary.history[-1].val_accuracy,
         val_best=summary.val_accuracy,
         best_epoch=summary.kept_epoch,
-        test_last=round(tested.get("last", summary.test_accuracy), 4),
+        test_last=round(last, 4),
         test_best=round(summary.test_accuracy, 4),
         seconds=round(time.perf_counter() - started),
     )
@@ -203,58 +203,82 @@ STAGES = (
 """What is run, what decides most first: set-up, rates, scales of the head's rate, tasks."""
 
 
-def points(model: str, size: int | None, tasks: list[str]) -> Iterator[Point]:
+def points(args: argparse.Namespace, tasks: list[str]) -> Iterator[Point]:
     """List what is run."""
-    for name, rates, scales, many in STAGES:
+    given = [(name, args.rates, (0.1,), len(tasks)) for name in args.set_ups]
+    for name, rates, scales, many in given if args.rates else STAGES:
         for lr in rates:
             for scale in scales:
                 for task in tasks[:many]:
-                    yield Point(model, size or 0, task, name, lr, scale, UPDATES)
+                    yield Point(args.model, args.image_size, task, name, lr, scale, args.updates)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A task: test accuracies as shares, and what was chosen."""
+    """A contestant on a task; accuracies as shares, 0 where there is none."""
 
     model: str
     size: int
     task: str
+    contestant: str
     images: int
     updates: int
     start: float
     kept_epoch: int
-    defaults: float
-    regression: float
-    peft: float
-    peft_lr: float
+    val: float
+    test_last: float
+    test: float
+    seconds: int
 
 
-def compare(model: str, size: int, task: Path, checkpoint: str | None, folder: Path) -> Compared:
-    """Run the defaults on a task, and what they are held against."""
-    side = {"image_size": size} if size else {}
-    config = RunConfig(model, str(task), checkpoint=checkpoint, device="cpu", **side)
-    summary = loop.train(config, folder, overwrite=True)
-    dataset = read(task)
-    backbone = create(model, checkpoint=Path(checkpoint) if checkpoint else None, **side)
-    transform = Preprocessing.of(backbone).transform(train=False)
-    epochs = len(summary.history)
-    tried = {
-        lr: peft_lora(copy.deepcopy(backbone), transform, dataset, epochs, lr) for lr in PEFT_RATES
-    }
-    best = max(tried, key=lambda lr: tried[lr][0])
-    return Compared(
+def compare(
+    key: tuple[str, int, str, str], data: Path, checkpoint: str | None, folder: Path
+) -> Compared:
+    """Run a contestant: the defaults, the defaults of a set-up, or what they are held against."""
+    started = time.perf_counter()
+    model, size, task, contestant = key
+    dataset = read(data / task)
+    batches = -(-len(dataset.train) // BATCH)
+    method = SET_UPS.get(contestant, RunConfig.method)
+    config = RunConfig(
         model,
-        size,
-        task.name,
-        len(dataset.train),
-        epochs * -(-len(dataset.train) // BATCH),
-        summary.start_accuracy,
-        summary.kept_epoch,
-        round(summary.test_accuracy, 4),
-        round(regression(backbone, transform, dataset), 4),
-        round(tried[best][1], 4),
-        best,
+        str(data / task),
+        method,
+        checkpoint=checkpoint,
+        image_size=size or None,
+        device="cpu",
     )
+    epochs = Decided.of(decide(config, updates=batches, validated=True, probed=True)).epochs
+    start, kept, last = 0.0, epochs, 0.0
+    if contestant in (DEFAULTS, *SET_UPS):
+        summary, last = tested_twice(config, folder)
+        start, kept = summary.start_accuracy, summary.kept_epoch
+        val, test = summary.val_accuracy, summary.test_accuracy
+    else:
+        side = {"image_size": size} if size else {}
+        backbone = create(model, checkpoint=Path(checkpoint) if checkpoint else None, **side)
+        transform = Preprocessing.of(backbone).transform(train=False)
+        if contestant == REGRESSION:
+            val, test = 0.0, regression(backbone, transform, dataset)
+        else:
+            val, test = peft_lora(backbone, transform, dataset, epochs, PEFT[contestant])
+        last = test
+    seconds = round(time.perf_counter() - started)
+    numbers = (round(n, 4) for n in (val, last, test))
+    return Compared(
+        *key, len(dataset.train), epochs * batches, round(start, 4), kept, *numbers, seconds
+    )
+
+
+def tested_twice(config: RunConfig, folder: Path) -> tuple[Any, float]:
+    """Run a config that keeps the best epoch; its summary, and test accuracy of the last epoch."""
+    tested: dict[str, float] = {}
+    loop.put_back = lambda run: _test_last(run, tested)
+    try:
+        summary = loop.train(config, folder, overwrite=True)
+    finally:
+        loop.put_back = put_back
+    return summary, tested.get("last", summary.test_accuracy)
 
 
 def regression(backbone: torch.nn.Module, transform: Any, dataset: Dataset) -> float:
@@ -323,18 +347,33 @@ def table_of(rows: list[Row]) -> None:
     print(f"last over best: {100 * gain:+.1f} points over {len(rows)} rows; equal in {same}")
 
 
-def report(rows: list[Compared]) -> None:
-    """Print each task, and the means over tasks."""
-    print("| task | updates | defaults | logistic regression | peft LoRA |")
-    print("|---|---|---|---|---|")
-    numbers = [(100 * r.defaults, 100 * r.regression, 100 * r.peft) for r in rows]
-    for row, cells in zip(rows, numbers, strict=True):
-        print(f"| {row.task} | {row.updates} |", " | ".join(f"{n:.1f}" for n in cells), "|")
-    own, theirs, peft_mean = (sum(column) / len(rows) for column in zip(*numbers, strict=True))
-    print(f"| mean | | {own:.1f} | {theirs:.1f} | {peft_mean:.1f} |")
-    ahead = sum(a - max(b, c) for a, b, c in numbers) / len(rows)
-    print(f"mean over tasks above the better of both: {ahead:+.1f} points")
-    print(f"worst against logistic regression: {min(a - b for a, b, _ in numbers):+.1f} points")
+def report(rows: list[Compared], contestants: list[str]) -> None:
+    """Print each task that has every row, and the means over tasks."""
+    others = [c for c in contestants if c != REGRESSION and c not in PEFT]
+    print(f"| task | updates | {' | '.join(others)} | logistic regression | peft LoRA |")
+    print("|" + "---|" * (4 + len(others)))
+    kept = []
+    for task in dict.fromkeys(r.task for r in rows):
+        here = {r.contestant: r for r in rows if r.task == task}
+        if not {*contestants, *CONTESTANTS[1:]} <= here.keys():
+            continue
+        best = max((here[name] for name in PEFT), key=lambda r: r.val)
+        chosen = [*(here[c] for c in others), here[REGRESSION], best]
+        kept.append([100 * r.test for r in chosen])
+        cells = " | ".join(f"{100 * r.test:.1f}" for r in chosen)
+        print(f"| {task} | {best.updates} | {cells} |")
+    if not kept:
+        return
+    means = [sum(column) / len(kept) for column in zip(*kept, strict=True)]
+    print(f"| mean | | {' | '.join(f'{m:.1f}' for m in means)} |")
+    for at, name in enumerate(others):
+        ahead = sum(row[at] - max(row[-2:]) for row in kept) / len(kept)
+        worst = min(row[at] - row[-2] for row in kept)
+        print(
+            f"{name}: {means[at] - max(means[-2:]):+.1f} points above the better mean,"
+            f" {ahead:+.1f} above the better of each task;"
+            f" worst against logistic regression {worst:+.1f}"
+        )
 
 
 def main() -> None:
@@ -349,10 +388,17 @@ def main() -> None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--image-size", type=int, default=0)
     parser.add_argument("--set-ups", nargs="+", default=list(SET_UPS))
+    parser.add_argument("--rates", nargs="+", type=float)
+    parser.add_argument("--updates", type=int, default=UPDATES)
+    parser.add_argument(
+        "--contestants", nargs="+", default=CONTESTANTS, choices=[*CONTESTANTS, *SET_UPS]
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "show":
-        return table_of([r for r in Table(TABLE, Row).rows() if r.model == args.model])
+        wanted = (args.model, args.image_size, args.updates)
+        rows = [r for r in Table(TABLE, Row).rows() if (r.model, r.size, r.updates) == wanted]
+        return table_of(rows)
     tasks = args.tasks or sorted(p.name for p in args.data.iterdir() if p.is_dir())
     with tempfile.TemporaryDirectory() as kept:
         folder = Path(kept) / "run"
@@ -360,22 +406,21 @@ def main() -> None:
             sweep(args, tasks, folder)
         else:
             table = Table(TABLE.with_name("compare.csv"), Compared)
-            keys = ("model", "size", "task")
             for task in tasks:
-                if (args.model, args.image_size, task) not in table.keys(keys):
-                    table.add(
-                        compare(
-                            args.model, args.image_size, args.data / task, args.checkpoint, folder
-                        )
-                    )
+                for contestant in args.contestants:
+                    key = (args.model, args.image_size, task, contestant)
+                    if key not in table.keys(("model", "size", "task", "contestant")):
+                        row = compare(key, args.data, args.checkpoint, folder)
+                        table.add(row)
+                        print(row, flush=True)
             here = [r for r in table.rows() if (r.model, r.size) == (args.model, args.image_size)]
-            report(here)
+            report([r for r in here if r.task in tasks], args.contestants)
 
 
 def sweep(args: argparse.Namespace, tasks: list[str], folder: Path) -> None:
     """Run the rows of the sweep that are missing."""
     table, keys = Table(TABLE, Row), tuple(f.name for f in fields(Point))
-    for point in points(args.model, args.image_size, tasks):
+    for point in points(args, tasks):
         if point.set_up in args.set_ups and tuple(asdict(point).values()) not in table.keys(keys):
             row = run(point, args.data, args.checkpoint, folder)
             table.add(row)

@@ -2,8 +2,9 @@
 
 python -m benchmarks.one_image [--models NAME ...]
 
-LoRA on q and v with rank 8 (Swin-T: full, ConvNeXt V2: bias), 100 classes, batch 1, float32, AdamW;
-MiB. A plan of a large image simulates every chunk: the whole table takes about an hour of one core.
+LoRA of rank 8, on q and v (ConvNeXt V2: on its MLPs; Swin-T: full), 100 classes, batch 1, float32,
+AdamW; MiB. A plan of a large image simulates every chunk: the whole table takes some hours of one
+core, most of them for weights in few bits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ROWS = {
     "samvit_base_patch16": (1024, "lora"),
     "samvit_huge_patch16": (1024, "lora"),
     "swin_tiny_patch4_window7_224": (1024, "full"),
-    "convnextv2_huge": (288, "bias"),
+    "convnextv2_huge": (288, "lora"),
 }
 """Pixels and method by model."""
 COLUMNS = {

@@ -17,7 +17,7 @@ from ..planning.search import parse_bytes, search
 from ..planning.simulate import Plan
 from ..planning.simulate import plan as foresee
 from ..targets import DENSE
-from ..training.options import Parser, add_fields, add_method, method_options
+from ..training.options import USUAL, Parser, add_fields, add_method, method_options
 from ..training.progress import note
 from ..tuning.adapter_files import construct
 from ..values import Count, Side
@@ -67,8 +67,8 @@ def plan(args: Sequence[str]) -> None:
     parser = Parser("plan", SUMMARY)
     args, name = method_options(args)
     add_fields(parser, PlanOptions)
-    add_method(parser, name or "lora")
-    given = parser.read(args)
+    add_method(parser, name or str(USUAL["name"]))
+    given = parser.read(args, {} if name else {"method": USUAL})
     method = construct(given.pop("method"))
     if given["model"] is None:
         raise InputError("--model is required")

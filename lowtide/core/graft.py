@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as everywhere
+
+from .linear_maps import MAPS
+from .wrapped import plain_kind
 
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "normalized_shape")
 """What a backbone may read off a module it is about to call; a graft never changes it."""
@@ -57,7 +62,8 @@ class Graft(nn.Module):
         Returns:
             The grafted feature.
         """
-        return self.behind(x, self.base(self.ahead(x), *args, **options))
+        y = self.base(self.ahead(x), *args, **options)
+        return self.onto(x, y) if _is_unseen(self.base) else self.behind(x, y)
 
     def ahead(self, x: Tensor) -> Tensor:
         """Change the input of the base.
@@ -81,6 +87,18 @@ class Graft(nn.Module):
             The grafted feature.
         """
         return y
+
+    def onto(self, x: Tensor, y: Tensor) -> Tensor:
+        """Change an output of the base that nobody else reads, so that it may be written to.
+
+        Args:
+            x: The input, before `ahead`.
+            y: The base's output.
+
+        Returns:
+            What `behind` gives.
+        """
+        return self.behind(x, y)
 
     def merged(self) -> nn.Module | None:
         """Build a plain module equal to this graft in eval mode.
@@ -119,6 +137,15 @@ class Graft(nn.Module):
         for name, value in self.state_dict(keep_vars=True).items():
             if not name.startswith("base."):
                 yield name, value
+
+
+def _is_unseen(module: nn.Module) -> bool:
+    """Whether what a module gives is new and goes to its caller alone: a map without hooks."""
+    if torch.compiler.is_compiling():
+        return False
+    hooks = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    hooked = any(getattr(module, f"_{h}") or getattr(everywhere, f"_global_{h}") for h in hooks)
+    return plain_kind(module) in MAPS and "forward" not in vars(module) and not hooked
 
 
 def find(model: nn.Module, path: str) -> nn.Module:

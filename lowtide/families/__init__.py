@@ -25,6 +25,8 @@ from .classifier import logit_maps as logit_maps
 from .classifier import new_classifier as new_classifier
 from .classifier import outputs as outputs
 from .classifier import reset as reset
+from .constants import declare_constants
+from .constants import share_constants as share_constants
 from .extractors import backbone_path as backbone_path
 from .extractors import core as core
 from .extractors import holders as holders
@@ -53,6 +55,7 @@ for _family in FAMILIES.values():
     declare(KNOWN, _family.classes)
     declare_attention(_family.attentions)
     declare_mlps(_family.mlps)
+    declare_constants(_family.constants)
 
 
 def family_of(model: nn.Module) -> Family:

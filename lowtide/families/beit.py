@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.site import Role
 from . import vit
+from .constants import Constant
 from .table import Context
 
 
@@ -54,5 +55,6 @@ FAMILY = replace(
     extend=None,
     context=_context,
     attentions=(Attention,),
+    constants=(Constant(Attention, "relative_position_index", ("window_size",)),),
     last="",
 )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import RelPosBias, RelPosMlp
 from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
 
 from ..core.site import Layout, Role
+from .constants import Constant
 from .table import Family
 
 _BLOCK = r"stages\.\d+\.blocks\.\d+"
@@ -46,6 +48,10 @@ FAMILY = Family(
     stem=lambda model, x: model.stem(x),
     chain=_chain,
     finish=lambda model, x: model.norm(x),
+    constants=tuple(
+        Constant(kind, "relative_position_index", ("window_size", "prefix_tokens"))
+        for kind in (RelPosBias, RelPosMlp)
+    ),
     tiny=lambda: MaxxVit(
         MaxxVitCfg(
             embed_dim=(24, 32),

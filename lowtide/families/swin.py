@@ -15,11 +15,12 @@ from timm.models.swin_transformer import (
     window_partition,
     window_reverse,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.graft import Graft
 from ..core.site import Layout, Role
 from ..errors import Unsupported
+from .constants import Constant
 from .table import Family, staged
 
 _BLOCK = r"layers\.\d+\.blocks\.\d+"
@@ -81,6 +82,28 @@ def _window_attention(attn: WindowAttention, x: Tensor, mask: Tensor | None, n: 
     return attn.proj_drop(attn.proj(y.transpose(1, 2).flatten(2)))
 
 
+def constants(attention: type[nn.Module], block: type[nn.Module]) -> tuple[Constant, Constant]:
+    """Describe what each module makes of the sizes of its windows.
+
+    An index says for two places of a window in which row of a table their bias stands: 8 N^2 bytes
+    for windows of N places. A mask is 0 or -100 for two places of each of W windows, in float32
+    4 W N^2 bytes and here a quarter: at 1024 pixels, where N is 1024, an index takes 8 MiB, and the
+    masks of the first stage 64.
+
+    Args:
+        attention: The class of the attention modules.
+        block: The class of the blocks.
+
+    Returns:
+        The index and the mask.
+    """
+    sizes = ("input_resolution", "window_size", "shift_size")
+    return (
+        Constant(attention, "relative_position_index", ("window_size",)),
+        Constant(block, "attn_mask", sizes, torch.int8),
+    )
+
+
 FAMILY = Family(
     name="swin",
     classes=("SwinTransformer",),
@@ -113,5 +136,6 @@ FAMILY = Family(
     extend=_extend,
     halves=_halves,
     attentions=(WindowAttention,),
+    constants=constants(WindowAttention, SwinTransformerBlock),
     last="norm",
 )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention
+from timm.models.swin_transformer_v2 import (
+    SwinTransformerV2,
+    SwinTransformerV2Block,
+    WindowAttention,
+)
 
 from . import swin
 
@@ -24,4 +28,5 @@ FAMILY = replace(
     extend=None,
     halves=None,
     attentions=(WindowAttention,),
+    constants=swin.constants(WindowAttention, SwinTransformerV2Block),
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.branches import Sum
 from ..core.site import Layout, Role
+from .constants import Constant
 from .extractors import core
 from .kinds import is_map, scales
 
@@ -55,6 +56,7 @@ class Family:
             for images of a height and width; computed once per forward.
         attentions: Classes of its attention modules, which backward recomputes from their input.
         mlps: Classes of its MLPs that no other backbone has, if they treat every token by itself.
+        constants: Buffers of its modules that follow from their sizes, which equal ones share.
         total: The final feature map, where branches are added up to it and linear maps alone read
             it on the way; None where a single module gives it.
     """
@@ -73,6 +75,7 @@ class Family:
     context: Callable[[Any, tuple[int, int]], Context] = lambda model, size: {}
     attentions: tuple[type[nn.Module], ...] = ()
     mlps: tuple[type[nn.Module], ...] = ()
+    constants: tuple[Constant, ...] = ()
     total: Callable[[Any], Sum | None] = lambda model: None
 
     def role(self, path: str, module: nn.Module) -> Role | None:

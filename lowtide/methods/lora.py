@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.graft import Graft
 from ..core.linear_maps import fold, low_rank, product
 from ..core.method import Edit, Method, Swap, method, need
+from ..core.parts import add_to_parts
 from ..core.site import Role, Site, Sites
 from ..values import Scale, Share, Width
 
@@ -28,10 +29,12 @@ class LoRA(Method):
 
     The paper's vision baselines adapt the query and value projections. A fused qkv map gets its own
     pair of factors for each part named in `parts`; of separate maps to queries, keys and values
-    those named there are adapted. Any linear map can be adapted by role. A convolution is factored
-    as one of the same kernel to `rank` channels and a 1x1 back.
+    those named there are adapted. Other linear maps can be adapted by role, or all at once: a run
+    that is told no method does so. A convolution is factored as one of the same kernel to `rank`
+    channels and a 1x1 back.
 
-    Parameters: `rank (in + out)` per pair of factors; ViT-B/16 q, v at rank 8: 294,912.
+    Parameters: `rank (in + out)` per pair of factors; ViT-B/16 at rank 8: 294,912 for q and v,
+    1,327,104 for every linear map.
 
     Merge: exact, `W' = W + s B A`.
 
@@ -46,6 +49,8 @@ class LoRA(Method):
             these its convolutions.
         parts: Which parts of a fused qkv map, and which of separate ones.
         dropout: Probability of dropping an input of A.
+        all_linear: Adapt every linear map of the blocks, with all parts of qkv, in place of `roles`
+            and `parts`; a backbone without one gets its convolutions.
     """
 
     learning_rate: ClassVar[float] = 0.005
@@ -55,8 +60,11 @@ class LoRA(Method):
     roles: tuple[Role, ...] = ()
     parts: str = "qv"
     dropout: Share = 0.0
+    all_linear: bool = False
 
     def __post_init__(self) -> None:
+        if self.all_linear and self.roles:
+            raise ValueError("lora takes roles or all_linear, not both")
         if self.rank < 1 or not set(self.parts) <= set(PARTS) or not self.parts:
             raise ValueError(
                 f"lora needs rank >= 1 and parts made of q, k and v,"
@@ -78,12 +86,20 @@ class LoRA(Method):
     def _choose(self, sites: Sites) -> Sites:
         if self.roles:
             return self._of(sites, self.roles)
-        preferred = ((Role.QKV,), (Role.FC1, Role.FC2, Role.LINEAR), (Role.CONV,))
-        return next((found for r in preferred if (found := self._of(sites, r))), Sites())
+        others = (Role.FC1, Role.FC2, Role.LINEAR)
+        first = (Role.QKV, Role.PROJ, *others) if self.all_linear else (Role.QKV,)
+        return next(
+            (found for r in (first, others, (Role.CONV,)) if (found := self._of(sites, r))), Sites()
+        )
+
+    @property
+    def adapted(self) -> str:
+        """Parts of a fused qkv map that get factors, and of separate maps those that do."""
+        return "qkv" if self.all_linear else self.parts
 
     def _of(self, sites: Sites, roles: tuple[Role, ...]) -> Sites:
         """Keep the sites of some roles; a separate map of a wanted part counts as qkv."""
-        separate = self.parts if Role.QKV in roles else ""
+        separate = self.adapted if Role.QKV in roles else ""
         return sites.where(lambda s: s.role in roles or (s.part != "" and s.part in separate))
 
     def _wanted(self) -> str:
@@ -101,7 +117,7 @@ class LoRAGraft(Graft):
         self.drop = nn.Dropout(config.dropout)
         self.axis = site.layout.value
         fused = site.role is Role.QKV
-        self.parts = sorted(PARTS[p] for p in config.parts) if fused else [0]
+        self.parts = sorted(PARTS[p] for p in config.adapted) if fused else [0]
         self.width = site.dim // (3 if fused else 1)
         pairs = [low_rank(self.root, config.rank, self.width) for _ in self.parts]
         self.down = nn.ModuleList(down for down, _ in pairs)
@@ -117,11 +133,26 @@ class LoRAGraft(Graft):
         Returns:
             The adapted output, same shape as the base's.
         """
-        pieces = list(y.split(self.width, self.axis))
+        return self._sum(x, y, own=False)
+
+    def onto(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the update to an output of the base that nobody else reads.
+
+        Args:
+            x: The map's input.
+            y: The base's output.
+
+        Returns:
+            The adapted output, same shape as the base's.
+        """
+        return self._sum(x, y, own=True)
+
+    def _sum(self, x: Tensor, y: Tensor, own: bool) -> Tensor:
         x = self.drop(x)
-        for i, down, up in zip(self.parts, self.down, self.up, strict=True):
-            pieces[i] = torch.add(pieces[i], up(down(x)), alpha=self.scale)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.axis)
+        updates = [up(down(x)) for down, up in zip(self.down, self.up, strict=True)]
+        return add_to_parts(
+            y, *updates, parts=self.parts, axis=self.axis, scale=self.scale, own=own
+        )
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Write the update as one pair of factors, `s up(down(x))`.

@@ -16,6 +16,9 @@ from .unary import overwritten
 SMALL = 8
 """A factor so many times smaller than the other (a scale per channel) is kept as it is."""
 
+PIECE = 5 << 18
+"""Numbers of a product that is summed, at once."""
+
 Shapes = tuple[torch.Size, torch.Size]
 
 
@@ -38,8 +41,23 @@ def _backward(
     # The smaller first: its product is gone before the larger gradient is there.
     for i in sorted((0, 1), key=lambda i: shapes[i].numel()):
         if needs[i] and (factor := factors[i]) is not None:
-            gradients[i] = (dy * factor).sum_to_size(shapes[i])
+            gradients[i] = _summed(dy, factor, shapes[i])
     return tuple(gradients)
+
+
+def _summed(dy: Tensor, factor: Tensor, shape: torch.Size) -> Tensor:
+    """Compute dy times a factor, summed to a shape; of a sum the product is never there whole."""
+    lead = dy.ndim - len(shape)
+    summed = (i for i, n in enumerate(dy.shape) if n > 1 and (i < lead or shape[i - lead] == 1))
+    axis = max(summed, key=dy.shape.__getitem__, default=None)
+    if axis is None or dy.numel() <= PIECE:
+        return (dy * factor).sum_to_size(shape)
+    rows = max(1, dy.shape[axis] * PIECE // dy.numel())
+    parts = zip(dy.split(rows, axis), factor.expand_as(dy).split(rows, axis), strict=True)
+    first, *rest = ((a * b).sum_to_size(shape) for a, b in parts)
+    for part in rest:
+        first += part
+    return first
 
 
 MUL = Op(_forward, _backward)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
 from ..codecs.exact import Exact
 from .again import Again, Derived, Weights
 from .fan import LARGE
 from .lineage import derived, remember
+from .once import once
 from .region import discards, region
 from .spare import spared, unpack, watch
 
@@ -236,7 +236,7 @@ class _Saved(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         tensors, residues = ctx.saved_tensors, []
         if ctx.op.scales and hasattr(ctx.kept[0][0], "scale") and not spared(tensors):

@@ -25,7 +25,7 @@ from ..yaml_text import parse_yaml
 HeadStart = Literal["probe", "trunc_normal", "zero", "own"]
 """How a run's classifier starts: what needs no image (`lowtide.families.HeadInit`), or a probe."""
 
-Keep = Literal["last", "best"]
+Keep = Literal["last", "best", "auto"]
 
 LearningRate = Annotated[float, Within(0, 1e30, above=True)]
 
@@ -40,7 +40,7 @@ class RunConfig(TaskConfig):
     Attributes:
         model: timm's name of the backbone.
         data: Folder of images, list of `path label`, or CSV.
-        method: What trains.
+        method: What trains; by default LoRA on every linear map of the blocks.
         checkpoint: Safetensors file with the backbone's weights, instead of timm's own.
         pretrained: Take timm's own weights where no file is given.
         image_size: Side of the square input; by default that of the weights.
@@ -78,9 +78,10 @@ class RunConfig(TaskConfig):
         cache_features: Run the part of the backbone that no training changes once per image, and
             train from its features; for linear, mlp_head, partial, lst, unipt and dtl.
         seed: Decides splits, order, initialisation, augmentation and dropout.
-        keep: Which epoch's model is tested and saved: last, or best on the validation images, where
-            the start counts as an epoch. By default best where there are validation images.
-        patience: End the run after so many epochs without a better one; for keep best.
+        keep: Which epoch's model is tested and saved: last; best on the validation images, where
+            the start counts as an epoch; or auto, the last unless the best is better by more than
+            two standard errors. By default auto where there are validation images.
+        patience: End the run after so many epochs without a better one; not for keep last.
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.
         train_on_val: Learn from the validation images too, once the options are chosen.
@@ -94,7 +95,7 @@ class RunConfig(TaskConfig):
 
     model: str
     data: str
-    method: Method = LoRA()
+    method: Method = LoRA(all_linear=True)
     checkpoint: str | None = None
     pretrained: bool = True
     image_size: Side | None = None
@@ -239,7 +240,7 @@ class RunConfig(TaskConfig):
         for name in ("model", "data"):
             if values.get(name) is None:
                 raise InputError(f"--{name} is required")
-        method = values.get("method", "lora")
+        method = values.get("method", describe(cls.method))
         named = {"name": method} if isinstance(method, str) else method
         return cls(**{**values, "method": construct(named)})
 

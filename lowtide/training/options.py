@@ -12,6 +12,7 @@ from ..core.outside import refuse_missing
 from ..errors import InputError, UnknownName
 from ..methods import METHODS
 from ..presets import named, over_preset
+from ..tuning.adapter_files import describe
 from ..values import hints, options, options_help, read
 from .config import RunConfig, read_yaml
 from .parser import Parser
@@ -73,6 +74,8 @@ def add_method(parser: Parser, name: str) -> None:
 
 OWN = frozenset(f.name for f in dataclasses.fields(RunConfig))
 """Options of a run; the others belong to a command."""
+USUAL = describe(RunConfig.method)
+"""What trains where no method is named."""
 
 
 def run_config(
@@ -100,7 +103,7 @@ def run_config(
     if recipe is not None:
         given = over_preset(read("preset", str, recipe), given)
     given = {**(usual or {}), **given}
-    method = named(given.get("method", "lora"))
+    method = named(given.get("method", USUAL if name is None else name))
     if name is not None and name != method.get("name"):
         method = {"name": name}  # another method's options mean nothing to this one
     values = _read(parser, args, {**given, "method": method})
@@ -120,7 +123,7 @@ def config_of(given: Mapping[str, object]) -> RunConfig:
     """
     if given.get("preset") is not None:
         given = over_preset(read("preset", str, given["preset"]), given)
-    method = named(given.get("method", "lora"))
+    method = named(given.get("method", USUAL))
     return RunConfig.from_dict(_read(Parser("train", ""), [], {**given, "method": method}))
 
 

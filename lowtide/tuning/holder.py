@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.graft import find
 from ..core.method import Beside, Method, method_name
@@ -24,6 +24,7 @@ from ..families import (
     outputs,
     part_at,
     prepare,
+    share_constants,
 )
 from ..memory.frozen_dtype import FrozenDtype, frozen_dtype_of
 from .adapter import Adapter, build
@@ -65,6 +66,7 @@ class AdapterHolder(StagedModel):
             self.family = family_of(core(part)[1])
             self.sites = measure_part(part, self.family, backbone_path)
             self.heads = holders(model, backbone_path) if head == "train" else ()
+        share_constants(model)
         self.model = model.requires_grad_(False)
         self.sides = nn.ModuleDict()
         self.adapters: dict[str, Adapter] = {}
@@ -104,6 +106,11 @@ class AdapterHolder(StagedModel):
     def num_classes(self) -> int:
         """Classes of the active adapter's classifier; 0 where there is none."""
         return self.adapters[self.active].classes
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # of a buffer that modules share it gives each its own
+        share_constants(self.model)
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training; a frozen BatchNorm stays in eval so that its statistics do not move.

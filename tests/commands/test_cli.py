@@ -74,6 +74,16 @@ def test_method_options_reach_the_method(capsys):
     assert json.loads(capsys.readouterr().out)["trainable_parameters"] == 294_912 // 2 + 76_900
 
 
+def test_without_a_method_lora_is_on_every_linear_map(capsys):
+    every, head = 12 * 8 * (3 * 2 + 2 + 2 * 5) * 768, 76_900
+    named = ["--method", "lora", "--method.all_linear", "true"]
+    for more, count in (([], every), (named, every), (["--method.rank", "4"], every // 2)):
+        assert main([*PLAN, "--num-classes", "100", *more, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["trainable_parameters"] == count + head
+    assert RunConfig("m", "d").method == config_of({"model": "m", "data": "d"}).method
+    assert config_of({"model": "m", "data": "d", "method": "lora"}).method == METHODS["lora"]()
+
+
 def test_info_lists_sites(capsys):
     assert main(["info", "resnet18", "--json"]) == 0
     sites = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

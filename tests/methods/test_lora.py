@@ -22,6 +22,9 @@ from lowtide.methods.lora import LoRA
         ("vit", LoRA(rank=8, parts="qkv"), 442_368),
         ("vit", LoRA(rank=4, parts="k"), 12 * 4 * 2 * 768),
         ("vit", LoRA(rank=8, roles=(Role.FC1,)), 12 * 8 * 5 * 768),
+        ("vit", LoRA(rank=8, all_linear=True), 12 * 8 * (3 * 2 + 2 + 2 * 5) * 768),
+        ("swin", LoRA(rank=8, all_linear=True), 8 * (3 * 2 + 2 + 2 * 5) * 12_032),
+        ("convnext", LoRA(rank=8, all_linear=True), 2 * 8 * 5 * 18_048),
         ("swin", LoRA(rank=8), 2 * 8 * 2 * 12_032),
         ("convnext", LoRA(rank=8), 2 * 8 * 5 * 18_048),
         ("convnext", LoRA(rank=1, roles=(Role.CONV,)), (49 + 1) * 18_048),
@@ -45,6 +48,26 @@ def test_the_equation_on_the_query_and_value_slices() -> None:
     q, k, v = (x @ qkv.weight.T + qkv.bias).chunk(3, -1)
     expected = torch.cat([q + 2 * x @ a[0].T @ b[0].T, k, v + 2 * x @ a[1].T @ b[1].T], -1)
     near(model.blocks[1].attn.qkv(x), expected)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "mixer"])
+def test_every_linear_map_of_the_blocks_moves_and_nothing_else(family: str) -> None:
+    model = tiny(family)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    inside = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks." in n}
+    tuned = lowtide.apply(model, LoRA(rank=2, all_linear=True))
+    stir(tuned)
+    merged = dict(tuned.merge_and_unload().named_parameters())
+    moved = {n for n, old in before.items() if not torch.equal(merged[n], old)}
+    assert moved - {n for n in moved if n.startswith("head")} == {f"{n}.weight" for n in inside}
+
+
+def test_a_network_without_linear_maps_gets_its_convolutions() -> None:
+    names = [
+        sorted(lowtide.apply(tiny("resnet"), LoRA(rank=2, all_linear=every)).adapter_state())
+        for every in (False, True)
+    ]
+    assert names[0] == names[1] and any("conv" in name for name in names[0])
 
 
 @pytest.mark.parametrize(
@@ -99,6 +122,11 @@ def test_dropout_acts_in_training_only() -> None:
 def test_wrong_options_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match="rank >= 1 and parts"):
         LoRA(**options)
+
+
+def test_roles_and_all_linear_are_one_choice() -> None:
+    with pytest.raises(ValueError, match="roles or all_linear, not both"):
+        LoRA(all_linear=True, roles=(Role.FC1,))
 
 
 def test_a_role_the_backbone_lacks_is_refused() -> None:

@@ -107,3 +107,22 @@ def test_a_plan_holds_one_gradient_where_it_held_all():
     assert behind["gradients"] > 0.95 * behind["weights"]
     assert early["gradients"] < 0.05 * early["weights"]
     assert sum(early.values()) < 0.85 * sum(behind.values())
+
+
+def test_a_batch_cut_by_images_holds_all_and_one_run_whole_does_not():
+    """A weight's gradient is whole only after the last chunk of the batch."""
+    cut, whole = (
+        plan(
+            "vit_base_patch16_224",
+            METHODS["full"](),
+            step=StepConfig(
+                batch_size=16,
+                policy="tight",
+                checkpointing=True,
+                update_in_backward=True,
+                chunk=chunk,
+            ),
+        )
+        for chunk in (None, 16 * 3 * 224**2)
+    )
+    assert cut.peak_bytes - whole.peak_bytes > 0.6 * cut.parts["weights"]

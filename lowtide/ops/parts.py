@@ -1,0 +1,51 @@
+"""Sums in the place of a feature map that nobody else reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..core.parts import add_to_parts
+from .lineage import follow, pass_on
+from .saved import Call, Calls, Codecs, Result
+
+
+class _InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, parts: Sequence[int], axis: int, scale: float, y: Tensor, *updates: Tensor
+    ) -> Tensor:
+        width = updates[0].shape[axis]
+        ctx.places = [(axis, i * width, width) for i in parts]
+        ctx.scale = scale
+        z = y.detach()  # counts the same versions, so that what was kept of y notices the write
+        for place, update in zip(ctx.places, updates, strict=True):
+            z.narrow(*place).add_(update, alpha=scale)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        parts = (dy.narrow(*place) for place in ctx.places)
+        return None, None, None, dy, *(p if ctx.scale == 1 else p * ctx.scale for p in parts)
+
+
+def _answer(codecs: Codecs, call: Call) -> Result:
+    y, *updates = call.args
+    wanted = call.kwargs["own"] and any(t.requires_grad for t in (y, *updates))
+    if not wanted or any(torch.result_type(y, u) != y.dtype for u in updates):
+        return NotImplemented
+    options = {key: call.kwargs[key] for key in ("parts", "axis", "scale")}
+    before = y.new_empty(1).expand_as(y)  # takes the note of what y follows from
+    pass_on(y, before)
+    z: Tensor = _InPlace.apply(*options.values(), *call.args)
+    follow(add_to_parts, (before, *updates), options, z)
+    return z
+
+
+FOLLOWED_TO_ATTENTION = (add_to_parts,)
+CALLS: Calls = {add_to_parts: _answer}

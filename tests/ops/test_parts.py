@@ -1,0 +1,93 @@
+"""Sums into parts of a feature map: in its place where nobody else reads it, and the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nets import backward, images, stir, tiny
+from torch import Tensor
+
+import lowtide
+from lowtide.core.parts import add_to_parts
+from lowtide.core.site import Role
+from lowtide.methods.lora import LoRA
+from lowtide.ops import CALLS
+from lowtide.ops.saved import Call
+
+PLACES = [((0, 2), -1, 1.0, 3), ((1,), 1, 0.5, 3), ((2, 0), 1, -2.0, 3), ((0,), -1, 3.0, 1)]
+"""Which parts, the channels' axis, the factor, how many parts there are."""
+
+
+def given(parts: tuple[int, ...], axis: int, count: int) -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(0)
+    shape = (2, 4, 4 * count) if axis == -1 else (2, 4 * count, 3, 2)
+    y = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    part = list(shape)
+    part[axis] = 4
+    return y, [torch.randn(part, dtype=torch.float64, requires_grad=True) for _ in parts]
+
+
+def in_place(y: Tensor, *updates: Tensor, own: bool = True, **options: object) -> Tensor:
+    z = CALLS[add_to_parts]({}, Call(add_to_parts, (y, *updates), {**options, "own": own}))
+    return z if z is NotImplemented else z.clone()
+
+
+@pytest.mark.parametrize("parts, axis, scale, count", PLACES)
+def test_the_sum_and_its_gradients(parts, axis, scale, count) -> None:
+    y, updates = given(parts, axis, count)
+    options = {"parts": parts, "axis": axis, "scale": scale}
+    expected = y.detach().clone()
+    for p, u in zip(parts, updates, strict=True):
+        expected.chunk(count, axis)[p].add_(u.detach(), alpha=scale)
+    assert torch.equal(add_to_parts(y, *updates, **options), expected)
+    assert torch.equal(in_place(y.clone(), *updates, **options), expected)
+    assert torch.autograd.gradcheck(lambda y, *u: in_place(y.clone(), *u, **options), (y, *updates))
+
+
+def test_it_takes_the_place_of_what_it_is_added_to() -> None:
+    y, updates = given((0, 2), -1, 3)
+    base, options = y.clone(), {"parts": (0, 2), "axis": -1, "scale": 1.0}
+    z = CALLS[add_to_parts]({}, Call(add_to_parts, (base, *updates), {**options, "own": True}))
+    assert z.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
+    assert in_place(y.clone(), *updates, own=False, **options) is NotImplemented
+    wider = [u.double() for u in updates]
+    assert in_place(y.detach().float(), *wider, **options) is NotImplemented
+
+
+def test_whoever_kept_the_map_for_backward_notices() -> None:
+    y, updates = given((0, 2), -1, 3)
+    kept = y.exp()  # its gradient reads its result
+    in_place(kept, *updates, parts=(0, 2), axis=-1, scale=1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.sum().backward()
+
+
+MAPS = {"q": LoRA(rank=2, parts="q", alpha=3.0), "qkv": LoRA(rank=2, parts="qkv")}
+MAPS["all"] = LoRA(rank=2, roles=(Role.QKV, Role.PROJ, Role.FC1, Role.FC2))
+
+
+@pytest.mark.parametrize("method", MAPS.values(), ids=MAPS)
+@pytest.mark.parametrize("family", ["vit", "swin", "sam"])
+def test_a_compressed_model_computes_the_same(family, method) -> None:
+    found = []
+    for policy in ("exact", "tight"):
+        model = tiny(family)
+        torch.manual_seed(2)
+        tuned = lowtide.apply(model, method).train()
+        stir(tuned)
+        lowtide.compress(tuned, policy)
+        torch.manual_seed(3)
+        x = images(tuned.backbone)
+        found.append(backward(tuned, x))
+    assert torch.equal(*found)
+
+
+def test_a_hook_on_the_base_sees_the_base() -> None:
+    tuned = lowtide.compress(lowtide.apply(tiny("vit"), LoRA(rank=2)), "tight").train()
+    stir(tuned)
+    qkv = tuned.model.blocks[0].attn.qkv.base
+    seen: list[tuple[Tensor, Tensor]] = []
+    qkv.register_forward_hook(lambda module, args, y: seen.append((args[0], y)))
+    backward(tuned, images(tuned.backbone))
+    with torch.no_grad():
+        assert torch.equal(seen[0][1], torch.nn.functional.linear(seen[0][0], qkv.weight, qkv.bias))
