@@ -1,7 +1,8 @@
 """The defaults of `lowtide train`: what they were chosen by, and what they are worth.
 
-    python -m benchmarks.defaults sweep --data FOLDER --tasks TASK ...
-    python -m benchmarks.defaults show
+    python -m benchmarks.defaults sweep --data FOLDER --tasks TASK ... [--updates N]
+        [--rates RATE ...] [--set-ups NAME ...]
+    python -m benchmarks.defaults show [--updates N]
     python -m benchmarks.defaults compare --data FOLDER --tasks TASK ...
         [--contestants defaults regression "peft 0.003" ...]
         [--model vit_micro_patch4_32] [--checkpoint FILE] [--image-size SIDE]
@@ -11,7 +12,8 @@ lists. A row is written to results/defaults/sweep.csv or compare.csv as it ends,
 file is not run again.
 
 `sweep`: every row is one run, validated after each epoch and tested with the weights of the last
-epoch and with those of the best. `show` prints what there is of it.
+epoch and with those of the best. Rates are those of the stages below, or given. `show` prints what
+there is of it.
 
 `compare`: a run with nothing but defaults; logistic regression on the backbone's features, its
 penalty by cross-validation; and peft's LoRA (rank 8 on qkv, a new classifier) for as many updates,
@@ -201,13 +203,14 @@ STAGES = (
 """What is run, what decides most first: set-up, rates, scales of the head's rate, tasks."""
 
 
-def points(model: str, size: int | None, tasks: list[str]) -> Iterator[Point]:
+def points(args: argparse.Namespace, tasks: list[str]) -> Iterator[Point]:
     """List what is run."""
-    for name, rates, scales, many in STAGES:
+    given = [(name, args.rates, (0.1,), len(tasks)) for name in args.set_ups]
+    for name, rates, scales, many in given if args.rates else STAGES:
         for lr in rates:
             for scale in scales:
                 for task in tasks[:many]:
-                    yield Point(model, size or 0, task, name, lr, scale, UPDATES)
+                    yield Point(args.model, args.image_size, task, name, lr, scale, args.updates)
 
 
 @dataclass(frozen=True)
@@ -385,13 +388,17 @@ def main() -> None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--image-size", type=int, default=0)
     parser.add_argument("--set-ups", nargs="+", default=list(SET_UPS))
+    parser.add_argument("--rates", nargs="+", type=float)
+    parser.add_argument("--updates", type=int, default=UPDATES)
     parser.add_argument(
         "--contestants", nargs="+", default=CONTESTANTS, choices=[*CONTESTANTS, *SET_UPS]
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "show":
-        return table_of([r for r in Table(TABLE, Row).rows() if r.model == args.model])
+        wanted = (args.model, args.image_size, args.updates)
+        rows = [r for r in Table(TABLE, Row).rows() if (r.model, r.size, r.updates) == wanted]
+        return table_of(rows)
     tasks = args.tasks or sorted(p.name for p in args.data.iterdir() if p.is_dir())
     with tempfile.TemporaryDirectory() as kept:
         folder = Path(kept) / "run"
@@ -413,7 +420,7 @@ def main() -> None:
 def sweep(args: argparse.Namespace, tasks: list[str], folder: Path) -> None:
     """Run the rows of the sweep that are missing."""
     table, keys = Table(TABLE, Row), tuple(f.name for f in fields(Point))
-    for point in points(args.model, args.image_size, tasks):
+    for point in points(args, tasks):
         if point.set_up in args.set_ups and tuple(asdict(point).values()) not in table.keys(keys):
             row = run(point, args.data, args.checkpoint, folder)
             table.add(row)

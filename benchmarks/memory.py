@@ -15,26 +15,28 @@ from typing import Any
 
 import matplotlib
 
-from lowtide import METHODS, Plan, StepConfig, plan
+from lowtide import METHODS, Method, Plan, StepConfig, plan
+from lowtide.training.config import RunConfig
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "lowtide"
 from matplotlib import pyplot  # noqa: E402 - the backend is chosen first
 
-ORDER = (
-    "full",
-    "ssf",
-    "rlrr",
-    "vpt",
-    "lora",
-    "s2a",
-    "adapter",
-    "bias",
-    "dtl",
-    "lst",
-    "unipt",
-    "linear",
-)
+ROWS: dict[str, Method] = {
+    "full": METHODS["full"](),
+    "SSF": METHODS["ssf"](),
+    "RLRR": METHODS["rlrr"](),
+    "VPT-deep, 50 prompts": METHODS["vpt"](),
+    "LoRA, every linear map, rank 8": RunConfig.method,
+    "LoRA, q and v, rank 8": METHODS["lora"](),
+    "S2A": METHODS["s2a"](),
+    "Adapter, rank 8": METHODS["adapter"](),
+    "bias": METHODS["bias"](),
+    "DTL": METHODS["dtl"](),
+    "LST": METHODS["lst"](),
+    "UniPT": METHODS["unipt"](),
+    "linear": METHODS["linear"](),
+}
 COLUMNS: dict[str, dict[str, Any]] = {
     "exact": {},
     "`s2a`": {"policy": "s2a"},
@@ -46,11 +48,11 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 DRAWN = {
     "full": "full",
-    "ssf": "SSF",
-    "vpt": "VPT-deep",
-    "lora": "LoRA",
-    "s2a": "S2A",
-    "dtl": "DTL",
+    "SSF": "SSF",
+    "VPT-deep, 50 prompts": "VPT-deep",
+    "LoRA, every linear map, rank 8": "LoRA",
+    "S2A": "S2A",
+    "DTL": "DTL",
 }
 BARS = {
     "exact": ("PyTorch", "#9aa5a9"),
@@ -93,12 +95,12 @@ def main() -> None:
     print(f"| method | trained parameters | {' | '.join(COLUMNS)} |")
     print("|---|---|" + "---|" * len(COLUMNS))
     found = {}
-    for name in ORDER:
+    for name, method in ROWS.items():
         step = StepConfig(batch_size=args.batch_size)
         plans = [
             plan(
                 args.model,
-                METHODS[name](),
+                method,
                 step=replace(step, **options),
                 num_classes=args.num_classes,
             )

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from .commands import COMMANDS
 from .core.outside import import_methods
 from .errors import InputError, LowtideError, UnknownName, printable
+from .extras import installed
 from .interrupt import leave_at_once
-from .training.environment import installed
 from .training.time_limit import OutOfTime
 from .tuning.left_out import LeftOutWarning
 

@@ -110,26 +110,33 @@ class Affine:
         size = self._size(shape)
         return affine_unpack(low, step, codes, list(shape), self.bits, size, dtype)
 
-    def part(self, packed: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...] | None:
+    def part(
+        self, packed: tuple[Tensor, ...], start: int, stop: int, of: int | None = None
+    ) -> tuple[Tensor, ...] | None:
         """Take what is kept of some of the flattened numbers, which can be unpacked alone.
 
         Args:
             packed: What `pack` gave.
             start: The first of them.
             stop: The one behind the last.
+            of: Numbers in a row, to take the same part of every row; by default there is one.
 
         Returns:
-            Views of it, or None where a group or a byte holds others as well, a group is no count,
-            or codes do not divide a byte.
+            Views of it, or of several rows copies; None where a group or a byte holds others as
+            well, a group is no count, or codes do not divide a byte.
         """
         per_byte = 8 // self.bits
         if not isinstance(self.group, int) or 8 % self.bits:
             return None
-        if any(n % self.group or n % per_byte for n in (start, stop)):
+        if any(n % self.group or n % per_byte for n in (start, stop, of or 0)):
             return None
+
+        def cut(kept: Tensor, each: int) -> Tensor:
+            part = slice(start // each, stop // each)
+            return kept[part] if of is None else kept.view(-1, of // each)[:, part].flatten()
+
         low, step, codes = packed
-        groups = slice(start // self.group, stop // self.group)
-        return low[groups], step[groups], codes[start // per_byte : stop // per_byte]
+        return cut(low, self.group), cut(step, self.group), cut(codes, per_byte)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
         """Count the bytes kept.

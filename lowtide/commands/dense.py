@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import UnreadableImage
 from ..dense.drawing import draw
-from ..dense.results import Predicted, coco_results
+from ..dense.results import Predicted, answer_of, coco_results
 from ..errors import InputError
 from ..inference.dense import (
     DenseModel,
@@ -22,8 +22,9 @@ from ..inference.dense import (
     score_dense,
     write_merged_dense,
 )
-from ..inference.predictions import images_in
-from ..paths import refuse_unwritable, write_text
+from ..inference.places import refuse_replacing
+from ..inference.predictions import THRESHOLD, images_in
+from ..paths import refuse_unwritable, whole, write_text
 from ..training.progress import note
 from .console import OUT
 
@@ -41,10 +42,12 @@ def evaluate_dense(given: dict[str, Any]) -> None:
         given: Values of the options of `lowtide eval`.
 
     Raises:
-        InputError: Classes are to be chosen.
+        InputError: Classes are to be chosen, or answers of mirror images averaged.
     """
     if given["over"] != "all":
         raise InputError("--over is for task classify")
+    if given["flip"]:
+        raise InputError("--flip is for runs that answer for images")
     opened = _open(given)
     found, images, notes = score_dense(
         opened, Path(given["run"]), given["data"], given["split"], given["batch_size"]
@@ -76,14 +79,16 @@ def predict_images(given: dict[str, Any]) -> None:
     Raises:
         InputError: A folder has no images, or a file cannot be read; the others were answered.
     """
-    drawn = Path(given["draw"]) if given["draw"] else None
+    if given["top"] is not None:
+        raise InputError("--top is for runs that answer for images; --threshold is for objects")
+    threshold = THRESHOLD if given["threshold"] is None else given["threshold"]
     output = Path(given["output"]) if given["output"] else None
-    for path, folder in ((drawn, True), (output, False)):
-        if path is not None:
-            refuse_unwritable(path, folder=folder)
     if output is not None and output.suffix != ".json":
         raise InputError(f"{output} must end in .json: answers of a dense run are COCO's results")
+    if output is not None:
+        refuse_replacing(output, Path(given["run"]))
     paths, notes = images_in([Path(p) for p in given["images"]])
+    pictures = _pictures(Path(given["draw"]), paths) if given["draw"] else {}
     for line in notes:
         note(line)
     opened = _open(given)
@@ -91,29 +96,42 @@ def predict_images(given: dict[str, Any]) -> None:
     numbers = {path: number for number, path in enumerate(paths, start=1)}
     names, results = opened.task.names, []
     for path, image, predicted in predict_dense(opened, paths, given["batch_size"], bad.append):
-        if drawn is not None:
-            _save(draw(image, predicted, names, given["threshold"]), drawn, path, paths)
+        if pictures:
+            _save(draw(image, predicted, names, threshold), pictures[path])
         if output is not None:
             results += _rows(predicted, numbers[path], path, names)
         else:
-            print(json.dumps(_answer(predicted, path, names, given["threshold"])), flush=True)
+            print(json.dumps(answer_of(predicted, str(path), names, threshold)), flush=True)
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_text(output, json.dumps(results))
         OUT.print(f"wrote {output}: {len(results)} results of {len(paths) - len(bad)} images")
-    if drawn is not None:
-        note(f"drew {len(paths) - len(bad)} images into {drawn}")
+    if pictures:
+        note(f"drew {len(paths) - len(bad)} images into {given['draw']}")
     for error in bad[:-1]:
         note(str(error))
     if bad:
         raise bad[-1]
 
 
-def _save(picture: Tensor, folder: Path, path: Path, paths: Sequence[Path]) -> None:
-    """Write a picture under the image's name; where two share it, under their folders' as well."""
-    alike = [p for p in paths if p.stem == path.stem]
-    stem = path.stem if len(alike) == 1 else "-".join([*path.parts[-3:-1], path.stem])
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{stem}.png")
+def _pictures(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Name each picture after its image; where two share a name, all with the images' numbers."""
+    refuse_unwritable(folder, folder=True)
+    stems = [path.stem for path in paths]
+    if len({*stems}) < len(stems):
+        stems = [f"{number}-{stem}" for number, stem in enumerate(stems, start=1)]
+    found = {path: folder / f"{stem}.png" for path, stem in zip(paths, stems, strict=True)}
+    images = {path.resolve() for path in paths}
+    for picture in found.values():
+        if picture.resolve() in images:
+            raise InputError(f"a picture would replace the image {picture}: --draw another folder")
+    return found
+
+
+def _save(picture: Tensor, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial, format="png")
 
 
 def _rows(
@@ -124,33 +142,6 @@ def _rows(
         {**row, **more, "category": names[row["category_id"] - 1]}
         for row in coco_results(predicted, number)
     ]
-
-
-def _answer(
-    predicted: Predicted, path: Path, names: Sequence[str], threshold: float
-) -> dict[str, object]:
-    """Say what was predicted: the share of each class among pixels, or each object's box."""
-    if isinstance(predicted, Tensor):
-        counts = predicted.flatten().bincount(minlength=len(names)).tolist()
-        whole = predicted.numel()
-        return {
-            "path": str(path),
-            "pixels": {name: n / whole for name, n in zip(names, counts, strict=True) if n},
-        }
-    rows = zip(
-        predicted["labels"].tolist(),
-        predicted["scores"].tolist(),
-        predicted["boxes"].tolist(),
-        strict=True,
-    )
-    return {
-        "path": str(path),
-        "objects": [
-            {"class": names[i], "score": score, "box": [round(n, 2) for n in box]}
-            for i, score, box in rows
-            if score >= threshold
-        ],
-    }
 
 
 def merge_dense(given: dict[str, object], output: Path) -> str:

@@ -36,10 +36,11 @@ def export(args: Sequence[str]) -> None:
     )
     add_loading(parser)
     given = parser.read(args)
-    output = exports.place(given["format"], Path(given["output"]))
-    if len(given["run"]) > 1:
-        runs, checkpoint = named_runs(given["run"]), given["checkpoint"]
-        at = Path(checkpoint) if checkpoint else None
+    runs = named_runs(given["run"]) if len(given["run"]) > 1 else {"": Path(given["run"][0])}
+    at = Path(given["checkpoint"]) if given["checkpoint"] else None
+    reads = [*runs.values(), *([at] if at else [])]
+    output = exports.place(given["format"], Path(given["output"]), *reads)
+    if len(runs) > 1:
         lines = exports.export_tasks(runs, at, given["format"], output)
     else:
         trained = open_given({**given, "run": given["run"][0], "device": "cpu"})

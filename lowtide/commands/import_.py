@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..paths import located, refuse_unwritable
+from ..inference.places import refuse_replacing
+from ..paths import located
 from ..training.parser import Parser
 from ..tuning.adapter_files import write_tensors
 from ..tuning.backbone import create
@@ -38,10 +39,11 @@ def import_(args: Sequence[str]) -> None:
     output = Path(given["output"])
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
-    refuse_unwritable(output)
+    checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
+    refuse_replacing(output, *([checkpoint] if checkpoint else []))
     model = create(
         given["model"],
-        checkpoint=Path(given["checkpoint"]) if given["checkpoint"] else None,
+        checkpoint=checkpoint,
         image_size=given["image_size"],
     )
     state = merge_peft(model, located(given["adapter"])).state_dict()

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..inference.dense import is_dense
 from ..inference.loading import add_loading, open_given
 from ..inference.merged import write_merged
-from ..paths import refuse_unwritable
+from ..inference.places import refuse_replacing
 from ..training.parser import Parser
 from .console import OUT
 from .dense import merge_dense
@@ -34,9 +34,9 @@ def merge(args: Sequence[str]) -> None:
     output = Path(given["output"])
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
-    refuse_unwritable(output)
     if Path(given["run"]).is_file():
         raise InputError(f"{given['run']} is a file: give the folder of a run")
+    refuse_replacing(output, Path(given["run"]), *map(Path, filter(None, [given["checkpoint"]])))
     if is_dense(Path(given["run"])):
         line = merge_dense(given, output)
         OUT.print(f"wrote {output}; use it with")

@@ -13,7 +13,7 @@ from ..inference.dense import is_dense
 from ..inference.evaluate import predict as answers_to
 from ..inference.evaluate import too_deep
 from ..inference.loading import add_loading, open_given
-from ..inference.predictions import images_in, refuse_output, write_answers
+from ..inference.predictions import THRESHOLD, images_in, refuse_output, write_answers
 from ..targets import DENSE
 from ..training.parser import Parser
 from ..training.progress import note
@@ -21,6 +21,7 @@ from ..values import Count, Share
 from .console import OUT
 from .dense import predict_images
 
+TOP = 5
 SUMMARY = "Answer images, and all below folders: as a table, or one JSON object per line."
 
 
@@ -42,19 +43,22 @@ def predict(args: Sequence[str]) -> None:
         help="File to write: .csv or .jsonl, or of pixels and objects .json with COCO's results; by"
         " default lines of JSON are printed.",
     )
-    parser.add_argument("--top", type=Count, default=5, help="How many classes to give.")
+    parser.add_argument("--top", type=Count, help=f"How many classes to give, {TOP} if not said.")
     parser.add_argument(
         "--draw", type=str, help="Folder for pictures of the answers, of pixels and objects."
     )
     parser.add_argument(
-        "--threshold", type=Share, default=0.5, help="Least score of an object that is shown."
+        "--threshold",
+        type=Share,
+        help=f"Least score of an object that is shown, {THRESHOLD} if not said.",
     )
     add_loading(parser)
     given = parser.read(args)
     if is_dense(Path(given["run"])):
         return predict_images(given)
-    if given["draw"]:
-        raise InputError(f"--draw is for runs of pixels and objects: {', '.join(DENSE)}")
+    for name in ("draw", "threshold"):
+        if given[name] is not None:
+            raise InputError(f"--{name} is for runs of pixels and objects: {', '.join(DENSE)}")
     output = Path(given["output"]) if given["output"] else None
     if output:
         refuse_output(output)
@@ -63,7 +67,7 @@ def predict(args: Sequence[str]) -> None:
     for line in [*notes, *too_deep(trained, paths)]:
         note(line)
     bad: list[UnreadableImage] = []
-    options = {"top": given["top"], "batch_size": given["batch_size"]}
+    options = {"top": given["top"] or TOP, "batch_size": given["batch_size"]}
     _give(answers_to(trained, paths, **options, unreadable=bad.append), output, len(paths))
     for error in bad[:-1]:
         note(str(error))

@@ -208,6 +208,7 @@ class Preprocessing:
         """
         if augment not in AUGMENTS:
             raise UnknownName("augmentation", augment, AUGMENTS)
+        distortion.refuse_channels(self.channels)
         return Transform(self, train, augment, distortion)
 
 

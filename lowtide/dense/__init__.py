@@ -3,5 +3,6 @@
 Models are timm's backbones with decoders of segmentation_models_pytorch or detectors of
 torchvision; scores are torchmetrics'. One task is one file in `tasks/`.
 
-Imports errors, versions, extras, values, core, memory, families, tuning, targets, planning, data.
+Imports errors, versions, extras, values, core, ops, memory, families, tuning, targets, planning,
+data.
 """

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -77,8 +78,26 @@ class Levels(nn.Module):
         if isinstance(self.fpn, ExtraFPNBlock):
             maps, names = self.fpn(maps, maps, names)
             return dict(zip(names, maps, strict=True))
-        levels: dict[str, Tensor] = self.fpn(dict(zip(names, maps, strict=True)))
-        return levels
+        return _fused(self.fpn, maps, names)
+
+
+def _fused(fpn: FeaturePyramidNetwork, maps: list[Tensor], names: list[str]) -> dict[str, Tensor]:
+    """Compute what torchvision's pyramid does, with fewer maps at the finest size at once.
+
+    Returns:
+        The levels by name, finest first.
+    """
+    sources, state = list(maps), None
+    levels: list[Tensor] = []
+    for inner, layer in zip(reversed(fpn.inner_blocks), reversed(fpn.layer_blocks), strict=True):
+        lateral = inner(maps.pop())
+        if state is not None:
+            lateral += F.interpolate(state, size=lateral.shape[-2:], mode="nearest")
+        state = lateral
+        levels.insert(0, layer(state))
+    if fpn.extra_blocks is not None:
+        levels, names = fpn.extra_blocks(levels, sources, names)
+    return dict(zip(names, levels, strict=True))
 
 
 def detector(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from ..ops.once import once
 
 IGNORE = 255
 """The class of pixels that count for nothing."""
@@ -128,7 +129,7 @@ class _Pieces(torch.autograd.Function):
         return torch.cat(sums)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         scores, masks = ctx.saved_tensors
         smoothing, dice, most = ctx.options

@@ -182,12 +182,14 @@ class RegionsStandIn(StandIn):
         found = [torch.cat([x.flatten() for x in part]) for part in d.rpn.head(maps)]
         losses = {"rpn": found[0].sigmoid().mean() + found[1].abs().mean()}
         pooled = self._pooled(d.roi_heads.box_roi_pool, maps, self.regions)
-        scores, boxes = d.roi_heads.box_predictor(d.roi_heads.box_head(pooled))
+        pooled = d.roi_heads.box_head(pooled)
+        scores, boxes = d.roi_heads.box_predictor(pooled)
         truth = torch.zeros(len(scores), dtype=torch.long)
         losses["boxes"] = F.cross_entropy(scores, truth) + boxes.abs().mean()
         if d.roi_heads.has_mask():
             pooled = self._pooled(d.roi_heads.mask_roi_pool, maps, self.masked)
-            masks = d.roi_heads.mask_predictor(d.roi_heads.mask_head(pooled))
+            pooled = d.roi_heads.mask_head(pooled)
+            masks = d.roi_heads.mask_predictor(pooled)
             masks = masks[torch.arange(len(masks)), torch.zeros(len(masks), dtype=torch.long)]
             losses["masks"] = F.binary_cross_entropy_with_logits(masks, torch.zeros_like(masks))
         return losses

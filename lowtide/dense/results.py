@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,34 @@ def coco_results(predicted: Predicted, image_id: int) -> list[dict[str, Any]]:
             for row, mask in zip(rows, found["masks"], strict=True)
         ]
     return rows
+
+
+def answer_of(
+    predicted: Predicted, path: str, names: Sequence[str], threshold: float
+) -> dict[str, Any]:
+    """Say what was predicted for an image.
+
+    Args:
+        predicted: What a dense task's `predict` gave for it.
+        path: The image.
+        names: Of the classes.
+        threshold: Least score of an object that is told.
+
+    Returns:
+        `path`, and `pixels`, the share of each class that is there, or `objects`: `class`, `score`
+        and `box` (x1, y1, x2, y2 in pixels) of each.
+    """
+    if isinstance(predicted, Tensor):
+        counts = predicted.flatten().bincount(minlength=len(names)).tolist()
+        shares = {name: n / predicted.numel() for name, n in zip(names, counts, strict=True) if n}
+        return {"path": path, "pixels": shares}
+    columns = (predicted[name].tolist() for name in ("labels", "scores", "boxes"))
+    objects = [
+        {"class": names[i], "score": score, "box": [round(n, 2) for n in box]}
+        for i, score, box in zip(*columns, strict=True)
+        if score >= threshold
+    ]
+    return {"path": path, "objects": objects}
 
 
 def categories(names: tuple[str, ...]) -> list[dict[str, object]]:

@@ -14,17 +14,17 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..data import Preprocessing, UnreadableImage
-from ..data.dense import DenseFolder
 from ..data.images import decode
 from ..dense.results import Predicted
 from ..dense.scores import Scores
 from ..dense.tasks import DenseTask
-from ..errors import InputError, shown
+from ..errors import InputError, UnknownName, shown
 from ..paths import located
 from ..targets import DENSE
 from ..training.config import RunConfig, read_yaml
-from ..training.dense_data import Described, read_dense
+from ..training.dense_data import read_dense
 from ..training.dense_run import answers_of, task_of
+from ..training.devices import device_of
 from ..training.owner import CONFIG, refuse_unfinished
 from ..training.split import SPLITS, Split
 from ..tuning.adapter_files import CONFIG as ADAPTER
@@ -83,7 +83,7 @@ def open_dense(
     Args:
         run: The run folder, or what `write_merged_dense` wrote.
         checkpoint: Where the backbone's weights are now, if not where they were.
-        device: `auto` or `cpu`.
+        device: `auto`, `cpu`, `cuda:1` and the like.
         original: Whether to leave the frozen weights as they are in the backbone's file, where they
             were kept in few bits in training.
 
@@ -93,7 +93,7 @@ def open_dense(
     Raises:
         InputError: There is no finished run, or its files are damaged.
     """
-    wanted = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
+    wanted = device_of(device)
     if run.is_file():
         if checkpoint:
             raise InputError("a merged file holds its own weights: --checkpoint is for a run")
@@ -194,6 +194,7 @@ def score_dense(
 
     Raises:
         InputError: The split has no images, or a merged file is given no data.
+        UnknownName: There is no such split.
     """
     own = data is None or located(data).resolve() == located(opened.config.data).resolve()
     if data is None and run.is_file():
@@ -203,8 +204,11 @@ def score_dense(
             f"{run} has learnt from its validation images (train_on_val): no image is left to"
             " validate on; --split test, or --data with other images"
         )
-    dataset = _adopted(read_dense(opened.config, data), opened.task.names)
+    dataset = read_dense(opened.config, data)
+    dataset = dataclasses.replace(dataset, folder=dataset.folder.counting(opened.task.names))
     split = None if run.is_file() else Split.read(run)
+    if which not in (*SPLITS, "all"):
+        raise UnknownName("split", which, (*SPLITS, "all"))
     parts = SPLITS if which == "all" else (which,)
     samples = [s for part in parts for s in getattr(dataset, part)]
     notes: list[str] = []
@@ -224,30 +228,11 @@ def score_dense(
     return scorer.compute(), len(samples), notes
 
 
-def _adopted(dataset: Described, names: tuple[str, ...]) -> Described:
-    """Count the classes of other data as the run does."""
-    folder = dataset.folder
-    if folder.classes == names:
-        return dataset
-    unknown = [name for name in folder.classes if name not in names]
-    by_number = folder.kind == "semantic" and "background" not in folder.classes
-    if unknown or by_number:
-        raise InputError(
-            f"{folder.root} has classes {shown(list(folder.classes))}, and the run has learnt"
-            f" {shown(list(names))}"
-        )
-    splits = {
-        which: dataclasses.replace(split, classes=names) for which, split in folder.splits.items()
-    }
-    adopted: DenseFolder = dataclasses.replace(folder, classes=names, splits=splits)
-    return dataclasses.replace(dataset, folder=adopted)
-
-
 def predict_dense(
     opened: DenseModel,
     paths: Sequence[Path],
     batch_size: int,
-    unreadable: Callable[[UnreadableImage], object],
+    unreadable: Callable[[UnreadableImage], object] | None = None,
 ) -> Iterator[tuple[Path, Tensor, Predicted]]:
     """Answer for images.
 
@@ -255,10 +240,14 @@ def predict_dense(
         opened: The run.
         paths: Image files.
         batch_size: Images per forward pass.
-        unreadable: Told of a file that is missing or no image; the others are answered.
+        unreadable: Told of a file that is missing or no image; the others are answered. By default
+            it is refused.
 
     Yields:
         The path, the image `(3, H, W)` uint8, and the task's prediction.
+
+    Raises:
+        UnreadableImage: A file is missing or no image, and nobody is told.
     """
     for start in range(0, len(paths), batch_size):
         read: list[tuple[Path, Tensor]] = []
@@ -266,6 +255,8 @@ def predict_dense(
             try:
                 read.append((path, pil_to_tensor(decode(path, bits=opened.preprocessing.bits))))
             except UnreadableImage as e:
+                if unreadable is None:
+                    raise
                 unreadable(e)
         if not read:
             continue

@@ -19,7 +19,7 @@ from ..targets import Targets, construct
 from ..targets.classify import Classify
 from ..training.devices import device_of
 from ..training.owner import refuse_unfinished
-from ..tuning.adapter_config import AdapterConfig
+from ..tuning.adapter_config import AdapterConfig, unfit
 from ..tuning.adapter_files import CONFIG, WEIGHTS, read_config, read_shapes
 from ..tuning.applying import load
 from ..tuning.backbone import create
@@ -77,7 +77,7 @@ def open_run(
     refuse_unfinished(folder)
     config = AdapterConfig.of(read_config(folder), folder)
     if config.preprocessing is None or config.augment is None or config.classes is None:
-        raise InputError(_foreign(folder))
+        raise InputError(unfit(folder))
     preprocessing = Preprocessing.from_dict(config.preprocessing)
     transform = preprocessing.transform(
         train=False, augment=read_value("augment", Augment, config.augment)
@@ -123,20 +123,13 @@ def backbone_of(
     return _make(seed, {**options, "frozen_dtype": frozen_dtype})
 
 
-def _foreign(folder: Path) -> str:
-    return (
-        f"{folder} was not left by lowtide train: its {CONFIG} names no backbone, classes or"
-        " pre-processing; load it in Python with lowtide.load"
-    )
-
-
 def _origin(
     config: AdapterConfig, folder: Path, checkpoint: Path | None
 ) -> tuple[int, dict[str, Any]]:
     """Read the seed of a run's backbone, and what `create` is given."""
     base = config.backbone
     if base is None:
-        raise InputError(_foreign(folder))
+        raise InputError(unfit(folder))
     weights = checkpoint or (Path(base.checkpoint) if base.checkpoint else None)
     options = {"name": base.name, "pretrained": base.pretrained, "image_size": base.image_size}
     return base.seed, {**options, "checkpoint": weights}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.method import Method
+from ..dense.results import answer_of
 from ..errors import InputError, shown
 from ..paths import refuse_unwritable
 from ..training.callbacks import Callback
@@ -19,9 +20,10 @@ from ..training.owner import free_folder
 from ..training.summary import RunSummary
 from ..tuning.adapter_files import describe
 from ..tuning.tuned import Tuned
+from .dense import DenseModel, is_dense, open_dense, predict_dense
 from .evaluate import Trained, open_run
 from .evaluate import predict as answers_to
-from .predictions import images_in
+from .predictions import THRESHOLD, images_in
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,28 @@ class FitResult:
     summary: RunSummary
 
     @functools.cached_property
-    def trained(self) -> Trained:
+    def trained(self) -> Trained | DenseModel:
         """The model with its pre-processing and class names, read from the folder at first use.
 
         The run's own copy is gone by then: what answers is what was saved.
         """
-        return open_run(self.folder, device=str(self.summary.config.extra.get("device", "auto")))
+        opened = open_dense if is_dense(self.folder) else open_run
+        return opened(self.folder, device=str(self.summary.config.extra.get("device", "auto")))
 
     @property
     def model(self) -> Tuned:
         """The tuned model, in eval mode."""
-        return self.trained.tuned
+        trained = self.trained
+        tuned: Tuned = trained.model if isinstance(trained, DenseModel) else trained.tuned
+        return tuned
 
     def predict(
-        self, images: str | Path | Sequence[str | Path], *, top: int = 5, batch_size: int = 32
+        self,
+        images: str | Path | Sequence[str | Path],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        threshold: float = THRESHOLD,
     ) -> list[dict[str, Any]]:
         """Predict for images.
 
@@ -58,6 +68,7 @@ class FitResult:
             images: A file, a folder of them, or several of either.
             top: How many names to give, best first.
             batch_size: Images per forward pass.
+            threshold: Of tasks of objects, the least score of one that is told.
 
         Returns:
             What `lowtide predict` prints, one mapping per image.
@@ -67,7 +78,13 @@ class FitResult:
         """
         given = [images] if isinstance(images, str | Path) else images
         paths, _ = images_in([Path(path) for path in given])
-        return list(answers_to(self.trained, paths, top=top, batch_size=batch_size))
+        trained = self.trained
+        if not isinstance(trained, DenseModel):
+            return list(answers_to(trained, paths, top=top, batch_size=batch_size))
+        return [
+            answer_of(predicted, str(path), trained.task.names, threshold)
+            for path, _, predicted in predict_dense(trained, paths, batch_size)
+        ]
 
     def __repr__(self) -> str:
         """Say where it lies and what it reached."""

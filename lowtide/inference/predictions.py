@@ -11,7 +11,11 @@ from typing import Any, TextIO
 from ..data.columns import SEPARATOR
 from ..data.tree import walk
 from ..errors import InputError, inert
-from ..paths import refuse_unwritable, whole
+from ..paths import whole
+from .places import refuse_replacing
+
+THRESHOLD = 0.5
+"""Least score of an object that is shown, where none is said."""
 
 
 def images_in(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -51,11 +55,11 @@ def refuse_output(path: Path) -> None:
         path: The file.
 
     Raises:
-        InputError: Its ending is of no format, or it cannot be written.
+        InputError: Its ending is of no format, it cannot be written, or it is a run's.
     """
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path} must end in {' or '.join(FORMATS)}")
-    refuse_unwritable(path)
+    refuse_replacing(path)
 
 
 def write_answers(answers: Iterable[Mapping[str, object]], path: Path) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-from ..errors import Unsupported
+from ..errors import InputError, Unsupported, shown
 from ..ops.unary import MODULES
 from .attention import RECURRENT
 from .policies import policy_of
@@ -30,10 +31,15 @@ def compress(model: nn.Module, policy: Policy | str) -> nn.Module:
         The same object.
 
     Raises:
+        InputError: The model is no module.
         UnknownName: No policy has that name.
-        Unsupported: The policy keeps nothing but the inputs of blocks, and the model is not one of
-            `lowtide.apply`, which knows its blocks.
+        Unsupported: A module is scripted; or the policy keeps nothing but the inputs of blocks, and
+            the model is not one of `lowtide.apply`, which knows its blocks.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"compress takes a module, not {shown(model)}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise Unsupported("a scripted module runs past Python: compress it before torch.jit.script")
     policy = policy_of(policy)
     if policy.checkpointing and not hasattr(model, "checkpointing"):
         raise Unsupported(

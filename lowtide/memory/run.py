@@ -13,6 +13,7 @@ from ..ops.attention_decomposed import without_bias
 from ..ops.spare import spare
 from ..ops.unary import MODULES, activate
 from .attention import holds_attention, input_codec, run_from_input, runs_again
+from .bands import run_in_bands
 from .chunking import run_in_chunks, sizes
 from .mode import Answers
 
@@ -64,6 +65,8 @@ def _run(
     if "attention" in mode.codecs():
         if (own := without_bias(module, plain_kind(module), args)) is not None:
             return own(*args, **kwargs)
+    if (result := run_in_bands(module, mode, forward, args, kwargs)) is not NotImplemented:
+        return result
     if (each := sizes(module, policy.chunk, args, kwargs)) is not None:
         return run_in_chunks(forward, args[0], each)
     return forward(*args, **kwargs)

@@ -74,8 +74,13 @@ def _sliced(self: Any, index: object) -> object:
 
 
 def _traced(args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
-    """Whether a symbolic tracer asks, which gives names in the place of tensors."""
-    return any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values()))
+    """Whether a tracer asks, which gives names or shapes alone in the place of tensors."""
+    given = (*args, *kwargs.values())
+    return any(isinstance(a, fx.Proxy) or _on_meta(a) for a in given)
+
+
+def _on_meta(a: object) -> bool:
+    return isinstance(a, torch.Tensor) and a.device.type == "meta"
 
 
 def _revive(plain: type[nn.Module], *given: object) -> nn.Module:

@@ -53,7 +53,7 @@ class LoRA(Method):
             and `parts`; a backbone without one gets its convolutions.
     """
 
-    learning_rate: ClassVar[float] = 0.01
+    learning_rate: ClassVar[float] = 0.005
 
     rank: Width = 8
     alpha: Scale = 0.0

@@ -1,6 +1,6 @@
 """Memory-saving backward passes of torch functions: one file per op.
 
-Imports kernels, core, codecs.
+Imports errors, kernels, core, codecs.
 """
 
 from __future__ import annotations

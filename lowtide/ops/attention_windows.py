@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from timm.models import swin_transformer, swin_transformer_v2
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Residue
 from . import attention_chunks
 from .again import Weights
 from .attention_chunks import quietly
+from .once import once
 from .saved import keep
 from .spare import unpack
 
@@ -114,7 +114,7 @@ class _Windows(torch.autograd.Function):
             return torch.cat([run(given[at], _part(mask, at)).detach() for at in windows])
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ctx.held.check()
         shape, dtype, wanted = ctx.like

@@ -15,11 +15,12 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
 from .case import Case, Shape
+from .fan import Fan, gathered, hand
 from .lineage import derived
 from .linear import autocast, but_frozen
 from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
-SLAB = 1 << 22
+SLAB = 1 << 21
 """Most numbers of an input that are unpacked at once in backward."""
 
 
@@ -76,6 +77,7 @@ def _forward(
     shape: torch.Size,
     window: Window,
     follows: bool = False,
+    fan: Fan | None = None,
 ) -> Forward:
     y = window.over(x, weight.to(x.dtype), bias)
     wanted = needs[0] or needs[1]
@@ -92,6 +94,7 @@ def _backward(
     shape: torch.Size,
     window: Window,
     follows: bool = False,
+    fan: Fan | None = None,
 ) -> Tensors:
     db = dy.sum((0, *range(2, dy.ndim))) if needs[2] else None
     if not (needs[0] or needs[1]):
@@ -104,7 +107,7 @@ def _backward(
     dx, dw = window.gradients(needs, dy, x, weight)
     if needs[0] and any(window.behind):
         dx = dx[tuple(slice(n) for n in shape)]
-    return dx, dw, db
+    return hand(fan, dx), dw, db
 
 
 def _packed(
@@ -117,6 +120,7 @@ def _packed(
     shape: torch.Size,
     window: Window,
     follows: bool = False,
+    fan: Fan | None = None,
 ) -> Any:
     """Compute the gradients of some channels of an image at a time: x is never unpacked whole."""
     plane, axis = shape[2:].numel(), 1 if window.output_padding is None else 0
@@ -127,29 +131,31 @@ def _packed(
         return NotImplemented
     (weight,) = extras
     assert weight is not None
-    dx = dy.new_empty(shape) if needs[0] else None
+    own = fan or Fan(dy.new_empty(1).expand(shape))
+    dx = own.buffer() if needs[0] else None
     dw = torch.zeros_like(weight, dtype=dy.dtype)
     for image, first in itertools.product(range(shape[0]), range(0, shape[1], step)):
         count = min(step, shape[1] - first)
         start = (image * shape[1] + first) * plane
         codes = codec.part(packed, start, start + count * plane)
         assert codes is not None
-        own = weight.narrow(axis, first, count).to(dy.dtype)
+        taps = weight.narrow(axis, first, count).to(dy.dtype)
         like = torch.Size((1, count, *shape[2:]))
-        parts = window.gradients(needs, dy[image, None], codec.unpack(codes, like, dy.dtype), own)
+        parts = window.gradients(needs, dy[image, None], codec.unpack(codes, like, dy.dtype), taps)
         dw.narrow(axis, first, count).add_(parts[1])
         if dx is not None:
-            dx[image, None, first : first + count] = parts[0]
+            dx[image, None, first : first + count] += parts[0]
         del parts
-    return dx, dw, dy.sum((0, *range(2, dy.ndim))) if needs[2] else None
+    db = dy.sum((0, *range(2, dy.ndim))) if needs[2] else None
+    return own.take() if fan is None else None, dw, db
 
 
 CONV = Op(_forward, _backward, packed=_packed)
 """y = W * x + b in one to three dimensions, or its transpose. Residue: x if W wants a gradient.
 
 Options: `shape` of x; `window`; `follows`: whether W follows from a parameter, as a standardised
-weight does, and is a residue as well. A weight in fewer bytes than x is widened for each product.
-An input of more than `SLAB` numbers is unpacked some channels of an image at a time.
+weight does, and is a residue as well; `fan`, where dx is added up. A weight in fewer bytes than x
+is widened for each product. A large input (`SLAB`) is unpacked some channels of an image at a time.
 
 Saves:
     What the codec keeps of the numbers in x; nothing if the weight is frozen, where torch keeps x.
@@ -169,8 +175,9 @@ def _answer(window: Callable[[Call], Window]) -> Answer:
         follows = not torch.compiler.is_compiling() and derived(given[1]) is not None
         kept = (codecs["conv"],) * weight.requires_grad
         each = (*kept, Exact()) if follows else kept
-        options = {"shape": x.shape, "window": window(call), "follows": follows}
-        return saved(CONV, each, *given, **options)
+        x, fan = gathered(given[0])  # type: ignore[arg-type]
+        options = {"shape": x.shape, "window": window(call), "follows": follows, "fan": fan}
+        return saved(CONV, each, x, *given[1:], **options)
 
     return answered
 

@@ -10,6 +10,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from .case import Case
 from .conv import along
+from .fan import Fan, gathered, hand
 from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 TAPS = 16
@@ -18,7 +19,9 @@ TAPS = 16
 Window = tuple[list[int], list[int], list[int], list[int]]
 
 
-def _max_forward(needs: Needs, x: Tensor, *, window: Window, ceil: bool) -> Forward:
+def _max_forward(
+    needs: Needs, x: Tensor, *, window: Window, ceil: bool, fan: Fan | None = None
+) -> Forward:
     y, found = F.max_pool2d_with_indices(x, *window, ceil)
     (_, columns), dilation = window[0], window[3]
     width, origin = x.shape[-1], _origins(y, window)
@@ -35,6 +38,7 @@ def _max_backward(
     *,
     window: Window,
     ceil: bool,
+    fan: Fan | None = None,
 ) -> Tensors:
     (like,) = extras
     assert like is not None
@@ -45,14 +49,16 @@ def _max_backward(
     # A codec that errs by half a place or more may point beside the grid.
     row, column = row.clamp_(0, like.shape[-2] - 1), column.clamp_(0, like.shape[-1] - 1)
     found = row.mul_(like.shape[-1]).add_(column)
-    return (torch.ops.aten.max_pool2d_with_indices_backward(dy, like, *window, ceil, found),)
+    dx = torch.ops.aten.max_pool2d_with_indices_backward(dy, like, *window, ceil, found)
+    return (hand(fan, dx),)
 
 
 MAX_POOL = Op(_max_forward, _max_backward)
 """y = the largest number of each window; dx is dy where it stood.
 
 Residue: its place in the window, 0 to h w - 1, rounded in backward, so that a codec that errs by
-less than a half loses nothing. Options: `window` = (kernel, stride, padding, dilation), `ceil`.
+less than a half loses nothing. Options: `window` = (kernel, stride, padding, dilation), `ceil`;
+`fan`, where dx is added up.
 
 Saves:
     What the codec keeps of the numbers in y; torch keeps x, and 8 bytes for each of y.
@@ -77,9 +83,9 @@ def _answer_max(codecs: Codecs, call: Call) -> Result:
     if not known or not x.requires_grad or call.argument(6, "return_indices", False):
         return NotImplemented
     window = (kernel, *(along(value) for value in given))
-    return saved(
-        MAX_POOL, codecs["max_pool"], x, window=window, ceil=call.argument(5, "ceil_mode", False)
-    )
+    alias, fan = gathered(x)
+    options = {"window": window, "ceil": call.argument(5, "ceil_mode", False), "fan": fan}
+    return saved(MAX_POOL, codecs["max_pool"], alias, **options)
 
 
 # A place in a window is an integer up to 15: kept without loss.

@@ -35,10 +35,13 @@ def _forward(needs: Needs, a: Tensor, b: Tensor, *, shapes: Shapes) -> Forward:
 def _backward(
     needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, *, shapes: Shapes
 ) -> Tensors:
-    coded, gradients = iter(residues), []
-    for need, other, shape in zip(needs, extras, shapes, strict=True):
-        factor = next(coded) if need and other is None else other
-        gradients.append(_summed(dy, factor, shape) if need and factor is not None else None)
+    coded = iter(residues)
+    factors = [next(coded) if n and e is None else e for n, e in zip(needs, extras, strict=True)]
+    gradients: list[Tensor | None] = [None, None]
+    # The smaller first: its product is gone before the larger gradient is there.
+    for i in sorted((0, 1), key=lambda i: shapes[i].numel()):
+        if needs[i] and (factor := factors[i]) is not None:
+            gradients[i] = _summed(dy, factor, shapes[i])
     return tuple(gradients)
 
 

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..codecs.base import Codec, Reader, Residue
 from ..codecs.exact import Exact
 from .again import Again, Derived, Weights
+from .fan import LARGE
 from .lineage import derived, remember
+from .once import once
 from .region import discards, region
 from .spare import spared, unpack, watch
 
@@ -159,6 +160,8 @@ def keep(
         return EXACT, (source.detach(),)  # it is there anyway, however small a part this is
     known = derived(source)
     if known is not None and source.numel() * SMALL > known[0].shape.numel():
+        if known[0].call.function is None and source.numel() >= LARGE:
+            return known[0].codec, known[1]  # of which each reader unpacks some at a time
         known[0].shared.waiting[known[0].call] += 1
         return known
     # Tied to the tensor object, so it ends with it; the version changes if it is written to, and
@@ -233,7 +236,7 @@ class _Saved(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         tensors, residues = ctx.saved_tensors, []
         if ctx.op.scales and hasattr(ctx.kept[0][0], "scale") and not spared(tensors):

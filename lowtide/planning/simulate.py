@@ -6,6 +6,8 @@ shapes alone, and the meter watches a step; so a plan equals the real run on the
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -57,7 +59,8 @@ def plan(
     weights, or with random ones where it has none, and the plan's notes say so.
 
     Args:
-        model: A timm name, or a model, which is not changed.
+        model: A timm name, or a model, which is not changed. What `apply` gave is planned as it is,
+            without methods.
         *methods: What would train.
         step: Batch, policy and everything else that decides a step's memory.
         num_classes: Classes of the classifier; by default the backbone's.
@@ -81,14 +84,9 @@ def plan(
     """
     trial = _given(examples, loss)
     named = isinstance(model, str)
-    tuned = tune_on_meta(
-        model,
-        *methods,
-        num_classes=num_classes,
-        image_size=_side(model, image_size) if named else None,
-        backbone=backbone,
-        head=head,
-    )
+    asked: Any = {"num_classes": num_classes, "backbone": backbone, "head": head}
+    side = _side(model, image_size) if named else None
+    tuned = tune_on_meta(model, *methods, image_size=side, **asked)
     if image_size is not None and tuned.backbone_path is None and not named:
         raise InputError(
             f"{type(tuned.model).__name__} takes the images it was built for: image_size is for a"
@@ -104,8 +102,9 @@ def plan(
             if trial is None:
                 raise
     real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
-    tuned = apply(real, *methods, num_classes=num_classes, backbone=backbone, head=head)
-    return rehearse_step(set_up_step(tuned, step), step, trial)
+    if not isinstance(real, Tuned):
+        real = apply(real, *methods, **asked)
+    return rehearse_step(set_up_step(real, step), step, trial)
 
 
 def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:
@@ -143,13 +142,29 @@ def tune_on_meta(
 
     Returns:
         The tuned model, on the meta device.
+
+    Raises:
+        InputError: The model is tuned already, and is to be tuned otherwise.
     """
     with on_meta():
+        if isinstance(model, Tuned) and not methods:
+            return _copied(model, num_classes, backbone, head)
         if isinstance(model, str):
             made = create(model, pretrained=False, image_size=image_size)
         else:
             made = meta_copy(model)
         return apply(made, *methods, num_classes=num_classes, backbone=backbone, head=head)
+
+
+def _copied(tuned: Tuned, *options: object) -> Tuned:
+    """Copy a tuned model without its numbers, where nothing else is asked of it."""
+    if options != (None, None, "train"):
+        raise InputError(
+            "the model is tuned already: num_classes, backbone and head were for lowtide.apply"
+        )
+    copied = meta_copy(tuned)
+    assert isinstance(copied, Tuned)
+    return copied
 
 
 def set_up_step(tuned: Tuned, step: StepConfig) -> Tuned:

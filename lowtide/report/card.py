@@ -15,6 +15,7 @@ from ..inference.hub import CARD, REFUSED, hub, reason
 from ..paths import write_text
 from ..training.owner import SUMMARY, refuse_unfinished
 from ..training.summary import read_summary
+from ..tuning.adapter_config import unfit
 from ..tuning.adapter_files import read_adapter, write_adapter
 from .repeat import repeat
 
@@ -80,12 +81,14 @@ def write_card_folder(run: Path, folder: Path, repo_id: str) -> None:
         repo_id: For the card.
 
     Raises:
-        InputError: `run` holds no finished run.
+        InputError: `run` holds no finished run, or one of a dense task.
     """
     refuse_unfinished(run)
     config, state = read_adapter(run)
     if not (run / SUMMARY).is_file():
         raise InputError(f"{run} holds no {SUMMARY}: only a finished run has a card")
+    if "dense" in config:
+        raise InputError(unfit(run))
     backbone = config.get("backbone")
     if isinstance(backbone, dict) and isinstance(backbone.get("checkpoint"), str):
         config["backbone"] = {**backbone, "checkpoint": Path(backbone["checkpoint"]).name}

@@ -12,8 +12,8 @@ from ..errors import InputError, UnknownName, shown
 from ..targets import construct
 from ..targets.kind import Targets
 from ..training.owner import refuse_unfinished
-from ..tuning.adapter_config import AdapterConfig
-from ..tuning.adapter_files import CONFIG, CONTENT, read_config
+from ..tuning.adapter_config import AdapterConfig, unfit
+from ..tuning.adapter_files import CONTENT, read_config
 from ..values import read as read_value
 from .limits import Refused
 
@@ -76,10 +76,7 @@ def task_of(name: str, folder: Path) -> Task:
     content = read_config(folder)
     config = AdapterConfig.of(content, folder)
     if config.preprocessing is None or config.augment is None or config.classes is None:
-        raise InputError(
-            f"{folder} was not left by lowtide train: its {CONFIG} names no classes or"
-            " pre-processing"
-        )
+        raise InputError(unfit(folder))
     transform = Preprocessing.from_dict(config.preprocessing).transform(
         train=False, augment=read_value("augment", Augment, config.augment)
     )

@@ -25,7 +25,7 @@ from ..yaml_text import parse_yaml
 HeadStart = Literal["probe", "trunc_normal", "zero", "own"]
 """How a run's classifier starts: what needs no image (`lowtide.families.HeadInit`), or a probe."""
 
-Keep = Literal["last", "best"]
+Keep = Literal["last", "best", "auto"]
 
 LearningRate = Annotated[float, Within(0, 1e30, above=True)]
 
@@ -78,9 +78,10 @@ class RunConfig(TaskConfig):
         cache_features: Run the part of the backbone that no training changes once per image, and
             train from its features; for linear, mlp_head, partial, lst, unipt and dtl.
         seed: Decides splits, order, initialisation, augmentation and dropout.
-        keep: Which epoch's model is tested and saved: last, or best on the validation images, where
-            the start counts as an epoch. By default best where there are validation images.
-        patience: End the run after so many epochs without a better one; for keep best.
+        keep: Which epoch's model is tested and saved: last; best on the validation images, where
+            the start counts as an epoch; or auto, the last unless the best is better by more than
+            two standard errors. By default auto where there are validation images.
+        patience: End the run after so many epochs without a better one; not for keep last.
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.
         train_on_val: Learn from the validation images too, once the options are chosen.

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..core.graft import find
+from ..core.site import Role
 from ..errors import InputError
+from ..tuning.tuned import Tuned
 from .config import Keep, RunConfig
 
 UPDATES = 500
@@ -15,6 +18,13 @@ FEWEST, MOST = 10, 100
 WARMUP = 50
 """Updates of warm-up, of a run that is ten times as long or more."""
 WARMUP_SHARE = 0.1
+KEPT: dict[Keep, str] = {
+    "last": "the last",
+    "best": "the best",
+    "auto": "the last, unless the best is better beyond doubt",
+}
+USUAL_DEPTH, MOST_SCALE = 12, 2.0
+"""Blocks that a method's own learning rate is for, and most that another depth changes it by."""
 HEAD_SCALE = 0.1
 """Learning rate of a classifier that starts at a probe, over that of what trains beside it."""
 
@@ -59,7 +69,7 @@ class Decided:
         head = f" ({self.lr * self.head_lr_scale:g} for the classifier)"
         return (
             f"learning rate {self.lr:g}{head if self.head_lr_scale != 1 else ''}, {self.epochs}"
-            f" epochs of which {self.warmup_epochs:g} of warm-up; the {self.keep} epoch is kept"
+            f" epochs of which {self.warmup_epochs:g} of warm-up; kept is {KEPT[self.keep]}"
         )
 
 
@@ -67,14 +77,20 @@ OPEN = tuple(f.name for f in fields(Decided))
 """Options that a run decides where they are not given."""
 
 
-def decide(config: RunConfig, *, updates: int, validated: bool, probed: bool) -> RunConfig:
+def decide(
+    config: RunConfig, *, updates: int, validated: bool, probed: bool, depth: int = USUAL_DEPTH
+) -> RunConfig:
     """Fill in options that are left open.
+
+    The rate of a method that trains in every block is its own times 12 / depth, within a factor of
+    two: the residual stream adds up what every block moves it by.
 
     Args:
         config: What was asked for.
         updates: Updates of an epoch.
         validated: Whether there are validation images.
         probed: Whether the classifier starts at a probe, and something else trains beside it.
+        depth: What `depth_trained` says of the model.
 
     Returns:
         The config of the run, nothing open.
@@ -82,13 +98,29 @@ def decide(config: RunConfig, *, updates: int, validated: bool, probed: bool) ->
     epochs = config.epochs or _epochs(config, updates)
     warmup = min(WARMUP / updates, WARMUP_SHARE * epochs)
     usual: dict[str, Any] = {
-        "lr": config.method.learning_rate,
+        "lr": config.method.learning_rate
+        * min(max(USUAL_DEPTH / depth, 1 / MOST_SCALE), MOST_SCALE),
         "head_lr_scale": HEAD_SCALE if probed else 1.0,
         "epochs": epochs,
         "warmup_epochs": round(warmup, 6),
-        "keep": "best" if validated else "last",
+        "keep": "auto" if validated else "last",
     }
     return replace(config, **{n: v for n, v in usual.items() if getattr(config, n) is None})
+
+
+def depth_trained(tuned: Tuned) -> int:
+    """Count the blocks of a backbone in which a method trains.
+
+    Args:
+        tuned: The model.
+
+    Returns:
+        How many blocks there are if something trains in each; else, beside a frozen backbone or at
+        its end, the usual number.
+    """
+    blocks = [find(tuned.model, s.path) for s in tuned.sites.of(Role.BLOCK)]
+    everywhere = all(any(p.requires_grad for p in b.parameters()) for b in blocks)
+    return len(blocks) if blocks and everywhere else USUAL_DEPTH
 
 
 def refuse_blind(config: RunConfig, *, validated: bool) -> None:
@@ -99,12 +131,12 @@ def refuse_blind(config: RunConfig, *, validated: bool) -> None:
         validated: Whether there are validation images.
 
     Raises:
-        InputError: There are none, and the best epoch is to be kept.
+        InputError: There are none, and epochs are to be compared.
     """
-    if not validated and (config.keep == "best" or config.patience is not None):
+    if not validated and (config.keep not in (None, "last") or config.patience is not None):
         raise InputError(
-            "keep best and patience compare epochs on validation images, and there are none: give"
-            " --val-fraction, or --keep last"
+            "keep best, keep auto and patience compare epochs on validation images, and there are"
+            " none: give --val-fraction, or --keep last"
         )
 
 

@@ -9,20 +9,15 @@ import os
 import platform
 import shlex
 import subprocess
-import tomllib
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from packaging.requirements import Requirement
 
+from ..extras import OURS, installed, optional, required
 from ..kernels import native
 from .summary import Environment
-
-OURS = "lowtide"
-Needs = tuple[Requirement, ...]
 
 
 def environment(device: torch.device, processes: int) -> Environment:
@@ -65,7 +60,7 @@ def diagnosis() -> dict[str, object]:
         Plain values by subject; `warnings` holds one line for each thing a user may want to mend.
     """
     packages = {name: installed(name) for name in (OURS, "torch", "torchvision", "timm")}
-    packages |= {r.name: installed(r.name) for r in _required() if r.name not in packages}
+    packages |= {r.name: installed(r.name) for r in required() if r.name not in packages}
     kernels = _kernels()
     return {
         "python": platform.python_version(),
@@ -74,7 +69,7 @@ def diagnosis() -> dict[str, object]:
         "packages": packages,
         "extras": {
             name: {library.name: installed(library.name) for library in libraries}
-            for name, libraries in _extras().items()
+            for name, libraries in optional().items()
         },
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
@@ -83,21 +78,6 @@ def diagnosis() -> dict[str, object]:
         **kernels,
         "warnings": [*_unsupported(), *_slower(kernels)],
     }
-
-
-def installed(package: str) -> str | None:
-    """Find the version of a package.
-
-    Args:
-        package: Its name on PyPI.
-
-    Returns:
-        The version; none if it is not installed.
-    """
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def devices() -> list[str]:
@@ -156,42 +136,10 @@ def _processor() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def _declared() -> tuple[Needs, dict[str, Needs]]:
-    """What lowtide needs, and what each of its extras adds."""
-    file = Path(__file__).parents[2] / "pyproject.toml"
-    project = tomllib.loads(file.read_text()).get("project", {}) if file.is_file() else {}
-    # In a checkout the metadata is as old as the last `pip install`, and may not be there.
-    if project.get("name") == OURS:
-        extras = project["optional-dependencies"].items()
-        return _read(project["dependencies"]), {name: _read(lines) for name, lines in extras}
-    with suppress(PackageNotFoundError):
-        declared, names = _read(requires(OURS) or ()), metadata(OURS).get_all("Provides-Extra", [])
-        needed = tuple(r for r in declared if _asked(r, ""))
-        others = [r for r in declared if r not in needed]
-        return needed, {name: tuple(r for r in others if _asked(r, name)) for name in names}
-    return (), {}
-
-
-def _asked(requirement: Requirement, extra: str) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-
-
-def _read(lines: Iterable[str]) -> Needs:
-    return tuple(map(Requirement, lines))
-
-
-def _required() -> Needs:
-    return _declared()[0]
-
-
-def _extras() -> dict[str, Needs]:
-    return {name: libraries for name, libraries in _declared()[1].items() if name != "dev"}
-
-
 def _unsupported() -> Iterator[str]:
     """Name what is installed in another version than lowtide is tested with."""
-    optional = [library for libraries in _extras().values() for library in libraries]
-    for library in (*_required(), *optional):
+    extras = [library for libraries in optional().values() for library in libraries]
+    for library in (*required(), *extras):
         own = installed(library.name)
         if own is not None and not library.specifier.contains(own, prereleases=True):
             yield (

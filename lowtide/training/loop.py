@@ -21,7 +21,7 @@ from ..targets import DENSE
 from .callbacks import Callback, Step
 from .config import RunConfig
 from .continuing import continued, refuse_taken, restore, save
-from .decided import Decided, decide
+from .decided import Decided, decide, depth_trained
 from .dense_run import prepare_dense
 from .ema import WeightAverage
 from .finish import finish
@@ -103,6 +103,7 @@ def _run(
         updates=run.updates,
         validated=bool(run.dataset.val),
         probed=run.probed and trains_beside(run.tuned),
+        depth=depth_trained(run.tuned),
     )
     optimizer = _optimizer(run)
     wrapped = run.accelerator.prepare(optimizer)

@@ -56,7 +56,7 @@ def score_start(run: Run, model: nn.Module) -> None:
     """
     if not run.dataset.val or not run.begins_trained:
         return
-    if not (run.probed or run.config.keep == "best"):
+    if not (run.probed or run.config.keep != "last"):
         return
     run.start_score = score_of(run, model, run.dataset.val)
     keep_if_best(run)

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args
 
+from ..core.method import method_name
 from ..errors import InputError, LowtideError, shown
 from ..extras import extra
 from ..paths import refuse_unwritable
+from ..targets import DENSE
 from ..values import Count, Width, Within, hints, read_fields
 from .callbacks import Callback
 from .config import RunConfig
@@ -60,9 +62,10 @@ class Search:
 def tune(config: RunConfig, folder: Path, search: Search = Search()) -> RunConfig:
     """Search, and give the config that was best on the validation images.
 
-    Trials are chosen by Optuna's TPE, the first of them the config as it is; Hyperband ends those
-    that fall behind after an epoch. What is known of each is a line of JSON in `trials.jsonl`, from
-    which the same call goes on after a kill. Test images are left alone.
+    Trials are chosen by Optuna's TPE, the first of them the config as it is, at the method's own
+    rate where none is given; Hyperband ends those that fall behind after an epoch. What is known
+    of each is a line of JSON in `trials.jsonl`, from which the same call goes on after a kill.
+    Test images are left alone.
 
     Args:
         config: What is asked for; options that are not searched stay.
@@ -73,13 +76,19 @@ def tune(config: RunConfig, folder: Path, search: Search = Search()) -> RunConfi
         The best config; with it `train` runs as usual.
 
     Raises:
-        InputError: The folder holds the search of another config, or no images to validate on.
+        InputError: The folder holds the search of another config, there are no images to validate
+            on, or nothing that is to be searched can be.
         LowtideError: No trial ended.
     """
+    if not _axes(config, search):
+        raise InputError(
+            f"{' and '.join(search.over)}: nothing to search, as {method_name(type(config.method))}"
+            f" on task {config.task} has none, or other options decide it"
+        )
     optuna = extra("optuna", "tune")
     refuse_unwritable(folder, folder=True)
     with owned(folder):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         study = _study(optuna, folder / JOURNAL, config.seed)
         _refuse_other(study, config, search)
         _run_trials(optuna, study, config, folder, search)
@@ -147,6 +156,10 @@ def _run_trials(
 
         try:
             summary = train(tried, folder / TRIAL, overwrite=True, callbacks=[Pruned()])
+        except LowtideError as e:
+            if ended:
+                note(f"trial {trial.number} failed: {e}")
+            raise
         finally:
             trial.set_user_attr(SECONDS, time.monotonic() - started)
         reached = float(summary.validated or 0.0)
@@ -169,7 +182,8 @@ def _axes(config: RunConfig, search: Search) -> list[str]:
     able = {
         "lr": True,
         "width": _width(config) is not None,
-        "augment": not (config.cache_features or config.distortion.any or config.repeats > 1),
+        "augment": config.task not in DENSE
+        and not (config.cache_features or config.distortion.any or config.repeats > 1),
     }
     return [name for name in search.over if able[name]]
 

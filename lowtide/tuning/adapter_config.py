@@ -13,7 +13,7 @@ from ..errors import InputError, UnknownName, shown
 from ..families import HeadInit
 from ..memory.frozen_dtype import FrozenDtype
 from ..values import Count, Seed, Side, hints, read
-from .adapter_files import CONFIG, construct
+from .adapter_files import CONFIG, construct, read_config
 
 MOST_METHODS = 16
 WHOLE = "."
@@ -172,3 +172,23 @@ def _classes(given: object, count: int) -> tuple[str, ...]:
         twice = next(name for name in given if given.count(name) > 1)
         raise InputError(f"classes holds {shown(twice)} twice")
     return tuple(given)
+
+
+def unfit(folder: Path) -> str:
+    """Say why a folder answers for no image as a whole.
+
+    Args:
+        folder: Of an adapter that names no classes or no pre-processing.
+
+    Returns:
+        The line.
+    """
+    if "dense" in read_config(folder):
+        return (
+            f"{folder} answers for pixels or objects, and this takes runs that answer for images:"
+            " lowtide eval, predict, merge and report take it"
+        )
+    return (
+        f"{folder} was not left by lowtide train: its {CONFIG} names no backbone, classes or"
+        " pre-processing; load it in Python with lowtide.load"
+    )

@@ -17,6 +17,7 @@ from .checks import (
     blame_methods,
     outputs_on_noise,
     refuse_changed_outputs,
+    refuse_unfit,
     refuse_unreached,
     restored_on_error,
 )
@@ -59,13 +60,14 @@ def apply(
         The tuned model; it takes what the model takes.
 
     Raises:
-        InputError: The backbone has no classifier and `num_classes` is not given, or the options
-            do not fit the model.
+        InputError: The backbone has no classifier and `num_classes` is not given, or the model is
+            tuned already, or the options do not fit it.
         Unsupported: A method cannot live on this backbone. Whatever is raised, the backbone is as
             it was.
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes is at least 1, not {num_classes}")
+    refuse_unfit(model, methods)
     with restored_on_error(model):
         model = unwrapped(model)
         path = located_backbone(model, backbone, head, num_classes)

@@ -9,12 +9,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.graft import Graft
+from ..core.method import Method
 from ..core.outputs import tensors
 from ..core.wrapped import numbers_of
-from ..errors import LowtideError, Unsupported
+from ..errors import InputError, LowtideError, Unsupported, shown
 from ..families import meta_copy
+from .side_execution import StagedModel
 
 Image = tuple[int, int, int]
+
+
+def refuse_unfit(model: object, methods: Iterable[object]) -> None:
+    """Refuse what methods cannot be put on, and what is no method.
+
+    Args:
+        model: What should be tuned.
+        methods: What should train.
+
+    Raises:
+        InputError: The model is none, or is tuned already; or a method is a name or a class.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"methods are put on a model, such as timm.create_model gives, not on {shown(model)}"
+        )
+    if any(isinstance(m, Graft | StagedModel) for m in model.modules()):
+        raise InputError(
+            "the model is tuned already: its add_adapter builds another adapter, and"
+            " merge_and_unload gives a plain backbone"
+        )
+    for method in methods:
+        if not isinstance(method, Method):
+            raise InputError(
+                f"a method is an object such as METHODS['lora'](rank=4), not {shown(method)}"
+            )
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ OF_TRAINING = {
     *("target_modules task_type use_dora use_rslora velora_config vera_dropout").split(),
 }
 """Fields that are read here, or that say nothing of a trained adapter that its tensors do not."""
+FLAGS = ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")
+"""Fields that say yes or no; a text is neither, though Python takes it for yes."""
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """LoRA's initialisations that leave the backbone's weights alone."""
 Alpha = Annotated[float, Within(-1e6, 1e6)]
@@ -97,6 +99,9 @@ def _kind(config: Mapping[str, object]) -> str:
     for name, value in config.items():
         if name not in OF_TRAINING and value not in (None, False, {}, [], ""):
             raise InputError(f"{name} {shown(value)} is not read here: {ALTERNATIVE}")
+    for name in FLAGS:
+        if not (config.get(name) is None or isinstance(config[name], bool)):
+            raise InputError(f"{name} must be true or false, not {shown(config[name])}")
     start = config.get("init_lora_weights")
     if not any(start is known or (isinstance(start, str) and start == known) for known in STARTS):
         raise InputError(
@@ -136,6 +141,10 @@ def _sort(adapter: PeftAdapter, config: Mapping[str, object], state: dict[str, T
             _scale(change, config, path)
     if not adapter.changes and not adapter.whole:
         raise InputError(f"{WEIGHTS} holds nothing")
+    saved = config.get("modules_to_save")
+    names = saved if isinstance(saved, list) else []
+    if names and not any(f".{name}." in f".{key}" for name in names for key in adapter.whole):
+        raise InputError(f"{WEIGHTS} holds none of modules_to_save {shown(names)}")
 
 
 def _project(change: Change, shared: Mapping[str, Tensor | None], path: str) -> None:
@@ -154,6 +163,7 @@ def _scale(change: Change, config: Mapping[str, object], path: str) -> None:
     if change.down is None or change.up is None or change.down.ndim < 2:
         raise InputError(f"{WEIGHTS} lacks lora_A or lora_B of {path}")
     rank = read("r", Width, len(change.down))
+    _refuse_rank(rank, config, path)
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise InputError(f"alpha_pattern must be a mapping, not {shown(patterns)}")
@@ -163,6 +173,16 @@ def _scale(change: Change, config: Mapping[str, object], path: str) -> None:
     change.up = change.up.flatten(1)
     if change.shift is not None:
         change.shift = change.shift * change.scale
+
+
+def _refuse_rank(rank: int, config: Mapping[str, object], path: str) -> None:
+    """Refuse tensors of another rank than any that the config names: it divides alpha."""
+    patterns = config.get("rank_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise InputError(f"rank_pattern must be a mapping, not {shown(patterns)}")
+    known = {read("r", Width, r) for r in (config.get("r", rank), *patterns.values())}
+    if rank not in known:
+        raise InputError(f"lora_A of {path} has rank {rank}, and r is {sorted(known)[0]}")
 
 
 def _named(names: object, path: str) -> bool:

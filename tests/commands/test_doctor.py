@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from email.message import Message
 from importlib.metadata import version
 
 import pytest
 import torch
 
+from lowtide import InputError, extras
 from lowtide.cli import main
 from lowtide.kernels import native
 from lowtide.training import environment
@@ -72,8 +74,8 @@ def test_a_version_that_is_not_tested(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"timm": "0.9.16", "matplotlib": "2.0"}
-    own = environment.version
-    monkeypatch.setattr(environment, "version", lambda name: versions.get(name) or own(name))
+    own = extras.version
+    monkeypatch.setattr(extras, "version", lambda name: versions.get(name) or own(name))
     warned = found(capsys)["warnings"]
     assert [w for w in warned if w.startswith("timm 0.9.16 is installed; lowtide is tested with")]
     assert [w for w in warned if w.startswith("matplotlib 2.0 ")]
@@ -88,15 +90,37 @@ def test_what_lowtide_needs_is_listed(
     if installed:
         about = Message()
         about["Provides-Extra"], about["Provides-Extra"] = "plots", "dev"
-        monkeypatch.setattr(environment, "__file__", "/nowhere/lowtide/training/environment.py")
-        monkeypatch.setattr(environment, "metadata", lambda name: about)
-    monkeypatch.setattr(environment, "requires", lambda name: lines)
+        monkeypatch.setattr(extras, "__file__", "/nowhere/lowtide/extras.py")
+        monkeypatch.setattr(extras, "metadata", lambda name: about)
+    monkeypatch.setattr(extras, "requires", lambda name: lines)
     said = found(capsys)
     assert ("nothing-real" in said["packages"]) is installed
     assert ("pillow" in said["packages"]) is not installed
-    declared = {"plots"} if installed else set(environment._declared()[1]) - {"dev"}
+    declared = {"plots"} if installed else set(extras._declared()[1]) - {"dev"}
     assert set(said["extras"]) == declared and "plots" in declared
     assert list(said["extras"]["plots"]) == ["matplotlib"] and "x" not in said["packages"]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "library", "least"),
+    [
+        ("litserve", "serve", "litserve", "0.2.14"),
+        ("lowtide.serving.app", "serve", "litserve", "0.2.14"),
+        ("pycocotools.mask", "dense", "pycocotools", "2.0.8"),
+        ("segmentation_models_pytorch.base", "dense", "segmentation-models-pytorch", "0.5"),
+    ],
+)
+def test_an_extra_that_is_too_old_is_said(
+    monkeypatch: pytest.MonkeyPatch, module: str, extra: str, library: str, least: str
+) -> None:
+    own = extras.version
+    monkeypatch.setattr(extras, "version", lambda name: "0.1" if name == library else own(name))
+    extras._unfit.cache_clear()
+    said = f'needs {library}>={least}, and 0.1 is installed: pip install "lowtide[{extra}]"'
+    with pytest.raises(InputError, match=re.escape(said)):
+        extras.extra(module, extra)
+    extras._unfit.cache_clear()
+    assert extras.extra("torchmetrics", "dense").__name__ == "torchmetrics"
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,12 @@ from lowtide.dense.decoders import DECODERS, default_decoder, segmenter
 from lowtide.dense.detectors import BACKGROUND, DETECTORS, detector
 from lowtide.dense.pyramid import STRIDES, FeatureMaps, backbone_path, pyramid
 from lowtide.errors import InputError
+from lowtide.memory import bands
 from lowtide.memory.chunking import sizes
 from lowtide.memory.compress import compress
 from lowtide.memory.policy import Policy
+from lowtide.ops import bands as cut
+from lowtide.ops import fan
 
 IMAGES = (2, 3, 64, 64)
 STRIDE = {"unet": 1, "fpn": 4, "upernet": 4, "dpt": 2}
@@ -116,6 +119,44 @@ def test_a_detector_learns_from_objects_and_from_images_without(backbone: str, k
         assert ("masks" in each) == (kind == "maskrcnn")
 
 
+@pytest.mark.parametrize("kind", DETECTORS)
+@pytest.mark.parametrize("backbone", ["vit", "swin"])
+def test_a_detector_in_bands_of_rows_has_the_gradients_of_the_whole(
+    backbone: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every map counts as large; what is kept is exact."""
+    for module, name, value in ((bands, "LARGE", 1), (fan, "LARGE", 1), (cut, "BAND", 1 << 10)):
+        monkeypatch.setattr(module, name, value)
+    torch.manual_seed(0)
+    model = detector(body(backbone), 2, kind, 64, 32).double()
+    masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks[:, 8:40, 8:40] = 1
+    objects = {
+        "boxes": torch.tensor([[8.0, 8, 40, 40]], dtype=torch.float64),
+        "labels": torch.tensor([BACKGROUND[kind]]),
+        "masks": masks,
+    }
+    images = list(torch.randn(IMAGES, dtype=torch.float64))
+    wanted, found = list(model.parameters()), []
+    exact = {name: Exact() for name in ("conv", "roi_align", "max_pool", "layer_norm")}
+    for policy in (Policy(), Policy(exact, chunk=1 << 10)):
+        torch.manual_seed(1)  # which regions are drawn
+        losses = compress(model, policy)(images, [objects] * 2)
+        found.append(torch.autograd.grad(torch.stack(list(losses.values())).sum(), wanted))
+    for whole, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-9)
+
+
+def test_the_pyramid_is_torchvisions() -> None:
+    levels = detector(body("swin"), 2, "fasterrcnn", 64, 16).double().eval().backbone
+    images = torch.randn(IMAGES, dtype=torch.float64)
+    maps = dict(zip("0123", levels.maps(images), strict=True))
+    mine, theirs = levels(images), levels.fpn(maps)
+    assert list(mine) == list(theirs)
+    for name, level in theirs.items():
+        torch.testing.assert_close(mine[name], level, rtol=1e-9, atol=1e-9)
+
+
 def test_the_mask_branch_runs_on_some_regions_at_a_time() -> None:
     """Each region alone: cut or not, masks and gradients are the same."""
     model = detector(body("swin"), 2, "maskrcnn", 64, 32).double()
@@ -127,8 +168,8 @@ def test_the_mask_branch_runs_on_some_regions_at_a_time() -> None:
         masks = compress(branch, Policy({"conv": Exact()}, chunk=chunk))(regions)
         wanted = [regions, *branch.parameters()]
         found.append([masks, *torch.autograd.grad(masks.square().sum(), wanted)])
-    for whole, cut in zip(*found, strict=True):
-        torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-9)
+    for whole, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-9)
 
 
 def test_the_part_that_methods_change_is_found() -> None:

@@ -13,8 +13,10 @@ from lowtide.dense.options import TaskConfig
 from lowtide.dense.plans import plan_task
 from lowtide.dense.pyramid import backbone_path
 from lowtide.dense.tasks import TASKS
+from lowtide.memory import bands
 from lowtide.methods import METHODS
-from lowtide.ops import conv
+from lowtide.ops import bands as cut
+from lowtide.ops import conv, fan
 from lowtide.planning.loss import of_outputs
 from lowtide.planning.meter import footprint
 from lowtide.planning.simulate import set_up_step
@@ -39,8 +41,9 @@ WITHIN = {"segment": 0, "detect": 0.1}
 def test_a_plan_is_the_step(
     task: str, options: dict[str, Any], policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a chunk of 512 numbers a piece of the loss is ten rows; of inputs 2^12 are unpacked."""
-    monkeypatch.setattr(conv, "SLAB", 1 << 12)
+    """In a chunk of 512 numbers a piece of the loss is ten rows; 2^12 numbers are many."""
+    for module, name in ((conv, "SLAB"), (fan, "LARGE"), (bands, "LARGE"), (cut, "BAND")):
+        monkeypatch.setattr(module, name, 1 << 12)
     step = TaskConfig(task=task, decoder_channels=32, batch_size=4, policy=policy, **options)
     learnt = TASKS[task](("a", "b", "c"), 64, (0.5,) * 3, (0.5,) * 3, step)
     method = METHODS["lora"]()

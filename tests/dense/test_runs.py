@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,9 +16,11 @@ from lowtide.cli import main
 from lowtide.dense.tasks import TASKS
 from lowtide.errors import InputError
 from lowtide.inference.dense import open_dense, score_dense
+from lowtide.inference.fit import FitResult
 from lowtide.methods import METHODS
 from lowtide.training import loop
 from lowtide.training.config import RunConfig
+from lowtide.training.dense_data import read_dense
 from lowtide.training.loop import train
 from lowtide.training.summary import read_summary
 from lowtide.tuning.adapter_files import read_tensors
@@ -209,3 +213,84 @@ def test_old_configs_are_of_the_task_classify() -> None:
     old = {f.name: f.default for f in dataclasses.fields(RunConfig)}
     assert old["task"] == "classify"
     assert RunConfig.from_dict({"model": "m", "data": "d"}).task == "classify"
+
+
+def test_other_data_are_scored_by_the_names_of_classes(
+    runs: dict[str, Path], shapes: Path, tmp_path: Path
+) -> None:
+    opened = open_dense(runs["segment"], device="cpu")
+    wanted = score_dense(opened, runs["segment"], str(shapes), "test", 2)[0].metrics
+    own = read_dense(opened.config)
+    order = ["disc", "background", "square"]  # the run counts background, square, disc
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "images").mkdir()
+    for sample in own.test:
+        _, target = own.item(sample.path)
+        values = [order.index(name) for name in opened.task.names]
+        mask = np.append(np.array(values + [0] * 252, np.uint8), np.uint8(255))[target["mask"]]
+        Image.fromarray(mask).save(tmp_path / "masks" / sample.path.name)
+        shutil.copy(sample.path, tmp_path / "images")
+    (tmp_path / "classes.txt").write_text("\n".join(order))
+    found = score_dense(opened, runs["segment"], str(tmp_path), "all", 2)[0].metrics
+    assert found == pytest.approx(wanted, abs=1e-12)
+    (tmp_path / "classes.txt").write_text("disc\nbackground\ncircle")
+    with pytest.raises(InputError, match="has classes"):
+        score_dense(opened, runs["segment"], str(tmp_path), "all", 2)
+
+
+WRONG = [
+    ("eval RUN --split nope", "unknown split 'nope'"),
+    ("eval RUN --flip", "--flip is for runs that answer for images"),
+    ("eval RUN --device cuda:7", "is not on this machine"),
+    ("predict RUN DATA/test --top 3", "--top is for runs that answer for images"),
+    ("predict RUN DATA/test --draw DATA/test", "would replace the image"),
+    ("predict RUN DATA/test --output RUN/summary.json", "belongs to the run"),
+    ("export RUN --format onnx --output OUT/x.onnx", "answers for pixels or objects"),
+    ("serve RUN", "answers for pixels or objects"),
+    ("push RUN me/x --output OUT/card", "answers for pixels or objects"),
+    ("inspect cka RUN --output OUT/x.svg", "answers for pixels or objects"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), WRONG, ids=lambda given: given[:24])
+def test_what_a_dense_run_cannot_do_is_refused(
+    runs: dict[str, Path],
+    shapes: Path,
+    tmp_path: Path,
+    line: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"RUN": runs["segment"], "DATA": shapes, "OUT": tmp_path}
+    for name, place in places.items():
+        line = line.replace(name, str(place))
+    assert main(line.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_pictures_of_images_of_one_name_stay_apart(
+    runs: dict[str, Path], shapes: Path, tmp_path: Path
+) -> None:
+    for folder in ("a/c", "b/c"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(shapes / "test/0.png", tmp_path / folder / "x.png")
+    shutil.copy(shapes / "test/1.png", tmp_path / "a/c/2-x.png")
+    given = ["--draw", str(tmp_path / "drawn"), "--output", str(tmp_path / "new/rows.json")]
+    assert (
+        main(["predict", str(runs["segment"]), str(tmp_path / "a"), str(tmp_path / "b"), *given])
+        == 0
+    )
+    assert len(list((tmp_path / "drawn").iterdir())) == 3
+    assert (tmp_path / "new/rows.json").is_file()
+
+
+def test_fit_answers_for_pixels_and_objects(
+    runs: dict[str, Path], shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, folder in runs.items():
+        done = FitResult(folder, read_summary(folder / "summary.json"))
+        found = done.predict(shapes / "test", threshold=0.25, batch_size=2)
+        given = ["predict", str(folder), str(shapes / "test"), "--threshold", "0.25"]
+        assert main([*given, "--batch-size", "2"]) == 0
+        assert found == [json.loads(line) for line in capsys.readouterr().out.splitlines()], task
+        assert done.model is done.trained.model

@@ -11,7 +11,7 @@ import torch
 from nets import tiny
 from steps import real_step
 
-from lowtide import METHODS, InputError, StepConfig, apply, footprint, plan
+from lowtide import METHODS, InputError, StepConfig, apply, compress, footprint, plan
 from lowtide.families import FAMILIES, image_shape
 from lowtide.planning.simulate import set_up_step
 from lowtide.planning.step import make_optimizer, training_step
@@ -185,6 +185,26 @@ def test_plan_leaves_the_model_alone():
     plan(model, METHODS["s2a"](), num_classes=7, step=StepConfig(batch_size=2))
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("policy", ["exact", "tight"])
+@pytest.mark.parametrize("name", ["linear", "lora", "s2a", "full"])
+def test_a_model_that_is_tuned_already_is_planned_as_it_is(name, policy):
+    step = StepConfig(batch_size=3, policy=policy)
+    wanted = plan(tiny("vit").float(), METHODS[name](), step=step)
+    tuned = apply(tiny("vit").float(), METHODS[name]())
+    assert plan(tuned, step=step) == wanted
+    assert plan(compress(tuned, "tight"), step=step) == wanted
+    with pytest.raises(InputError, match="tuned already: its add_adapter"):
+        plan(tuned, METHODS["bias"](), step=step)
+    with pytest.raises(InputError, match="num_classes, backbone and head were for"):
+        plan(tuned, step=step, num_classes=7)
+
+
+def test_a_backbone_that_is_compressed_already_is_planned_with_the_step_s_policy():
+    step = StepConfig(batch_size=3)
+    wanted = plan(tiny("vit").float(), METHODS["lora"](), step=step)
+    assert plan(compress(tiny("vit").float(), "tight"), METHODS["lora"](), step=step) == wanted
 
 
 def test_more_micro_batches_than_images_are_refused():

@@ -93,6 +93,23 @@ def test_the_best_epochs_weights_are_saved(config, tmp_path, scores, monkeypatch
     assert not list((tmp_path / "run").glob("best-*")) + list((tmp_path / "run").glob("check*"))
 
 
+@pytest.mark.parametrize(
+    ("said", "kept", "more"),
+    [
+        ((0.6, 0.8, 0.4, 0.4, 0.6), 4, {}),  # of 5 images one right fewer
+        ((0.6, 1.0, 0.4, 0.4, 0.4), 1, {}),  # three fewer
+        ((1.0, 0.4, 0.4, 0.4, 0.4), 0, {}),
+        ((0.6, 0.8, 0.8, 0.6, 0.6), 2, {"patience": 2}),  # the schedule did not end
+    ],
+)
+def test_the_last_epoch_is_kept_unless_another_is_better_beyond_doubt(
+    config, tmp_path, scores, said, kept, more
+):
+    scores(*said)
+    summary = train(replace(config, keep="auto", **more), tmp_path / "run")
+    assert (summary.kept_epoch, summary.val_accuracy) == (kept, said[kept])
+
+
 def test_what_is_tested_is_what_is_kept(config, images, tmp_path, scores, capsys):
     scores(0.5, 0.9, 0.1, 0.1, 0.1)
     args = ["train", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "run")]

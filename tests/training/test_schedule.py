@@ -7,12 +7,21 @@ import math
 import pytest
 import timm
 import torch
+from nets import tiny
 
 from lowtide import METHODS, apply
 from lowtide.errors import InputError
 from lowtide.planning.step import make_optimizer
 from lowtide.training.config import RunConfig
-from lowtide.training.decided import FEWEST, MOST, WARMUP, Decided, decide, refuse_blind
+from lowtide.training.decided import (
+    FEWEST,
+    MOST,
+    WARMUP,
+    Decided,
+    decide,
+    depth_trained,
+    refuse_blind,
+)
 from lowtide.training.decided import UPDATES as UPDATES_AT_LEAST
 from lowtide.training.probe import trains_beside
 from lowtide.training.schedule import make_schedule
@@ -87,6 +96,22 @@ def test_a_method_says_its_own_learning_rate(name):
     assert 1e-5 <= method.learning_rate <= 3e-2
 
 
+def test_more_blocks_are_trained_at_a_lower_rate_and_fewer_at_a_higher_one():
+    for depth, times in ((6, 2), (12, 1), (18, 2 / 3), (24, 1 / 2), (3, 2), (50, 1 / 2)):
+        config = decide(RunConfig("m", "d"), updates=10, validated=True, probed=True, depth=depth)
+        assert config.lr == pytest.approx(times * config.method.learning_rate)
+    given = RunConfig("m", "d", lr=0.3)
+    assert decide(given, updates=10, validated=True, probed=True, depth=6).lr == 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [("lora", 4), ("s2a", 4), ("full", 4), ("linear", 12), ("dtl", 12), ("partial", 12)],
+)
+def test_depth_is_of_backbones_that_train_all_along(name, depth):
+    assert depth_trained(apply(tiny("vit"), METHODS[name]())) == depth
+
+
 def test_a_small_set_gets_enough_updates_and_a_large_one_no_more_epochs_than_that():
     for updates in (1, 2, 7, 20, 31, 500):
         config = decided(updates)
@@ -119,9 +144,9 @@ def test_the_scale_of_the_head_is_in_every_rate():
 
 
 def test_the_best_epoch_is_kept_where_there_is_something_to_tell_it_by():
-    assert decided(10).keep == "best"
+    assert decided(10).keep == "auto"
     assert decided(10, validated=False).keep == "last"
-    for options in ({"keep": "best"}, {"patience": 3}):
+    for options in ({"keep": "best"}, {"keep": "auto"}, {"patience": 3}):
         with pytest.raises(InputError, match="there are none: give --val-fraction"):
             refuse_blind(RunConfig("m", "d", **options), validated=False)
     with pytest.raises(InputError, match="keep last takes the last"):

@@ -86,6 +86,29 @@ def test_width_and_augmentation_are_searched_where_they_can_be(config):
     assert tuning._axes(replace(lora, method=METHODS["bias"]()), Search()) == ["lr", "augment"]
     assert tuning._axes(lora, Search(over=("augment",))) == ["augment"]
     assert tuning._axes(config, Search()) == ["lr"]
+    dense = replace(lora, task="segment", head_lr_scale=1.0)
+    assert tuning._axes(dense, Search()) == ["lr", "width"]  # --recipe says what is random there
+
+
+def test_a_search_of_nothing_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match="width and augment: nothing to search, as mlp_head"):
+        tune(config, tmp_path / "s", Search(over=("width", "augment")))
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_trial_that_fails_is_said_in_one_line(config, tmp_path, monkeypatch, capsys):
+    kept, calls = tuning.train, []
+
+    def failing(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise tuning.LowtideError("the loss is no number")
+        return kept(*args, **options)
+
+    monkeypatch.setattr(tuning, "train", failing)
+    tune(config, tmp_path / "s", Search(trials=3))
+    err = capsys.readouterr().err
+    assert "trial 1 failed: the loss is no number" in err and "Traceback" not in err
 
 
 def test_no_time_or_no_images_to_tell_by(config, tmp_path):

@@ -192,7 +192,22 @@ BAD = {
     "lora_alpha": ("x", "lora_alpha"),
     "something_new": ({"a": 1}, "something_new"),
     "use_dora": (True, "use_dora"),
+    "use_rslora": ("no", "use_rslora must be true or false, not 'no'"),
+    "rank_pattern": ([2], "rank_pattern must be a mapping"),
+    "modules_to_save": (["head"], "holds none of modules_to_save"),
 }
+
+
+def test_a_rank_that_is_none_of_the_config_s_is_refused(tmp_path):
+    model, x = made("vit")
+    expected = theirs(model, peft.LoraConfig(r=2, target_modules=["qkv"]), tmp_path)(x)
+    path = tmp_path / "adapter_config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "r": 4}))  # its scale would be half as large
+    with pytest.raises(InputError, match="has rank 2, and r is 4"):
+        load(model, tmp_path)
+    path.write_text(json.dumps({**written, "r": 4, "rank_pattern": {"qkv": 2}}))
+    torch.testing.assert_close(load(model, tmp_path)(x), expected)
 
 
 @pytest.mark.parametrize("field", BAD)

@@ -14,6 +14,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from ...errors import InputError, shown
 from ..dataset import Dataset, Sample, relative
 from ..images import decode
 from .listing import Kind
@@ -21,6 +22,8 @@ from .masks import IGNORE, read_mask, translate
 from .objects import AnnotatedImage, Annotation, Polygons
 from .runs import Runs
 
+BACKGROUND = "background"
+"""What pixels are that no object of instances covers."""
 Target = dict[str, Any]
 Item = tuple[tv_tensors.Image, Target]
 
@@ -111,14 +114,21 @@ class DenseSplit(Sequence[Item]):
         if image.mask is not None:
             return translate(read_mask(image.mask), self.values)
         index = {name: number for number, name in enumerate(self.classes)}
-        found = np.zeros((height, width), dtype=np.int64)
+        ground = index[BACKGROUND]
+        found = np.full((height, width), ground, dtype=np.int64)
         for o in image.objects:
             inside, label = _paint(o, height, width).astype(bool), index[o.label]
             # Two classes claim such a pixel, and the file does not say which is in front.
-            contested = inside & (found != 0) & (found != label)
+            contested = inside & (found != ground) & (found != label)
             found[inside] = label
             found[contested] = IGNORE
         return found
+
+
+def _relabelled(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Give each stored value another class; what is ignored stays so."""
+    known = values != IGNORE
+    return np.where(known, labels[np.where(known, values, 0)], IGNORE)
 
 
 def _paint(o: Annotation, height: int, width: int) -> np.ndarray:
@@ -163,6 +173,34 @@ class DenseFolder:
         return hashlib.sha256(
             os.fsencode("\n".join([self.kind, *self.classes, *lines]))
         ).hexdigest()
+
+    def counting(self, names: tuple[str, ...]) -> DenseFolder:
+        """Count the classes as somebody else does, who may know more of them.
+
+        Args:
+            names: Of the classes, in the order of the labels that are wanted.
+
+        Returns:
+            The same images; the same objects and pixels have the same names as before.
+
+        Raises:
+            InputError: A class is not among them.
+        """
+        if self.classes == names:
+            return self
+        if any(name not in names for name in self.classes):
+            raise InputError(
+                f"{self.root} has classes {shown(list(self.classes))}, and the run has learnt"
+                f" {shown(list(names))}"
+            )
+        labels = np.array([*map(names.index, self.classes)], dtype=np.int64)
+        splits = {
+            which: dataclasses.replace(
+                split, classes=names, values=_relabelled(split.values, labels)
+            )
+            for which, split in self.splits.items()
+        }
+        return dataclasses.replace(self, classes=names, splits=splits)
 
     def describe(self) -> dict[str, object]:
         """Summarise for the run record.

@@ -14,13 +14,12 @@ from ..dataset import relative
 from ..division import divide
 from ..listing import SPLITS
 from .faults import FAULTS, Fault
-from .folder import DenseFolder, DenseSplit
+from .folder import BACKGROUND, DenseFolder, DenseSplit
 from .formats import find
 from .listing import KINDS, DenseListing, Kind
 from .objects import AnnotatedImage, Annotation, Polygons
 from .survey import Survey, survey
 
-BACKGROUND = "background"
 _UNREADABLE = ("unreadable images", "unreadable masks")
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ...errors import InputError, UnknownName
-from ...paths import refuse_unwritable
 from ..evaluate import Trained
+from ..places import refuse_replacing
 
 _FILES = {
     m.name: importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
@@ -23,26 +23,28 @@ FORMATS: dict[str, ModuleType] = {n: m for n, m in sorted(_FILES.items()) if has
 """Every format by name."""
 
 
-def place(form: str, output: Path) -> Path:
+def place(form: str, output: Path, *reads: Path) -> Path:
     """Check where an export is to go.
 
     Args:
         form: The format.
         output: The file or folder.
+        *reads: Files and run folders that it is made of.
 
     Returns:
         The same.
 
     Raises:
         UnknownName: There is no such format.
-        InputError: The name does not end as the format's files do, or cannot be written to.
+        InputError: The name does not end as the format's files do, cannot be written to, or is
+            that of something that would be lost.
     """
     if form not in FORMATS:
         raise UnknownName("format", form, FORMATS)
     suffix = FORMATS[form].SUFFIX
     if suffix and output.suffix != suffix:
         raise InputError(f"{output} must end in {suffix}")
-    refuse_unwritable(output, folder=not suffix)
+    refuse_replacing(output, *reads, folder=not suffix)
     return output
 
 

@@ -13,7 +13,7 @@ from ...errors import InputError
 from ...families import image_shape
 from ...multi_adapter.model import MultiAdapter
 from ...training.owner import refuse_unfinished
-from ...tuning.adapter_config import AdapterConfig
+from ...tuning.adapter_config import AdapterConfig, unfit
 from ...tuning.adapter_files import read_config
 from ...tuning.tuned import set_frozen_dtype
 from ..evaluate import backbone_of
@@ -46,9 +46,10 @@ class TaskSet(nn.Module):
             refuse_unfinished(folder)
         read = {n: AdapterConfig.of(read_config(folder), folder) for n, folder in runs.items()}
         self.names, (first, *_) = tuple(read), read.values()
-        if first.preprocessing is None or first.augment is None:
-            raise InputError(f"{runs[self.names[0]]} names no pre-processing")
-        made = preparation(first.preprocessing, first.augment)
+        for name, config in read.items():
+            if config.preprocessing is None or config.augment is None:
+                raise InputError(unfit(runs[name]))
+        made = preparation(first.preprocessing or {}, first.augment or "")
         for name, config in read.items():
             if preparation(config.preprocessing or {}, config.augment or "") != made:
                 raise InputError(

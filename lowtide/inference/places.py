@@ -1,0 +1,58 @@
+"""Where a result may be written: not over what it is made of, and not over a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..paths import located, read_json, refuse_unwritable
+from ..training.config import RunConfig, read_yaml
+from ..training.mistakes import MISTAKES
+from ..training.owner import CHECKPOINT, CONFIG, LOG, SUMMARY
+from ..training.predictions import PREDICTIONS
+from ..training.split import SPLIT
+from ..tuning.adapter_files import CONFIG as ADAPTER
+from ..tuning.adapter_files import WEIGHTS
+
+FILES = {ADAPTER, CHECKPOINT, CONFIG, LOG, MISTAKES, PREDICTIONS, SPLIT, SUMMARY, WEIGHTS}
+"""What a run leaves in its folder."""
+METHODS = "methods"
+"""A key of every adapter of lowtide's, and of none of peft's."""
+
+
+def refuse_replacing(output: Path, *reads: Path, folder: bool = False) -> None:
+    """Refuse a place that cannot be written to, or where something would be lost.
+
+    Args:
+        output: The file or folder that a command will write.
+        *reads: Files and run folders that it is made of.
+        folder: Whether it is a folder and not a file.
+
+    Raises:
+        InputError: It cannot be written, is what it is made of, or belongs to a run.
+    """
+    refuse_unwritable(output, folder=folder)
+    for source in (s for read in reads for s in _sources(read)):
+        if output.exists() and source.exists() and output.samefile(source):
+            raise InputError(f"{output} is what the result is made of: give another name")
+    place = output if folder else output.parent
+    ours = _holds_run(place) and (folder or output.name in FILES)
+    if ours and (folder or output.exists()):
+        raise InputError(f"{output} belongs to the run in {place}: give another name")
+
+
+def _sources(read: Path) -> list[Path]:
+    """List a file, or the weights that a run began with."""
+    if not (read / CONFIG).is_file():
+        return [read]
+    weights = RunConfig.from_dict(read_yaml(read / CONFIG)).checkpoint
+    return [located(weights)] if weights else []
+
+
+def _holds_run(folder: Path) -> bool:
+    if (folder / CONFIG).is_file():
+        return True
+    if not (folder / ADAPTER).is_file():
+        return False
+    content = read_json(folder / ADAPTER)
+    return isinstance(content, dict) and METHODS in content

@@ -1,0 +1,76 @@
+"""A result is never written over what it is made of, nor over a run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
+
+from lowtide import fit
+from lowtide.cli import main
+from lowtide.errors import InputError
+from lowtide.inference.places import refuse_replacing
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of LoRA that began with weights of a file."""
+    root = tmp_path_factory.mktemp("places")
+    random = np.random.default_rng(0)
+    for name in "ab":
+        (root / "data" / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = random.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "data" / name / f"{number}.png")
+    model = timm.create_model("vit_micro_patch4_32", pretrained=True)
+    save_file(model.state_dict(), root / "weights.safetensors")
+    given = {"checkpoint": str(root / "weights.safetensors"), "epochs": 1, "workers": 0}
+    fit("vit_micro_patch4_32", root / "data", "lora", output=root / "run", **given)
+    return root / "run"
+
+
+LOST = [
+    (["merge", "RUN", "--output", "RUN/adapter_model.safetensors"], "belongs to the run"),
+    (["merge", "RUN", "--output", "RUN/../weights.safetensors"], "is what the result is made of"),
+    (
+        ["export", "RUN", "--format", "safetensors", "--output", "RUN/../weights.safetensors"],
+        "made",
+    ),
+    (["export", "RUN", "--format", "peft", "--output", "RUN"], "belongs to the run"),
+    (["predict", "RUN", "RUN/../data", "--output", "RUN/log.jsonl"], "belongs to the run"),
+]
+
+
+@pytest.mark.parametrize(("args", "said"), LOST, ids=lambda given: " ".join(given[:4])[-40:])
+def test_no_result_replaces_what_would_be_lost(
+    run: Path, args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [run.parent / "weights.safetensors", *(f for f in run.iterdir() if f.is_file())]
+    before = {path: path.read_bytes() for path in places}
+    assert main([part.replace("RUN", str(run)) for part in args]) == 2
+    assert said in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in places}
+
+
+def test_a_folder_of_peft_is_not_a_run(run: Path, tmp_path: Path) -> None:
+    args = ["export", str(run), "--format", "peft", "--output", str(tmp_path / "peft")]
+    assert main(args) == 0
+    assert main(args) == 0  # written anew
+    with pytest.raises(InputError, match="belongs to the run"):
+        refuse_replacing(run, folder=True)
+
+
+def test_a_link_to_what_is_read_is_found(run: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(run.parent / "weights.safetensors")
+    with pytest.raises(InputError, match="made of"):
+        refuse_replacing(link, run)
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(link, copy)
+    refuse_replacing(copy, run)
+    refuse_replacing(run / "answers.csv", run)
