@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..core.parts import add_to_parts
 from .lineage import follow, pass_on
@@ -28,7 +27,6 @@ class _InPlace(torch.autograd.Function):
         return z
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         parts = (dy.narrow(*place) for place in ctx.places)
         return None, None, None, dy, *(p if ctx.scale == 1 else p * ctx.scale for p in parts)
