@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Reader, Residue
 from .fan import Fan, gathered
+from .once import once
 from .saved import keep
 from .spare import spared, unpack
 
@@ -95,7 +95,7 @@ class _Banded(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         reader, count, shape, dtype = ctx.kept
         packed, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]

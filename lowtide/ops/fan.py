@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .once import once
 
 LARGE = 1 << 21
 """Numbers of a large tensor, at least."""
@@ -78,7 +79,7 @@ class _Gather(torch.autograd.Function):
         return x.detach()  # counts the same versions
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, None]:
         found = ctx.fan.take()
         if found is None or dy is None:
