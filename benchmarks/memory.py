@@ -50,7 +50,7 @@ DRAWN = {
     "full": "full",
     "SSF": "SSF",
     "VPT-deep, 50 prompts": "VPT-deep",
-    "LoRA, every linear map, rank 8": "LoRA",
+    "LoRA, q and v, rank 8": "LoRA",
     "S2A": "S2A",
     "DTL": "DTL",
 }
