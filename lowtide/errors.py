@@ -11,6 +11,8 @@ FORMULA = re.compile(r"[\s\"'\0]*[=+@\t\r\-\uff1d\uff0b\uff0d\uff20]")
 """How texts begin that spreadsheets compute, also behind spaces and quotes."""
 LONGEST = 80
 """Most characters of a given value that a message repeats."""
+LISTED = 30
+"""Most names that a message lists."""
 
 
 class LowtideError(Exception):
@@ -39,7 +41,8 @@ class UnknownName(InputError):
         names = sorted(known)
         word = given[: 2 * LONGEST] if isinstance(given, str) else shown(given)
         near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:30])}"
+        all_or_some = names if len(names) <= LISTED else [*names[:8], f"... {len(names):,} in all"]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(all_or_some)}"
         super().__init__(f"unknown {kind} {shown(given)}: {hint}")
 
 

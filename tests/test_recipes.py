@@ -74,6 +74,9 @@ def test_a_callback_may_end_a_run_which_goes_on_later(photos):
         lowtide.fit("vit_micro_patch4_32", "photos", callbacks=[Impatient()], **options)
     found = lowtide.fit("vit_micro_patch4_32", "photos", resume=True, **options)
     assert len(found.summary.history) == 2
+    for wrong in (Impatient(), [Impatient], [print], Impatient):
+        with pytest.raises(InputError, match="callbacks must be a list of lowtide.Callback"):
+            lowtide.fit("vit_micro_patch4_32", "photos", callbacks=wrong, **options)
 
 
 def test_a_loop_in_pytorch(photos):

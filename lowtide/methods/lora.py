@@ -65,9 +65,10 @@ class LoRA(Method):
     def __post_init__(self) -> None:
         if self.all_linear and self.roles:
             raise ValueError("lora takes roles or all_linear, not both")
-        if self.rank < 1 or not set(self.parts) <= set(PARTS) or not self.parts:
+        known = self.parts and set(self.parts) <= set(PARTS)
+        if self.rank < 1 or not known or len(set(self.parts)) < len(self.parts):
             raise ValueError(
-                f"lora needs rank >= 1 and parts made of q, k and v,"
+                f"lora needs rank >= 1 and parts made of q, k and v, each once,"
                 f" not rank={self.rank} parts={self.parts!r}"
             )
 

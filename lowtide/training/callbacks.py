@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from ..errors import InputError, shown
 from .summary import Epoch, RunSummary
 
 
@@ -63,3 +65,18 @@ class Callback:
         Args:
             summary: What `summary.json` says.
         """
+
+
+def refuse_other_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse what a run could not call.
+
+    Args:
+        callbacks: What was given.
+
+    Raises:
+        InputError: It is no list or tuple of callbacks.
+    """
+    listed = isinstance(callbacks, list | tuple)
+    for given in callbacks if listed else (callbacks,):
+        if not (listed and isinstance(given, Callback)):
+            raise InputError(f"callbacks must be a list of lowtide.Callback(), not {shown(given)}")

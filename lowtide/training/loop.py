@@ -18,7 +18,7 @@ from ..planning.loss import of_outputs
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from ..targets import DENSE
-from .callbacks import Callback, Step
+from .callbacks import Callback, Step, refuse_other_callbacks
 from .config import RunConfig
 from .continuing import continued, refuse_taken, restore, save
 from .decided import Decided, decide, depth_trained
@@ -76,9 +76,10 @@ def train(
         The summary.
 
     Raises:
-        InputError: The folder already holds a run, or one with other options; or features are to
-            be kept, and none are made.
+        InputError: The folder already holds a run, or one with other options; features are to be
+            kept, and none are made; or a callback is none.
     """
+    refuse_other_callbacks(callbacks)
     log, limit = check_trackers(log), TimeLimit(str(folder), time_limit)
     with owned(folder):
         refuse_taken(folder, continues, overwrite)

@@ -128,6 +128,7 @@ def test_methods_lists_every_method(capsys):
         (["predict", "/no/such", "x.png"], "holds no adapter"),
         (["merge", "/no/such", "--output", "m.pth"], "must end in .safetensors"),
         (["info", "nothing_like_a_model_at_all"], "unknown model"),
+        (["info", "zzzz"], " in all"),
     ],
 )
 def test_bad_arguments_get_one_line(args, said, capsys):

@@ -226,6 +226,10 @@ def test_hub_labels_as_names_and_a_test_split_without_labels(datasets, tmp_path)
     assert (len(data.train), data.test) == (3, ()) and "ignored test" in data.notes
 
 
+def test_a_hub_data_set_without_a_name(datasets):
+    assert refusal("hf:") == "'hf:' names no data set: give hf:org/name"
+
+
 def test_hub_columns_that_are_not_clear(datasets, tmp_path):
     names = datasets.ClassLabel(names=["a", "b"])
     hub(datasets, tmp_path / "two", {"train": [0, 1]}, names, coarse=(names, [1, 0]))

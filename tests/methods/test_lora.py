@@ -118,7 +118,9 @@ def test_dropout_acts_in_training_only() -> None:
     near(tuned(x), tuned(x))
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"parts": "qx"}, {"parts": ""}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"rank": 0}, {"parts": "qx"}, {"parts": ""}, {"parts": "qq"}], ids=str
+)
 def test_wrong_options_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match="rank >= 1 and parts"):
         LoRA(**options)

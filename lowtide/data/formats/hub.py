@@ -39,6 +39,8 @@ def read_hub(source: str) -> Listing:
         InputError: `datasets` cannot load the source, or the columns are unclear.
     """
     name, _, label = source.removeprefix(PREFIX).partition(":")
+    if not name:
+        raise InputError(f"{source!r} names no data set: give {PREFIX}org/name")
     library = extra("datasets", "hub")
     parts = _load(library, name, source)
     roles = {which: part for key, part in parts.items() if (which := role(key))}
