@@ -80,7 +80,7 @@ class RunConfig(TaskConfig):
         seed: Decides splits, order, initialisation, augmentation and dropout.
         keep: Which epoch's model is tested and saved: last; best on the validation images, where
             the start counts as an epoch; or auto, the last unless the best is better by more than
-            two standard errors. By default auto where there are validation images.
+            one standard error. By default auto where there are validation images.
         patience: End the run after so many epochs without a better one; not for keep last.
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.

@@ -21,7 +21,7 @@ WARMUP_SHARE = 0.1
 KEPT: dict[Keep, str] = {
     "last": "the last",
     "best": "the best",
-    "auto": "the last, unless the best is better beyond doubt",
+    "auto": "the last, unless the best is better by a standard error",
 }
 USUAL_DEPTH, MOST_SCALE = 12, 2.0
 """Blocks that a method's own learning rate is for, and most that another depth changes it by."""

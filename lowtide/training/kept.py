@@ -73,10 +73,10 @@ def put_back(run: Run) -> None:
     """Load the weights of the epoch that is kept into the model.
 
     Of keep `auto` that is the best one if the run ended early, or if the schedule's last epoch is
-    worse beyond doubt: if of n validation images, k of which the best epoch has right, it has right
-    fewer by a share of more than two standard errors (Agresti and Coull 1998),
+    worse by more than a standard error: if of n validation images, k of which the best epoch has
+    right, it has right fewer by a share of more than (p as Agresti and Coull 1998 estimate it)
 
-        2 sqrt(p (1 - p) / (n + 4)),    p = (k + 2) / (n + 4).
+        sqrt(p (1 - p) / (n + 4)),    p = (k + 2) / (n + 4).
 
     Else it is the last. A score that is no accuracy is taken at its word.
 
@@ -85,19 +85,19 @@ def put_back(run: Run) -> None:
     """
     last = len(run.history)
     if run.config.keep == "auto" and run.kept_epoch is not None and last == run.config.epochs:
-        if _rank(run, run.kept_epoch) - _rank(run, last) <= _doubt(run, run.kept_epoch):
+        if _rank(run, run.kept_epoch) - _rank(run, last) <= _error(run, run.kept_epoch):
             run.kept_epoch = last
     if run.kept_epoch not in (None, len(run.history)):
         run.tuned.load_adapter_state(read_tensors(run.folder / BEST.format(run.kept_epoch)))
 
 
-def _doubt(run: Run, epoch: int) -> float:
-    """Two standard errors of an epoch's accuracy; 0 of another score."""
+def _error(run: Run, epoch: int) -> float:
+    """One standard error of an epoch's accuracy; 0 of another score."""
     if run.targets.metric != "accuracy":
         return 0.0
     n = len(run.dataset.val)
     p = (n * _rank(run, epoch) + 2) / (n + 4)
-    return 2 * math.sqrt(p * (1 - p) / (n + 4))
+    return math.sqrt(p * (1 - p) / (n + 4))
 
 
 def drop_others(run: Run) -> None:
