@@ -38,8 +38,7 @@ def export(args: Sequence[str]) -> None:
     given = parser.read(args)
     runs = named_runs(given["run"]) if len(given["run"]) > 1 else {"": Path(given["run"][0])}
     at = Path(given["checkpoint"]) if given["checkpoint"] else None
-    reads = [*runs.values(), *([at] if at else [])]
-    output = exports.place(given["format"], Path(given["output"]), *reads)
+    output = exports.place(given["format"], Path(given["output"]), *runs.values(), at)
     if len(runs) > 1:
         lines = exports.export_tasks(runs, at, given["format"], output)
     else:

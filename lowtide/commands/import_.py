@@ -40,7 +40,7 @@ def import_(args: Sequence[str]) -> None:
     if output.suffix != ".safetensors":
         raise InputError(f"{output} must end in .safetensors")
     checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
-    refuse_replacing(output, *([checkpoint] if checkpoint else []))
+    refuse_replacing(output, checkpoint)
     model = create(
         given["model"],
         checkpoint=checkpoint,

@@ -36,7 +36,8 @@ def merge(args: Sequence[str]) -> None:
         raise InputError(f"{output} must end in .safetensors")
     if Path(given["run"]).is_file():
         raise InputError(f"{given['run']} is a file: give the folder of a run")
-    refuse_replacing(output, Path(given["run"]), *map(Path, filter(None, [given["checkpoint"]])))
+    checkpoint = Path(given["checkpoint"]) if given["checkpoint"] else None
+    refuse_replacing(output, Path(given["run"]), checkpoint)
     if is_dense(Path(given["run"])):
         line = merge_dense(given, output)
         OUT.print(f"wrote {output}; use it with")

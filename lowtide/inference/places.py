@@ -20,19 +20,19 @@ METHODS = "methods"
 """A key of every adapter of lowtide's, and of none of peft's."""
 
 
-def refuse_replacing(output: Path, *reads: Path, folder: bool = False) -> None:
+def refuse_replacing(output: Path, *reads: Path | None, folder: bool = False) -> None:
     """Refuse a place that cannot be written to, or where something would be lost.
 
     Args:
         output: The file or folder that a command will write.
-        *reads: Files and run folders that it is made of.
+        *reads: Files and run folders that it is made of; None where one is not given.
         folder: Whether it is a folder and not a file.
 
     Raises:
         InputError: It cannot be written, is what it is made of, or belongs to a run.
     """
     refuse_unwritable(output, folder=folder)
-    for source in (s for read in reads for s in _sources(read)):
+    for source in (s for read in reads if read is not None for s in _sources(read)):
         if output.exists() and source.exists() and output.samefile(source):
             raise InputError(f"{output} is what the result is made of: give another name")
     place = output if folder else output.parent

@@ -240,7 +240,9 @@ class RunConfig(TaskConfig):
         for name in ("model", "data"):
             if values.get(name) is None:
                 raise InputError(f"--{name} is required")
-        method = values.get("method", describe(cls.method))
+        if "method" not in values:
+            return cls(**values)
+        method = values["method"]
         named = {"name": method} if isinstance(method, str) else method
         return cls(**{**values, "method": construct(named)})
 

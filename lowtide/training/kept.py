@@ -74,30 +74,36 @@ def put_back(run: Run) -> None:
 
     Of keep `auto` that is the best one if the run ended early, or if the schedule's last epoch is
     worse by more than a standard error: if of n validation images, k of which the best epoch has
-    right, it has right fewer by a share of more than (p as Agresti and Coull 1998 estimate it)
-
-        sqrt(p (1 - p) / (n + 4)),    p = (k + 2) / (n + 4).
-
-    Else it is the last. A score that is no accuracy is taken at its word.
+    right, it has right fewer by a share of more than `standard_error`. Else it is the last. A score
+    that is no accuracy is taken at its word.
 
     Args:
         run: The run after its last epoch.
     """
     last = len(run.history)
     if run.config.keep == "auto" and run.kept_epoch is not None and last == run.config.epochs:
-        if _rank(run, run.kept_epoch) - _rank(run, last) <= _error(run, run.kept_epoch):
-            run.kept_epoch = last
-    if run.kept_epoch not in (None, len(run.history)):
+        best = _rank(run, run.kept_epoch)
+        counted = run.targets.metric == "accuracy"
+        error = standard_error(best, len(run.dataset.val)) if counted else 0.0
+        run.kept_epoch = last if best - _rank(run, last) <= error else run.kept_epoch
+    if run.kept_epoch not in (None, last):
         run.tuned.load_adapter_state(read_tensors(run.folder / BEST.format(run.kept_epoch)))
 
 
-def _error(run: Run, epoch: int) -> float:
-    """One standard error of an epoch's accuracy; 0 of another score."""
-    if run.targets.metric != "accuracy":
-        return 0.0
-    n = len(run.dataset.val)
-    p = (n * _rank(run, epoch) + 2) / (n + 4)
-    return math.sqrt(p * (1 - p) / (n + 4))
+def standard_error(accuracy: float, images: int) -> float:
+    """Estimate the standard error of an accuracy, k of n images right (Agresti and Coull 1998).
+
+        sqrt(p (1 - p) / (n + 4)),    p = (k + 2) / (n + 4)
+
+    Args:
+        accuracy: The share k / n.
+        images: How many there are, n.
+
+    Returns:
+        The error, a share; above 0 also where all are right.
+    """
+    p = (images * accuracy + 2) / (images + 4)
+    return math.sqrt(p * (1 - p) / (images + 4))
 
 
 def drop_others(run: Run) -> None:

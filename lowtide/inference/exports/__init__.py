@@ -23,13 +23,13 @@ FORMATS: dict[str, ModuleType] = {n: m for n, m in sorted(_FILES.items()) if has
 """Every format by name."""
 
 
-def place(form: str, output: Path, *reads: Path) -> Path:
+def place(form: str, output: Path, *reads: Path | None) -> Path:
     """Check where an export is to go.
 
     Args:
         form: The format.
         output: The file or folder.
-        *reads: Files and run folders that it is made of.
+        *reads: Files and run folders that it is made of; None where one is not given.
 
     Returns:
         The same.
