@@ -18,7 +18,7 @@ class Constant:
     Attributes:
         kind: The module's class; of a subclass nothing is known.
         name: The buffer's name.
-        of: The module's attributes that decide its numbers.
+        of: The module's attributes that decide its numbers; an older version may lack some.
         dtype: What holds its numbers in fewer bytes, where what it is added to decides the dtype of
             the sum: float + int8 is float.
     """
@@ -57,7 +57,7 @@ def share_constants(model: nn.Module) -> None:
             if (own := module._buffers.get(name)) is None:
                 continue
             own = _narrowed(own, constant.dtype)
-            sizes = tuple(str(getattr(module, a)) for a in constant.of)
+            sizes = tuple(str(getattr(module, a, None)) for a in constant.of)
             first = made.setdefault((constant, sizes, own.dtype, own.device), own)
             module._buffers[name] = first if _equal(first, own) else own
 
