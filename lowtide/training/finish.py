@@ -17,7 +17,7 @@ from ..paths import write_text
 from ..targets import describe
 from ..targets.calibration import fit_temperature
 from .environment import environment
-from .kept import drop_kept, score_at
+from .kept import drop_kept
 from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
 from .predictions import Predictions, predictions_of, write_predictions
@@ -109,7 +109,8 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
         **scored("start", run.targets, run.start_score),
         history=tuple(run.history),
         kept_epoch=kept,
-        **scored("val", run.targets, score_at(run, kept)),
+        kept_share=run.kept_share,
+        **scored("val", run.targets, run.kept_score),
         test_accuracy=tested.scores.get("accuracy"),
         metric=run.targets.metric,
         val_scores=validated.scores,

@@ -144,10 +144,10 @@ def test_the_scale_of_the_head_is_in_every_rate():
 
 
 def test_the_best_epoch_is_kept_where_there_is_something_to_tell_it_by():
-    assert decided(10).keep == "auto"
+    assert decided(10).keep == "auto" and decided(10, returns=False).keep == "best"
     assert decided(10, validated=False).keep == "last"
     for options in ({"keep": "best"}, {"keep": "auto"}, {"patience": 3}):
         with pytest.raises(InputError, match="there are none: give --val-fraction"):
             refuse_blind(RunConfig("m", "d", **options), validated=False)
-    with pytest.raises(InputError, match="keep last takes the last"):
+    with pytest.raises(InputError, match="keep last takes none: keep best does"):
         RunConfig("m", "d", keep="last", patience=2)
