@@ -153,7 +153,8 @@ class RunConfig(TaskConfig):
             parse_bytes(self.memory_budget)
         if self.patience is not None and self.keep not in (None, "best"):
             raise InputError(
-                f"patience waits for a better epoch, and keep {self.keep} takes none: keep best does"
+                f"patience waits for a better epoch, and keep {self.keep} takes none: keep best"
+                " does"
             )
         if self.keep == "auto" and self.task in DENSE:
             raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +20,24 @@ from .scoring import score_of
 
 BEST = "best-{}.safetensors"
 START = "start.safetensors"
+State = Mapping[str, Tensor]
 SHARES = (0.25, 0.5, 0.75)
 """Points of the way from the start to the end that are tried, beside both."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The model of a run that is tested and saved.
+
+    Attributes:
+        epoch: Whose weights it has, 0 for the start; or which it is on the way to.
+        share: How far from the start to that epoch it is; 1 is the epoch itself.
+        score: That on the validation images, None where there is none.
+    """
+
+    epoch: int
+    share: float
+    score: float | None
 
 
 def keep_start(run: Run) -> None:
@@ -88,23 +105,26 @@ def waited_enough(run: Run) -> bool:
     return len(scores) - 1 - scores.index(max(scores)) >= run.config.patience
 
 
-def put_back(run: Run, model: nn.Module) -> None:
-    """Make the model the one that is kept, and record which that is and its score.
+def put_back(run: Run, model: nn.Module) -> Kept:
+    """Make the model the one that is kept.
 
     Args:
         run: The run after its last epoch.
         model: What runs its model.
+
+    Returns:
+        Which it is.
     """
-    if run.config.keep == "auto" and run.dataset.val:
-        _go_between(run, model)
-        return
+    if run.config.keep == "auto":
+        return _go_between(run, model)
     last = len(run.history)
-    if run.kept_epoch not in (None, last):
-        run.tuned.load_adapter_state(read_tensors(run.folder / BEST.format(run.kept_epoch)))
-    run.kept_score = score_at(run, last if run.kept_epoch is None else run.kept_epoch)
+    kept = last if run.kept_epoch is None else run.kept_epoch
+    if kept != last:
+        run.tuned.load_adapter_state(read_tensors(run.folder / BEST.format(kept)))
+    return Kept(kept, 1.0, score_at(run, kept))
 
 
-def _go_between(run: Run, model: nn.Module) -> None:
+def _go_between(run: Run, model: nn.Module) -> Kept:
     """Move to the best point between the start and the end, or stay at the end.
 
         w(a) = w_0 + a (w_T - w_0),    a in 0, 1/4, 1/2, 3/4, 1
@@ -112,6 +132,13 @@ def _go_between(run: Run, model: nn.Module) -> None:
     (WiSE-FT, Wortsman et al. 2022), where w is all that trains and statistics that moved. The end
     stays unless a point is better by more than a standard error on the validation images; of
     equals the last. A score that is no accuracy is taken at its word.
+
+    Args:
+        run: The run after its last epoch.
+        model: What runs its model.
+
+    Returns:
+        Which point it is.
     """
     start, state = read_tensors(run.folder / START), run.tuned.adapter_state()
     end = {key: value.to("cpu", copy=True) for key, value in state.items()}
@@ -123,15 +150,13 @@ def _go_between(run: Run, model: nn.Module) -> None:
     best = max(sorted(ranks, reverse=True), key=ranks.__getitem__)
     counted = run.targets.metric == "accuracy"
     error = standard_error(ranks[best], len(run.dataset.val)) if counted else 0.0
-    run.kept_share = 1.0 if ranks[best] - ranks[1.0] <= error else best
-    run.kept_score = scores[run.kept_share]
-    _move(state, start, end, run.kept_share)
+    share = 1.0 if ranks[best] - ranks[1.0] <= error else best
+    _move(state, start, end, share)
+    return Kept(len(run.history), share, scores[share])
 
 
 @torch.no_grad()
-def _move(
-    state: Mapping[str, Tensor], start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float
-) -> None:
+def _move(state: State, start: State, end: State, share: float) -> None:
     """Write w(share) over what trains, a tensor at a time; whole numbers are those of the end."""
     for key, value in state.items():
         if share == 1 or not value.is_floating_point():

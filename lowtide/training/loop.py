@@ -123,8 +123,7 @@ def _run(
     finally:
         watch.end()
     with run.averaged():
-        put_back(run, model)
-        summary = finish(run, model)
+        summary = finish(run, model, put_back(run, model))
     for callback in run.callbacks:
         callback.on_end(summary)
     return summary

@@ -56,8 +56,6 @@ class Run:
         probed: Whether the classifier is new and starts at a probe.
         start_score: That on the validation images before the first update, where it is asked.
         kept_epoch: Of keep best, the best epoch so far, 0 for the start; else None.
-        kept_share: How far from the start to the end of the run the model is that is kept.
-        kept_score: That of the model that is kept on the validation images; None until it is known.
         history: One record per finished epoch.
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
@@ -78,8 +76,6 @@ class Run:
     probed: bool
     start_score: float | None = None
     kept_epoch: int | None = None
-    kept_share: float = 1.0
-    kept_score: float | None = None
     history: list[Epoch] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     measured_bytes: int = 0

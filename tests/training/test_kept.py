@@ -118,7 +118,7 @@ def test_the_end_is_kept_unless_a_point_before_it_is_better_by_a_standard_error(
 
     def at_end(run, model, put=kept.put_back):
         states.append(state(run))
-        put(run, model)
+        return put(run, model)
 
     monkeypatch.setattr(starting_point, "keep_start", at_start)
     monkeypatch.setattr(loop, "put_back", at_end)
