@@ -11,8 +11,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from .kind import LinearMap
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Inverse strengths of the penalty, of which cross-validation chooses; see `softmax_regression`."""
+LEAST = 0.1
+"""Least deviation that a feature is divided by, over that of all together."""
 FOLDS = 3
 TRIED = 2000
 """Images that the strengths are compared on, at most."""
@@ -22,10 +24,11 @@ def softmax_regression(x: np.ndarray, y: np.ndarray, classes: int, seed: int) ->
     """Fit multinomial logistic regression, its penalty chosen by cross-validation.
 
         min over W, b of   sum_i -log softmax(W z_i + b)[y_i] + ||W||^2 / (2 c),
-        z = (x - mean) / s,   s the deviation over all features together
+        z_j = (x_j - mean_j) / max(s_j, s / 10),   s_j the deviation of feature j, s that of all
 
-    One s for all features leaves their directions as they are. c is the one of `STRENGTHS` with the
-    best accuracy over three folds, of equals the smallest.
+    so that no feature counts more for being larger, and one that hardly varies here, but may once
+    the backbone is tuned, does not get a large weight. c is the one of `STRENGTHS` with the best
+    accuracy over three folds, of equals the smallest.
 
     Args:
         x: Features (N, C).
@@ -106,10 +109,10 @@ def ridge(x: np.ndarray, y: np.ndarray) -> LinearMap:
     return LinearMap(weight, bias, float(1 / model.alpha_))
 
 
-def _scaled(x: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """Centre features, and divide them by one deviation."""
+def _scaled(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre features, and divide each by its deviation."""
     mean = x.mean(0)
-    spread = float(np.std(x - mean)) or 1.0
+    spread = np.maximum(x.std(0), LEAST * (np.std(x - mean) or 1.0))
     return mean, spread, (x - mean) / spread
 
 

@@ -56,7 +56,7 @@ class Run:
         planned: The plan of a step.
         probed: Whether the classifier is new and starts at a probe.
         start_score: That on the validation images before the first update, where it is asked.
-        kept_epoch: The best epoch so far, 0 for the start; None where the last one is kept.
+        kept_epoch: Of keep best, the best epoch so far, 0 for the start; else None.
         history: One record per finished epoch.
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def begins_trained(self) -> bool:
-        """Whether the untrained start may be kept as the best epoch."""
+        """Whether the model before the first update is one to go back to."""
         return True
 
     @property
