@@ -24,8 +24,9 @@ from ..targets import KINDS, Targets
 from ..targets.classify import draw_weights
 from ..tuning.applying import apply
 from ..tuning.backbone import create
+from ..tuning.finite import refuse_infinite
 from ..tuning.tuned import Tuned
-from ..tuning.weights import Unfilled, infinite, leaves_frozen, refuse_infinite
+from ..tuning.weights import Unfilled, leaves_frozen
 from .callbacks import Callback
 from .config import RunConfig
 from .decided import refuse_blind
@@ -274,8 +275,7 @@ def _backbone(config: RunConfig, classes: int) -> tuple[RunConfig, nn.Module]:
     file = Path(config.checkpoint) if config.checkpoint else None
     if file is None or (config.frozen_dtype == "fp32" and config.memory_budget is None):
         backbone = make(checkpoint=file, pretrained=config.pretrained)
-        state = {} if file else backbone.state_dict()  # those of a file are looked at as it is read
-        refuse_infinite(config.model, infinite(state), len(state))
+        refuse_infinite(config.model, {} if file else backbone.state_dict())  # a file's: as read
         return _within_budget(config, backbone, classes), backbone
     with Unfilled():
         shape = make(pretrained=False)
