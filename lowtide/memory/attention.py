@@ -136,10 +136,11 @@ def run_from_input(
     assert mode.policy.recompute is not None
     codec = input_codec(module, mode.policy.recompute)
     plain_attention = "attention" in mode.policy.codecs and _is_plain(module)
-    if plain_attention and _may_derive(module, mode, forward, args, kwargs):
+    own = _releasing(module, forward)
+    if plain_attention and _may_derive(module, mode, own, args, kwargs):
         noise = _noise(args[0])
         try:
-            result = _derived(mode, _releasing(module, forward), args, kwargs)
+            result = _derived(mode, own, args, kwargs)
             _note(module, True)
             return result
         except NotDerived:  # found out once
