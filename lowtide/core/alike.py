@@ -1,4 +1,4 @@
-"""Loops over many pieces of one shape, of which a plan watches two."""
+"""Loops over many pieces of one shape, of which a plan watches three."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Watch(Protocol):
 
 
 @contextmanager
-def watching_two(watch: Watch) -> Iterator[None]:
-    """Let loops take two steps of each run of equal ones, while nothing is computed.
+def watching_three(watch: Watch) -> Iterator[None]:
+    """Let loops take three steps of each run of equal ones, while nothing is computed.
 
     Args:
         watch: Is told how many steps are left out.
@@ -40,11 +40,11 @@ def watching_two(watch: Watch) -> Iterator[None]:
 
 
 def alike(pieces: Iterable[T], shape: Callable[[T], object]) -> Iterator[T]:
-    """Give the pieces of a loop; to a plan, the first two of those that follow each other alike.
+    """Give the pieces of a loop; to a plan, of those that follow each other alike three.
 
     The first step makes what stays until the end of the loop, and leaves its names behind; the
-    second finds what each later one finds. So a loop may do so whose steps keep nothing of their
-    own: they add up, or write to a part of what is there.
+    second finds what each later one finds; the last may end something. So a loop may do so whose
+    steps keep nothing of their own: they add up, or write to a part of what is there.
 
     Args:
         pieces: One for each step.
@@ -60,7 +60,8 @@ def alike(pieces: Iterable[T], shape: Callable[[T], object]) -> Iterator[T]:
     for _, run in groupby(pieces, shape):
         first, *rest = run
         yield first
-        if rest:
+        if len(rest) > 1:
             began = watch.mark()
             yield rest[0]
-            watch.repeat(len(rest) - 1, began)
+            watch.repeat(len(rest) - 2, began)
+        yield from rest[-1:]

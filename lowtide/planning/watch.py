@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from ..core.alike import watching_two
+from ..core.alike import watching_three
 from ..errors import InputError
 from ..families import image_shape
 from ..targets import Targets
@@ -104,12 +104,12 @@ def simulate_step(
         materialise(tuned)
         tuned.train()
         if trial is not None:
-            return _watched(tuned, tuned, step, trial, watching_two)
+            return _watched(tuned, tuned, step, trial, watching_three)
         model, shape = (part or _whole)(tuned)
         targets = step.blank_targets(tuned.num_classes)
         examples = partial(_labelled, step, targets, tuned.num_classes, shape)
         trial = Trial(examples, of_outputs(targets.loss), "")
-        return _watched(tuned, model, step, trial, watching_two)
+        return _watched(tuned, model, step, trial, watching_three)
 
 
 def rehearse_step(tuned: Tuned, step: StepConfig, trial: Trial) -> Plan:
