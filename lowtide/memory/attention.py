@@ -232,14 +232,12 @@ def _attention(
 ) -> Tensor:
     # What timm computes; q, k and v have no names, which would hold them.
     shape = (*x.shape[:2], 3, module.num_heads, -1)
-    y = F.scaled_dot_product_attention(
-        *module.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0),
-        attn_mask=attn_mask,
-        is_causal=is_causal,
-    )
+    attend = partial(F.scaled_dot_product_attention, attn_mask=attn_mask, is_causal=is_causal)
+    y: Tensor = attend(*module.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0))
     y = y.transpose(1, 2).flatten(2)
     norm = getattr(module, "norm", None)  # not in timm's before 1.0.20
-    return module.proj_drop(module.proj(y if norm is None else norm(y)))  # type: ignore[no-any-return]
+    result: Tensor = module.proj_drop(module.proj(y if norm is None else norm(y)))
+    return result
 
 
 def _silently(forward: Forward, places: Args, kwargs: Kwargs, x: Tensor) -> Any:
