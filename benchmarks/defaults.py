@@ -42,11 +42,13 @@ from sklearn.preprocessing import StandardScaler
 from lowtide import METHODS
 from lowtide.core.site import Role
 from lowtide.data import Cache, Dataset, Preprocessing, Sample, loader, read
-from lowtide.training import loop
+from lowtide.training import loop, starting_point
 from lowtide.training.config import RunConfig
 from lowtide.training.decided import Decided, decide
-from lowtide.training.kept import put_back, standard_error
+from lowtide.training.kept import Kept, keep_start, put_back
+from lowtide.training.prepare import Run
 from lowtide.training.scoring import score_of
+from lowtide.training.summary import RunSummary
 from lowtide.tuning.backbone import create
 
 TABLE = Path(__file__).parents[1] / "results" / "defaults" / "sweep.csv"
@@ -70,8 +72,6 @@ SET_UPS: dict[str, Any] = {
 }
 UPDATES = 125
 BATCH = 32
-VALIDATED = {"dtd10": 100, "coil20_pose": 100}
-"""Validation images of tasks that have not 200."""
 DEFAULTS, REGRESSION = "defaults", "regression"
 PEFT = {f"peft {rate:g}": rate for rate in (1e-3, 3e-3, 1e-2)}
 CONTESTANTS = (DEFAULTS, REGRESSION, *PEFT)
@@ -156,7 +156,7 @@ def run(point: Point, data: Path, checkpoint: str | None, folder: Path) -> Row:
         keep="best",
         device="cpu",
     )
-    summary, last = tested_twice(config, folder)
+    summary, tested = tested_thrice(config, folder)
     return Row(
         **asdict(point),
         epochs=epochs,
@@ -164,18 +164,10 @@ def run(point: Point, data: Path, checkpoint: str | None, folder: Path) -> Row:
         val_last=summary.history[-1].val_accuracy,
         val_best=summary.val_accuracy,
         best_epoch=summary.kept_epoch,
-        test_last=round(last, 4),
+        test_last=round(tested["end"], 4),
         test_best=round(summary.test_accuracy, 4),
         seconds=round(time.perf_counter() - started),
     )
-
-
-def _test_last(run: Any, tested: dict[str, float]) -> None:
-    """Test the last epoch before the best one takes its place."""
-    if run.kept_epoch != len(run.history):
-        model = run.features.model if run.features else run.tuned
-        tested["last"] = score_of(run, model, run.dataset.test)
-    put_back(run)
 
 
 STAGES = (
@@ -218,7 +210,10 @@ def points(args: argparse.Namespace, tasks: list[str]) -> Iterator[Point]:
 
 @dataclass(frozen=True)
 class Compared:
-    """A contestant on a task; accuracies as shares, 0 where there is none."""
+    """A contestant on a task; accuracies as shares, 0 where there is none.
+
+    share is how far from the start to the end of a run the model is that was kept.
+    """
 
     model: str
     size: int
@@ -226,9 +221,9 @@ class Compared:
     contestant: str
     images: int
     updates: int
-    start: float
-    kept_epoch: int
+    share: float
     val: float
+    test_start: float
     test_last: float
     test: float
     seconds: int
@@ -252,10 +247,10 @@ def compare(
         device="cpu",
     )
     epochs = Decided.of(decide(config, updates=batches, validated=True, probed=True)).epochs
-    start, kept, last = 0.0, epochs, 0.0
+    share, start = 1.0, 0.0
     if contestant in (DEFAULTS, *SET_UPS):
-        summary, last = tested_twice(config, folder)
-        start, kept = summary.start_accuracy, summary.kept_epoch
+        summary, tested = tested_thrice(config, folder)
+        share, start, last = summary.kept_share, tested["start"], tested["end"]
         val, test = summary.val_accuracy, summary.test_accuracy
     else:
         backbone = create(
@@ -268,21 +263,33 @@ def compare(
             val, test = peft_lora(backbone, transform, dataset, epochs, PEFT[contestant])
         last = test
     seconds = round(time.perf_counter() - started)
-    numbers = (round(n, 4) for n in (val, last, test))
-    return Compared(
-        *key, len(dataset.train), epochs * batches, round(start, 4), kept, *numbers, seconds
-    )
+    numbers = (round(n, 4) for n in (share, val, start, last, test))
+    return Compared(*key, len(dataset.train), epochs * batches, *numbers, seconds)
 
 
-def tested_twice(config: RunConfig, folder: Path) -> tuple[Any, float]:
-    """Run a config that keeps the best epoch; its summary, and test accuracy of the last epoch."""
+def tested_thrice(config: RunConfig, folder: Path) -> tuple[RunSummary, dict[str, float]]:
+    """Run a config; its summary, and test accuracy of the start and of the last epoch as well."""
     tested: dict[str, float] = {}
-    loop.put_back = lambda run: _test_last(run, tested)
+
+    def at_start(run: Run) -> None:
+        tested["start"] = _tested(run)
+        keep_start(run)
+
+    def at_end(run: Run, model: torch.nn.Module) -> Kept:
+        tested["end"] = _tested(run)
+        return put_back(run, model)
+
+    starting_point.keep_start, loop.put_back = at_start, at_end
     try:
         summary = loop.train(config, folder, overwrite=True)
     finally:
-        loop.put_back = put_back
-    return summary, tested.get("last", summary.test_accuracy)
+        starting_point.keep_start, loop.put_back = keep_start, put_back
+    return summary, tested
+
+
+def _tested(run: Run) -> float:
+    model = run.features.model if run.features else run.tuned
+    return score_of(run, model, run.dataset.test) or 0.0
 
 
 def regression(backbone: torch.nn.Module, transform: Any, dataset: Dataset) -> float:
@@ -353,12 +360,6 @@ def compare_rules(rows: list[Row]) -> None:
     by_rule = {
         "last": [r.test_last for r in rows],
         "best": [r.test_best for r in rows],
-        "auto": [
-            r.test_best
-            if r.val_best - r.val_last > standard_error(r.val_best, VALIDATED.get(r.task, 200))
-            else r.test_last
-            for r in rows
-        ],
     }
     means = ", ".join(f"{rule} {100 * mean(found):.1f}" for rule, found in by_rule.items())
     print(f"mean test accuracy of all {len(rows)} rows, by what is kept: {means}")

@@ -86,7 +86,7 @@ def predict_images(given: dict[str, Any]) -> None:
     if output is not None and output.suffix != ".json":
         raise InputError(f"{output} must end in .json: answers of a dense run are COCO's results")
     if output is not None:
-        refuse_replacing(output, Path(given["run"]))
+        refuse_replacing(output, Path(given["run"]), *map(Path, given["images"]))
     paths, notes = images_in([Path(p) for p in given["images"]])
     pictures = _pictures(Path(given["draw"]), paths) if given["draw"] else {}
     for line in notes:

@@ -14,6 +14,7 @@ from ..data import Sample
 from ..errors import InputError, UnknownName
 from ..inference.evaluate import Trained
 from ..inference.loading import add_loading, open_given, read_samples
+from ..inference.places import refuse_replacing
 from ..inspect.attention import attention_maps
 from ..inspect.cka import draw_cka, similarity
 from ..inspect.distributions import draw_parameters
@@ -204,7 +205,9 @@ def _read(parser: Parser, args: Sequence[str]) -> dict[str, Any]:
     if not given["output"] and not given["json"]:
         raise InputError("--output FILE.svg or --json is required")
     if given["output"]:
-        checked(given["output"])
+        single = [given.get(name) for name in ("run", "other", "checkpoint", "data")]
+        several = [*given.get("runs", ()), *given.get("images", ())]
+        refuse_replacing(checked(given["output"]), *(Path(p) for p in [*single, *several] if p))
     return given
 
 

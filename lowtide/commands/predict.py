@@ -61,7 +61,7 @@ def predict(args: Sequence[str]) -> None:
             raise InputError(f"--{name} is for runs of pixels and objects: {', '.join(DENSE)}")
     output = Path(given["output"]) if given["output"] else None
     if output:
-        refuse_output(output)
+        refuse_output(output, Path(given["run"]), *map(Path, given["images"]))
     paths, notes = images_in([Path(p) for p in given["images"]])
     trained = open_given(given)
     for line in [*notes, *too_deep(trained, paths)]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..paths import refuse_unwritable
+from ..inference.places import refuse_replacing
 from ..report.card import push_to_hub, write_card_folder
 from ..training.parser import Parser
 from .console import OUT
@@ -21,7 +21,7 @@ def push(args: Sequence[str]) -> None:
         args: The command's arguments.
 
     Raises:
-        InputError: The name is no `USER/NAME`, or the folder holds files.
+        InputError: The name is no `USER/NAME`, or the folder is a run's.
     """
     parser = Parser("push", SUMMARY)
     parser.add_argument("run", type=str, help="Run folder.")
@@ -40,6 +40,6 @@ def push(args: Sequence[str]) -> None:
         OUT.print(f"uploaded to {address}; lowtide predict hf:{given['name']} IMAGE uses it")
         return
     folder = Path(given["output"])
-    refuse_unwritable(folder, folder=True)
+    refuse_replacing(folder, folder=True)
     write_card_folder(Path(given["run"]), folder, given["name"])
     OUT.print(f"wrote {folder}")

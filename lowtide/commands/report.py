@@ -39,10 +39,15 @@ def report(args: Sequence[str]) -> None:
         help="SVG files to add to a page, such as those of lowtide inspect.",
     )
     given = parser.read(args)
-    sections = [_section(Path(f)) for f in given["figures"]]
+    figures = [Path(f) for f in given["figures"]]
+    sections = [_section(f) for f in figures]
     output = Path(given["output"])
     entries = write_report(
-        [Path(r) for r in given["runs"]], output, title=given["title"], sections=sections
+        [Path(r) for r in given["runs"]],
+        output,
+        title=given["title"],
+        sections=sections,
+        reads=figures,
     )
     rows = sum(len(e.result.runs) for e in entries)
     failed = sum(len(e.result.failed) for e in entries)

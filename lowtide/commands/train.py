@@ -109,10 +109,7 @@ def print_run(folder: Path, summary: RunSummary) -> None:
     if summary.started is not None:
         OUT.print(f"start val {word(summary.metric)} {summary.started:.4f}")
     if summary.kept_epoch is not None:
-        which = (
-            f"epoch {summary.kept_epoch}" if summary.kept_epoch else "the start, which none beat"
-        )
-        OUT.print(f"kept {which} of {len(summary.history)}")
+        OUT.print(f"kept {_which(summary)}")
     planned, measured = summary.planned.peak_bytes, summary.measured_peak_bytes
     OUT.print(
         f"trained {summary.trainable_parameters:,} of {summary.total_parameters:,}"
@@ -120,3 +117,11 @@ def print_run(folder: Path, summary: RunSummary) -> None:
         + (f", measured {measured / 2**20:.1f} MiB" if measured else "")
     )
     OUT.print(f"run folder {folder}")
+
+
+def _which(summary: RunSummary) -> str:
+    """Say which model a run has kept."""
+    if not summary.kept_epoch or not summary.kept_share:
+        return f"the start, which none beat of {len(summary.history)} epochs"
+    between = "" if summary.kept_share == 1 else f"{summary.kept_share:g} of the way to "
+    return f"{between}epoch {summary.kept_epoch} of {len(summary.history)}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.tv_tensors import TVTensor
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,15 @@ class Batch:
             found.append(Batch(piece, self.objects[start : start + len(piece)]))
             start += len(piece)
         return found
+
+
+def untyped(t: Tensor) -> Tensor:
+    """Give a tensor of torchvision's kinds (images, boxes, masks) as a plain one.
+
+    Args:
+        t: Any tensor. torch 2.8 makes no view of another class of a planned one.
+
+    Returns:
+        The same numbers.
+    """
+    return t.as_subclass(Tensor) if isinstance(t, TVTensor) else t

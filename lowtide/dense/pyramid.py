@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, NormMlpClassifierHead
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -16,6 +17,8 @@ from ..families import image_shape, meta_copy
 
 STRIDES = (4, 8, 16, 32)
 """Strides of a pyramid, finest first."""
+SLACK = 1.5
+"""Within what factor a stride is the one said: sides that it does not divide are rounded."""
 BODY = "body"
 """Where the timm backbone stands in `FeatureMaps`."""
 
@@ -44,14 +47,23 @@ class FeatureMaps(nn.Module):
             body: A timm model with `forward_intermediates`; its classifier is taken off.
             indices: Which of the maps; by default the last.
             prefixed: Whether to give the class token beside each map.
+
+        Raises:
+            InputError: timm gives maps of other strides than it says.
         """
         super().__init__()
         known = strides_of(body)
-        self.indices = (len(known) - 1,) if indices is None else tuple(indices)
+        wanted = (len(known) - 1,) if indices is None else tuple(indices)
         self.norm = len(set(known)) == 1
         self.prefixed = False
-        self.body = _pruned(body, self.indices, self.norm)
+        self.body, self.indices = body, _pruned(body, [i - len(known) for i in wanted], self.norm)
         self.strides, self.channels = self._measured()
+        said = tuple(known[i] for i in wanted)
+        if any(max(a / b, b / a) > SLACK for a, b in zip(self.strides, said, strict=True)):
+            raise InputError(
+                f"timm {timm.__version__} gives maps of {type(body).__name__} at strides"
+                f" {list(self.strides)} where it says {list(said)}: choose another model"
+            )
         self.prefixed = prefixed and bool(getattr(body, "num_prefix_tokens", 0))
 
     def forward(self, images: Tensor) -> list[Any]:
@@ -197,13 +209,25 @@ def strides_of(body: nn.Module) -> list[int]:
     return strides
 
 
-def _pruned(body: nn.Module, indices: Sequence[int], norm: bool) -> nn.Module:
-    """Take off what no map passes: the classifier, later blocks, and a last norm."""
-    if hasattr(body, "prune_intermediate_layers"):
-        body.prune_intermediate_layers(  # type: ignore[operator]
-            list(indices), prune_norm=not norm, prune_head=True
-        )
-    return body
+def _pruned(body: nn.Module, indices: Sequence[int], norm: bool) -> tuple[int, ...]:
+    """Take off what no map passes: the classifier, later blocks, and a last norm.
+
+    Args:
+        body: Changed in place.
+        indices: Maps that are read, counted from the end: ConvNeXt of timm 1.0.15 gives one more
+            than it says, the stem's.
+        norm: Whether they pass the last norm.
+
+    Returns:
+        The same, counted from the first map.
+    """
+    taken: Sequence[int] = body.prune_intermediate_layers(  # type: ignore[operator]
+        list(indices), prune_norm=not norm, prune_head=True
+    )
+    for head in body.modules():
+        if isinstance(head, NormMlpClassifierHead):  # timm 1.0.15 keeps its norm
+            head.norm, head.pre_logits = nn.Identity(), nn.Sequential()
+    return tuple(taken)
 
 
 def backbone_path(model: nn.Module) -> str:

@@ -7,6 +7,7 @@ Imports errors, versions, zoo, core, memory.
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import pkgutil
 import sys
@@ -56,6 +57,22 @@ for _family in FAMILIES.values():
     declare_attention(_family.attentions)
     declare_mlps(_family.mlps)
     declare_constants(_family.constants)
+
+
+def family_named(name: str) -> Family:
+    """Find a family by its name: a table is pickled as that, since functions are not.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        Its table.
+    """
+    return GENERIC if name == GENERIC.name else FAMILIES[name]
+
+
+for _kind in {type(_family) for _family in (*FAMILIES.values(), GENERIC)}:
+    copyreg.pickle(_kind, lambda family: (family_named, (family.name,)))
 
 
 def family_of(model: nn.Module) -> Family:

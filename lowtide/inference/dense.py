@@ -28,15 +28,10 @@ from ..training.devices import device_of
 from ..training.owner import CONFIG, refuse_unfinished
 from ..training.split import SPLITS, Split
 from ..tuning.adapter_files import CONFIG as ADAPTER
-from ..tuning.adapter_files import (
-    read_config,
-    read_metadata,
-    read_tensors,
-    refuse_infinite,
-    write_tensors,
-)
+from ..tuning.adapter_files import read_config, read_metadata, read_tensors, write_tensors
 from ..tuning.applying import load
 from ..tuning.backbone import create
+from ..tuning.finite import refuse_infinite
 from ..tuning.tuned import set_frozen_dtype
 
 HEADER = "lowtide_dense"

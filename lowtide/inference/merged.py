@@ -15,8 +15,9 @@ from ..errors import InputError, UnknownName
 from ..methods import METHODS
 from ..targets import construct, describe
 from ..training.devices import device_of
-from ..tuning.adapter_files import read_metadata, read_tensors, refuse_infinite, write_tensors
+from ..tuning.adapter_files import read_metadata, read_tensors, write_tensors
 from ..tuning.applying import apply
+from ..tuning.finite import refuse_infinite
 from ..versions import on_meta
 from .evaluate import Trained
 

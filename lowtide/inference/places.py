@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ..data.tree import is_image
 from ..errors import InputError
 from ..paths import located, read_json, refuse_unwritable
 from ..training.config import RunConfig, read_yaml
@@ -32,21 +35,50 @@ def refuse_replacing(output: Path, *reads: Path | None, folder: bool = False) ->
         InputError: It cannot be written, is what it is made of, or belongs to a run.
     """
     refuse_unwritable(output, folder=folder)
-    for source in (s for read in reads if read is not None for s in _sources(read)):
-        if output.exists() and source.exists() and output.samefile(source):
-            raise InputError(f"{output} is what the result is made of: give another name")
+    if output.exists():
+        refuse_sources(output, (s for read in reads if read is not None for s in _sources(read)))
     place = output if folder else output.parent
     ours = _holds_run(place) and (folder or output.name in FILES)
     if ours and (folder or output.exists()):
         raise InputError(f"{output} belongs to the run in {place}: give another name")
 
 
-def _sources(read: Path) -> list[Path]:
-    """List a file, or the weights that a run began with."""
+def refuse_sources(output: Path, sources: Iterable[Path]) -> None:
+    """Refuse a file that a result is made of.
+
+    Args:
+        output: What a command will write.
+        sources: What it reads.
+
+    Raises:
+        InputError: It is one of them, or an image in one of them.
+    """
+    for source in sources:
+        same = output.exists() and source.exists() and output.samefile(source)
+        if same or (is_image(output) and source.resolve() in output.resolve().parents):
+            raise InputError(f"{output} is what the result is made of: give another name")
+
+
+def made_of(options: Mapping[str, object]) -> Iterator[Path]:
+    """List what a run was made of.
+
+    Args:
+        options: The run's, as its files have them.
+
+    Yields:
+        Its data, and the weights that it began with, where they are known.
+    """
+    for path in (options.get("data"), options.get("checkpoint")):
+        with contextlib.suppress(InputError):  # a variable of another machine
+            if path:
+                yield located(str(path))
+
+
+def _sources(read: Path) -> Iterable[Path]:
+    """List a file, or what a run was made of."""
     if not (read / CONFIG).is_file():
         return [read]
-    weights = RunConfig.from_dict(read_yaml(read / CONFIG)).checkpoint
-    return [located(weights)] if weights else []
+    return made_of(RunConfig.from_dict(read_yaml(read / CONFIG)).to_dict())
 
 
 def _holds_run(folder: Path) -> bool:

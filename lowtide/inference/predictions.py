@@ -48,18 +48,19 @@ def images_in(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return list(found), notes
 
 
-def refuse_output(path: Path) -> None:
+def refuse_output(path: Path, *reads: Path) -> None:
     """Refuse an output file that cannot be written, before any prediction.
 
     Args:
         path: The file.
+        *reads: What the answers are made of: the run, and the images.
 
     Raises:
-        InputError: Its ending is of no format, it cannot be written, or it is a run's.
+        InputError: Its ending is of no format, it cannot be written, it is a run's, or is read.
     """
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path} must end in {' or '.join(FORMATS)}")
-    refuse_replacing(path)
+    refuse_replacing(path, *reads)
 
 
 def write_answers(answers: Iterable[Mapping[str, object]], path: Path) -> int:

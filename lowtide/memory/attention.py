@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -135,10 +136,11 @@ def run_from_input(
     assert mode.policy.recompute is not None
     codec = input_codec(module, mode.policy.recompute)
     plain_attention = "attention" in mode.policy.codecs and _is_plain(module)
-    if plain_attention and _may_derive(module, mode, forward, args, kwargs):
+    own = _releasing(module, forward)
+    if plain_attention and _may_derive(module, mode, own, args, kwargs):
         noise = _noise(args[0])
         try:
-            result = _derived(mode, forward, args, kwargs)
+            result = _derived(mode, own, args, kwargs)
             _note(module, True)
             return result
         except NotDerived:  # found out once
@@ -217,6 +219,25 @@ def _is_plain(module: nn.Module) -> bool:
         return False
     plain = isinstance(module.q_norm, nn.Identity) and getattr(module, "gate", None) is None
     return plain and not any(m.training and m.p for m in module.modules() if type(m) is nn.Dropout)
+
+
+def _releasing(module: nn.Module, forward: Forward) -> Forward:
+    """Run timm's plain attention by a forward of ours: q, k and v are gone when it projects."""
+    own = "forward" not in vars(module) and plain_kind(module) is vision_transformer.Attention
+    return partial(_attention, module) if own else forward
+
+
+def _attention(
+    module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    # What timm computes; q, k and v have no names, which would hold them.
+    shape = (*x.shape[:2], 3, module.num_heads, -1)
+    attend = partial(F.scaled_dot_product_attention, attn_mask=attn_mask, is_causal=is_causal)
+    y: Tensor = attend(*module.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0))
+    y = y.transpose(1, 2).flatten(2)
+    norm = getattr(module, "norm", None)  # not in timm's before 1.0.20
+    result: Tensor = module.proj_drop(module.proj(y if norm is None else norm(y)))
+    return result
 
 
 def _silently(forward: Forward, places: Args, kwargs: Kwargs, x: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -134,7 +134,9 @@ class LoRAGraft(Graft):
         Returns:
             The adapted output, same shape as the base's.
         """
-        return self._sum(x, y, own=False)
+        x = self.drop(x)
+        updates = [up(down(x)) for down, up in zip(self.down, self.up, strict=True)]
+        return self._add(y, *updates, parts=self.parts)
 
     def onto(self, x: Tensor, y: Tensor) -> Tensor:
         """Add the update to an output of the base that nobody else reads.
@@ -146,14 +148,13 @@ class LoRAGraft(Graft):
         Returns:
             The adapted output, same shape as the base's.
         """
-        return self._sum(x, y, own=True)
-
-    def _sum(self, x: Tensor, y: Tensor, own: bool) -> Tensor:
         x = self.drop(x)
-        updates = [up(down(x)) for down, up in zip(self.down, self.up, strict=True)]
-        return add_to_parts(
-            y, *updates, parts=self.parts, axis=self.axis, scale=self.scale, own=own
-        )
+        for i, down, up in zip(self.parts, self.down, self.up, strict=True):
+            y = self._add(y, up(down(x)), parts=[i], own=True)  # one is there at a time
+        return y
+
+    def _add(self, y: Tensor, *updates: Tensor, parts: Sequence[int], own: bool = False) -> Tensor:
+        return add_to_parts(y, *updates, parts=parts, axis=self.axis, scale=self.scale, own=own)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Write the update as one pair of factors, `s up(down(x))`.

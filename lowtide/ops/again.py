@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..codecs.base import Reader
+from .fan import LARGE
 from .spare import unpack
 
 Function = Callable[..., object]
@@ -62,6 +64,23 @@ class Again:
     autocast: tuple[str, torch.dtype] | None = None
     costly: bool = False
     uses: int = 0
+
+    def is_worth(self, result: object) -> bool:
+        """Say whether a result is worth its bytes until its next reader.
+
+        Args:
+            result: What the call gave.
+
+        Returns:
+            Whether it takes a matrix product, or is small.
+        """
+        return self.multiplies or not (isinstance(result, Tensor) and result.numel() >= LARGE)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether a matrix product is among the calls."""
+        given = tree_leaves((self.args, dict(self.kwargs)))
+        return self.costly or any(a.multiplies for a in given if isinstance(a, Again))
 
     def value(
         self, kept: Callable[[], Tensor], memo: dict[Again, object], waiting: Container[Again]
@@ -169,7 +188,7 @@ class Derived:
             result: Tensor = self.call.value(
                 lambda: unpack(self.codec, packed, self.shape, self.dtype), memo, waiting
             )
-        self.shared.memo = {call: memo[call] for call in waiting if call in memo}
+        self.shared.memo = {c: memo[c] for c in waiting if c in memo and c.is_worth(memo[c])}
         return result
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..codecs.affine import Affine
 from ..codecs.base import Codec
+from ..core.alike import alike
 from .saved import Needs, Tensors
 from .softmax import softmax_backward
 
@@ -195,16 +196,17 @@ def attention_backward(
     dy = aligned(dy, ndim)
     shared = [dy.shape[-3] // t.shape[-3] for t in (q, k, v) if t.shape[-3] > 1]
     matrix = (*dy.shape[:-1], k.shape[-2])
-    most = math.prod(matrix) if torch.compiler.is_compiling() else CHUNK
-    for some in chunks(matrix, most, shared):
+    most = CHUNK if math.prod(matrix[-2:]) <= CHUNK else CHUNK // 2
+    most = math.prod(matrix) if torch.compiler.is_compiling() else most
+    for some in alike(chunks(matrix, most, shared), lambda some: some[0].shape):
         lead = some[0].shape
         k_, v_ = (some[0].flat(t).to(low).contiguous() for t in (k, v))
         q_all, dy_all = (some[0].flat(t) for t in (q, dy))
         dq, dk, dv = (None if t is None else some[0].of_keys(t) for t in found)
-        for chunk in some:
+        for chunk in alike(some, lambda chunk: chunk.rows.stop - chunk.rows.start):
             q_, dy_ = (t[:, chunk.rows].to(low).contiguous() for t in (q_all, dy_all))
             p = attention(q_, k_, chunk).to(low)
-            ds = softmax_backward(torch.bmm(dy_, v_.mT), p)
+            ds = softmax_backward(torch.bmm(dy_, v_.mT), p, own=True)
             if dv is not None:
                 add(dv, torch.bmm(p.mT, dy_).unflatten(0, lead))
             del p
@@ -214,6 +216,7 @@ def attention_backward(
                 add(dk, torch.bmm(ds.mT, q_).mul_(scale).unflatten(0, lead))
             if take is not None:
                 take(ds.unflatten(0, lead), chunk)
+            del ds
     return tuple(
         None if t is None else t.view(given.shape) for t, given in zip(found, qkv, strict=True)
     )

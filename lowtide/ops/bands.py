@@ -85,13 +85,14 @@ class _Banded(torch.autograd.Function):
         ctx.save_for_backward(*packed, *weights)
         ctx.read, ctx.fan, ctx.kept = read, fan, (reader, len(packed), x.shape, x.dtype)
         ctx.needs, ctx.cast = x.requires_grad, _autocast(x)
-        parts = (read.run(part) for part in x.split(read.images))
-        first = next(parts)
-        if len(first) == len(x):
-            return first
-        y = first.new_empty((len(x), *first.shape[1:]))
-        for i, part in enumerate(itertools.chain((first,), parts)):
-            y[i * read.images :][: len(part)] = part
+        with torch.autocast(*ctx.cast):
+            parts = (read.run(part) for part in x.split(read.images))
+            first = next(parts)
+            if len(first) == len(x):
+                return first
+            y = first.new_empty((len(x), *first.shape[1:]))
+            for i, part in enumerate(itertools.chain((first,), parts)):
+                y[i * read.images :][: len(part)] = part
         return y
 
     @staticmethod
@@ -123,9 +124,10 @@ class _Banded(torch.autograd.Function):
         return None, None, None, own.take() if ctx.fan is None else None, *of_weights
 
 
-def _autocast(x: Tensor) -> tuple[str, torch.dtype, bool]:
+def _autocast(x: Tensor) -> tuple[str, torch.dtype, bool, bool]:
+    # Without a cache: torch 2.8 would find there in backward what forward cast without a graph.
     kind = x.device.type
-    return kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False
 
 
 def _bands(shape: torch.Size, rows: Rows) -> Iterator[tuple[slice, slice]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ..codecs.base import SLICE, Codec, Residue
+from ..core.alike import alike
 from .conv import Window
 from .linear import autocast
 from .saved import Forward, Needs, Op, Tensors, saved
@@ -72,7 +73,8 @@ class Slabs:
             Which rows, and these `(rows, ...)`.
         """
         size, stride = self.shape[0], _length(self.parts[0])
-        for i, first in enumerate(range(0, size, self.rows)):
+        starts = enumerate(range(0, size, self.rows))
+        for i, first in alike(starts, lambda at: min(size - at[1], self.rows)):
             last = min(size, first + self.rows)
             layout = self.parts[last == size]
             kept = _split(packed[i * stride : i * stride + _length(layout)], layout)
@@ -138,8 +140,10 @@ def _assembled(pieces: Iterator[tuple[slice, Tensor]], size: int, axis: int) -> 
     shape[axis] = size
     whole = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=_format(piece))
     whole.narrow(axis, 0, rows.stop).copy_(piece)
+    del piece  # before the next one is made
     for rows, piece in pieces:
         whole.narrow(axis, rows.start, rows.stop - rows.start).copy_(piece)
+        del piece
     return whole
 
 

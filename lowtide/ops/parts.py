@@ -13,6 +13,14 @@ from .lineage import follow, pass_on
 from .saved import Call, Calls, Codecs, Result
 
 
+def _add(y: Tensor, *updates: Tensor, parts: Sequence[int], axis: int, scale: float) -> Tensor:
+    """Add in the place of y."""
+    for i, update in zip(parts, updates, strict=True):
+        width = update.shape[axis]
+        y.narrow(axis, i * width, width).add_(update, alpha=scale)
+    return y
+
+
 class _InPlace(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -21,10 +29,8 @@ class _InPlace(torch.autograd.Function):
         width = updates[0].shape[axis]
         ctx.places = [(axis, i * width, width) for i in parts]
         ctx.scale = scale
-        z = y.detach()  # counts the same versions, so that what was kept of y notices the write
-        for place, update in zip(ctx.places, updates, strict=True):
-            z.narrow(*place).add_(update, alpha=scale)
-        return z
+        # Detached, it counts the same versions, so that what was kept of y notices the write.
+        return _add(y.detach(), *updates, parts=parts, axis=axis, scale=scale)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -41,7 +47,8 @@ def _answer(codecs: Codecs, call: Call) -> Result:
     before = y.new_empty(1).expand_as(y)  # takes the note of what y follows from
     pass_on(y, before)
     z: Tensor = _InPlace.apply(*options.values(), *call.args)
-    follow(add_to_parts, (before, *updates), options, z)
+    # Costly, so that it is called but once on what the base's product gives again.
+    follow(_add, (before, *updates), options, z, costly=True)
     return z
 
 

@@ -28,16 +28,22 @@ def _backward(
     return (softmax_backward(dy, residues[0]),)
 
 
-def softmax_backward(dy: Tensor, y: Tensor) -> Tensor:
+def softmax_backward(dy: Tensor, y: Tensor, own: bool = False) -> Tensor:
     """Compute the gradient of a softmax from its output.
 
     Args:
         dy: Gradient of the output.
         y: The output.
+        own: Whether nobody reads dy hereafter, so that the result may take its place.
 
     Returns:
         y (dy - sum(dy y)), in the shape of `y`.
     """
+    if own and dy.dtype == y.dtype and not torch.compiler.is_compiling():
+        # A row is summed before it is written, and written number by number.
+        into = torch.ops.aten._softmax_backward_data.out
+        dx: Tensor = into(dy, y, -1, y.dtype, grad_input=dy)
+        return dx
     return torch.ops.aten._softmax_backward_data(dy, y, -1, y.dtype)
 
 

@@ -100,6 +100,24 @@ class WorkMeter(Meter):
     work = Work()
     """Everything counted so far."""
 
+    def mark(self) -> Work:
+        """Note where a step of a loop begins.
+
+        Returns:
+            Everything counted so far.
+        """
+        return self.work
+
+    def repeat(self, times: int, since: object) -> None:
+        """Count a step that a loop leaves out, being as the one before.
+
+        Args:
+            times: How many steps are left out.
+            since: What `mark` gave where the one before began.
+        """
+        assert isinstance(since, Work)
+        self.work += (self.work - since) * times
+
     def __torch_dispatch__(
         self,
         func: OpOverload,

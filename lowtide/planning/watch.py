@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from ..core.alike import watching_three
 from ..errors import InputError
 from ..families import image_shape
 from ..targets import Targets
@@ -102,11 +104,12 @@ def simulate_step(
         materialise(tuned)
         tuned.train()
         if trial is not None:
-            return _watched(tuned, tuned, step, trial)
+            return _watched(tuned, tuned, step, trial, watching_three)
         model, shape = (part or _whole)(tuned)
         targets = step.blank_targets(tuned.num_classes)
         examples = partial(_labelled, step, targets, tuned.num_classes, shape)
-        return _watched(tuned, model, step, Trial(examples, of_outputs(targets.loss), ""))
+        trial = Trial(examples, of_outputs(targets.loss), "")
+        return _watched(tuned, model, step, trial, watching_three)
 
 
 def rehearse_step(tuned: Tuned, step: StepConfig, trial: Trial) -> Plan:
@@ -124,18 +127,24 @@ def rehearse_step(tuned: Tuned, step: StepConfig, trial: Trial) -> Plan:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tuned.train()
-        planned = _watched(tuned, tuned, step, trial)
+        planned = _watched(tuned, tuned, step, trial, nullcontext)
     return replace(planned, notes=(*planned.notes, note))
 
 
-def _watched(tuned: Tuned, model: nn.Module, step: StepConfig, trial: Trial) -> Plan:
+def _watched(
+    tuned: Tuned,
+    model: nn.Module,
+    step: StepConfig,
+    trial: Trial,
+    loops: Callable[[WorkMeter], AbstractContextManager[object]],
+) -> Plan:
     """Take a step under the meter; a batch is as large as its largest micro-batches say."""
     batch, accumulate = step.batch_size, step.accumulate
     if batch // accumulate == 1:
         _refuse_single(model, trial)
     opt = make_optimizer(tuned, step.opt, in_backward=step.update_in_backward)
     meter, passes = WorkMeter(tuned, opt), []
-    with meter:
+    with meter, loops(meter):
         _first_update(tuned, opt, step.update_in_backward)
         if step.ema:
             for p in tuned.parameters():

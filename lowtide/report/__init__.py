@@ -1,6 +1,6 @@
 """Reports of runs and suites: one self-contained page, Markdown, or CSV.
 
-Imports errors, paths, core, tuning, targets, data, training, inference, bench.
+Imports errors, paths, core, tuning, targets, data, training, evolution, inference, bench.
 """
 
 from __future__ import annotations

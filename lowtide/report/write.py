@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..paths import refuse_unwritable, write_text
+from ..evolution.report import REPORT as SEARCHED
+from ..inference.places import made_of, refuse_replacing, refuse_sources
+from ..paths import write_text
 from .page import Section, html
 from .rows import Entry, gather
 from .text import markdown, rows_csv
@@ -25,6 +27,7 @@ def write_report(
     *,
     title: str | None = None,
     sections: Iterable[Section] = (),
+    reads: Iterable[Path] = (),
 ) -> list[Entry]:
     """Write a report of suites and runs.
 
@@ -33,19 +36,23 @@ def write_report(
         output: The file; its ending, `.html`, `.md` or `.csv`, is its format.
         title: Of the page; by default from the names of the folders.
         sections: Figures to add to an HTML page.
+        reads: Files that they are from, which the report may not replace.
 
     Returns:
         What was reported.
 
     Raises:
         InputError: The ending is none of these, or a folder holds nothing to report, or what it
-            holds is damaged; nothing is written.
+            holds is damaged, or the file is what it is made of; nothing is written.
     """
     folders = list(folders)
     if output.suffix not in FORMATS:
         raise InputError(f"{output} must end in {' or '.join(FORMATS)}")
-    refuse_unwritable(output)
+    refuse_replacing(output, *reads, *(folder / SEARCHED for folder in folders))
     entries = gather(folders)
+    refuse_sources(
+        output, (s for e in entries for r in e.runs for s in made_of(r.config.to_dict()))
+    )
     names = ", ".join(dict.fromkeys(f.resolve().name for f in folders))
     text = FORMATS[output.suffix](title or f"lowtide report: {names}", entries, sections)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ from sklearn.metrics import f1_score, recall_score, roc_auc_score
 from torch import Tensor
 
 from .calibration import expected_calibration_error
-from .finite import refuse_infinite
 from .kind import Balance, Label, LinearMap, Targets
 from .linear import softmax_regression
+from .numbers import refuse_no_number
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Classify(Targets):
         Raises:
             LowtideError: A logit is no number.
         """
-        refuse_infinite(outputs)
+        refuse_no_number(outputs)
         truth, taken = targets.numpy(), outputs.argmax(-1).numpy()
         present = np.unique(truth)
         shares = outputs.double().softmax(-1).numpy()

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
-from .finite import refuse_infinite
 from .kind import Balance, Label, LinearMap, Targets
 from .linear import one_vs_rest
+from .numbers import refuse_no_number
 
 THRESHOLD = 0.5
 
@@ -110,7 +110,7 @@ class Multilabel(Targets):
         Raises:
             LowtideError: A logit is no number.
         """
-        refuse_infinite(outputs)
+        refuse_no_number(outputs)
         truth = targets.numpy()
         present = np.flatnonzero(truth.any(0)) if len(truth) else np.arange(0)
         each = [average_precision_score(truth[:, k], outputs[:, k].numpy()) for k in present]

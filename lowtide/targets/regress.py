@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..values import read
-from .finite import refuse_infinite
 from .kind import Balance, Label, LinearMap, Targets
 from .linear import ridge
+from .numbers import refuse_no_number
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Regress(Targets):
         Raises:
             LowtideError: An output is no number.
         """
-        refuse_infinite(outputs)
+        refuse_no_number(outputs)
         if len(targets) < 2 or not bool((targets != targets[0]).any()):
             return None
         return float(r2_score(targets.numpy(), self.numbers(outputs).numpy()))

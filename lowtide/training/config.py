@@ -18,6 +18,7 @@ from ..families import HeadInit
 from ..methods.lora import LoRA
 from ..paths import read_text
 from ..planning.search import parse_bytes
+from ..targets import DENSE
 from ..tuning.adapter_files import construct, describe
 from ..values import MANY, Count, Device, Seed, Share, Side, Within, options
 from ..yaml_text import parse_yaml
@@ -78,10 +79,12 @@ class RunConfig(TaskConfig):
         cache_features: Run the part of the backbone that no training changes once per image, and
             train from its features; for linear, mlp_head, partial, lst, unipt and dtl.
         seed: Decides splits, order, initialisation, augmentation and dropout.
-        keep: Which epoch's model is tested and saved: last; best on the validation images, where
-            the start counts as an epoch; or auto, the last unless the best is better by more than
-            one standard error. By default auto where there are validation images.
-        patience: End the run after so many epochs without a better one; not for keep last.
+        keep: Which model is tested and saved: that of the last epoch; of the best one on the
+            validation images, where the start counts as an epoch; or auto, the last or a point
+            between the start and it (w = w_0 + a (w_T - w_0)) that is better by more than one
+            standard error. By default auto where there are validation images; with patience, and
+            for dense tasks, whose decoder starts at random, best.
+        patience: End the run after so many epochs without a better one; for keep best.
         val_fraction: Share of the images to validate on, where the data declare none.
         test_fraction: Share of the images to test on, where the data declare no split at all.
         train_on_val: Learn from the validation images too, once the options are chosen.
@@ -148,8 +151,16 @@ class RunConfig(TaskConfig):
         refuse_beside(self)
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
-        if self.patience is not None and self.keep == "last":
-            raise InputError("patience waits for a better epoch, and keep last takes the last one")
+        if self.patience is not None and self.keep not in (None, "best"):
+            raise InputError(
+                f"patience waits for a better epoch, and keep {self.keep} takes none: keep best"
+                " does"
+            )
+        if self.keep == "auto" and self.task in DENSE:
+            raise InputError(
+                f"keep auto weighs the end of a run against its start, and the decoder of task"
+                f" {self.task} starts at random: expected keep best or last"
+            )
         self._check_schedule()
 
     def _check_augmentation(self) -> None:

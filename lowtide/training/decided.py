@@ -21,7 +21,7 @@ WARMUP_SHARE = 0.1
 KEPT: dict[Keep, str] = {
     "last": "the last",
     "best": "the best",
-    "auto": "the last, unless the best is better by a standard error",
+    "auto": "the last, or a point between the start and it that is better by a standard error",
 }
 USUAL_DEPTH, MOST_SCALE = 12, 2.0
 """Blocks that a method's own learning rate is for, and most that another depth changes it by."""
@@ -78,7 +78,13 @@ OPEN = tuple(f.name for f in fields(Decided))
 
 
 def decide(
-    config: RunConfig, *, updates: int, validated: bool, probed: bool, depth: int = USUAL_DEPTH
+    config: RunConfig,
+    *,
+    updates: int,
+    validated: bool,
+    probed: bool,
+    depth: int = USUAL_DEPTH,
+    returns: bool = True,
 ) -> RunConfig:
     """Fill in options that are left open.
 
@@ -91,6 +97,7 @@ def decide(
         validated: Whether there are validation images.
         probed: Whether the classifier starts at a probe, and something else trains beside it.
         depth: What `depth_trained` says of the model.
+        returns: Whether the model before the first update is one to go back to.
 
     Returns:
         The config of the run, nothing open.
@@ -103,7 +110,7 @@ def decide(
         "head_lr_scale": HEAD_SCALE if probed else 1.0,
         "epochs": epochs,
         "warmup_epochs": round(warmup, 6),
-        "keep": "auto" if validated else "last",
+        "keep": _keep(config, validated, returns),
     }
     return replace(config, **{n: v for n, v in usual.items() if getattr(config, n) is None})
 
@@ -124,20 +131,27 @@ def depth_trained(tuned: Tuned) -> int:
 
 
 def refuse_blind(config: RunConfig, *, validated: bool) -> None:
-    """Refuse to choose the best epoch without validation images.
+    """Refuse to choose what is kept without validation images.
 
     Args:
         config: What was asked for.
         validated: Whether there are validation images.
 
     Raises:
-        InputError: There are none, and epochs are to be compared.
+        InputError: There are none, and models are to be compared.
     """
     if not validated and (config.keep not in (None, "last") or config.patience is not None):
         raise InputError(
-            "keep best, keep auto and patience compare epochs on validation images, and there are"
+            "keep best, keep auto and patience compare models on validation images, and there are"
             " none: give --val-fraction, or --keep last"
         )
+
+
+def _keep(config: RunConfig, validated: bool, returns: bool) -> Keep:
+    """Choose among what there are images and a start for."""
+    if not validated:
+        return "last"
+    return "auto" if returns and config.patience is None else "best"
 
 
 def _epochs(config: RunConfig, updates: int) -> int:

@@ -56,7 +56,7 @@ class DenseRun(Run):
 
     @property
     def begins_trained(self) -> bool:
-        """No: a decoder or heads start at random, so the start is never kept."""
+        """No: a decoder or heads start at random, so there is no way back."""
         return False
 
     def _stays_decoded(self) -> bool:

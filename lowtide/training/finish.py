@@ -17,7 +17,7 @@ from ..paths import write_text
 from ..targets import describe
 from ..targets.calibration import fit_temperature
 from .environment import environment
-from .kept import drop_kept, score_at
+from .kept import Kept, drop_kept
 from .mistakes import Mistake, find_mistakes, write_mistakes
 from .owner import CHECKPOINT, SUMMARY
 from .predictions import Predictions, predictions_of, write_predictions
@@ -34,13 +34,13 @@ from .summary import (
 )
 
 
-def finish(run: Run, model: nn.Module) -> RunSummary:
-    """Test the kept epoch's model, save adapter and summary, drop the training checkpoint."""
+def finish(run: Run, model: nn.Module, kept: Kept) -> RunSummary:
+    """Test the kept's model, save adapter and summary, drop the training checkpoint."""
     validated = scores_on(run, model, run.dataset.val)
     tested = scores_on(run, model, () if run.config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":
         run.measured_bytes = torch.cuda.max_memory_allocated()
-    summary = summarise(run, validated, tested)
+    summary = summarise(run, kept, validated, tested)
     if run.main:
         save_adapter(run)
         tested.leave(run.folder)
@@ -92,10 +92,9 @@ def _leave(wrong: Sequence[Mistake], answers: Predictions | None, folder: Path) 
         write_predictions(answers, folder)
 
 
-def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
+def summarise(run: Run, kept: Kept, validated: Scored, tested: Scored) -> RunSummary:
     """Gather the summary of a finished run."""
     trained, total = run.tuned.trainable_counts()
-    kept = len(run.history) if run.kept_epoch is None else run.kept_epoch
     return RunSummary(
         schema=SCHEMA,
         config=RunOptions.from_dict(run.config.to_dict()),
@@ -108,8 +107,9 @@ def summarise(run: Run, validated: Scored, tested: Scored) -> RunSummary:
         step_seconds=median(run.step_s) if run.step_s else None,
         **scored("start", run.targets, run.start_score),
         history=tuple(run.history),
-        kept_epoch=kept,
-        **scored("val", run.targets, score_at(run, kept)),
+        kept_epoch=kept.epoch,
+        kept_share=kept.share,
+        **scored("val", run.targets, kept.score),
         test_accuracy=tested.scores.get("accuracy"),
         metric=run.targets.metric,
         val_scores=validated.scores,

@@ -1,18 +1,54 @@
-"""The epoch that is kept: which it is, its weights in the run folder, and when to stop waiting.
+"""What is kept of a run: its last epoch, its best one, or a point between its start and its end.
 
-Its file is of its own name, and the one before is removed once the training checkpoint says so; a
-crash leaves the file that the checkpoint speaks of.
+A best epoch's file is of its own name, and the one before is removed once the training checkpoint
+says so; a crash leaves the file that the checkpoint speaks of.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 from ..tuning.adapter_files import read_tensors, write_tensors
 from .prepare import Run
+from .scoring import score_of
 
 BEST = "best-{}.safetensors"
+START = "start.safetensors"
+State = Mapping[str, Tensor]
+SHARES = (0.25, 0.5, 0.75)
+"""Points of the way from the start to the end that are tried, beside both."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The model of a run that is tested and saved.
+
+    Attributes:
+        epoch: Whose weights it has, 0 for the start; or which it is on the way to.
+        share: How far from the start to that epoch it is; 1 is the epoch itself.
+        score: That on the validation images, None where there is none.
+    """
+
+    epoch: int
+    share: float
+    score: float | None
+
+
+def keep_start(run: Run) -> None:
+    """Keep the model as it stands before the first update, if it may be gone back to.
+
+    Args:
+        run: The run; nothing has been trained.
+    """
+    if run.config.keep == "auto" and run.main:
+        write_tensors(run.folder / START, run.tuned.adapter_state(), {})
+    keep_if_best(run)
 
 
 def keep_if_best(run: Run) -> None:
@@ -24,7 +60,7 @@ def keep_if_best(run: Run) -> None:
     Args:
         run: The run after an epoch, or before the first one.
     """
-    if run.config.keep == "last":
+    if run.config.keep != "best":
         return
     epoch = len(run.history)
     if run.kept_epoch is not None:
@@ -69,25 +105,64 @@ def waited_enough(run: Run) -> bool:
     return len(scores) - 1 - scores.index(max(scores)) >= run.config.patience
 
 
-def put_back(run: Run) -> None:
-    """Load the weights of the epoch that is kept into the model.
-
-    Of keep `auto` that is the best one if the run ended early, or if the schedule's last epoch is
-    worse by more than a standard error: if of n validation images, k of which the best epoch has
-    right, it has right fewer by a share of more than `standard_error`. Else it is the last. A score
-    that is no accuracy is taken at its word.
+def put_back(run: Run, model: nn.Module) -> Kept:
+    """Make the model the one that is kept.
 
     Args:
         run: The run after its last epoch.
+        model: What runs its model.
+
+    Returns:
+        Which it is.
     """
+    if run.config.keep == "auto":
+        return _go_between(run, model)
     last = len(run.history)
-    if run.config.keep == "auto" and run.kept_epoch is not None and last == run.config.epochs:
-        best = _rank(run, run.kept_epoch)
-        counted = run.targets.metric == "accuracy"
-        error = standard_error(best, len(run.dataset.val)) if counted else 0.0
-        run.kept_epoch = last if best - _rank(run, last) <= error else run.kept_epoch
-    if run.kept_epoch not in (None, last):
-        run.tuned.load_adapter_state(read_tensors(run.folder / BEST.format(run.kept_epoch)))
+    kept = last if run.kept_epoch is None else run.kept_epoch
+    if kept != last:
+        run.tuned.load_adapter_state(read_tensors(run.folder / BEST.format(kept)))
+    return Kept(kept, 1.0, score_at(run, kept))
+
+
+def _go_between(run: Run, model: nn.Module) -> Kept:
+    """Move to the best point between the start and the end, or stay at the end.
+
+        w(a) = w_0 + a (w_T - w_0),    a in 0, 1/4, 1/2, 3/4, 1
+
+    (WiSE-FT, Wortsman et al. 2022), where w is all that trains and statistics that moved. The end
+    stays unless a point is better by more than a standard error on the validation images; of
+    equals the last. A score that is no accuracy is taken at its word.
+
+    Args:
+        run: The run after its last epoch.
+        model: What runs its model.
+
+    Returns:
+        Which point it is.
+    """
+    start, state = read_tensors(run.folder / START), run.tuned.adapter_state()
+    end = {key: value.to("cpu", copy=True) for key, value in state.items()}
+    scores = {0.0: run.start_score, 1.0: score_at(run, len(run.history))}
+    for share in SHARES:
+        _move(state, start, end, share)
+        scores[share] = score_of(run, model, run.dataset.val)
+    ranks = {a: -math.inf if score is None else score for a, score in scores.items()}
+    best = max(sorted(ranks, reverse=True), key=ranks.__getitem__)
+    counted = run.targets.metric == "accuracy"
+    error = standard_error(ranks[best], len(run.dataset.val)) if counted else 0.0
+    share = 1.0 if ranks[best] - ranks[1.0] <= error else best
+    _move(state, start, end, share)
+    return Kept(len(run.history), share, scores[share])
+
+
+@torch.no_grad()
+def _move(state: State, start: State, end: State, share: float) -> None:
+    """Write w(share) over what trains, a tensor at a time; whole numbers are those of the end."""
+    for key, value in state.items():
+        if share == 1 or not value.is_floating_point():
+            value.copy_(end[key])
+        else:
+            value.copy_(torch.lerp(start[key].float(), end[key].float(), share))
 
 
 def standard_error(accuracy: float, images: int) -> float:
@@ -113,16 +188,16 @@ def drop_others(run: Run) -> None:
         run: The run; its training checkpoint is written.
     """
     own = None if run.kept_epoch is None else BEST.format(run.kept_epoch)
-    drop_kept(run.folder, but=own)
+    for path in run.folder.glob(BEST.format("*")):
+        if path.name != own:
+            path.unlink(missing_ok=True)  # every process of a run looks
 
 
-def drop_kept(folder: Path, but: str | None = None) -> None:
-    """Remove the files of best epochs.
+def drop_kept(folder: Path) -> None:
+    """Remove the files of best epochs and of the start.
 
     Args:
         folder: The run folder.
-        but: The name of the one that stays.
     """
-    for path in folder.glob(BEST.format("*")):
-        if path.name != but:
-            path.unlink(missing_ok=True)  # every process of a run looks
+    for path in (*folder.glob(BEST.format("*")), folder / START):
+        path.unlink(missing_ok=True)

@@ -105,6 +105,7 @@ def _run(
         validated=bool(run.dataset.val),
         probed=run.probed and trains_beside(run.tuned),
         depth=depth_trained(run.tuned),
+        returns=run.begins_trained,
     )
     optimizer = _optimizer(run)
     wrapped = run.accelerator.prepare(optimizer)
@@ -122,8 +123,7 @@ def _run(
     finally:
         watch.end()
     with run.averaged():
-        put_back(run)
-        summary = finish(run, model)
+        summary = finish(run, model, put_back(run, model))
     for callback in run.callbacks:
         callback.on_end(summary)
     return summary

@@ -24,8 +24,9 @@ from ..targets import KINDS, Targets
 from ..targets.classify import draw_weights
 from ..tuning.applying import apply
 from ..tuning.backbone import create
+from ..tuning.finite import refuse_infinite
 from ..tuning.tuned import Tuned
-from ..tuning.weights import Unfilled, infinite, leaves_frozen, refuse_infinite
+from ..tuning.weights import Unfilled, leaves_frozen
 from .callbacks import Callback
 from .config import RunConfig
 from .decided import refuse_blind
@@ -55,7 +56,7 @@ class Run:
         planned: The plan of a step.
         probed: Whether the classifier is new and starts at a probe.
         start_score: That on the validation images before the first update, where it is asked.
-        kept_epoch: The best epoch so far, 0 for the start; None where the last one is kept.
+        kept_epoch: Of keep best, the best epoch so far, 0 for the start; else None.
         history: One record per finished epoch.
         step_s: Wall time of each update, metered ones left out.
         measured_bytes: Measured peak; 0 until known.
@@ -86,7 +87,7 @@ class Run:
 
     @property
     def begins_trained(self) -> bool:
-        """Whether the untrained start may be kept as the best epoch."""
+        """Whether the model before the first update is one to go back to."""
         return True
 
     @property
@@ -274,8 +275,7 @@ def _backbone(config: RunConfig, classes: int) -> tuple[RunConfig, nn.Module]:
     file = Path(config.checkpoint) if config.checkpoint else None
     if file is None or (config.frozen_dtype == "fp32" and config.memory_budget is None):
         backbone = make(checkpoint=file, pretrained=config.pretrained)
-        state = {} if file else backbone.state_dict()  # those of a file are looked at as it is read
-        refuse_infinite(config.model, infinite(state), len(state))
+        refuse_infinite(config.model, {} if file else backbone.state_dict())  # a file's: as read
         return _within_budget(config, backbone, classes), backbone
     with Unfilled():
         shape = make(pretrained=False)

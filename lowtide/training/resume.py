@@ -13,7 +13,8 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from ..errors import InputError, shown
-from ..tuning.adapter_files import read_metadata, read_tensors, refuse_infinite, write_tensors
+from ..tuning.adapter_files import read_metadata, read_tensors, write_tensors
+from ..tuning.finite import refuse_infinite
 from ..tuning.tuned import Tuned
 from ..values import Count, Within
 from .records import Record

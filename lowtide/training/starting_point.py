@@ -14,7 +14,7 @@ from ..tuning.adapter_files import WEIGHTS
 from .config import write_yaml
 from .decided import Decided
 from .examples import EXAMPLES
-from .kept import drop_kept, keep_if_best
+from .kept import drop_kept, keep_start
 from .mistakes import MISTAKES
 from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
 from .predictions import PREDICTIONS
@@ -59,7 +59,7 @@ def score_start(run: Run, model: nn.Module) -> None:
     if not (run.probed or run.config.keep != "last"):
         return
     run.start_score = score_of(run, model, run.dataset.val)
-    keep_if_best(run)
+    keep_start(run)
     if run.main and run.start_score is not None:
         note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
 

@@ -163,6 +163,8 @@ class RunSummary(Record):
         start_score: The same of another task than classify.
         kept_epoch: The epoch whose model was tested and saved, 0 for the start; None in files that
             are older than that, which kept the last.
+        kept_share: How far from the start to that epoch the model was that was tested and saved; 1
+            is the epoch's own, 0 the start.
         val_accuracy: That of the epoch that was kept; None without validation images, and of other
             tasks.
         val_score: That of the epoch that was kept, of another task than classify.
@@ -194,6 +196,7 @@ class RunSummary(Record):
     start_score: Score | None = None
     history: tuple[Epoch, ...]
     kept_epoch: Whole | None = None
+    kept_share: Annotated[float, Within(0, 1)] = 1.0
     val_accuracy: Accuracy | None
     val_score: Score | None = None
     test_accuracy: Accuracy | None

@@ -25,6 +25,7 @@ from ..families import SEPARATE
 from ..methods import METHODS
 from ..paths import read_json, whole, write_text
 from ..values import read_fields
+from .finite import refuse_infinite
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIBRARY, CONTENT = "lowtide", "content_sha256"
@@ -88,24 +89,6 @@ def content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None
     for text in sorted((header or {}).items()):
         digest.update("\0".join(text).encode())
     return digest.hexdigest()
-
-
-def refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Args:
-        path: Where they are from.
-        tensors: By name.
-
-    Raises:
-        InputError: One holds NaN or infinity.
-    """
-    wrong = [name for name, value in tensors.items() if not _finite(value)]
-    if wrong:
-        raise InputError(
-            f"{path}: {len(wrong)} of {len(tensors)} tensors hold NaN or infinity, first"
-            f" {wrong[0]!r}"
-        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -271,11 +254,6 @@ def _as_written(config: dict[str, object], weights: Path) -> dict[str, object]:
             if any(leaves & {*names} and leaves - {*names} for names in SEPARATE):
                 method["roles"] = ["fc1", "fc2", "linear"]
     return config
-
-
-def _finite(value: Tensor) -> bool:
-    wide = value.float() if value.is_floating_point() and value.itemsize == 1 else value
-    return bool(wide.isfinite().all())
 
 
 def _plain(value: object) -> object:

@@ -18,7 +18,8 @@ from torch import Tensor
 from ..errors import InputError, shown
 from ..paths import read_json
 from ..values import Width, Within, read
-from .adapter_files import CONFIG, WEIGHTS, read_tensors, refuse_infinite
+from .adapter_files import CONFIG, WEIGHTS, read_tensors
+from .finite import refuse_infinite
 from .peft_change import ALTERNATIVE, Change, PeftAdapter
 
 PREFIX = "base_model.model."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ class StagedModel(nn.Module):
         for i, part in enumerate(self.parts if on or "parts" in self.__dict__ else ()):
             part.__dict__.pop("forward", None)
             if i < count:
-                part.forward = MethodType(_recomputed_forward, part)
+                part.forward = partial(_recomputed_forward, part)
 
     @property
     def recomputes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..families import backbone_path, classifiers, holders
 from ..memory.frozen_dtype import FROZEN, PACKED, Frozen, FrozenDtype, pack_frozen
 from .fingerprint import ORIGINAL, fingerprint
+from .finite import refuse_infinite
 
 FILLS = {
     getattr(Tensor, f"{name}_")
@@ -137,49 +138,17 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     Raises:
         InputError: Numbers are not finite; the model is then partly loaded.
     """
-    wrong: list[str] = []
     for path, module in list(model.named_modules()):
         prefix = f"{path}." if path else ""
         own = {"weight" if n == PACKED else n for n in (*module._parameters, *module._buffers)}
         state = weights.read(prefix + name for name in own)
-        wrong += infinite(state)
+        refuse_infinite(weights.path, state)
         empty = any(p is not None and p.is_meta for p in module._parameters.values())
         state = {
             name: value.to(_dtype(module, name), copy=empty and not _is_packed(module, name))
             for name, value in ((k.removeprefix(prefix), v) for k, v in state.items())
         }
         module.load_state_dict(state, strict=False, assign=empty)
-    refuse_infinite(weights.path, wrong, len(weights.names))
-
-
-def infinite(state: Mapping[str, Tensor]) -> list[str]:
-    """Find tensors that hold NaN or infinity.
-
-    Args:
-        state: Tensors by name.
-
-    Returns:
-        Their names.
-    """
-    return [name for name, value in state.items() if not bool(value.isfinite().all())]
-
-
-def refuse_infinite(source: Path | str, wrong: Sequence[str], count: int) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Args:
-        source: Where they are from.
-        wrong: Names of those that hold NaN or infinity.
-        count: How many there are.
-
-    Raises:
-        InputError: There is a wrong one.
-    """
-    if wrong:
-        raise InputError(
-            f"{source}: {len(wrong)} of {count} pre-trained weights hold NaN or infinity, first"
-            f" {min(wrong)}"
-        )
 
 
 def forget_numbers(model: nn.Module) -> None:

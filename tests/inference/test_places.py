@@ -11,7 +11,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
-from lowtide import fit
+from lowtide import commands, fit
 from lowtide.cli import main
 from lowtide.errors import InputError
 from lowtide.inference.places import refuse_replacing
@@ -31,9 +31,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(model.state_dict(), root / "weights.safetensors")
     given = {"checkpoint": str(root / "weights.safetensors"), "epochs": 1, "workers": 0}
     fit("vit_micro_patch4_32", root / "data", "lora", output=root / "run", **given)
+    save_file(model.state_dict(), root / "other.safetensors")
+    shutil.copy(root / "data" / "a" / "0.png", root / "other.png")
+    for name in ("a.csv", "page.html", "run/report.md"):
+        (root / name).write_text("mine")
     return root / "run"
 
 
+IMAGE, OTHER = "RUN/../other.png", "RUN/../other.safetensors"
 LOST = [
     (["merge", "RUN", "--output", "RUN/adapter_model.safetensors"], "belongs to the run"),
     (["merge", "RUN", "--output", "RUN/../weights.safetensors"], "is what the result is made of"),
@@ -43,14 +48,42 @@ LOST = [
     ),
     (["export", "RUN", "--format", "peft", "--output", "RUN"], "belongs to the run"),
     (["predict", "RUN", "RUN/../data", "--output", "RUN/log.jsonl"], "belongs to the run"),
+    (["predict", "RUN", "RUN/../a.csv", "--output", "RUN/../a.csv"], "made of"),
+    (["import", "RUN", "--model", "any", "--checkpoint", OTHER, "--output", OTHER], "made of"),
+    (["push", "RUN", "me/mine", "--output", "RUN"], "belongs to the run"),
+    (
+        ["report", "RUN", "--figures", "RUN/../a.csv", "--output", "RUN/../a.csv"],
+        "made",
+    ),
+    (
+        ["report", "RUN", "--figures", "RUN/../page.html", "--output", "RUN/../page.html"],
+        "made of",
+    ),
+    (["report", "RUN", "--output", "RUN/report.md"], "made of"),
+    (["inspect", "parameters", "RUN", "--output", "RUN/../data/a/0.png"], "made of"),
+    (["inspect", "cka", "RUN", "--data", "RUN/../data", "--output", "RUN/../data/b/1.png"], "made"),
+    (["inspect", "tsne", "RUN", "--output", "RUN/../data/b/1.png"], "made of"),
+    (["inspect", "attention", "RUN", "--images", IMAGE, "--output", IMAGE], "made of"),
 ]
+RUNS = {"train", "tune", "search", "bench"}
+"""Commands whose output is a folder of runs; what is there stays if nobody says --overwrite."""
+
+
+def test_every_command_with_an_output_is_held_to_it() -> None:
+    sources = {
+        p.stem.strip("_"): p.read_text() for p in Path(commands.__file__).parent.glob("*.py")
+    }
+    assert {name for name, text in sources.items() if '"--output"' in text} == {
+        *(args[0] for args, _ in LOST),
+        *RUNS,
+    }
 
 
 @pytest.mark.parametrize(("args", "said"), LOST, ids=lambda given: " ".join(given[:4])[-40:])
 def test_no_result_replaces_what_would_be_lost(
     run: Path, args: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = [run.parent / "weights.safetensors", *(f for f in run.iterdir() if f.is_file())]
+    places = [path for path in run.parent.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in places}
     assert main([part.replace("RUN", str(run)) for part in args]) == 2
     assert said in capsys.readouterr().err

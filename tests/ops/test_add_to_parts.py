@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import backward, images, stir, tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 import lowtide
+from lowtide.codecs.affine import Affine
+from lowtide.codecs.exact import Exact
 from lowtide.core.parts import add_to_parts
 from lowtide.core.site import Role
+from lowtide.memory.mode import Answers
+from lowtide.memory.policy import Policy
 from lowtide.methods.lora import LoRA
 from lowtide.ops import CALLS
+from lowtide.ops.region import region
 from lowtide.ops.saved import Call
 
 PLACES = [((0, 2), -1, 1.0, 3), ((1,), 1, 0.5, 3), ((2, 0), 1, -2.0, 3), ((0,), -1, 3.0, 1)]
@@ -60,6 +66,39 @@ def test_whoever_kept_the_map_for_backward_notices() -> None:
     in_place(kept, *updates, parts=(0, 2), axis=-1, scale=1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         kept.sum().backward()
+
+
+class Read(nn.Module):
+    """An attention whose queries are a sum into a map, whose keys and values are views of it."""
+
+    def __init__(self, shared: str) -> None:
+        super().__init__()
+        self.norm, self.base, self.shared = nn.LayerNorm(8), nn.Linear(8, 8), shared
+        self.down, self.up = nn.Linear(8, 2), nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        z = self.base(y)
+        for part in (1, 0):
+            given = {"parts": [part], "axis": -1, "scale": 2.0, "own": True}
+            z = add_to_parts(z, self.up(self.down(y)), **given)
+        view = z.unflatten(-1, (2, 4)).flatten(-2)
+        q, k, v = {"q": (z, view, view), "k": (view, z, z), "all": (z, z, z)}[self.shared]
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("shared", ["q", "k", "all"])
+def test_what_follows_is_added_once_for_all_its_readers(shared) -> None:
+    torch.manual_seed(0)
+    model, x = Read(shared).double(), torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *model.parameters()]
+    plain = torch.autograd.grad(model(x), inputs, torch.ones_like(x).cumsum(1))
+    codecs = {"layer_norm": Exact(), "linear": Exact(), "attention": Affine(1, 8)}
+    with Answers(Policy(codecs), region()) as mode, mode.following_products():
+        y = model(x)
+    for _ in range(2):
+        ours = torch.autograd.grad(y, inputs, torch.ones_like(x).cumsum(1), retain_graph=True)
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
 
 
 MAPS = {"q": LoRA(rank=2, parts="q", alpha=3.0), "qkv": LoRA(rank=2, parts="qkv")}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from lowtide.core.method import METHODS
 from lowtide.memory.compress import compress
 from lowtide.memory.policies import POLICIES
 from lowtide.memory.policy import Policy
-from lowtide.ops.again import Again
+from lowtide.ops.again import Again, Derived
 from lowtide.ops.attention_recompute import recompute
 from lowtide.ops.lineage import derived
 
@@ -262,6 +264,44 @@ def test_all_readers_of_a_norm_unpack_it_once(graft) -> None:
     assert len(codec.unpacked) == 2  # and the norm itself
     assert not notes[0].waiting and not notes[0].memo  # nothing outlives its last reader
     near(torch.autograd.grad(y.sum(), inputs), once)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_large_map_is_made_again_for_its_next_reader_and_a_product_is_held(large, monkeypatch):
+    x, weight = torch.randn(*ROWS, WIDTH, dtype=torch.float64), torch.randn(3, WIDTH).double()
+    monkeypatch.setattr("lowtide.ops.again.LARGE", x.numel() if large else x.numel() + 1)
+    cheap = Again(torch.exp, (Again(),), uses=2)
+    product = Again(F.linear, (cheap, weight), costly=True)
+    view = Again(torch.Tensor.flatten, (product,))
+    readers = [Derived(Exact(), x.shape, x.dtype, call) for call in (view, cheap, product)]
+    shared = readers[0].shared
+    readers = [replace(reader, shared=shared) for reader in readers]
+    shared.waiting.update(reader.call for reader in readers)
+    packed, expected = (x,), (F.linear(x.exp(), weight).flatten(), x.exp())
+    assert torch.equal(readers[0].read(packed, {}), expected[0])
+    assert shared.memo.keys() == ({product} if large else {cheap, product})
+    assert torch.equal(readers[1].read(packed, {}), expected[1])
+    assert torch.equal(readers[2].read(packed, {}).flatten(), expected[0])
+    assert not shared.memo
+
+
+@pytest.mark.parametrize("given", [{}, {"is_causal": True}, {"attn_mask": True}])
+def test_q_k_and_v_are_gone_when_attention_projects(given) -> None:
+    if given and "attn_mask" not in inspect.signature(Attention.forward).parameters:
+        pytest.skip("timm's attention takes no mask")
+    model, x = Attention(WIDTH, 2, qkv_bias=True), torch.randn(*ROWS, WIDTH, requires_grad=True)
+    if "attn_mask" in given:
+        given = {"attn_mask": torch.rand(1, 1, 9, 9) < 0.8}
+    plain, maps, gone = model(x, **given), [], []
+    model.qkv.register_forward_hook(
+        lambda module, args, y: maps.append(weakref.ref(y.untyped_storage()))
+    )
+    model.proj.register_forward_pre_hook(lambda *_: gone.append(maps[-1]() is None))
+    model(x, **given)
+    compress(model, Policy(QKV | {"linear": Exact()}, recompute=Exact()))
+    for _ in range(2):
+        assert torch.equal(model(x, **given), plain)
+    assert not gone[0] and all(gone[1:])
 
 
 def test_products_of_what_is_made_again_are_coarse_at_most() -> None:

@@ -14,7 +14,7 @@ from lowtide import METHODS, InputError
 from lowtide.cli import main
 from lowtide.data import read
 from lowtide.inference.evaluate import open_run, score
-from lowtide.training import loop, starting_point
+from lowtide.training import kept, loop, starting_point
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
 
@@ -50,7 +50,7 @@ def scores(monkeypatch):
             seen.append(None)
             return next(said)
 
-        for module in (loop, starting_point):
+        for module in (kept, loop, starting_point):
             monkeypatch.setattr(module, "score_of", score)
         return seen
 
@@ -66,7 +66,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize(
-    ("said", "kept", "more"),
+    ("said", "best", "more"),
     [
         ((0.5, 0.4, 0.6, 0.55, 0.5), 2, {}),
         ((0.5, 0.4, 0.6, 0.6, 0.5), 3, {"ema": 0.5}),
@@ -74,7 +74,7 @@ def equal(a, b):
         ((0.1, 0.4, 0.5, 0.6, 0.7), 4, {}),
     ],
 )
-def test_the_best_epochs_weights_are_saved(config, tmp_path, scores, monkeypatch, said, kept, more):
+def test_the_best_epochs_weights_are_saved(config, tmp_path, scores, monkeypatch, said, best, more):
     config = replace(config, **more)
     states, save = [], loop.keep_if_best
 
@@ -82,32 +82,82 @@ def test_the_best_epochs_weights_are_saved(config, tmp_path, scores, monkeypatch
         states.append({k: v.clone() for k, v in run.tuned.adapter_state().items()})
         save(run)
 
-    for module in (loop, starting_point):
+    for module in (kept, loop):
         monkeypatch.setattr(module, "keep_if_best", noted)
     scores(*said)
     summary = train(config, tmp_path / "run")
-    assert (summary.kept_epoch, summary.val_accuracy) == (kept, said[kept])
+    assert (summary.kept_epoch, summary.val_accuracy) == (best, said[best])
     assert summary.start_accuracy == said[0]
-    assert equal(weights(tmp_path / "run"), states[kept])
+    assert equal(weights(tmp_path / "run"), states[best])
     assert not equal(states[0], states[1]) and not equal(states[1], states[2])
     assert not list((tmp_path / "run").glob("best-*")) + list((tmp_path / "run").glob("check*"))
 
 
 @pytest.mark.parametrize(
-    ("said", "kept", "more"),
+    ("start", "end", "between", "share"),
     [
-        ((0.6, 0.8, 0.4, 0.4, 0.7), 4, {}),  # the error of 0.8 on 15 images is 0.1010
-        ((0.6, 0.8, 0.4, 0.4, 0.69), 1, {}),
-        ((1.0, 0.4, 0.4, 0.4, 0.4), 0, {}),
-        ((0.6, 0.8, 0.8, 0.6, 0.6), 2, {"patience": 2}),  # the schedule did not end
+        (0.6, 0.7, (0.8, 0.8, 0.7), 1.0),  # the error of 0.8 on 15 images is 0.1010
+        (0.6, 0.69, (0.8, 0.8, 0.7), 0.5),
+        (0.6, 0.3, (0.6, 0.5, 0.4), 0.25),
+        (1.0, 0.4, (0.9, 0.7, 0.5), 0.0),
+        (0.2, 0.4, (0.3, 0.3, 0.3), 1.0),
     ],
 )
-def test_the_last_epoch_is_kept_unless_another_is_better_by_a_standard_error(
-    config, tmp_path, scores, said, kept, more
+@pytest.mark.parametrize("more", [{}, {"ema": 0.5}, {"policy": "tight"}], ids=str)
+def test_the_end_is_kept_unless_a_point_before_it_is_better_by_a_standard_error(
+    config, tmp_path, scores, monkeypatch, start, end, between, share, more
 ):
-    scores(*said)
+    states: list[dict[str, torch.Tensor]] = []
+
+    def state(run):
+        return {k: v.clone() for k, v in run.tuned.adapter_state().items()}
+
+    def at_start(run, saved=kept.keep_start):
+        states.append(state(run))
+        saved(run)
+
+    def at_end(run, model, put=kept.put_back):
+        states.append(state(run))
+        return put(run, model)
+
+    monkeypatch.setattr(starting_point, "keep_start", at_start)
+    monkeypatch.setattr(loop, "put_back", at_end)
+    scores(start, 0.9, 0.9, 0.9, end, *between)  # epochs between count for nothing
     summary = train(replace(config, keep="auto", **more), tmp_path / "run")
-    assert (summary.kept_epoch, summary.val_accuracy) == (kept, said[kept])
+    points = dict(zip((0.0, 0.25, 0.5, 0.75, 1.0), (start, *between, end), strict=True))
+    assert (summary.kept_share, summary.val_accuracy) == (share, points[share])
+    assert summary.kept_epoch == 4
+    first, last = states
+    assert not equal(first, last)
+    for key, saved in weights(tmp_path / "run").items():
+        torch.testing.assert_close(saved, (1 - share) * first[key] + share * last[key])
+    if share in (0, 1):
+        assert equal(weights(tmp_path / "run"), first if share == 0 else last)
+    assert not list((tmp_path / "run").glob("start*")) + list((tmp_path / "run").glob("best*"))
+
+
+def test_a_killed_run_goes_between_its_start_and_its_end_as_well(
+    config, tmp_path, scores, monkeypatch
+):
+    config = replace(config, keep="auto")
+    said = (0.9, 0.1, 0.1, 0.1, 0.1, 0.2, 0.95, 0.3)
+    scores(*said)
+    train(config, tmp_path / "whole")
+    save = loop.save
+
+    def killed(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save", killed)
+    scores(*said)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    monkeypatch.setattr(loop, "save", save)
+    scores(*said[2:])
+    summary = train(config, tmp_path / "run", continues=True)
+    assert (summary.kept_share, summary.val_accuracy) == (0.5, 0.95)
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
 def test_what_is_tested_is_what_is_kept(config, images, tmp_path, scores, capsys):
@@ -189,6 +239,20 @@ def test_a_run_that_was_begun_before_there_was_a_choice_goes_on(config, tmp_path
     path.write_text("".join(x for x in lines if not x.startswith(new)))
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_what_is_printed_says_how_far_it_went(config, images, tmp_path, scores, capsys):
+    (tmp_path / "c.yaml").write_text(json.dumps(config.to_dict()))
+    args = ["train", "--config", str(tmp_path / "c.yaml"), "--keep", "auto", "--output"]
+    scores(0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.9, 0.3)
+    assert main([*args, str(tmp_path / "run")]) == 0
+    assert "kept 0.5 of the way to epoch 4 of 4" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    saved = score(open_run(tmp_path / "run", device="cpu"), read(images).test)
+    assert summary["test_accuracy"] == saved["accuracy"]
+    scores(0.9, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.3)
+    assert main([*args, str(tmp_path / "none")]) == 0
+    assert "kept the start, which none beat of 4 epochs" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused(config, tmp_path):

@@ -214,8 +214,21 @@ def test_weights_that_are_no_numbers_are_named(config, tmp_path, value):
     state = copy.deepcopy(timm.create_model(MODEL).state_dict())
     state["blocks.1.attn.qkv.weight"][3, 4] = value
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match="NaN or infinity, first blocks.1.attn.qkv.weight"):
+    with pytest.raises(InputError, match="blocks.1.attn.qkv.weight' holds NaN or infinity"):
         prepare(replace(config, checkpoint=str(tmp_path / "w.safetensors")), tmp_path / "run")
+
+
+def test_weights_of_a_byte_each_are_read_and_looked_at(config, tmp_path):
+    file = tmp_path / "w.safetensors"
+    state = {k: v.to(torch.float8_e4m3fn) for k, v in timm.create_model(MODEL).state_dict().items()}
+    save_file(state, file)
+    run = prepare(replace(config, checkpoint=str(file)), tmp_path / "run")
+    wide = state["blocks.1.mlp.fc2.bias"].float()
+    assert torch.equal(run.tuned.backbone.blocks[1].mlp.fc2.bias.cpu(), wide)
+    state["norm.weight"] = (state["norm.weight"].float() * float("nan")).to(torch.float8_e4m3fn)
+    save_file(state, file)
+    with pytest.raises(InputError, match="norm.weight' holds NaN or infinity$"):
+        prepare(replace(config, checkpoint=str(file)), tmp_path / "run")
 
 
 def test_a_run_that_is_all_warm_up_says_so(config, tmp_path):

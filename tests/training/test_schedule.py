@@ -29,9 +29,9 @@ from lowtide.training.schedule import make_schedule
 UPDATES = 4
 
 
-def decided(updates, probed=False, validated=True, **options):
+def decided(updates, probed=False, validated=True, returns=True, **options):
     config = RunConfig("m", "d", **options)
-    return decide(config, updates=updates, validated=validated, probed=probed)
+    return decide(config, updates=updates, validated=validated, probed=probed, returns=returns)
 
 
 def rates(**options):
@@ -143,11 +143,18 @@ def test_the_scale_of_the_head_is_in_every_rate():
         assert len(rate) == 4
 
 
-def test_the_best_epoch_is_kept_where_there_is_something_to_tell_it_by():
+def test_what_is_kept_is_chosen_where_there_is_something_to_choose_by():
     assert decided(10).keep == "auto"
+    assert decided(10, returns=False).keep == decided(10, patience=3).keep == "best"
     assert decided(10, validated=False).keep == "last"
     for options in ({"keep": "best"}, {"keep": "auto"}, {"patience": 3}):
         with pytest.raises(InputError, match="there are none: give --val-fraction"):
             refuse_blind(RunConfig("m", "d", **options), validated=False)
-    with pytest.raises(InputError, match="keep last takes the last"):
+    with pytest.raises(InputError, match="keep last takes none: keep best does"):
         RunConfig("m", "d", keep="last", patience=2)
+    for more, said in (
+        ({"patience": 2}, "keep auto takes none"),
+        ({"task": "segment"}, "decoder of task segment starts at random"),
+    ):
+        with pytest.raises(InputError, match=said):
+            RunConfig("m", "d", keep="auto", **more)

@@ -107,7 +107,7 @@ def test_infinite_numbers_are_refused_before_they_are_rounded(tmp_path) -> None:
     state["blocks.1.mlp.fc1.weight"][3, 2] = float("inf")
     save_file(state, path)
     for dtype in ("fp32", "nf4"):
-        with pytest.raises(InputError, match=r"1 of \d+ .* first blocks\.1\.mlp\.fc1\.weight"):
+        with pytest.raises(InputError, match=r"'blocks\.1\.mlp\.fc1\.weight' holds NaN"):
             create(name, checkpoint=path, frozen_dtype=dtype)
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch
+from ..batch import Batch, untyped
 from ..detectors import BACKGROUND, Detector, detector
 from ..frames import Frame
 from ..scores import ObjectScore
@@ -59,16 +59,16 @@ class Detect(DenseTask):
         Returns:
             The batch, and a zero for each image: the model itself takes the objects.
         """
-        images = torch.stack([i.as_subclass(Tensor) for i, _ in samples])
+        images = torch.stack([untyped(i) for i, _ in samples])
         return Batch(images, [self._objects(t) for _, t in samples]), torch.zeros(len(images))
 
     def _objects(self, target: Target) -> dict[str, Tensor]:
         found = {
-            "boxes": target["boxes"].as_subclass(Tensor),
+            "boxes": untyped(target["boxes"]),
             "labels": target["labels"] + BACKGROUND[self.detector],
         }
         if self.masks:
-            found["masks"] = target["masks"].as_subclass(Tensor)
+            found["masks"] = untyped(target["masks"])
         return found
 
     def example(self, batch_size: int, shape: tuple[int, int, int]) -> tuple[Batch, Tensor]:
@@ -142,7 +142,7 @@ class Detect(DenseTask):
             Boxes, labels, and masks where the detector gives some.
         """
         names = ("boxes", "labels", "masks") if self.masks else ("boxes", "labels")
-        found = {name: target[name].as_subclass(Tensor) for name in names}
+        found = {name: untyped(target[name]) for name in names}
         return found | ({"masks": found["masks"].bool()} if self.masks else {})
 
     def scorer(self) -> Scorer:

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..errors import LowtideError
 
 
-def refuse_infinite(outputs: Tensor) -> None:
+def refuse_no_number(outputs: Tensor) -> None:
     """Refuse outputs that are NaN or infinite.
 
     Args:
