@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..evolution.report import REPORT as SEARCHED
+from ..evolution.report import REPORT
+from ..evolution.search import ASKED
 from ..inference.places import made_of, refuse_replacing, refuse_sources
 from ..paths import write_text
 from .page import Section, html
@@ -48,7 +49,8 @@ def write_report(
     folders = list(folders)
     if output.suffix not in FORMATS:
         raise InputError(f"{output} must end in {' or '.join(FORMATS)}")
-    refuse_replacing(output, *reads, *(folder / SEARCHED for folder in folders))
+    searched = (folder / REPORT for folder in folders if (folder / ASKED).is_file())
+    refuse_replacing(output, *reads, *searched)
     entries = gather(folders)
     refuse_sources(
         output, (s for e in entries for r in e.runs for s in made_of(r.config.to_dict()))

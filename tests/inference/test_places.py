@@ -33,7 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit("vit_micro_patch4_32", root / "data", "lora", output=root / "run", **given)
     save_file(model.state_dict(), root / "other.safetensors")
     shutil.copy(root / "data" / "a" / "0.png", root / "other.png")
-    for name in ("a.csv", "page.html", "run/report.md"):
+    for name in ("a.csv", "page.html", "found/report.md", "found/search.json"):
+        (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("mine")
     return root / "run"
 
@@ -59,7 +60,7 @@ LOST = [
         ["report", "RUN", "--figures", "RUN/../page.html", "--output", "RUN/../page.html"],
         "made of",
     ),
-    (["report", "RUN", "--output", "RUN/report.md"], "made of"),
+    (["report", "RUN", "RUN/../found", "--output", "RUN/../found/report.md"], "made of"),
     (["inspect", "parameters", "RUN", "--output", "RUN/../data/a/0.png"], "made of"),
     (["inspect", "cka", "RUN", "--data", "RUN/../data", "--output", "RUN/../data/b/1.png"], "made"),
     (["inspect", "tsne", "RUN", "--output", "RUN/../data/b/1.png"], "made of"),
@@ -88,6 +89,12 @@ def test_no_result_replaces_what_would_be_lost(
     assert main([part.replace("RUN", str(run)) for part in args]) == 2
     assert said in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in places}
+
+
+def test_a_report_is_written_anew_beside_what_it_reports(run: Path) -> None:
+    for _ in range(2):
+        assert main(["report", str(run), "--output", str(run / "report.md")]) == 0
+    (run / "report.md").unlink()
 
 
 def test_a_folder_of_peft_is_not_a_run(run: Path, tmp_path: Path) -> None:
