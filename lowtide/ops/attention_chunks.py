@@ -196,9 +196,7 @@ def attention_backward(
     dy = aligned(dy, ndim)
     shared = [dy.shape[-3] // t.shape[-3] for t in (q, k, v) if t.shape[-3] > 1]
     matrix = (*dy.shape[:-1], k.shape[-2])
-    most = CHUNK if math.prod(matrix[-2:]) <= CHUNK else CHUNK // 2
-    most = math.prod(matrix) if torch.compiler.is_compiling() else most
-    for some in alike(chunks(matrix, most, shared), lambda some: some[0].shape):
+    for some in alike(chunks(matrix, _most(matrix), shared), lambda some: some[0].shape):
         lead = some[0].shape
         k_, v_ = (some[0].flat(t).to(low).contiguous() for t in (k, v))
         q_all, dy_all = (some[0].flat(t) for t in (q, dy))
@@ -220,6 +218,13 @@ def attention_backward(
     return tuple(
         None if t is None else t.view(given.shape) for t, given in zip(found, qkv, strict=True)
     )
+
+
+def _most(matrix: Sequence[int]) -> int:
+    """Say how many numbers of a matrix to take at a time: of a large one less, for P and dS."""
+    if torch.compiler.is_compiling():
+        return math.prod(matrix)
+    return CHUNK if math.prod(matrix[-2:]) <= CHUNK else CHUNK // 2
 
 
 def axes(tensors: Sequence[Tensor]) -> int:

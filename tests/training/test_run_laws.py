@@ -57,7 +57,7 @@ def trained_by(config, folder, monkeypatch):
     """What trained, before and after a run."""
     before = {k: v.clone() for k, v in prepare(config, folder).tuned.adapter_state().items()}
     kept = []
-    monkeypatch.setattr(lowtide.training.loop, "finish", lambda run, _: kept.append(run) or {})
+    monkeypatch.setattr(lowtide.training.loop, "finish", lambda run, *_: kept.append(run) or {})
     train(config, folder)
     return before, kept[0].tuned.adapter_state()
 
