@@ -235,7 +235,7 @@ def _attention(
     attend = partial(F.scaled_dot_product_attention, attn_mask=attn_mask, is_causal=is_causal)
     y: Tensor = attend(*module.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0))
     y = y.transpose(1, 2).flatten(2)
-    norm = getattr(module, "norm", None)  # not in timm's before 1.0.20
+    norm = getattr(module, "norm", None)  # an older timm has none
     result: Tensor = module.proj_drop(module.proj(y if norm is None else norm(y)))
     return result
 

@@ -35,7 +35,7 @@ from .summary import (
 
 
 def finish(run: Run, model: nn.Module, kept: Kept) -> RunSummary:
-    """Test the kept's model, save adapter and summary, drop the training checkpoint."""
+    """Test the kept model, save adapter and summary, drop the training checkpoint."""
     validated = scores_on(run, model, run.dataset.val)
     tested = scores_on(run, model, () if run.config.skip_test else run.dataset.test)
     if run.accelerator.device.type == "cuda":

@@ -64,7 +64,7 @@ def keep_if_best(run: Run) -> None:
         return
     epoch = len(run.history)
     if run.kept_epoch is not None:
-        best, now = _rank(run, run.kept_epoch), _rank(run, epoch)
+        best, now = _rank(score_at(run, run.kept_epoch)), _rank(score_at(run, epoch))
         if now < best or (now == best and run.kept_epoch == 0):
             return
     run.kept_epoch = epoch
@@ -85,8 +85,7 @@ def score_at(run: Run, epoch: int) -> float | None:
     return run.history[epoch - 1].validated if epoch else run.start_score
 
 
-def _rank(run: Run, epoch: int) -> float:
-    score = score_at(run, epoch)
+def _rank(score: float | None) -> float:
     return -math.inf if score is None else score
 
 
@@ -101,7 +100,7 @@ def waited_enough(run: Run) -> bool:
     """
     if run.config.patience is None:
         return False
-    scores = [_rank(run, epoch) for epoch in range(len(run.history) + 1)]
+    scores = [_rank(score_at(run, epoch)) for epoch in range(len(run.history) + 1)]
     return len(scores) - 1 - scores.index(max(scores)) >= run.config.patience
 
 
@@ -146,8 +145,8 @@ def _go_between(run: Run, model: nn.Module) -> Kept:
     for share in SHARES:
         _move(state, start, end, share)
         scores[share] = score_of(run, model, run.dataset.val)
-    ranks = {a: -math.inf if score is None else score for a, score in scores.items()}
-    best = max(sorted(ranks, reverse=True), key=ranks.__getitem__)
+    ranks = {a: _rank(score) for a, score in scores.items()}
+    best = max(ranks, key=lambda a: (ranks[a], a))
     counted = run.targets.metric == "accuracy"
     error = standard_error(ranks[best], len(run.dataset.val)) if counted else 0.0
     share = 1.0 if ranks[best] - ranks[1.0] <= error else best

@@ -113,7 +113,7 @@ def test_the_plan_in_chunks_is_the_real_step(
     assert (planned.peak_bytes, planned.parts) == (real.peak_bytes, real.parts)
 
 
-SIZES = (224, 1024)
+SIZES = (224, 512, 1024)
 CHUNK, TOKENS = 1 << 16, 1 << 14
 
 

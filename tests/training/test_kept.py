@@ -57,6 +57,21 @@ def scores(monkeypatch):
     return say
 
 
+def kill(config, folder, monkeypatch, after):
+    """Kill a run when so many epochs are saved and one more is only trained and kept."""
+    save, saves = loop.save, []
+
+    def killed(*args):
+        if len(saves) == after:
+            raise KeyboardInterrupt
+        save(*args)
+        saves.append(args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "save", killed)
+        train(config, folder)
+
+
 def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
@@ -143,17 +158,8 @@ def test_a_killed_run_goes_between_its_start_and_its_end_as_well(
     said = (0.9, 0.1, 0.1, 0.1, 0.1, 0.2, 0.95, 0.3)
     scores(*said)
     train(config, tmp_path / "whole")
-    save = loop.save
-
-    def killed(*args):
-        save(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save", killed)
     scores(*said)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run")
-    monkeypatch.setattr(loop, "save", save)
+    kill(config, tmp_path / "run", monkeypatch, after=1)
     scores(*said[2:])
     summary = train(config, tmp_path / "run", continues=True)
     assert (summary.kept_share, summary.val_accuracy) == (0.5, 0.95)
@@ -186,19 +192,8 @@ def test_a_killed_run_keeps_what_the_whole_one_does(config, tmp_path, scores, mo
     said = (0.5, 0.7, 0.6, 0.8, 0.1)
     scores(*said)
     train(config, tmp_path / "whole")
-    save, saves = loop.save, []
-
-    def killed(*args):
-        if len(saves) == stop:  # the epoch's weights are kept, and no checkpoint says so
-            raise KeyboardInterrupt
-        save(*args)
-        saves.append(args)
-
-    monkeypatch.setattr(loop, "save", killed)
     scores(*said)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run")
-    monkeypatch.setattr(loop, "save", save)
+    kill(config, tmp_path / "run", monkeypatch, after=stop)
     scores(*said[stop + 1 :])
     summary = train(config, tmp_path / "run", continues=True)
     assert (summary.kept_epoch, summary.start_accuracy) == (3, 0.5)
@@ -223,16 +218,7 @@ def test_the_last_epoch_is_kept_where_it_is_asked_for(config, tmp_path, scores):
 def test_a_run_that_was_begun_before_there_was_a_choice_goes_on(config, tmp_path, monkeypatch):
     config = replace(config, keep="last", epochs=2)
     train(config, tmp_path / "whole")
-    save = loop.save
-
-    def killed(*args):
-        save(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run")
-    monkeypatch.undo()
+    kill(config, tmp_path / "run", monkeypatch, after=1)
     path = tmp_path / "run/config.yaml"
     new = ("keep:", "patience:", "head_lr_scale:")
     lines = path.read_text().splitlines(keepends=True)
