@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.graft import Graft
 from ..core.linear_maps import fold, low_rank, product
 from ..core.method import Edit, Method, Swap, method, need
-from ..core.parts import add_to_parts
+from ..core.parts import add_one_by_one, add_to_parts
 from ..core.site import Role, Site, Sites
 from ..values import Scale, Share, Width
 
@@ -134,9 +134,8 @@ class LoRAGraft(Graft):
         Returns:
             The adapted output, same shape as the base's.
         """
-        x = self.drop(x)
-        updates = [up(down(x)) for down, up in zip(self.down, self.up, strict=True)]
-        return self._add(y, *updates, parts=self.parts)
+        updates = self._updates(x)
+        return add_to_parts(y, *updates, parts=self.parts, axis=self.axis, scale=self.scale)
 
     def onto(self, x: Tensor, y: Tensor) -> Tensor:
         """Add the update to an output of the base that nobody else reads.
@@ -148,13 +147,12 @@ class LoRAGraft(Graft):
         Returns:
             The adapted output, same shape as the base's.
         """
-        x = self.drop(x)
-        for i, down, up in zip(self.parts, self.down, self.up, strict=True):
-            y = self._add(y, up(down(x)), parts=[i], own=True)  # one is there at a time
-        return y
+        updates = self._updates(x)
+        return add_one_by_one(y, updates, parts=self.parts, axis=self.axis, scale=self.scale)
 
-    def _add(self, y: Tensor, *updates: Tensor, parts: Sequence[int], own: bool = False) -> Tensor:
-        return add_to_parts(y, *updates, parts=parts, axis=self.axis, scale=self.scale, own=own)
+    def _updates(self, x: Tensor) -> Iterator[Tensor]:
+        x = self.drop(x)
+        return (up(down(x)) for down, up in zip(self.down, self.up, strict=True))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Write the update as one pair of factors, `s up(down(x))`.

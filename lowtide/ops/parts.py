@@ -40,10 +40,11 @@ class _InPlace(torch.autograd.Function):
 
 def _answer(codecs: Codecs, call: Call) -> Result:
     y, *updates = call.args
-    wanted = call.kwargs["own"] and any(t.requires_grad for t in (y, *updates))
-    if not wanted or any(torch.result_type(y, u) != y.dtype for u in updates):
+    if not call.kwargs["own"] or any(torch.result_type(y, u) != y.dtype for u in updates):
         return NotImplemented
     options = {key: call.kwargs[key] for key in ("parts", "axis", "scale")}
+    if not any(t.requires_grad for t in call.args):
+        return _add(*call.args, **options)
     before = y.new_empty(1).expand_as(y)  # takes the note of what y follows from
     pass_on(y, before)
     z: Tensor = _InPlace.apply(*options.values(), *call.args)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 import lowtide
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.exact import Exact
-from lowtide.core.parts import add_to_parts
+from lowtide.core.parts import add_one_by_one, add_to_parts
 from lowtide.core.site import Role
 from lowtide.memory.mode import Answers
 from lowtide.memory.policy import Policy
@@ -58,6 +60,33 @@ def test_it_takes_the_place_of_what_it_is_added_to() -> None:
     assert in_place(y.clone(), *updates, own=False, **options) is NotImplemented
     wider = [u.double() for u in updates]
     assert in_place(y.detach().float(), *wider, **options) is NotImplemented
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("parts, axis, scale, count", PLACES)
+def test_one_by_one_it_is_the_same_sum(parts, axis, scale, count, grad) -> None:
+    y, updates = given(parts, axis, count)
+    options = {"parts": parts, "axis": axis, "scale": scale}
+    there, most = [], 0
+
+    def made():
+        nonlocal most
+        for update in updates:
+            most = max(most, 1 + sum(u() is not None for u in there))
+            there.append(weakref.ref(found := update.detach().clone()))
+            yield found
+            del found
+
+    expected = add_to_parts(y, *updates, **options).detach()
+    plain = y.clone()
+    assert torch.equal(add_one_by_one(plain, made(), **options), expected)
+    assert torch.equal(plain, y) and most == len(parts)
+    there, most, own = [], 0, y.clone() if grad else y.detach().clone()
+    with Answers(Policy({"linear": Exact()}), region()):
+        z = add_one_by_one(own, made(), **options)
+    assert torch.equal(z, expected) and z.requires_grad == grad
+    assert z.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+    assert most == 1
 
 
 def test_whoever_kept_the_map_for_backward_notices() -> None:
