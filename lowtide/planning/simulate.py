@@ -99,12 +99,34 @@ def plan(
         try:
             return simulate_step(set_up_step(tuned, step), step, part, trial)
         except UNKNOWN:
-            if trial is None:
-                raise
-    real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
+            pass
+    real = create(model, pretrained=False, image_size=side) if isinstance(model, str) else model
+    real = real_copy(real)
     if not isinstance(real, Tuned):
         real = apply(real, *methods, **asked)
-    return rehearse_step(set_up_step(real, step), step, trial)
+    return rehearse_step(set_up_step(real, step), step, part, trial)
+
+
+def plan_on_shapes(tuned: Tuned, step: StepConfig) -> Plan:
+    """Measure a training step that never runs, and must not.
+
+    Args:
+        tuned: A tuned classifier on the meta device; it is used up.
+        step: Its options.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: What the step computes depends on numbers.
+    """
+    try:
+        return simulate_step(set_up_step(tuned, step), step)
+    except UNKNOWN as reason:
+        raise InputError(
+            f"a search plans steps on shapes alone, and the optimiser {step.opt}, or the model,"
+            " chooses by numbers what it computes: give the settings in place of a budget"
+        ) from reason
 
 
 def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:

@@ -103,39 +103,51 @@ def simulate_step(
     with FakeTensorMode(), RealLayouts():
         materialise(tuned)
         tuned.train()
-        if trial is not None:
-            return _watched(tuned, tuned, step, trial, watching_three)
-        model, shape = (part or _whole)(tuned)
-        targets = step.blank_targets(tuned.num_classes)
-        examples = partial(_labelled, step, targets, tuned.num_classes, shape)
-        trial = Trial(examples, of_outputs(targets.loss), "")
-        return _watched(tuned, model, step, trial, watching_three)
+        return _watched(tuned, *_asked(tuned, step, part, trial), step, watching_three)
 
 
-def rehearse_step(tuned: Tuned, step: StepConfig, trial: Trial) -> Plan:
+def rehearse_step(
+    tuned: Tuned, step: StepConfig, part: SelectPart | None = None, trial: Trial | None = None
+) -> Plan:
     """Watch a training step that really runs, on noise, where what is computed depends on numbers.
 
     Args:
         tuned: A tuned model with weights, `set_up_step` applied; it is used up.
-        step: Its options.
-        trial: What the step is taken on.
+        step: Its options; a running average is counted with the optimiser.
+        part: Which part of the model the step runs, and on what; by default all of it on images.
+        trial: What the step is taken on; by default images and their classes.
 
     Returns:
         The plan.
     """
-    note = "the step ran on the CPU, since the model chooses by its numbers what it computes"
+    note = (
+        "the step ran on the CPU, since the model or the optimiser chooses by its numbers what it"
+        " computes"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tuned.train()
-        planned = _watched(tuned, tuned, step, trial, nullcontext)
+        planned = _watched(tuned, *_asked(tuned, step, part, trial), step, nullcontext)
     return replace(planned, notes=(*planned.notes, note))
+
+
+def _asked(
+    tuned: Tuned, step: StepConfig, part: SelectPart | None, trial: Trial | None
+) -> tuple[nn.Module, Trial]:
+    """Find what the step runs, and on what."""
+    if trial is not None:
+        return tuned, trial
+    model, shape = (part or _whole)(tuned)
+    targets = step.blank_targets(tuned.num_classes)
+    examples = partial(_labelled, step, targets, tuned.num_classes, shape)
+    return model, Trial(examples, of_outputs(targets.loss), "")
 
 
 def _watched(
     tuned: Tuned,
     model: nn.Module,
-    step: StepConfig,
     trial: Trial,
+    step: StepConfig,
     loops: Callable[[WorkMeter], AbstractContextManager[object]],
 ) -> Plan:
     """Take a step under the meter; a batch is as large as its largest micro-batches say."""
@@ -185,8 +197,8 @@ def _labelled(
     step: StepConfig, targets: Targets, classes: int, shape: Sequence[int], count: int
 ) -> tuple[Tensor, Tensor]:
     """Images, and their targets: shares of the classes where images are mixed."""
-    mixed = torch.empty(count, classes) if step.mixes else targets.batch(count)
-    return torch.empty(count, *shape), mixed
+    mixed = torch.rand(count, classes) if step.mixes else targets.batch(count)
+    return torch.rand(count, *shape), mixed
 
 
 def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:

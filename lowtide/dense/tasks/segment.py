@@ -107,9 +107,9 @@ class Segment(DenseTask):
             shape: Of an image.
 
         Returns:
-            Of arbitrary content.
+            All 0.
         """
-        return torch.empty(batch_size, *shape), torch.zeros(batch_size, *shape[1:]).long()
+        return torch.zeros(batch_size, *shape), torch.zeros(batch_size, *shape[1:]).long()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute `segmentation_loss`.
