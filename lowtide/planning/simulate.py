@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import (
 )
 
 from ..core.method import Method
-from ..errors import InputError
+from ..core.wrapped import refuse_no_module
+from ..errors import InputError, shown
 from ..families import meta_copy
 from ..memory.compress import compress
 from ..memory.policies import policy_of
@@ -24,6 +25,7 @@ from ..tuning.adapter_config import Head
 from ..tuning.applying import apply
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, set_frozen_dtype
+from ..values import Count, read
 from ..versions import on_meta
 from .loss import Loss
 from .materials import real_copy
@@ -82,6 +84,11 @@ def plan(
     Raises:
         InputError: Nothing tells what the loss of the model is, or options do not go together.
     """
+    if not isinstance(model, str):
+        refuse_no_module("plan", model)
+    if not isinstance(step, StepConfig):
+        raise InputError(f"step is a StepConfig(batch_size=...), not {shown(step)}")
+    boxes = read("boxes", Count | None, boxes)
     trial = _given(examples, loss)
     named = isinstance(model, str)
     asked: Any = {"num_classes": num_classes, "backbone": backbone, "head": head}
@@ -135,6 +142,8 @@ def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:
         return None
     if examples is None or loss is None:
         raise InputError("examples= and loss= go together: a batch and what is made of it")
+    if not (callable(examples) and callable(loss)):
+        raise InputError("examples= and loss= are functions: of a number of images, of a model")
     return Trial(examples, loss, "planned on the examples and the loss that were given")
 
 

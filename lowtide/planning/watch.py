@@ -234,5 +234,14 @@ def _first_update(model: nn.Module, optimizer: Optimizer, in_backward: bool) -> 
     for some in [[p] for p in trained] if in_backward else [trained]:
         for p in some:
             p.grad = torch.zeros_like(p)
-        optimizer.step()
+        try:
+            optimizer.step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as e:  # torch's way to say that a number or a graph is not there
+            kind = type(optimizer).__name__
+            raise InputError(
+                f"the update of {kind} depends on more than shapes, so that no plan can follow it:"
+                f" expected another opt, such as adamw ({str(e).partition(chr(10))[0]})"
+            ) from e
         optimizer.zero_grad()
