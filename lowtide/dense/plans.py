@@ -15,10 +15,10 @@ from ..core.method import Method
 from ..families import image_shape, meta_copy
 from ..planning.loss import of_outputs
 from ..planning.materials import real_copy
-from ..planning.simulate import UNKNOWN, Plan, set_up_step, simulate_step
+from ..planning.simulate import Plan, set_up_step, simulate_step
 from ..planning.step import StepConfig
 from ..planning.trial import Trial
-from ..planning.watch import rehearse_step
+from ..planning.watch import UNKNOWN, rehearse_step
 from ..tuning.applying import apply
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned

@@ -9,11 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
 
 from ..core.method import Method
 from ..core.wrapped import refuse_no_module
@@ -31,12 +26,9 @@ from .loss import Loss
 from .materials import real_copy
 from .step import StepConfig
 from .trial import Examples, Trial, trial_of
+from .watch import UNKNOWN, SelectPart, rehearse_step
 from .watch import Plan as Plan
-from .watch import SelectPart, rehearse_step
 from .watch import simulate_step as simulate_step
-
-UNKNOWN = (DynamicOutputShapeException, DataDependentOutputException, UnsupportedOperatorException)
-"""What a tensor without numbers says to an operation whose result's shape depends on them."""
 
 
 def plan(

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from timm.optim import SGDW, Adafactor, AdafactorBigVision, Lion, NAdamW, create_optimizer_v2
-from timm.optim.kron import Kron
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
@@ -160,8 +159,7 @@ def make_optimizer(
         The optimiser; AdamW in its fused form, which needs no temporaries of the size of the state.
 
     Raises:
-        InputError: timm has no such optimiser, it compiles its own update, or it is not known to
-            treat each parameter alone.
+        InputError: timm has no such optimiser, or it is not known to treat each parameter alone.
     """
     fused: Any = {"fused": True} if name in {"adam", "adamw", "sgd"} else {}
     kernels = _decayed(model) if weight_decay else set()
@@ -177,8 +175,6 @@ def make_optimizer(
         made = create_optimizer_v2(made_of, opt=name, lr=lr, **fused)
     except (ValueError, AssertionError, ImportError) as e:
         raise InputError(f"timm makes no optimiser {name!r} here: {e}") from e
-    if isinstance(made, Kron):
-        raise InputError(f"{name} compiles its own update, which no meter of tensors can look into")
     if in_backward and type(made) not in BY_PARAMETER:
         raise InputError(
             f"update_in_backward is for optimisers known to treat each parameter alone, such as"

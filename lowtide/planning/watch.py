@@ -11,6 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -32,6 +37,8 @@ from .step import (
 )
 from .trial import Trial
 
+UNKNOWN = (DynamicOutputShapeException, DataDependentOutputException, UnsupportedOperatorException)
+"""What a tensor without numbers says to an operation whose result's shape depends on them."""
 MICRO_STATISTICS = (
     "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
     " does not train what the whole batch would"
@@ -236,12 +243,12 @@ def _first_update(model: nn.Module, optimizer: Optimizer, in_backward: bool) -> 
             p.grad = torch.zeros_like(p)
         try:
             optimizer.step()
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, *UNKNOWN):
             raise
-        except RuntimeError as e:  # torch's way to say that a number or a graph is not there
+        except RuntimeError as e:  # torch's way to say that a graph is not there, or may not be
             kind = type(optimizer).__name__
             raise InputError(
-                f"the update of {kind} depends on more than shapes, so that no plan can follow it:"
-                f" expected another opt, such as adamw ({str(e).partition(chr(10))[0]})"
+                f"the update of {kind} is none that a meter can follow: expected another opt, such"
+                f" as adamw ({str(e).partition(chr(10))[0]})"
             ) from e
         optimizer.zero_grad()

@@ -220,3 +220,10 @@ def test_plan_counts_an_optimiser_that_reads_its_own_numbers(optimizer):
     assert (planned.peak_bytes, planned.parts) == (real.peak_bytes, real.parts)
     looks = optimizer in {"muon", "adamp", "novograd"}
     assert any("chooses by its numbers" in note for note in planned.notes) == looks
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
+@pytest.mark.parametrize(("optimizer", "kind"), [("kron", "Kron"), ("adahessian", "Adahessian")])
+def test_an_update_that_no_meter_can_follow_is_refused(optimizer, kind):
+    with pytest.raises(InputError, match=f"the update of {kind} is none that a meter can follow"):
+        plan(tiny("vit").float(), METHODS["lora"](), step=StepConfig(opt=optimizer))
