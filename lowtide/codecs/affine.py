@@ -64,14 +64,7 @@ class Affine:
             )
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
-        """Keep codes, minima and steps.
-
-        Args:
-            residue: What to keep.
-
-        Returns:
-            Minima (groups,), steps (groups,), and the codes as bytes.
-        """
+        """Keep minima (groups,), steps (groups,) and codes as bytes."""
         source = residue.source.detach()
         size, dtype = self._size(source.shape), self._stats_dtype(source.dtype)
         if self._fused and (residue.is_whole() or residue.of is standardise):
@@ -96,16 +89,7 @@ class Affine:
         return torch.cat(lows), torch.cat(steps), join(codes, source)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Compute q step + lo.
-
-        Args:
-            packed: What `pack` gave.
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            The residue, within `bound`.
-        """
+        """Compute q step + lo."""
         low, step, codes = packed
         size = self._size(shape)
         return affine_unpack(low, step, codes, list(shape), self.bits, size, dtype)
@@ -139,29 +123,14 @@ class Affine:
         return cut(low, self.group), cut(step, self.group), cut(codes, per_byte)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Count the bytes kept.
-
-        Args:
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            Codes and statistics.
-        """
+        """Count codes and statistics."""
         groups = -(-shape.numel() // self._size(shape))
         return (
             packed_bytes(shape.numel(), self.bits) + 2 * groups * self._stats_dtype(dtype).itemsize
         )
 
     def bound(self, residue: Tensor) -> Tensor:
-        """Bound the error: half a step, or a whole one if not rounded to the nearest.
-
-        Args:
-            residue: A residue.
-
-        Returns:
-            The bound of each number.
-        """
+        """Bound the error: half a step, or a whole one if not rounded to the nearest."""
         low, step, *_ = self.pack(Residue(residue))
         share = 0.5 if self.rounding == "nearest" else 1.0
         low, step = low.to(residue.dtype), step.to(residue.dtype)

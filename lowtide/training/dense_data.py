@@ -44,11 +44,7 @@ class Described(Dataset):
         return cls(**{name: getattr(listed, name) for name in vars(listed)}, folder=folder)
 
     def describe(self) -> dict[str, object]:
-        """Summarise for the run record.
-
-        Returns:
-            What `DenseFolder.describe` says, with the numbers of images as they are used.
-        """
+        """Say what `DenseFolder.describe` says, with the numbers of images as they are used."""
         counts = {which: len(getattr(self, which)) for which in ("train", "val", "test")}
         return {**self.folder.describe(), **counts, "classes": list(self.folder.classes)}
 
