@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -137,15 +137,6 @@ class Classify(Targets):
         """Name a class."""
         assert isinstance(label, int)
         return names[label]
-
-    def to_dict(self) -> dict[str, object]:
-        """Give nothing: how it was learnt does not matter any more."""
-        return {}
-
-    @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
-        """Make the targets of a trained model from the names alone."""
-        return cls(names)
 
 
 def class_weights(labels: Sequence[Label], classes: int) -> tuple[float, ...]:

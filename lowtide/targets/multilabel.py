@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -139,15 +139,6 @@ class Multilabel(Targets):
         """Write the labels of an image with semicolons between."""
         assert isinstance(label, tuple)
         return ";".join(n for n, value in zip(names, label, strict=True) if value)
-
-    def to_dict(self) -> dict[str, object]:
-        """Give nothing."""
-        return {}
-
-    @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
-        """Make the targets of a trained model from the names alone."""
-        return cls(names)
 
 
 KIND = Multilabel
