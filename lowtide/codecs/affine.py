@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..kernels.affine import (
-    Rounding,
-    affine_pack,
-    affine_unpack,
-    in_groups,
-    multiple_of_8,
-    quantise,
-    statistics,
-)
+from ..kernels.affine import Rounding, affine_pack, affine_unpack, multiple_of_8, pack_chunks
 from ..kernels.slices import standardise
 from .base import Residue
-from .bits import join, pack_bits, packed_bytes
+from .bits import packed_bytes
 
 
 @dataclass(frozen=True)
@@ -71,22 +63,8 @@ class Affine:
             mean, rstd = residue.beside or (None, None)
             return affine_pack(source, mean, rstd, self.bits, size, dtype)
         whole = self._range(residue) if self.group == "tensor" else None
-        lows, steps, codes = [], [], []
-        for chunk in residue.slices(8 if whole else multiple_of_8(size)):
-            groups = chunk.unsqueeze(0) if whole else in_groups(chunk, size)
-            # aminmax along an axis does the same, ten times slower on a CPU.
-            low, high = whole or (groups.amin(1, keepdim=True), groups.amax(1, keepdim=True))
-            low, step = statistics(low, high, self.bits, dtype)
-            code = quantise(groups, len(chunk), low, high, step, self.bits, self.rounding)
-            codes.append(pack_bits(code, self.bits))
-            lows.append(low.flatten())
-            steps.append(step.flatten())
-        if not codes:
-            nothing = source.new_empty(0, dtype=dtype)
-            return nothing, nothing, join([], source)
-        if whole:
-            lows, steps = lows[:1], steps[:1]
-        return torch.cat(lows), torch.cat(steps), join(codes, source)
+        chunks = residue.slices(8 if whole else multiple_of_8(size))
+        return pack_chunks(chunks, source, self.bits, size, dtype, self.rounding, whole)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Compute q step + lo."""

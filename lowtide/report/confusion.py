@@ -73,10 +73,16 @@ def class_accuracy(counts: Counts) -> dict[int, float]:
     Returns:
         Accuracy by class, of those that have test images.
     """
+    totals = sorted(_by_class(counts).items())
+    return {c: counts.get((c, c), 0) / n for c, n in totals if n}
+
+
+def _by_class(counts: Counts) -> Counter[int]:
+    """Count the test images of each true class."""
     totals: Counter[int] = Counter()
     for (true, _), count in counts.items():
         totals[true] += count
-    return {c: counts.get((c, c), 0) / n for c, n in sorted(totals.items()) if n}
+    return totals
 
 
 def class_table(board: Board) -> Table | None:
@@ -135,9 +141,7 @@ def pairs_table(entry: Entry) -> Table:
         True class, predicted class and share of the true class, most images first.
     """
     counts, names = confusion(entry), class_names([entry])
-    totals: Counter[int] = Counter()
-    for (true, _), count in counts.items():
-        totals[true] += count
+    totals = _by_class(counts)
     wrong = sorted((-n, true, taken) for (true, taken), n in counts.items() if true != taken)
     return Table(
         f"{entry.label}: most confused pairs of {len(names)} classes",
@@ -164,9 +168,7 @@ def heat_map(entry: Entry) -> Markup:
         The plot: true classes down, predicted ones across.
     """
     counts, names = confusion(entry), class_names([entry])
-    totals: Counter[int] = Counter()
-    for (true, _), count in counts.items():
-        totals[true] += count
+    totals = _by_class(counts)
     size = min(SIDE / max(len(names), 1), 34.0)
     words = [n if len(n) <= 12 else f"{n[:11]}…" for n in names]
     margin = 24 + 5.9 * max((len(w) for w in words), default=0)
