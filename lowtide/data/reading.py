@@ -9,6 +9,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,8 +70,8 @@ def read(
     bits, of_bits = _depth(looks)
     by_class = KINDS[task].balances
     kept = _without(listing, skipped, by_class)
-    group = _class if by_class else None
-    splits, notes = divide(kept, listing.root, seed, val_fraction, test_fraction, group)
+    label: attrgetter[str] | None = attrgetter("label") if by_class else None
+    splits, notes = divide(kept, listing.root, seed, val_fraction, test_fraction, label)
     samples = {
         which: tuple(Sample(entry.path, labels[entry.label]) for entry in splits.get(which, ()))
         for which in SPLITS
@@ -239,7 +240,3 @@ def _without(
             if by_class and entry.label not in left:
                 raise InputError(f"{listing.root}: no image of class {entry.label!r} can be read")
     return kept
-
-
-def _class(entry: Entry) -> str:
-    return str(entry.label)
