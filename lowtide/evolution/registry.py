@@ -35,7 +35,8 @@ def axes(method: type[Method]) -> dict[str, tuple[object, ...]]:
     defaults: dict[str, Any] = {f.name: f.default for f in options(method)}
     for name, hint in hints(method).items():
         own = defaults[name]
-        if hint == Width:
+        optional = get_origin(hint) in {types.UnionType, Union} and Width in get_args(hint)
+        if hint == Width or optional and own:
             found[name] = tuple(sorted({max(1, int(own * times)) for times in TIMES}))
         elif hint == Index:
             found[name] = tuple(sorted({0, own // 2, own}))
@@ -46,8 +47,6 @@ def axes(method: type[Method]) -> dict[str, tuple[object, ...]]:
         elif hint == tuple[Role, ...]:
             every = [str(r) for r in PLACES]
             found[name] = ([str(r) for r in own], *([r] for r in every), every)
-        elif get_origin(hint) in {types.UnionType, Union} and Width in get_args(hint) and own:
-            found[name] = tuple(sorted({max(1, int(own * times)) for times in TIMES}))
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
