@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels.affine import Rounding, affine_pack, affine_unpack, multiple_of_8, pack_chunks
+from ..kernels.bits import packed_bytes
 from ..kernels.slices import standardise
 from .base import Residue
-from .bits import packed_bytes
 
 
 @dataclass(frozen=True)

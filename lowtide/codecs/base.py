@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.slices import SLICE as SLICE
 from ..kernels.slices import slices
 
 

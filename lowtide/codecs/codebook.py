@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UnknownName
+from ..kernels.bits import packed_bytes
 from .base import Residue
-from .bits import packed_bytes
 from .codebook_tables import LEVELS
 from .threshold_codes import middles, pack, scale, unpack
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels.affine import in_groups
+from ..kernels.bits import packed_bytes
 from ..kernels.normal_float import (
     LEVELS,
     normal_float_unpack,
@@ -18,7 +19,6 @@ from ..kernels.normal_float import (
 )
 from ..kernels.slices import wide
 from .base import Residue
-from .bits import packed_bytes
 from .threshold_codes import middles, pack
 
 CUTS = middles(LEVELS)

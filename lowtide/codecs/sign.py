@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.bits import packed_bytes
 from .base import Residue
-from .bits import packed_bytes
 from .threshold_codes import pack, scale, unpack
 
 

@@ -109,17 +109,7 @@ class Reader(Side):
         self.note = note
 
     def step(self, path: str, block: Block, x: Tensor, state: None) -> tuple[Tensor, None]:
-        """Run one element of the chain.
-
-        Args:
-            path: Its path.
-            block: Runs it.
-            x: Its input.
-            state: None.
-
-        Returns:
-            Its output, and None.
-        """
+        """Run one element of the chain, and note its output."""
         y = block(x)
         self.note(path, y)
         return y, None
