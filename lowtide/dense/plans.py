@@ -179,15 +179,7 @@ class RegionsStandIn(StandIn):
         self.note = SAMPLED.format(regions=self.regions, masked=masks)
 
     def losses(self, d: Any, maps: list[Tensor]) -> dict[str, Tensor]:
-        """Compute losses of regions, boxes and masks.
-
-        Args:
-            d: torchvision's detector.
-            maps: Its feature maps.
-
-        Returns:
-            Losses by name.
-        """
+        """Compute losses of regions, boxes and masks."""
         found = [torch.cat([x.flatten() for x in part]) for part in d.rpn.head(maps)]
         losses = {"rpn": found[0].sigmoid().mean() + found[1].abs().mean()}
         pooled = self._pooled(d.roi_heads.box_roi_pool, maps, self.regions)
@@ -218,15 +210,7 @@ class HeadsStandIn(StandIn):
     note = DENSE_HEADS
 
     def losses(self, d: Any, maps: list[Tensor]) -> dict[str, Tensor]:
-        """Compute a loss of each of the head's outputs.
-
-        Args:
-            d: torchvision's detector.
-            maps: Its feature maps.
-
-        Returns:
-            Losses by name.
-        """
+        """Compute a loss of each of the head's outputs."""
         found = d.head(maps)
         return {
             name: F.binary_cross_entropy_with_logits(value, torch.zeros_like(value))

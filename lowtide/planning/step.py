@@ -282,9 +282,7 @@ def _updates_in_backward(optimizer: Optimizer) -> Iterator[None]:
         parameter.grad = None
 
     trained = (p for group in optimizer.param_groups for p in group["params"])
-    hooks = [p.register_post_accumulate_grad_hook(update) for p in trained]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for p in trained:
+            hooks.enter_context(p.register_post_accumulate_grad_hook(update))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
