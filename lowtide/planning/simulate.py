@@ -84,10 +84,7 @@ def plan(
     Raises:
         InputError: Nothing tells what the loss of the model is, or options do not go together.
     """
-    if not isinstance(model, str):
-        refuse_no_module("plan", model)
-    if not isinstance(step, StepConfig):
-        raise InputError(f"step is a StepConfig(batch_size=...), not {shown(step)}")
+    _refuse_unfit(model, step)
     boxes = read("boxes", Count | None, boxes)
     trial = _given(examples, loss)
     named = isinstance(model, str)
@@ -112,6 +109,14 @@ def plan(
     if not isinstance(real, Tuned):
         real = apply(real, *methods, **asked)
     return rehearse_step(set_up_step(real, step), step, trial)
+
+
+def _refuse_unfit(model: object, step: object) -> None:
+    """Refuse what is no model, or no step."""
+    if not isinstance(model, str):
+        refuse_no_module("plan", model)
+    if not isinstance(step, StepConfig):
+        raise InputError(f"step is a StepConfig(batch_size=...), not {shown(step)}")
 
 
 def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:
