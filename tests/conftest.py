@@ -135,6 +135,7 @@ THINNED = {
     ("planning", "test_plan.py"): 3,
     ("multi_adapter", "test_multi_adapter.py"): 5,
 }
+HERE = Path(__file__).resolve().parent
 RANKS = {name: i for names in (sorted(METHODS), sorted(TABLES)) for i, name in enumerate(names)}
 
 
@@ -152,8 +153,26 @@ def _left_out(item: pytest.Item) -> bool:
     return None not in pair and sum(RANKS.get(name, 0) for name in pair) % share != 0
 
 
+def _names_of_no_test(items: list[pytest.Item]) -> list[str]:
+    """What is named above and is not there; of cases, where their test was collected."""
+    files = [*HERE.rglob("test_*.py")]
+    written = "".join(path.read_text(encoding="utf-8") for path in files)
+    functions = {getattr(item, "originalname", "") for item in items}
+    cases = {item.name for item in items}
+    lost = ["/".join(parts) for parts in THINNED if HERE.joinpath(*parts) not in files]
+    for name in sorted(SLOW):
+        function, case, _ = name.partition("[")
+        gone = f"def {function}(" not in written
+        if gone or (case and function in functions and name not in cases):
+            lost.append(name)
+    return lost
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    whole = [Path(arg).resolve() for arg in config.args] == [HERE]
+    if whole and (lost := _names_of_no_test(items)):
+        raise pytest.UsageError(f"{Path(__file__).name} names what is no test: {', '.join(lost)}")
     for item in items:
         if _left_out(item):
             item.add_marker("slow")

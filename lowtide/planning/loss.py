@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..targets.classify import Classify
 
 Loss = Callable[[nn.Module, Any, Any], Tensor]
@@ -25,5 +26,29 @@ def of_outputs(loss: Callable[[Any, Any], Tensor]) -> Loss:
     return lambda model, images, targets: loss(model(images), targets)
 
 
-CROSS_ENTROPY = of_outputs(Classify(()).loss)
+def of_logits(loss: Callable[[Any, Any], Tensor]) -> Loss:
+    """Make a step's loss of a function of logits, which a model gives alone or among more.
+
+    Args:
+        loss: From logits and targets to their mean loss over images.
+
+    Returns:
+        The loss of a model on images. It reads `logits` of what transformers' classifiers give, and
+        torchvision's that have further heads in training, which then count for nothing.
+    """
+    return of_outputs(lambda outputs, targets: loss(_logits(outputs), targets))
+
+
+def _logits(outputs: Any) -> Tensor:
+    named = isinstance(outputs, Mapping)
+    found = outputs.get("logits") if named else getattr(outputs, "logits", outputs)
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"the model gives a {type(outputs).__name__}, and nothing tells its logits: give"
+            " examples=, from a number of images to images and targets, and loss="
+        )
+    return found
+
+
+CROSS_ENTROPY = of_logits(Classify(()).loss)
 """The loss of one class per image, none of them weighed."""

@@ -76,10 +76,7 @@ def plan(
     Raises:
         InputError: Nothing tells what the loss of the model is, or options do not go together.
     """
-    if not isinstance(model, str):
-        refuse_no_module("plan", model)
-    if not isinstance(step, StepConfig):
-        raise InputError(f"step is a StepConfig(batch_size=...), not {shown(step)}")
+    _refuse_unfit(model, step)
     boxes = read("boxes", Count | None, boxes)
     trial = _given(examples, loss)
     named = isinstance(model, str)
@@ -99,8 +96,8 @@ def plan(
             return simulate_step(set_up_step(tuned, step), step, part, trial)
         except UNKNOWN:
             pass
-    real = create(model, pretrained=False, image_size=side) if isinstance(model, str) else model
-    real = real_copy(real)
+    structure = create(model, pretrained=False, image_size=side) if named else model
+    real = real_copy(structure)
     if not isinstance(real, Tuned):
         real = apply(real, *methods, **asked)
     return rehearse_step(set_up_step(real, step), step, part, trial)
@@ -126,6 +123,14 @@ def plan_on_shapes(tuned: Tuned, step: StepConfig) -> Plan:
             f"a search plans steps on shapes alone, and the optimiser {step.opt}, or the model,"
             " chooses by numbers what it computes: give the settings in place of a budget"
         ) from reason
+
+
+def _refuse_unfit(model: object, step: object) -> None:
+    """Refuse what is no model, or no step."""
+    if not isinstance(model, str):
+        refuse_no_module("plan", model)
+    if not isinstance(step, StepConfig):
+        raise InputError(f"step is a StepConfig(batch_size=...), not {shown(step)}")
 
 
 def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:

@@ -25,7 +25,7 @@ from ..families import image_shape
 from ..targets import Targets
 from ..tuning.tuned import Tuned
 from .cost_model import Work, WorkMeter
-from .loss import of_outputs
+from .loss import of_logits
 from .materials import materialise
 from .meter import RealLayouts
 from .step import (
@@ -147,7 +147,7 @@ def _asked(
     model, shape = (part or _whole)(tuned)
     targets = step.blank_targets(tuned.num_classes)
     examples = partial(_labelled, step, targets, tuned.num_classes, shape)
-    return model, Trial(examples, of_outputs(targets.loss), "")
+    return model, Trial(examples, of_logits(targets.loss), "")
 
 
 def _watched(

@@ -51,16 +51,13 @@ def create(
         InputError: The file or an option does not fit the model.
         LowtideError: timm's weights cannot be had here.
     """
-    name, size = read("model", str, name), read("image_size", Side | None, image_size)
+    name, size = _name(name), read("image_size", Side | None, image_size)
     drop_path = read("drop_path", Share, drop_path)
-    frozen_dtype = read("frozen_dtype", FrozenDtype, frozen_dtype)
-    if not timm.is_model(name):
-        raise UnknownName("model", name, timm.list_models())
     options: Any = {"drop_path_rate": drop_path} if drop_path else {}
-    own = pretrained and checkpoint is None
-    packs = frozen_dtype != "fp32"
+    packs = read("frozen_dtype", FrozenDtype, frozen_dtype) != "fp32"
     try:
         with Unfilled() if packs and checkpoint else nullcontext():
+            own = pretrained and checkpoint is None
             model: Any = timm.create_model(name, pretrained=own, **options)
     except TypeError as e:
         raise InputError(f"{name} has no option drop_path: {e}") from e
@@ -85,6 +82,13 @@ def create(
     elif packs and weights is not None:
         model.__dict__[ORIGINAL] = fingerprint(model, read=weights.read)
     return model
+
+
+def _name(given: object) -> str:
+    name: str = read("model", str, given)
+    if not timm.is_model(name):
+        raise UnknownName("model", name, timm.list_models())
+    return name
 
 
 def _pack_unfilled(model: Any, weights: Weights, dtype: FrozenDtype) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections import namedtuple
 
 import pytest
 import torch
 from nets import tiny
 from steps import real_step
+from torch import nn
 
 from lowtide import METHODS, InputError, StepConfig, apply, compress, footprint, plan
 from lowtide.families import FAMILIES, image_shape
@@ -205,6 +207,35 @@ def test_a_backbone_that_is_compressed_already_is_planned_with_the_step_s_policy
     step = StepConfig(batch_size=3)
     wanted = plan(tiny("vit").float(), METHODS["lora"](), step=step)
     assert plan(compress(tiny("vit").float(), "tight"), METHODS["lora"](), step=step) == wanted
+
+
+class Giving(nn.Module):
+    """A classifier that gives its logits in a form of its own."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+        self.num_classes, self.form = 5, form
+
+    def forward(self, x):
+        return self.form(self.head(self.body(x).mean((2, 3)).relu()))
+
+
+TwoHeads = namedtuple("TwoHeads", ("logits", "aux"))
+
+
+@pytest.mark.parametrize(
+    "form", [lambda y: {"logits": y, "n": 3}, lambda y: TwoHeads(y, [y])], ids=["dict", "tuple"]
+)
+def test_logits_are_found_among_what_a_model_gives(form):
+    step = StepConfig(batch_size=3)
+    wanted = plan(Giving(lambda y: y), METHODS["full"](), step=step)
+    assert plan(Giving(form), METHODS["full"](), step=step).parts == wanted.parts
+
+
+def test_a_model_without_logits_is_no_classifier():
+    with pytest.raises(InputError, match="gives a list, and nothing tells its logits: give ex"):
+        plan(Giving(lambda y: [y]), METHODS["full"](), step=StepConfig(batch_size=3))
 
 
 def test_more_micro_batches_than_images_are_refused():

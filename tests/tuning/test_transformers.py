@@ -8,8 +8,9 @@ import json
 import pytest
 import torch
 from nets import FEW, stir, wake
+from steps import real_step
 
-from lowtide import METHODS, Role, apply, load
+from lowtide import METHODS, Role, StepConfig, apply, load, plan
 from lowtide.families import image_shape
 
 transformers = pytest.importorskip("transformers")
@@ -65,6 +66,16 @@ def test_lora_trains_saves_loads_and_merges(tmp_path, name):
         assert tuned.backbone.config.num_labels == OWN
     assert tuned.backbone.config.num_labels == FEW
     assert (tuned.merge_and_unload()(x).logits - y.logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("policy", ["exact", "tight"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_plan_is_the_step_on_its_logits(name, policy):
+    model, step = made(name)[0], StepConfig(batch_size=2, policy=policy)
+    tuned, real = real_step(model, METHODS["lora"](), step)
+    planned = plan(model, METHODS["lora"](), step=step)
+    assert planned.peak_bytes == real.peak_bytes and planned.parts == real.parts
+    assert (planned.trainable_parameters, planned.total_parameters) == tuned.trainable_counts()
 
 
 @pytest.mark.parametrize("parts", ["k", "qkv"])
