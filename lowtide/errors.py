@@ -53,7 +53,7 @@ def shown(value: object) -> str:
         value: Anything a file or a caller may hold.
 
     Returns:
-        Its `repr`, cut in the middle where it is long.
+        Its `repr` on one line, cut in the middle where it is long.
     """
     if isinstance(value, int) and value.bit_length() > 4 * LONGEST:
         return f"a whole number of about {round(value.bit_length() * 0.30103)} digits"
@@ -62,7 +62,7 @@ def shown(value: object) -> str:
     if isinstance(value, dict | list | tuple | set) and len(value) > LONGEST:
         return f"a {type(value).__name__} of {len(value)} entries"
     try:
-        text = repr(value)
+        text = " ".join(line.strip() for line in repr(value).splitlines())
     except (ValueError, RecursionError):  # a number too long to print, or data too deep
         return f"a {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 20]}...{text[-10:]}"

@@ -19,6 +19,24 @@ PARTIAL = 16
 """Letters that the name of a file has more while it is written."""
 
 
+def path_of(name: str, given: object) -> Path:
+    """Take a path that a caller gives.
+
+    Args:
+        name: Of the option, for the message.
+        given: Text or a path.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"{name} must be a path, not {shown(given)}")
+    return Path(given)
+
+
 def located(path: Path | str) -> Path:
     """Replace `$NAME` by the environment variable and `~` by the home folder.
 
@@ -33,7 +51,7 @@ def located(path: Path | str) -> Path:
     Raises:
         InputError: A variable is not set.
     """
-    found = os.path.expandvars(os.path.expanduser(path))
+    found = os.path.expandvars(os.path.expanduser(path_of("a file", path)))
     if not os.path.exists(found) and (unset := re.search(r"\$\{?\w+\}?", found)):
         raise InputError(f"{path}: the environment variable {unset[0]} is not set")
     return Path(found)

@@ -266,6 +266,8 @@ def _items(name: str, given: object) -> list[object]:
         return list(given)
     if not isinstance(given, str):
         raise InputError(f"{name} must be a list such as [a, b], not {_said(given)}")
+    if not given.strip():
+        raise InputError(f"{name} is empty; is a variable not set? [] is a list of nothing")
     inner = given.strip().removeprefix("[").removesuffix("]").strip()
     return [item.strip().strip("'\"") for item in inner.split(",")] if inner else []
 

@@ -13,12 +13,12 @@ from typing import Any
 from ..data.formats import named
 from ..errors import InputError, UnknownName, printable
 from ..extras import extra
-from ..paths import located, refuse_unwritable, write_text
+from ..paths import located, write_text
 from ..planning.search import DECIDED
 from ..training.config import RunConfig, read_yaml, write_yaml
 from ..training.decided import OPEN
 from ..training.loop import CONFIG, SUMMARY, train
-from ..training.owner import Busy
+from ..training.owner import Busy, refuse_run
 from .results import FAILED, chosen_tests, summary_of
 from .suite import SUITE, Row, Suite
 
@@ -65,7 +65,7 @@ def run_suite(
         for path in filter(None, (row.config.data, row.config.checkpoint)):
             if not named(path) and not located(path).exists():
                 raise InputError(f"{row.folder}: {path} does not exist")
-    refuse_unwritable(output, folder=True)
+    refuse_run(output)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / SUITE, suite.source)
     launch = LAUNCHERS[launcher]

@@ -24,7 +24,7 @@ from ..inference.dense import (
 )
 from ..inference.places import refuse_replacing
 from ..inference.predictions import THRESHOLD, images_in
-from ..paths import refuse_unwritable, whole, write_text
+from ..paths import whole, write_text
 from ..training.progress import note
 from .console import OUT
 
@@ -116,7 +116,7 @@ def predict_images(given: dict[str, Any]) -> None:
 
 def _pictures(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
     """Name each picture after its image; where two share a name, all with the images' numbers."""
-    refuse_unwritable(folder, folder=True)
+    refuse_replacing(folder, folder=True)
     stems = [path.stem for path in paths]
     if len({*stems}) < len(stems):
         stems = [f"{number}-{stem}" for number, stem in enumerate(stems, start=1)]

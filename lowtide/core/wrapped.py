@@ -10,7 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..errors import InputError, shown
+
 COMPILED, PARALLEL = "_orig_mod", "module"
+
+
+def refuse_no_module(taker: str, given: object) -> None:
+    """Refuse what is no module where one is needed.
+
+    Args:
+        taker: Who needs it.
+        given: What was given.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not isinstance(given, nn.Module):
+        raise InputError(f"{taker} takes a module, not {shown(given)}")
 
 
 def unwrapped(model: Any) -> Any:

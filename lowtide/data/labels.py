@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError
@@ -35,6 +37,42 @@ def read_classes(folder: Path) -> tuple[str, ...] | None:
             raise InputError(f"{path}:{number}: expected a new class name, got {name!r}")
         seen.add(name)
     return classes
+
+
+def akin(classes: Sequence[str], task: str) -> Iterator[str]:
+    """Say which classes are probably meant as one, and which as several.
+
+    Args:
+        classes: Their names.
+        task: What is learnt; where an image has several labels, one name may be a list of others.
+
+    Yields:
+        A note for each: one number written in several ways; names that differ in case, in blanks
+        or in how letters are encoded alone; names with a comma or a bar between others.
+    """
+    numbers, alike = defaultdict(list), defaultdict(list)
+    for name in classes:
+        if name.isascii() and name.isdecimal():
+            numbers[name.lstrip("0")].append(name)
+        else:
+            alike[_plain(name).casefold()].append(name)
+    for several in (names for names in numbers.values() if len(names) > 1):
+        said = " and ".join(map(repr, several))
+        yield f"classes {said} are one number, and count as several classes"
+    for several in (names for names in alike.values() if len(names) > 1):
+        look_the_same = len({*map(_plain, several)}) < len(several)
+        said = " and ".join(map(ascii if look_the_same else repr, several))
+        yield f"classes {said} differ in case, blanks or encoding alone, and count as several"
+    known = {*classes} if task == "multilabel" else set()
+    for name in classes:
+        if known & {part.strip() for part in re.split(r"[,|]", name)} - {name}:
+            yield f"label {name!r} counts as one label of its own: a semicolon divides several"
+
+
+def _plain(name: str) -> str:
+    """Write a name as it looks: one encoding of each letter, no invisible ones, single blanks."""
+    letters = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    return " ".join("".join(letters).split())
 
 
 def order(classes: Iterable[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from .dataset import Dataset, Sample, fingerprint, relative
 from .division import divide
 from .formats import find
 from .images import Look, bits_of, look
-from .labels import order
+from .labels import akin, order
 from .listing import SPLITS, Entry, Listing
 from .tree import hint
 
@@ -84,7 +84,7 @@ def read(
         fingerprint=fingerprint(listing.root, samples, classes, task),
         format=listing.format,
         root=listing.root,
-        notes=(*listing.notes, *listing.differences(), *_akin(classes), *of_bits, *notes),
+        notes=(*listing.notes, *listing.differences(), *akin(classes, task), *of_bits, *notes),
         skipped=tuple(f"{relative(path, listing.root)}: {why}" for path, why in skipped.items()),
         bits=bits,
         task=task,
@@ -209,19 +209,6 @@ def _depth(looks: Mapping[Path, Look]) -> tuple[int, list[str]]:
     return bits, [
         f"{len(peaks)} images have 16-bit pixels and none is above {max(peaks)}: they are taken "
         f"for {bits} bits, value v is read as v / {1 << bits - 8}"
-    ]
-
-
-def _akin(classes: Sequence[str]) -> list[str]:
-    """Say which classes are one number written in several ways."""
-    written = defaultdict(list)
-    for name in classes:
-        if name.isascii() and name.isdecimal():
-            written[name.lstrip("0")].append(name)
-    return [
-        f"classes {' and '.join(map(repr, several))} are one number, and count as several classes"
-        for several in written.values()
-        if len(several) > 1
     ]
 
 

@@ -110,6 +110,8 @@ def hint(path: Path) -> str:
     """
     if os.path.islink(path):
         return f"; it is a link to {os.readlink(path)}, which is not there"
+    if os.path.lexists(path):
+        return "; what has that name is no file"
     missing = path
     while not os.path.isdir(missing.parent):
         missing = missing.parent

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..core.method import Method
 from ..errors import InputError, shown
-from ..paths import read_json, refuse_unwritable, write_text
+from ..paths import read_json, write_text
 from ..training.config import RunConfig
-from ..training.owner import owned
+from ..training.owner import owned, refuse_run
 from ..training.progress import note
 from .evolve import Candidate, best_first, evolve
 from .inherit import inherited_score, shared_config, trained_supernet, width_space
@@ -54,7 +54,7 @@ def search(config: RunConfig, folder: Path, options: Search) -> RunConfig:
     _refuse_unfit(config)
     over = {"widths": _over_widths, "methods": _over_methods}[options.over]
     prepared = over(config, folder, options)
-    refuse_unwritable(folder, folder=True)
+    refuse_run(folder)
     with owned(folder):
         _refuse_other(folder, config, options)
         method = prepared()

@@ -11,7 +11,7 @@ from typing import Any
 from ..core.method import Method
 from ..dense.results import answer_of
 from ..errors import InputError, shown
-from ..paths import refuse_unwritable
+from ..paths import path_of, refuse_unwritable
 from ..training.callbacks import Callback
 from ..training.config import RunConfig
 from ..training.loop import train
@@ -134,7 +134,9 @@ def fit(
     config.refuse_crowd()
     if resume and output is None:
         raise InputError("resume needs output, the folder of the run to continue")
-    folder = Path(output) if output is not None else free_folder(config.data, config.method)
+    folder = (
+        path_of("output", output) if output is not None else free_folder(config.data, config.method)
+    )
     refuse_unwritable(folder, folder=True)
     summary = train(config, folder, continues=resume, overwrite=overwrite, callbacks=callbacks)
     return FitResult(folder, summary)

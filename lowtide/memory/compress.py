@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..errors import InputError, Unsupported, shown
+from ..core.wrapped import refuse_no_module
+from ..errors import Unsupported
 from ..ops.unary import MODULES
 from .attention import RECURRENT
 from .policies import policy_of
@@ -36,8 +37,7 @@ def compress(model: nn.Module, policy: Policy | str) -> nn.Module:
         Unsupported: A module is scripted; or the policy keeps nothing but the inputs of blocks, and
             the model is not one of `lowtide.apply`, which knows its blocks.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"compress takes a module, not {shown(model)}")
+    refuse_no_module("compress", model)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise Unsupported("a scripted module runs past Python: compress it before torch.jit.script")
     policy = policy_of(policy)
@@ -67,7 +67,11 @@ def decompress(model: nn.Module) -> nn.Module:
 
     Returns:
         The same object.
+
+    Raises:
+        InputError: The model is no module.
     """
+    refuse_no_module("decompress", model)
     for module in model.modules():
         if (plain := getattr(type(module), "_lowtide_plain", None)) is not None:
             module.__class__ = plain

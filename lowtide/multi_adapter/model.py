@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.method import method_name
-from ..core.wrapped import unwrapped
+from ..core.wrapped import refuse_no_module, unwrapped
 from ..errors import InputError, UnknownName, Unsupported, shown
 from ..families import classifiers, image_shape, reset
 from ..tuning.adapter_config import AdapterConfig
-from ..tuning.adapter_files import read_config
 from ..tuning.tuned import Tuned
+from ..values import Count, read
+from .given import configs_of, shared_config
+from .lock import Lock
 from .regions import Regions
 from .rider import Rider, nbytes
 from .streams import Stream, Streams
@@ -63,15 +63,12 @@ class MultiAdapter(nn.Module):
                 what cannot be shared.
         """
         super().__init__()
-        if rows_at_once is not None and rows_at_once < 1:
-            raise InputError(f"rows_at_once is at least 1, not {rows_at_once}")
-        adapters, self.rows_at_once = dict(adapters or {}), rows_at_once
-        for folder in adapters.values():
-            _refuse_overwriting(_config(folder), folder)
+        refuse_no_module("MultiAdapter", backbone)
+        self.rows_at_once = read("rows_at_once", Count | None, rows_at_once)
+        configs = configs_of(adapters or {})
         backbone = unwrapped(backbone)
-        if not classifiers(backbone) and adapters:
-            first = next(iter(adapters.values()))
-            reset(backbone, _config(first).num_classes, "trunc_normal")
+        if not classifiers(backbone) and configs:
+            reset(backbone, next(iter(configs.values())).num_classes, "trunc_normal")
         self._tuned = Tuned(backbone).eval()
         if not self._tuned.heads:
             raise InputError("the backbone has no classifier, and no adapter tells its classes")
@@ -83,8 +80,8 @@ class MultiAdapter(nn.Module):
         )
         self._riders: dict[str, Rider] = {}
         self.configs: dict[str, AdapterConfig] = {}
-        self._lock = threading.RLock()  # edits stand in the one backbone while it runs
-        for name, folder in adapters.items():
+        self._lock = Lock()  # edits stand in the one backbone while it runs
+        for name, folder in (adapters or {}).items():
             self.load_adapter(folder, name)
 
     @property
@@ -109,8 +106,7 @@ class MultiAdapter(nn.Module):
             InputError: The name is taken, the files are damaged, or the backbone is another.
             Unsupported: It changes what cannot be shared.
         """
-        config = _config(folder)
-        _refuse_overwriting(config, folder)
+        config = shared_config(folder)
         with self._lock:
             if not isinstance(name, str) or not name:
                 raise InputError(f"an adapter's name is a word, not {shown(name)}")
@@ -282,18 +278,6 @@ class MultiAdapter(nn.Module):
     def nbytes(self) -> int:
         """Bytes of the backbone and all adapters."""
         return self.backbone_nbytes() + sum(map(self.adapter_nbytes, self.adapters))
-
-
-def _config(folder: Path | str) -> AdapterConfig:
-    return AdapterConfig.of(read_config(Path(folder)), folder)
-
-
-def _refuse_overwriting(config: AdapterConfig, folder: Path | str) -> None:
-    if whole := [method_name(type(m)) for m in config.methods if m.overwrites]:
-        raise Unsupported(
-            f"{folder}: {whole[0]} changes every weight of the backbone, and nothing is left to"
-            " share; load it alone with lowtide.load"
-        )
 
 
 def _what(x: object) -> str:

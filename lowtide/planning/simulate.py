@@ -9,14 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
 
 from ..core.method import Method
-from ..errors import InputError
+from ..core.wrapped import refuse_no_module
+from ..errors import InputError, shown
 from ..families import meta_copy
 from ..memory.compress import compress
 from ..memory.policies import policy_of
@@ -24,17 +20,15 @@ from ..tuning.adapter_config import Head
 from ..tuning.applying import apply
 from ..tuning.backbone import create
 from ..tuning.tuned import Tuned, set_frozen_dtype
+from ..values import Count, read
 from ..versions import on_meta
 from .loss import Loss
 from .materials import real_copy
 from .step import StepConfig
 from .trial import Examples, Trial, trial_of
+from .watch import UNKNOWN, SelectPart, rehearse_step
 from .watch import Plan as Plan
-from .watch import SelectPart, rehearse_step
 from .watch import simulate_step as simulate_step
-
-UNKNOWN = (DynamicOutputShapeException, DataDependentOutputException, UnsupportedOperatorException)
-"""What a tensor without numbers says to an operation whose result's shape depends on them."""
 
 
 def plan(
@@ -82,6 +76,11 @@ def plan(
     Raises:
         InputError: Nothing tells what the loss of the model is, or options do not go together.
     """
+    if not isinstance(model, str):
+        refuse_no_module("plan", model)
+    if not isinstance(step, StepConfig):
+        raise InputError(f"step is a StepConfig(batch_size=...), not {shown(step)}")
+    boxes = read("boxes", Count | None, boxes)
     trial = _given(examples, loss)
     named = isinstance(model, str)
     asked: Any = {"num_classes": num_classes, "backbone": backbone, "head": head}
@@ -99,12 +98,34 @@ def plan(
         try:
             return simulate_step(set_up_step(tuned, step), step, part, trial)
         except UNKNOWN:
-            if trial is None:
-                raise
-    real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
+            pass
+    real = create(model, pretrained=False, image_size=side) if isinstance(model, str) else model
+    real = real_copy(real)
     if not isinstance(real, Tuned):
         real = apply(real, *methods, **asked)
-    return rehearse_step(set_up_step(real, step), step, trial)
+    return rehearse_step(set_up_step(real, step), step, part, trial)
+
+
+def plan_on_shapes(tuned: Tuned, step: StepConfig) -> Plan:
+    """Measure a training step that never runs, and must not.
+
+    Args:
+        tuned: A tuned classifier on the meta device; it is used up.
+        step: Its options.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: What the step computes depends on numbers.
+    """
+    try:
+        return simulate_step(set_up_step(tuned, step), step)
+    except UNKNOWN as reason:
+        raise InputError(
+            f"a search plans steps on shapes alone, and the optimiser {step.opt}, or the model,"
+            " chooses by numbers what it computes: give the settings in place of a budget"
+        ) from reason
 
 
 def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:
@@ -113,6 +134,8 @@ def _given(examples: Examples | None, loss: Loss | None) -> Trial | None:
         return None
     if examples is None or loss is None:
         raise InputError("examples= and loss= go together: a batch and what is made of it")
+    if not (callable(examples) and callable(loss)):
+        raise InputError("examples= and loss= are functions: of a number of images, of a model")
     return Trial(examples, loss, "planned on the examples and the loss that were given")
 
 

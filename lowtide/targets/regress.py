@@ -65,17 +65,21 @@ class Regress(Targets):
             The targets.
 
         Raises:
-            InputError: Labels are to be smoothed, or all numbers are the same.
+            InputError: Labels are to be smoothed, all numbers are the same, or one is too large.
         """
         if smoothing:
             raise InputError("smoothing is of labels: task regress has none")
         values = np.asarray(labels, np.float64)
-        if not values.std() > 0:
+        with np.errstate(over="ignore", invalid="ignore"):
+            deviation = values.std()
+        if not deviation > 0 and np.isfinite(deviation):
             raise InputError(
                 f"every training image has {names[0]} {values.flat[0]:g}: expected numbers that"
                 " differ"
             )
-        return cls(names, float(values.mean()), float(values.std()), loss == "smooth_l1")
+        if not np.isfinite(deviation):
+            raise InputError(f"{names[0]} reaches {values.max():g}: its deviation is no number")
+        return cls(names, float(values.mean()), float(deviation), loss == "smooth_l1")
 
     @staticmethod
     def examples(outputs: int) -> Sequence[Label]:

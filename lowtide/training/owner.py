@@ -57,6 +57,20 @@ def refuse_unfinished(folder: Path) -> None:
         raise InputError(f"{folder} is not finished: lowtide train --resume {folder} continues it")
 
 
+def refuse_run(folder: Path) -> None:
+    """Refuse a place for many runs that is itself the folder of one, or cannot be written to.
+
+    Args:
+        folder: Where the runs would go.
+
+    Raises:
+        InputError: It holds a run, or cannot be made.
+    """
+    refuse_unwritable(folder, folder=True)
+    if (folder / CONFIG).exists():
+        raise InputError(f"{folder} is the folder of one run: give another --output")
+
+
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Lock a run folder for the length of a block; of the processes of one run, the first does.

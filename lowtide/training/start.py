@@ -25,12 +25,17 @@ def accelerate(config: RunConfig) -> Accelerator:
         Accelerate's.
 
     Raises:
-        InputError: Several processes are to update in backward, or to keep features.
+        InputError: Several processes are to update in backward, or to keep features; or a processor
+            is to compute in fp16.
     """
     AcceleratorState._reset_state()  # or a second run in one process would be held to the first's
     accelerator = Accelerator(
         mixed_precision=config.amp, cpu=device_of(config.device).type == "cpu"
     )
+    if config.amp == "fp16" and accelerator.device.type == "cpu":  # Accelerate would leave it out
+        raise InputError(
+            "amp fp16 needs an accelerator, and the device is cpu: expected bf16 or no"
+        )
     if config.update_in_backward and accelerator.num_processes > 1:
         raise InputError("update_in_backward works in one process: others average gradients first")
     if config.cache_features and accelerator.num_processes > 1:

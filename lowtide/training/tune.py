@@ -14,13 +14,12 @@ from typing import Annotated, Any, Literal, get_args
 from ..core.method import method_name
 from ..errors import InputError, LowtideError, shown
 from ..extras import extra
-from ..paths import refuse_unwritable
 from ..targets import DENSE
 from ..values import Count, Width, Within, hints, read_fields
 from .callbacks import Callback
 from .config import RunConfig
 from .loop import train
-from .owner import owned
+from .owner import owned, refuse_run
 from .progress import note
 from .summary import Epoch
 
@@ -86,7 +85,7 @@ def tune(config: RunConfig, folder: Path, search: Search = Search()) -> RunConfi
             f" on task {config.task} has none, or other options decide it"
         )
     optuna = extra("optuna", "tune")
-    refuse_unwritable(folder, folder=True)
+    refuse_run(folder)
     with owned(folder):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         study = _study(optuna, folder / JOURNAL, config.seed)

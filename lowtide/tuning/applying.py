@@ -11,6 +11,7 @@ from ..core.method import Method, method_name
 from ..core.wrapped import unwrapped
 from ..errors import InputError
 from ..families import HeadInit, image_shape, part_at, reset
+from ..values import Count, read
 from .adapter_config import AdapterConfig, Head
 from .adapter_files import read_adapter
 from .checks import (
@@ -65,8 +66,7 @@ def apply(
         Unsupported: A method cannot live on this backbone. Whatever is raised, the backbone is as
             it was.
     """
-    if num_classes is not None and num_classes < 1:
-        raise InputError(f"num_classes is at least 1, not {num_classes}")
+    num_classes = read("num_classes", Count | None, num_classes)
     refuse_unfit(model, methods)
     with restored_on_error(model):
         model = unwrapped(model)

@@ -16,6 +16,7 @@ from ..errors import InputError, LowtideError, UnknownName
 from ..families import family_of, image_shape, measure, reset
 from ..memory.frozen_dtype import FrozenDtype
 from ..paths import located
+from ..values import Share, Side, read
 from .fingerprint import ORIGINAL, fingerprint
 from .weights import Unfilled, Weights, forget_numbers, load_weights, pack_backbone
 
@@ -46,10 +47,13 @@ def create(
         The backbone; frozen where `frozen_dtype` is given.
 
     Raises:
-        UnknownName: timm has no such model.
+        UnknownName: timm has no such model, or `frozen_dtype` is none.
         InputError: The file or an option does not fit the model.
         LowtideError: timm's weights cannot be had here.
     """
+    name, size = read("model", str, name), read("image_size", Side | None, image_size)
+    drop_path = read("drop_path", Share, drop_path)
+    frozen_dtype = read("frozen_dtype", FrozenDtype, frozen_dtype)
     if not timm.is_model(name):
         raise UnknownName("model", name, timm.list_models())
     options: Any = {"drop_path_rate": drop_path} if drop_path else {}
@@ -74,8 +78,8 @@ def create(
         if packs:
             _pack_unfilled(model, weights, frozen_dtype)
         load_weights(model, weights)
-    if image_size is not None and image_shape(model)[1:] != (image_size, image_size):
-        _resize(model, name, image_size)
+    if size is not None and image_shape(model)[1:] != (size, size):
+        _resize(model, name, size)
     if packs and weights is None:
         pack_backbone(model, frozen_dtype)
     elif packs and weights is not None:

@@ -28,11 +28,23 @@ def refuse_unfit(model: object, methods: Iterable[object]) -> None:
         methods: What should train.
 
     Raises:
-        InputError: The model is none, or is tuned already; or a method is a name or a class.
+        InputError: The model is none, has no weights, or is tuned already; a method is a name or a
+            class; or nothing could be trained in this mode of torch.
+        Unsupported: The model is scripted.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
             f"methods are put on a model, such as timm.create_model gives, not on {shown(model)}"
+        )
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise Unsupported(
+            "a scripted module runs past Python: methods come before torch.jit.script"
+        )
+    if next(model.parameters(), None) is None:
+        raise InputError(f"{type(model).__name__} has no weights to put methods on")
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "what is made under torch.inference_mode cannot train: apply outside of it"
         )
     if any(isinstance(m, Graft | StagedModel) for m in model.modules()):
         raise InputError(

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ..core.method import method_name
 from ..core.site import Role, Site
-from ..core.wrapped import unwrapped
+from ..core.wrapped import refuse_no_module, unwrapped
 from ..errors import InputError, Unsupported
 from ..families import classifiers, new_classifier
 from ..methods.lora import PARTS, LoRA, LoRAGraft
-from ..paths import write_text
+from ..paths import path_of, write_text
 from .adapter_files import CONFIG, WEIGHTS, write_tensors
 from .applying import apply
 from .applying import load as load_own
@@ -47,9 +47,11 @@ def load(model: nn.Module, folder: Path | str, *, name: str = "default") -> Tune
         InputError: The files are damaged, or the backbone is not the one recorded. The backbone is
             as it was.
     """
-    if not is_peft(Path(folder)):
+    refuse_no_module("load", model)
+    folder = path_of("folder", folder)
+    if not is_peft(folder):
         return load_own(model, folder, name=name)
-    adapter = read_peft(Path(folder))
+    adapter = read_peft(folder)
     if other := [p for p, change in adapter.changes.items() if not change.low_rank]:
         raise InputError(
             f"{folder} holds a {adapter.kind} of peft's, which changes {other[0]} by more than an"
@@ -73,7 +75,8 @@ def merge_peft(model: nn.Module, folder: Path | str) -> nn.Module:
     Raises:
         InputError: The files are damaged, or do not fit the model. The model is as it was.
     """
-    adapter = read_peft(Path(folder))
+    refuse_no_module("merge_peft", model)
+    adapter = read_peft(path_of("folder", folder))
     with restored_on_error(model):
         model = unwrapped(model)
         fits(adapter, model)

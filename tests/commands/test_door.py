@@ -116,6 +116,7 @@ NUMBERS = [
     ("method.dropout", "-1", "a number from 0 below 1"),
     ("method.alpha", "nan", "a number from"),
     ("method.roles", "[qvk]", "unknown role 'qvk'"),
+    ("method.roles", " ", "is empty; is a variable not set?"),
     ("method.rnk", "3", "did you mean"),
     ("modle", "x", "did you mean"),
 ]

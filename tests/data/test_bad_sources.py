@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def test_a_wrong_path_gets_the_nearest_name(paint):
         f"{root}/flwoers/train does not exist; did you mean {root}/flowers/train?"
     )
     assert refusal(root / "zzz") == f"{root}/zzz does not exist"
+
+
+def test_what_is_no_file_is_said_to_be_none(paint):
+    root = paint("a/0.png", "b/0.png")
+    os.mkfifo(root / "a" / "pipe.png")
+    assert refusal(root).endswith("; what has that name is no file")
 
 
 def test_folders_that_hold_no_data_set(paint, tmp_path):
@@ -140,6 +147,8 @@ def test_lists_for_the_wrong_role(paint):
         ),
         ("path,kind\na.png,0\n", "no column label or class; its columns are path, kind"),
         ("", "no column path or image or file or filename; its columns are none"),
+        ("path,label,label\na.png,0,1\n", "table.csv: column label is there twice"),
+        ("path,label,Split,split\na.png,0,test,train\n", "table.csv: column split is there twice"),
         ("path,label\n", "has no rows below its header"),
         ("path,label\na.png,0\nb.png\n", "table.csv:3: expected a path and a label"),
         ("path,label\na.png,0\n,1\n", "table.csv:3: expected a path and a label"),

@@ -51,6 +51,13 @@ def test_one_column_of_names_with_semicolons_says_the_same(table):
     )
 
 
+@pytest.mark.parametrize("between", [",", "|", " , "])
+def test_a_list_of_names_that_no_semicolon_divides_is_said(table, between):
+    path = table("labels", *[f'"cat{between}dog"', "cat", "dog"] * 2)
+    notes = read(path, task="multilabel", val_fraction=0, test_fraction=0).notes
+    assert f"label 'cat{between}dog' counts as one label of its own: a semicolon" in "".join(notes)
+
+
 def test_a_number_is_read_from_a_column_of_any_name(table):
     path = table("Age,sex", "1.5,m", "2,f", "-3e2,m", "4,f", "5,m", "6,f")
     data = read(path, task="regress", target="Age")

@@ -79,6 +79,8 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
         first(segmentation=[[0, 0, 10**9, 0, 10**9, 10**9]]),
         "a polygon far outside",
     ),
+    "a crowd in words": (first(iscrowd="0"), "annotation 1: expected iscrowd 0 or 1, got '0'"),
+    "two crowds": (first(iscrowd=2), "annotation 1: expected iscrowd 0 or 1, got 2"),
     "half a corner": (first(segmentation=[[1, 2, 3, 4, 5]]), "expected segmentation as polygons"),
     "runs of another size": (
         first(segmentation={"size": [20, 20], "counts": [0, 400]}),
@@ -169,6 +171,14 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
         "no YAML",
     ),
     "names with a gap": (yolo("names: {0: a, 2: b}\ntrain: x\n", "data.yaml"), "numbers 0 to 1"),
+    "names that YAML takes for truths": (
+        yolo("names: [no, yes]\ntrain: x\n", "data.yaml"),
+        "names: False is no name: put yes, no, on and off in quotes",
+    ),
+    "more classes than names": (
+        yolo("nc: 3\nnames: [a, b]\ntrain: images/train\n", "data.yaml"),
+        "nc is 3, and there are 2 names",
+    ),
     "a folder that is absent": (
         yolo("names: [a, b]\ntrain: images/trian\n", "data.yaml"),
         "'images/trian' is not there; did you mean",
@@ -226,6 +236,21 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
         pairs(lambda root: trees.text(root / "classes.txt", "cat\ncat\ndog\n")),
         "classes.txt: expected a new class name, got 'cat'",
     ),
+    "two masks of one image": (
+        pairs(lambda root: trees.mask(root / "masks/val/b.bmp", np.zeros((30, 40)))),
+        "val/b.bmp and .*val/b.png have one name: expected one image of each",
+    ),
+    "two images of one mask": (
+        pairs(lambda root: trees.image(root / "images/val/b.bmp", "b")),
+        "val/b.bmp and .*val/b.png have one name: expected one image of each",
+    ),
+    "a painted shape": (
+        lambda root: trees.text(
+            trees.labelme(root) / "val/b.json",
+            {"shapes": [{"label": "cat", "shape_type": "mask", "points": [[1, 2], [3, 4]]}]},
+        ),
+        "shape 1: expected a shape_type of polygon, rectangle, circle, got 'mask'",
+    ),
     "no shapes": (
         lambda root: trees.text(trees.labelme(root) / "val/b.json", {"shapes": 4}),
         "b.json is not LabelMe's",
@@ -253,7 +278,8 @@ def test_bad_labels_are_refused_in_one_line(name, tmp_path):
 def test_boxes_that_cannot_be_learnt_are_dropped_or_cut_and_counted(tmp_path):
     def change(content: dict) -> None:
         box = content["annotations"][0]
-        for bbox in ([5, 5, 0, 4], [9, 9, -3, 4], [50, 3, 5, 5], [35, 25, 10, 10], [-3, -4, 9, 9]):
+        given = ([5, 5, 0, 4], [9, 9, -3, 4], [6, 9, 1e-9, 4])
+        for bbox in (*given, [50, 3, 5, 5], [35, 25, 10, 10], [-3, -4, 9, 9]):
             content["annotations"].append({**box, "bbox": bbox, "id": bbox[0]})
 
     coco(change)(tmp_path)
@@ -262,7 +288,7 @@ def test_boxes_that_cannot_be_learnt_are_dropped_or_cut_and_counted(tmp_path):
     assert boxes == [(4, 5, 14, 25), (20, 2, 38, 12), (35, 25, 40, 30), (0, 0, 6, 5)]
     for said in (
         "boxes outside their image: 1 dropped (first instances_train2017.json annotation 50",
-        "empty boxes: 2 dropped (first instances_train2017.json annotation 5",
+        "empty boxes: 3 dropped (first instances_train2017.json annotation 5",
         "boxes across the edge of their image: 2 clipped (first instances_train2017.json annotati",
     ):
         assert any(note.startswith(said) for note in folder.notes)
@@ -283,6 +309,22 @@ def test_names_in_any_alphabet_and_bytes_are_read(tmp_path):
     folder = read(tmp_path, val_fraction=0, test_fraction=0)
     assert len(folder.splits["train"]) == 2 and len(folder.fingerprint) == 64
     assert check(tmp_path).splits == {"train": 1, "test": 1}
+
+
+def test_what_is_probably_not_meant_is_said(tmp_path):
+    yolo("0 .5 .5 .1 .1", "labels/train/lost.txt")(tmp_path / "yolo")
+    trees.text(tmp_path / "yolo/labels/train/classes.txt", "cat\ndog\n")
+    (note,) = (n for n in read(tmp_path / "yolo").notes if "label files" in n)
+    assert note.startswith("1 label files have no image (first") and note.endswith("lost.txt)")
+    voc("<name>cat<", "<name>Cat<")(tmp_path / "voc")
+    said = "classes 'Cat' and 'cat' differ in case"
+    assert any(n.startswith(said) for n in read(tmp_path / "voc").notes)
+    assert any(n.startswith(said) for n in check(tmp_path / "voc").notes)
+    trees.mask_pairs(tmp_path / "masks")
+    for path in (tmp_path / "masks/masks").rglob("*.png"):
+        trees.mask(path, np.where(np.arange(1200).reshape(30, 40) % 3, 0, 255))
+    notes = read(tmp_path / "masks").notes
+    assert "masks hold 0 and 255 only, of 3 classes, and 255 is ignored" in notes
 
 
 def test_labels_of_another_kind_are_refused_and_richer_ones_are_made_poorer(tmp_path):

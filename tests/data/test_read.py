@@ -285,6 +285,30 @@ def test_labels_are_text_but_where_they_count_lines(paint, written, classes, fou
     assert (noted in data.notes) == ("01" in written)
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("Cat", "cat"), "classes 'Cat' and 'cat' differ in case"),
+        (("caf\u00e9", "cafe\u0301"), r"classes 'cafe\u0301' and 'caf\xe9' differ in case"),
+        (("a b", "a\u00a0b"), r"classes 'a b' and 'a\xa0b' differ in case, blanks"),
+        (("cat", "cat\u200b"), r"classes 'cat' and 'cat\u200b' differ in case, blanks or enc"),
+        (("Кот", "кот"), "classes 'Кот' and 'кот' differ in case"),
+        (("cat", "cats"), None),
+        (("a,b", "a"), None),
+    ],
+)
+def test_names_that_may_be_one_are_said(paint, names, said):
+    root = paint("0.png", "1.png", *(f"set/{name}/{n}.png" for n, name in enumerate(names)))
+    (root / "table.csv").write_text(
+        "path,label\n" + "".join(f'{n}.png,"{name}"\n' for n, name in enumerate(names))
+    )
+    for source in (root / "table.csv", root / "set"):
+        data = read(source, val_fraction=0, test_fraction=0)
+        notes = [note for note in data.notes if "differ in" in note or "semicolon" in note]
+        assert len(notes) == (said is not None) and (not notes or notes[0].startswith(said))
+        assert check(source).classes.keys() == {*names}
+
+
 def test_labels_with_zeros_before_them_that_classes_txt_lacks_are_refused(paint):
     root = paint("0.png", "1.png")
     (root / "table.csv").write_text("path,label\n0.png,01\n1.png,00\n")

@@ -244,6 +244,7 @@ WRONG = [
     ("eval RUN --device cuda:7", "is not on this machine"),
     ("predict RUN DATA/test --top 3", "--top is for runs that answer for images"),
     ("predict RUN DATA/test --draw DATA/test", "would replace the image"),
+    ("predict RUN DATA/test --draw RUN", "belongs to the run"),
     ("predict RUN DATA/test --output RUN/summary.json", "belongs to the run"),
     ("export RUN --format onnx --output OUT/x.onnx", "answers for pixels or objects"),
     ("serve RUN", "answers for pixels or objects"),

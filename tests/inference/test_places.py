@@ -91,6 +91,24 @@ def test_no_result_replaces_what_would_be_lost(
     assert before == {path: path.read_bytes() for path in places}
 
 
+@pytest.mark.parametrize("command", sorted(RUNS))
+def test_no_run_is_made_in_the_folder_of_another(
+    run: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", "vit_micro_patch4_32", "--data", str(run.parent / "data")]
+    if command == "bench":
+        suite = run.parent / "suite.yaml"
+        suite.write_text(
+            f"defaults: {{model: test_vit}}\ndata: {{d: {run.parent / 'data'}}}\n"
+            "methods: {a: lora}\n"
+        )
+        given = [str(suite)]
+    before = sorted(run.iterdir())
+    assert main([command, *given, "--output", str(run)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(run.iterdir()) == before
+
+
 def test_a_report_is_written_anew_beside_what_it_reports(run: Path) -> None:
     for _ in range(2):
         assert main(["report", str(run), "--output", str(run / "report.md")]) == 0

@@ -146,7 +146,9 @@ def test_a_hidden_layer_is_not_started_at_zero() -> None:
 
 def test_bad_heads_are_refused_at_the_door() -> None:
     for classes in (0, -3):
-        with pytest.raises(InputError, match=f"num_classes is at least 1, not {classes}"):
+        with pytest.raises(
+            InputError, match=f"num_classes must be a whole number from 1 .*not {classes}"
+        ):
             lowtide.apply(tiny("vit"), Linear(), num_classes=classes)
     with pytest.raises(UnknownName, match="head_init 'zeros': did you mean zero"):
         lowtide.apply(tiny("vit"), Linear(), num_classes=FEW, head_init="zeros")

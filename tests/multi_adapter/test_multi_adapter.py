@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -117,6 +119,25 @@ MANY = {
     "s2a": (made("s2a", reduction=2),),
     "two_sides": (made("dtl"), made("vpt", tokens=3), made("adapter")),
 }
+
+
+@pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_a_copy_answers_as_the_model_and_is_its_own(
+    family: str, copied: Callable[[MultiAdapter], MultiAdapter], shelf: Callable[..., Path]
+) -> None:
+    kinds = {n: m for n, m in MANY.items() if family == "vit" or n in {"lora", "ssf", "top", "dtl"}}
+    folders = {n: shelf(family, *m, classes=2 + i) for i, (n, m) in enumerate(kinds.items())}
+    model = MultiAdapter(tiny(family), folders)
+    twin, x = copied(model), images(model.backbone, 2)
+    want = model(x)
+    model.delete_adapter("lora")
+    model.to(torch.float32)
+    got = twin(x)
+    assert all(torch.equal(got[n], want[n]) for n in kinds) and twin.adapters == (*kinds,)
+    twin.load_adapter(folders["lora"], "again")
+    near(twin(x, "again")["again"], want["lora"])
+    assert model.adapters == (*(n for n in kinds if n != "lora"),)
 
 
 STREAM = {"stream": (made("arc", stream=True),), "other_stream": (made("arc", stream=True),)}

@@ -132,6 +132,14 @@ def test_scores_of_numbers_are_their_equations():
     assert kind.answer(outputs[1], 5) == {"value": 14.0}
 
 
+@pytest.mark.parametrize("largest", [1e200, 1e300])
+def test_numbers_without_a_deviation_are_refused(largest):
+    with pytest.raises(InputError, match="n reaches 1e\\+.00: its deviation is no number"):
+        Regress.of(("n",), [(0.0,), (largest,)])
+    with pytest.raises(InputError, match="every training image has n 2: expected numbers that"):
+        Regress.of(("n",), [(2.0,), (2.0,)])
+
+
 def test_what_is_not_defined_is_left_out_and_what_is_no_number_refused():
     assert "auroc" not in Classify(ABC).scores(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
     assert set(Multilabel(ABC).scores(torch.randn(4, 3), torch.zeros(4, 3).double())) == {

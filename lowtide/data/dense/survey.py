@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..images import UnreadableImage, bits_of, look
+from ..labels import akin
 from .faults import Fault
 from .listing import DenseListing
 from .masks import IGNORE, read_mask
@@ -21,6 +22,8 @@ from .sizes import measure
 Counts = np.ndarray
 EDGE = 0.01
 """Pixels that a box may reach over the edge by rounding."""
+THIN = 1e-3
+"""Pixels across a box of which nothing is left: float32 tells no less apart at 16,384."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ def survey(listing: DenseListing) -> Survey:
         sizes=sizes,
         pixels=masks,
         bits=bits,
-        notes=notes,
+        notes=(*akin(classes, listing.kind), *notes),
     )
 
 
@@ -157,6 +160,8 @@ def _classes(
         values = np.array([0, *[IGNORE] * 254, 1])
         classes = classes or ("0", "255")
         notes = ("masks hold 0 and 255 only: 255 is the second class, nothing is ignored",)
+    elif values is None and classes is not None and present == [0, IGNORE]:
+        notes = (f"masks hold 0 and 255 only, of {len(classes)} classes, and 255 is ignored",)
     if classes is None:
         classes = tuple(map(str, range(max((v for v in present if v < IGNORE), default=0) + 1)))
         notes = ("no classes.txt: classes are called by their values in the masks",)
@@ -193,11 +198,11 @@ def _inside(
     for given in objects:
         left, top, right, bottom = given.box
         said = f"{given.where}: {given.label} {_text(given.box)} in {_by(size)}"
-        if right <= left or bottom <= top:
+        if right - left < THIN or bottom - top < THIN:
             faults.append(Fault("empty boxes", said))
             continue
         box = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
-        if box[2] <= box[0] or box[3] <= box[1]:
+        if box[2] - box[0] < THIN or box[3] - box[1] < THIN:
             faults.append(Fault("boxes outside their image", said))
             continue
         if max(abs(a - b) for a, b in zip(box, given.box, strict=True)) > EDGE:

@@ -225,7 +225,10 @@ def named(given: object, where: str) -> tuple[str, ...]:
     if not isinstance(given, list) or not given:
         raise InputError(f"{where}: expected names of classes, got {shown(given)}")
     seen: set[str] = set()
-    for name in (str(name) if isinstance(name, int | float) else name for name in given):
+    for name in given:
+        if isinstance(name, bool):
+            raise InputError(f"{where}: {name} is no name: put yes, no, on and off in quotes")
+        name = str(name) if isinstance(name, int | float) else name
         if not isinstance(name, str) or not name.strip() or name in seen:
             raise InputError(f"{where}: expected a new class name, got {shown(name)}")
         seen.add(name)

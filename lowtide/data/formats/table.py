@@ -114,10 +114,14 @@ def _parse(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     )
     try:
         heads = [name.strip() for name in rows.fieldnames or ()]
-        rows.fieldnames = [h.lower() if h.lower() in KNOWN else h for h in heads]
-        return list(rows.fieldnames), [(rows.line_num, row) for row in rows]
+        names = [h.lower() if h.lower() in KNOWN else h for h in heads]
+        rows.fieldnames = names
+        found = [(rows.line_num, row) for row in rows]
     except csv.Error as error:
         raise InputError(f"{path}:{rows.line_num}: not a CSV row: {error}") from error
+    if twice := [name for name in names if name in KNOWN and names.count(name) > 1]:
+        raise InputError(f"{path}: column {twice[0]} is there twice")
+    return names, found
 
 
 def _column(path: Path, found: list[str], accepted: tuple[str, ...], hint: str = "") -> str:

@@ -79,8 +79,8 @@ class Segment(DenseTask):
         return torch.stack([i.as_subclass(Tensor) for i, _ in samples]), torch.stack(masks)
 
     def example(self, batch_size: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Give images and masks."""
-        return torch.empty(batch_size, *shape), torch.zeros(batch_size, *shape[1:]).long()
+        """Give images and masks, all 0."""
+        return torch.zeros(batch_size, *shape), torch.zeros(batch_size, *shape[1:]).long()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute `segmentation_loss` of logits `(B, K, h, w)` and masks `(B, H, W)`."""

@@ -202,7 +202,9 @@ def _object(
         left, top, width, height = listed
         box = (left, top, left + width, top + height)
     finite(box, f"bbox {shown(given)}")
-    return Annotation(names[split, number], box, shape, bool(entry.get("iscrowd")), place)
+    if (crowd := entry.get("iscrowd") or 0) not in (0, 1):
+        raise Faulty(f"expected iscrowd 0 or 1, got {shown(crowd)}")
+    return Annotation(names[split, number], box, shape, bool(crowd), place)
 
 
 def _shape(given: object) -> Polygons | Runs | None:

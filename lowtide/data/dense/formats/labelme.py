@@ -21,7 +21,9 @@ MOST = 256 << 20
 """Bytes of one file, which may hold its image as text; that is never decoded."""
 CORNERS_OF_CIRCLE = 64
 SHAPES = ("polygon", "rectangle", "circle")
-"""Shapes that enclose something. Points and lines do not, and are passed over."""
+"""Shapes that enclose something."""
+OPEN = ("point", "points", "line", "linestrip")
+"""Shapes that enclose nothing, and are passed over."""
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
@@ -106,9 +108,11 @@ def _image(path: Path, root: Path, faults: list[Fault], passed: list[str]) -> An
         try:
             if not isinstance(shape, dict) or not isinstance(label := shape.get("label"), str):
                 raise Faulty("expected an object with a label")
-            if (form := shape.get("shape_type") or "polygon") not in SHAPES:
+            if (form := shape.get("shape_type") or "polygon") in OPEN:
                 passed.append(f"{place}: {shown(form)}")
                 continue
+            if form not in SHAPES:
+                raise Faulty(f"expected a shape_type of {', '.join(SHAPES)}, got {shown(form)}")
             ring, group = _ring(shape, form), shape.get("group_id")
             known = isinstance(group, int | str)
             parts.setdefault((label, group) if known else (number,), (label, [], place))[1].append(

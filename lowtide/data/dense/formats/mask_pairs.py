@@ -108,8 +108,7 @@ def pair(images: Path, masks: Path, faults: list[Fault]) -> list[AnnotatedImage]
     Returns:
         The images that have one.
     """
-    left = {_stem(path, masks): path for path in images_below(masks)}
-    listed = {_stem(path, images): path for path in images_below(images)}
+    left, listed = _by_stem(masks), _by_stem(images)
     if not any(stem + end in left for stem in listed for end in ENDINGS):
         left = {path.stem: path for path in left.values()}  # such as annotations/trimaps/
     found = []
@@ -120,6 +119,15 @@ def pair(images: Path, masks: Path, faults: list[Fault]) -> list[AnnotatedImage]
         else:
             found.append(AnnotatedImage(path, f"{images.name}/{stem}", mask=mask))
     faults += [Fault("missing images", f"{path} has none in {images}") for path in left.values()]
+    return found
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in images_below(folder):
+        first = found.setdefault(_stem(path, folder), path)
+        if first is not path:
+            raise InputError(f"{first} and {path} have one name: expected one image of each")
     return found
 
 

@@ -79,6 +79,8 @@ def read_yolo(source: Path, kind: Kind | None = None) -> DenseListing:
     said = _yaml(path) if path else {"names": _beside(root), **_folders(root)}
     where = str(path or root)
     classes = named(said.get("names"), f"{where}: names")
+    if (count := said.get("nc", len(classes))) != len(classes):
+        raise InputError(f"{where}: nc is {shown(count)}, and there are {len(classes)} names")
     splits, notes = _splits(root, said, where)
     if path is None and not splits:
         splits = {"all": images_below(root / "images")}
@@ -88,6 +90,7 @@ def read_yolo(source: Path, kind: Kind | None = None) -> DenseListing:
     listed = {
         which: _read(images, root, classes, poses, faults) for which, images in splits.items()
     }
+    notes += _without_image(root, listed)
     objects = list(objects_of(listed))
     outlined = bool(objects) and all(o.shape for o in objects)
     mixed = sum(o.shape is not None for o in objects)
@@ -104,6 +107,14 @@ def read_yolo(source: Path, kind: Kind | None = None) -> DenseListing:
         faults=tuple(faults),
         notes=tuple(notes),
     )
+
+
+def _without_image(root: Path, listed: dict[str, list[AnnotatedImage]]) -> list[str]:
+    """Say how many label files belong to no image; names of classes may lie among them."""
+    read = {root / image.where for part in listed.values() for image in part}
+    beside = {file for folder in {path.parent for path in read} for file in walk(folder, set())[1]}
+    left = sorted(f for f in beside - read if f.suffix == ".txt" and f.stem != "classes")
+    return [f"{len(left)} label files have no image (first {left[0]})"] if left else []
 
 
 def _yaml(path: Path) -> dict[str, object]:
