@@ -6,6 +6,7 @@ shapes alone, and the meter watches a step; so a plan equals the real run on the
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -95,10 +96,8 @@ def plan(
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         trial = trial_of(tuned.model, tuned.backbone, size, boxes)
     if trial is None or not trial.looks:
-        try:
+        with suppress(*UNKNOWN):
             return simulate_step(set_up_step(tuned, step), step, part, trial)
-        except UNKNOWN:
-            pass
     real = create(model, pretrained=False, image_size=side) if isinstance(model, str) else model
     real = real_copy(real)
     if not isinstance(real, Tuned):

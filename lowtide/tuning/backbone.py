@@ -56,23 +56,9 @@ def create(
     frozen_dtype = read("frozen_dtype", FrozenDtype, frozen_dtype)
     if not timm.is_model(name):
         raise UnknownName("model", name, timm.list_models())
-    options: Any = {"drop_path_rate": drop_path} if drop_path else {}
-    own = pretrained and checkpoint is None
     packs = frozen_dtype != "fp32"
-    try:
-        with Unfilled() if packs and checkpoint else nullcontext():
-            model: Any = timm.create_model(name, pretrained=own, **options)
-    except TypeError as e:
-        raise InputError(f"{name} has no option drop_path: {e}") from e
-    except (OSError, RuntimeError) as e:  # the hub is out of reach, or holds none
-        reason = str(e).splitlines()[0]
-        raise LowtideError(
-            f"cannot get the pre-trained weights of {name} ({reason}); give --checkpoint FILE,"
-            " or --pretrained false for random weights"
-        ) from e
-    for module in model.modules() if not drop_path else ():
-        if isinstance(module, DropPath):
-            module.drop_prob = 0.0
+    with Unfilled() if packs and checkpoint else nullcontext():
+        model = _created(name, pretrained and checkpoint is None, drop_path)
     weights = None if checkpoint is None else Weights(located(checkpoint), name, model)
     if weights is not None:
         if packs:
@@ -84,6 +70,24 @@ def create(
         pack_backbone(model, frozen_dtype)
     elif packs and weights is not None:
         model.__dict__[ORIGINAL] = fingerprint(model, read=weights.read)
+    return model
+
+
+def _created(name: str, pretrained: bool, drop_path: float) -> nn.Module:
+    options: Any = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as e:
+        raise InputError(f"{name} has no option drop_path: {e}") from e
+    except (OSError, RuntimeError) as e:  # the hub is out of reach, or holds none
+        reason = str(e).splitlines()[0]
+        raise LowtideError(
+            f"cannot get the pre-trained weights of {name} ({reason}); give --checkpoint FILE,"
+            " or --pretrained false for random weights"
+        ) from e
+    for module in model.modules() if not drop_path else ():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
     return model
 
 
