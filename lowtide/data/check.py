@@ -91,7 +91,7 @@ class Findings:
             f"{self.format} in {self.root}",
             "images: " + ", ".join(f"{which} {n}" for which, n in self.splits.items()),
             self._targets(),
-            f"size: {_range(self.widths)} x {_range(self.heights)} pixels; "
+            f"size: {span(*self.widths)} x {span(*self.heights)} pixels; "
             + ", ".join(f"{mode} {n}" for mode, n in self.modes.items()),
         ]
         said += [f"note: {note}" for note in self.notes]
@@ -104,8 +104,8 @@ class Findings:
             ("copies across splits", self.across),
             ("copies of several classes", self.contradictory),
         ):
-            said.append(f"{name}: {_first([' = '.join(c.paths) for c in copies])}")
-        return [*said, f"unreadable: {_first(self.unreadable)}"]
+            said.append(f"{name}: {few([' = '.join(c.paths) for c in copies])}")
+        return [*said, f"unreadable: {few(self.unreadable)}"]
 
     def _targets(self) -> str:
         if self.values is not None:
@@ -211,11 +211,27 @@ def _copies(data: Dataset, looks: Mapping[Path, _Look]) -> list[Copies]:
     ]
 
 
-def _range(values: tuple[int, int]) -> str:
-    low, high = values
+def span(low: int, high: int) -> str:
+    """Write the ends of a range.
+
+    Args:
+        low: The smallest number.
+        high: The largest.
+
+    Returns:
+        Both, or the one that they are.
+    """
     return str(low) if low == high else f"{low}-{high}"
 
 
-def _first(found: Sequence[str]) -> str:
+def few(found: Sequence[str]) -> str:
+    """Count what was found, and write the first.
+
+    Args:
+        found: Places, or what is wrong there.
+
+    Returns:
+        The count and at most three of them, or `none`.
+    """
     more = "; ..." if len(found) > 3 else ""
     return f"{len(found)} ({'; '.join(found[:3])}{more})" if found else "none"

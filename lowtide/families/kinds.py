@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import timm.layers
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from ..core.linear_maps import is_frozen_norm
 from ..core.site import Layout, Role
-
-
-def _known(*names: str) -> tuple[type[nn.Module], ...]:
-    """Take those of timm's layers that the installed version has."""
-    return tuple(c for n in names if (c := getattr(timm.layers, n, None)) is not None)
-
+from ..versions import classes
 
 MAPS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
 """Linear in their input, whatever they make of their weight first."""
@@ -23,18 +17,23 @@ NORMS: tuple[type[nn.Module], ...] = (
     _NormBase,
     nn.GroupNorm,
     nn.RMSNorm,
-    *_known("RmsNorm", "RmsNorm2d", "RmsNormFp32", "RmsNorm2dFp32", "FrozenBatchNormAct2d"),
-    *_known("SimpleNorm", "SimpleNorm2d", "SimpleNormFp32", "SimpleNorm2dFp32"),
-    *_known("EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2", "EvoNorm2dS0", "EvoNorm2dS1"),
-    *_known("EvoNorm2dS2", "FilterResponseNormTlu2d", "FilterResponseNormAct2d"),
+    *classes(
+        "timm.layers",
+        *("RmsNorm", "RmsNorm2d", "RmsNormFp32", "RmsNorm2dFp32", "FrozenBatchNormAct2d"),
+        *("SimpleNorm", "SimpleNorm2d", "SimpleNormFp32", "SimpleNorm2dFp32"),
+        *("EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2", "EvoNorm2dS0", "EvoNorm2dS1"),
+        *("EvoNorm2dS2", "FilterResponseNormTlu2d", "FilterResponseNormAct2d"),
+    ),
 )
 """Normalise, then scale and shift; some apply an activation to that."""
 _LAST = (
     nn.LayerNorm,
     nn.RMSNorm,
-    *_known("RmsNorm", "RmsNormFp32", "SimpleNorm", "SimpleNormFp32"),
+    *classes("timm.layers", "RmsNorm", "RmsNormFp32", "SimpleNorm", "SimpleNormFp32"),
 )
-_FIRST = _known("LayerNorm2d", "LayerNorm2dFp32", "LayerNormAct2d", "LayerNormAct2dFp32")
+_FIRST = classes(
+    "timm.layers", "LayerNorm2d", "LayerNorm2dFp32", "LayerNormAct2d", "LayerNormAct2dFp32"
+)
 
 
 def ungraftable(module: nn.Module) -> Role | None:

@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..data import Preprocessing, UnreadableImage
 from ..data.images import decode
+from ..data.listing import SPLITS
 from ..dense.results import Predicted
 from ..dense.scores import Scores
 from ..dense.tasks import DenseTask
@@ -26,7 +27,7 @@ from ..training.dense_data import read_dense
 from ..training.dense_run import answers_of, task_of
 from ..training.devices import device_of
 from ..training.owner import CONFIG, refuse_unfinished
-from ..training.split import SPLITS, Split
+from ..training.split import Split
 from ..tuning.adapter_files import CONFIG as ADAPTER
 from ..tuning.adapter_files import read_config, read_metadata, read_tensors, write_tensors
 from ..tuning.applying import load

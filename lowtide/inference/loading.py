@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data import Dataset, Sample, read
 from ..data.formats import named
+from ..data.listing import SPLITS
 from ..data.tree import hint
 from ..errors import InputError, UnknownName
 from ..paths import located
@@ -14,7 +15,7 @@ from ..training.config import RunConfig, read_yaml
 from ..training.loop import CONFIG, SUMMARY
 from ..training.parser import Parser
 from ..training.progress import note
-from ..training.split import SPLIT, SPLITS, Split
+from ..training.split import SPLIT, Split
 from ..training.summary import read_summary
 from ..tuning.adapter_files import CONTENT, read_config
 from ..values import Count, Device

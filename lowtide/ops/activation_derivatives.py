@@ -1,4 +1,4 @@
-"""Slopes of activation functions: dy/dx at x, nothing else."""
+"""Slopes of activation functions: dy/dx at x of any shape, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,159 +18,68 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554804934, 1.6732632423543772848
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Differentiate x Phi(x).
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        Phi(x) + x phi(x).
-    """
+    """Differentiate x Phi(x): Phi(x) + x phi(x)."""
     return torch.ops.aten.gelu_backward(torch.ones_like(x), x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """Differentiate the tanh form of GELU.
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        The slope.
-    """
+    """Differentiate the tanh form of GELU."""
     return torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate="tanh")
 
 
 def silu(x: Tensor) -> Tensor:
-    """Differentiate x s(x), s the sigmoid.
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        s(x) (1 + x (1 - s(x))).
-    """
+    """Differentiate x s(x), s the sigmoid: s(x) (1 + x (1 - s(x)))."""
     return torch.ops.aten.silu_backward(torch.ones_like(x), x)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Differentiate x s(1.702 x), which is SiLU's slope at 1.702 x.
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        The slope.
-    """
+    """Differentiate x s(1.702 x), which is SiLU's slope at 1.702 x."""
     return silu(QUICK * x)
 
 
 def hardswish(x: Tensor) -> Tensor:
-    """Differentiate x clip(x + 3, 0, 6) / 6.
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        0 up to -3, 1 from 3, x / 3 + 1/2 between.
-    """
+    """Differentiate x clip(x + 3, 0, 6) / 6: 0 up to -3, 1 from 3, x / 3 + 1/2 between."""
     return torch.ops.aten.hardswish_backward(torch.ones_like(x), x)
 
 
 def relu(x: Tensor) -> Tensor:
-    """Differentiate max(x, 0).
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        1 where x > 0, else 0.
-    """
+    """Differentiate max(x, 0): 1 where x > 0, else 0."""
     return (x > 0).to(x.dtype)
 
 
 def relu6(x: Tensor) -> Tensor:
-    """Differentiate clip(x, 0, 6).
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        1 where 0 < x < 6, else 0.
-    """
+    """Differentiate clip(x, 0, 6): 1 where 0 < x < 6, else 0."""
     return ((x > 0) & (x < 6)).to(x.dtype)
 
 
 def mish(x: Tensor) -> Tensor:
-    """Differentiate x tanh(softplus(x)) (Misra 2019, arXiv:1908.08681).
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        t + x s(x) (1 - t^2), t = tanh(softplus(x)).
-    """
+    """Differentiate x t, t = tanh(softplus(x)): t + x s(x) (1 - t^2) (arXiv:1908.08681)."""
     return torch.ops.aten.mish_backward(torch.ones_like(x), x)
 
 
 def elu(x: Tensor) -> Tensor:
-    """Differentiate max(x, 0) + min(exp(x) - 1, 0).
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        1 where x > 0, else exp(x).
-    """
+    """Differentiate max(x, 0) + min(exp(x) - 1, 0): 1 where x > 0, else exp(x)."""
     return torch.ops.aten.elu_backward(torch.ones_like(x), 1, 1, 1, False, x)
 
 
 def selu(x: Tensor) -> Tensor:
-    """Differentiate SELU.
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        scale where x > 0, else scale alpha exp(x).
-    """
+    """Differentiate SELU: scale where x > 0, else scale alpha exp(x)."""
     ones = torch.ones_like(x)
     return torch.ops.aten.elu_backward(ones, SELU_ALPHA, SELU_SCALE, 1, False, x)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """Differentiate log(1 + exp(x)).
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        s(x).
-    """
+    """Differentiate log(1 + exp(x)): s(x)."""
     return torch.ops.aten.softplus_backward(torch.ones_like(x), x, 1, 20)
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
-    """Differentiate log(s(x)).
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        s(-x).
-    """
+    """Differentiate log(s(x)): s(-x)."""
     return torch.sigmoid(-x)
 
 
 def hardsigmoid(x: Tensor) -> Tensor:
-    """Differentiate clip(x + 3, 0, 6) / 6.
-
-    Args:
-        x: Any shape.
-
-    Returns:
-        1/6 where -3 < x < 3, else 0.
-    """
+    """Differentiate clip(x + 3, 0, 6) / 6: 1/6 where -3 < x < 3, else 0."""
     return torch.ops.aten.hardsigmoid_backward(torch.ones_like(x), x)
 
 

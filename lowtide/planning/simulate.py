@@ -6,6 +6,7 @@ shapes alone, and the meter watches a step; so a plan equals the real run on the
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -92,12 +93,10 @@ def plan(
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         trial = trial_of(tuned.model, tuned.backbone, size, boxes)
     if trial is None or not trial.looks:
-        try:
+        with suppress(*UNKNOWN):
             return simulate_step(set_up_step(tuned, step), step, part, trial)
-        except UNKNOWN:
-            pass
-    structure = create(model, pretrained=False, image_size=side) if named else model
-    real = real_copy(structure)
+    real = create(model, pretrained=False, image_size=side) if isinstance(model, str) else model
+    real = real_copy(real)
     if not isinstance(real, Tuned):
         real = apply(real, *methods, **asked)
     return rehearse_step(set_up_step(real, step), step, part, trial)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ..data import Dataset, Sample
 from ..data.dataset import relative
+from ..data.listing import SPLITS
 from ..errors import InputError
 from ..paths import write_text
 
 SPLIT = "split.json"
-SPLITS = ("train", "val", "test")
 Images = Mapping[str, tuple[str, str]]
 """Class and SHA-256 of each image file by its path, relative to the data's root."""
 

@@ -51,25 +51,14 @@ def create(
         InputError: The file or an option does not fit the model.
         LowtideError: timm's weights cannot be had here.
     """
-    name, size = _name(name), read("image_size", Side | None, image_size)
+    name, size = read("model", str, name), read("image_size", Side | None, image_size)
     drop_path = read("drop_path", Share, drop_path)
-    options: Any = {"drop_path_rate": drop_path} if drop_path else {}
-    packs = read("frozen_dtype", FrozenDtype, frozen_dtype) != "fp32"
-    try:
-        with Unfilled() if packs and checkpoint else nullcontext():
-            own = pretrained and checkpoint is None
-            model: Any = timm.create_model(name, pretrained=own, **options)
-    except TypeError as e:
-        raise InputError(f"{name} has no option drop_path: {e}") from e
-    except (OSError, RuntimeError) as e:  # the hub is out of reach, or holds none
-        reason = str(e).splitlines()[0]
-        raise LowtideError(
-            f"cannot get the pre-trained weights of {name} ({reason}); give --checkpoint FILE,"
-            " or --pretrained false for random weights"
-        ) from e
-    for module in model.modules() if not drop_path else ():
-        if isinstance(module, DropPath):
-            module.drop_prob = 0.0
+    frozen_dtype = read("frozen_dtype", FrozenDtype, frozen_dtype)
+    if not timm.is_model(name):
+        raise UnknownName("model", name, timm.list_models())
+    packs = frozen_dtype != "fp32"
+    with Unfilled() if packs and checkpoint else nullcontext():
+        model = _created(name, pretrained and checkpoint is None, drop_path)
     weights = None if checkpoint is None else Weights(located(checkpoint), name, model)
     if weights is not None:
         if packs:
@@ -84,11 +73,22 @@ def create(
     return model
 
 
-def _name(given: object) -> str:
-    name: str = read("model", str, given)
-    if not timm.is_model(name):
-        raise UnknownName("model", name, timm.list_models())
-    return name
+def _created(name: str, pretrained: bool, drop_path: float) -> nn.Module:
+    options: Any = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as e:
+        raise InputError(f"{name} has no option drop_path: {e}") from e
+    except (OSError, RuntimeError) as e:  # the hub is out of reach, or holds none
+        reason = str(e).splitlines()[0]
+        raise LowtideError(
+            f"cannot get the pre-trained weights of {name} ({reason}); give --checkpoint FILE,"
+            " or --pretrained false for random weights"
+        ) from e
+    for module in model.modules() if not drop_path else ():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return model
 
 
 def _pack_unfilled(model: Any, weights: Weights, dtype: FrozenDtype) -> None:

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import InputError
-from ..check import Copies
+from ..check import Copies, few, span
 from ..dataset import relative
 from ..division import divide
 from ..listing import SPLITS
@@ -77,7 +77,7 @@ class DenseFindings:
         said = [
             f"{self.format} in {self.root}: {self.kind}",
             f"images: {_counted(self.splits)}",
-            f"size: {_range(*self.widths)} x {_range(*self.heights)} pixels",
+            f"size: {span(*self.widths)} x {span(*self.heights)} pixels",
             f"classes: {len(self.classes)}",
             *(f"  {name}: {what} {_counted(n)}" for name, n in islice(self.classes.items(), MOST)),
         ]
@@ -88,11 +88,11 @@ class DenseFindings:
             said.append(f"images without objects: {_counted(self.empty)}")
         said += [f"note: {note}" for note in self.notes]
         if self.absent:
-            said.append(f"classes without {what}: {_first(self.absent)}")
+            said.append(f"classes without {what}: {few(self.absent)}")
         for name, copies in (("within a split", self.within), ("across splits", self.across)):
-            said.append(f"copies {name}: {_first([' = '.join(c.paths) for c in copies])}")
+            said.append(f"copies {name}: {few([' = '.join(c.paths) for c in copies])}")
         said += [
-            f"{kind}: {_first(self.faults[kind])} ({FAULTS[kind]})"
+            f"{kind}: {few(self.faults[kind])} ({FAULTS[kind]})"
             for kind in reversed(FAULTS)
             if kind in self.faults
         ]
@@ -191,12 +191,3 @@ def _content(path: Path) -> bytes:
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
-def _range(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low}-{high}"
-
-
-def _first(found: Sequence[str]) -> str:
-    more = "; ..." if len(found) > 3 else ""
-    return f"{len(found)} ({'; '.join(found[:3])}{more})" if found else "none"
