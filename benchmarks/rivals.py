@@ -40,10 +40,10 @@ from lowtide import POLICIES, Policy, compress, create
 from lowtide.codecs import threshold_codes
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import Residue
-from lowtide.codecs.bits import packed_bytes
 from lowtide.codecs.exact import Exact
 from lowtide.data import Preprocessing, loader, read
 from lowtide.families import image_shape
+from lowtide.kernels.bits import packed_bytes
 from lowtide.kernels.threshold_codes import threshold_pack
 from lowtide.memory.frozen_dtype import pack_frozen
 from lowtide.ops import NAMES

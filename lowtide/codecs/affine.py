@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..kernels.affine import (
-    Rounding,
-    affine_pack,
-    affine_unpack,
-    in_groups,
-    multiple_of_8,
-    quantise,
-    statistics,
-)
+from ..kernels.affine import Rounding, affine_pack, affine_unpack, multiple_of_8, pack_chunks
+from ..kernels.bits import packed_bytes
 from ..kernels.slices import standardise
 from .base import Residue
-from .bits import join, pack_bits, packed_bytes
 
 
 @dataclass(frozen=True)
@@ -64,48 +56,18 @@ class Affine:
             )
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
-        """Keep codes, minima and steps.
-
-        Args:
-            residue: What to keep.
-
-        Returns:
-            Minima (groups,), steps (groups,), and the codes as bytes.
-        """
+        """Keep minima (groups,), steps (groups,) and codes as bytes."""
         source = residue.source.detach()
         size, dtype = self._size(source.shape), self._stats_dtype(source.dtype)
         if self._fused and (residue.is_whole() or residue.of is standardise):
             mean, rstd = residue.beside or (None, None)
             return affine_pack(source, mean, rstd, self.bits, size, dtype)
         whole = self._range(residue) if self.group == "tensor" else None
-        lows, steps, codes = [], [], []
-        for chunk in residue.slices(8 if whole else multiple_of_8(size)):
-            groups = chunk.unsqueeze(0) if whole else in_groups(chunk, size)
-            # aminmax along an axis does the same, ten times slower on a CPU.
-            low, high = whole or (groups.amin(1, keepdim=True), groups.amax(1, keepdim=True))
-            low, step = statistics(low, high, self.bits, dtype)
-            code = quantise(groups, len(chunk), low, high, step, self.bits, self.rounding)
-            codes.append(pack_bits(code, self.bits))
-            lows.append(low.flatten())
-            steps.append(step.flatten())
-        if not codes:
-            nothing = source.new_empty(0, dtype=dtype)
-            return nothing, nothing, join([], source)
-        if whole:
-            lows, steps = lows[:1], steps[:1]
-        return torch.cat(lows), torch.cat(steps), join(codes, source)
+        chunks = residue.slices(8 if whole else multiple_of_8(size))
+        return pack_chunks(chunks, source, self.bits, size, dtype, self.rounding, whole)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Compute q step + lo.
-
-        Args:
-            packed: What `pack` gave.
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            The residue, within `bound`.
-        """
+        """Compute q step + lo."""
         low, step, codes = packed
         size = self._size(shape)
         return affine_unpack(low, step, codes, list(shape), self.bits, size, dtype)
@@ -139,29 +101,14 @@ class Affine:
         return cut(low, self.group), cut(step, self.group), cut(codes, per_byte)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Count the bytes kept.
-
-        Args:
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            Codes and statistics.
-        """
+        """Count codes and statistics."""
         groups = -(-shape.numel() // self._size(shape))
         return (
             packed_bytes(shape.numel(), self.bits) + 2 * groups * self._stats_dtype(dtype).itemsize
         )
 
     def bound(self, residue: Tensor) -> Tensor:
-        """Bound the error: half a step, or a whole one if not rounded to the nearest.
-
-        Args:
-            residue: A residue.
-
-        Returns:
-            The bound of each number.
-        """
+        """Bound the error: half a step, or a whole one if not rounded to the nearest."""
         low, step, *_ = self.pack(Residue(residue))
         share = 0.5 if self.rounding == "nearest" else 1.0
         low, step = low.to(residue.dtype), step.to(residue.dtype)

@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.slices import SLICE as SLICE
 from ..kernels.slices import slices
 
 
@@ -56,7 +55,16 @@ class Reader(Protocol):
     """Reads a tensor off what is kept."""
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Turn the kept tensors back into a residue of this shape and dtype."""
+        """Turn what is kept back into a residue.
+
+        Args:
+            packed: What `pack` gave.
+            shape: Shape of the residue.
+            dtype: Dtype of the residue.
+
+        Returns:
+            The residue, within `bound`.
+        """
         ...
 
 
@@ -64,13 +72,35 @@ class Codec(Reader, Protocol):
     """A way to keep a tensor. Frozen values: two codecs with equal fields are the same codec."""
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
-        """Turn the residue into the tensors that are kept."""
+        """Turn a residue into the tensors that are kept.
+
+        Args:
+            residue: What to keep.
+
+        Returns:
+            What `unpack` reads.
+        """
         ...
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Say how many bytes `pack` keeps for a residue of this shape and dtype."""
+        """Count the bytes that `pack` keeps.
+
+        Args:
+            shape: Shape of the residue.
+            dtype: Dtype of the residue.
+
+        Returns:
+            All of them.
+        """
         ...
 
     def bound(self, residue: Tensor) -> Tensor:
-        """Bound |unpack(pack(residue)) - residue|, element by element, in the residue's shape."""
+        """Bound |unpack(pack(residue)) - residue|, element by element.
+
+        Args:
+            residue: A residue.
+
+        Returns:
+            The bound of each number, in the residue's shape.
+        """
         ...

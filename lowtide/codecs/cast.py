@@ -26,51 +26,20 @@ class Cast:
     dtype: torch.dtype = torch.bfloat16
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
-        """Round.
-
-        Args:
-            residue: What to keep.
-
-        Returns:
-            The rounded numbers, flattened.
-        """
+        """Keep the rounded numbers, flattened."""
         whole = residue.of(residue.source.detach(), *residue.beside)
         return (whole.to(self.dtype, copy=True).reshape(-1),)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Widen.
-
-        Args:
-            packed: What `pack` gave.
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            The rounded residue.
-        """
+        """Widen the rounded numbers."""
         return packed[0].view(shape).to(dtype)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Count the bytes kept.
-
-        Args:
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            All of them, in the dtype they are kept in.
-        """
+        """Count all of them, in the dtype they are kept in."""
         return shape.numel() * self.dtype.itemsize
 
     def bound(self, residue: Tensor) -> Tensor:
-        """Bound the error: half a unit in the last place.
-
-        Args:
-            residue: A residue.
-
-        Returns:
-            The bound of each number.
-        """
+        """Bound the error: half a unit in the last place."""
         kept = torch.finfo(self.dtype)
         return residue.abs() * (kept.eps / 2) + kept.smallest_normal * kept.eps
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UnknownName
+from ..kernels.bits import packed_bytes
 from .base import Residue
-from .bits import packed_bytes
 from .codebook_tables import LEVELS
 from .threshold_codes import middles, pack, scale, unpack
 
@@ -74,27 +74,11 @@ class Codebook:
         return middles(self.levels)
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
-        """Keep the codes.
-
-        Args:
-            residue: What to keep.
-
-        Returns:
-            The codes as bytes.
-        """
+        """Keep the codes as bytes."""
         return pack(residue, self.cuts)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Look the codes up.
-
-        Args:
-            packed: What `pack` gave.
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            The nearest levels.
-        """
+        """Look the codes up: the nearest levels."""
         return unpack(packed, self.levels, shape, dtype)
 
     def scale(self, packed: tuple[Tensor, ...], dy: Tensor) -> Tensor:
@@ -110,26 +94,11 @@ class Codebook:
         return scale(packed, self.levels, dy)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Count the bytes kept.
-
-        Args:
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            Those of the codes.
-        """
+        """Count the bytes of the codes."""
         return packed_bytes(shape.numel(), self.bits)
 
     def bound(self, residue: Tensor) -> Tensor:
-        """Bound the error within the reach of the table.
-
-        Args:
-            residue: A residue, within `reach`.
-
-        Returns:
-            Half the widest gap between levels, or the way from an outer level to the end.
-        """
+        """Give half the widest gap, or the way from an outer level to the end of `reach`."""
         gaps = [(b - a) / 2 for a, b in zip(self.levels, self.levels[1:], strict=False)]
         ends = [self.levels[0] - self.reach[0], self.reach[1] - self.levels[-1]]
         # Besides: the rounding of the residue itself.

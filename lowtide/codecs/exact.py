@@ -27,14 +27,7 @@ class Exact:
     part: int = 8
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
-        """Keep the whole residue.
-
-        Args:
-            residue: What to keep.
-
-        Returns:
-            The residue.
-        """
+        """Keep the whole residue."""
         kept = residue.of(residue.source.detach(), *residue.beside)
         if torch.compiler.is_compiling() or isinstance(residue.source, nn.Parameter):
             return (kept,)
@@ -42,39 +35,15 @@ class Exact:
         return (kept.clone() if part else kept,)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Give it back.
-
-        Args:
-            packed: What `pack` gave.
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            The residue.
-        """
+        """Give it back."""
         return packed[0].view(shape).to(dtype)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Count the bytes kept.
-
-        Args:
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            All of them.
-        """
+        """Count all bytes of the residue."""
         return shape.numel() * dtype.itemsize
 
     def bound(self, residue: Tensor) -> Tensor:
-        """Bound the error.
-
-        Args:
-            residue: A residue.
-
-        Returns:
-            Zero everywhere.
-        """
+        """Give zero everywhere."""
         return torch.zeros_like(residue)
 
 

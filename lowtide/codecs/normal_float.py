@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels.affine import in_groups
+from ..kernels.bits import packed_bytes
 from ..kernels.normal_float import (
     LEVELS,
     normal_float_unpack,
@@ -18,7 +19,6 @@ from ..kernels.normal_float import (
 )
 from ..kernels.slices import wide
 from .base import Residue
-from .bits import packed_bytes
 from .threshold_codes import middles, pack
 
 CUTS = middles(LEVELS)
@@ -94,16 +94,7 @@ class NormalFloat:
         return mean, most.flatten(), code.to(torch.uint8)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Compute s' level.
-
-        Args:
-            packed: What `pack` gave.
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            The residue, within `bound`.
-        """
+        """Compute s' level."""
         mean, most, scales, codes = packed
         given = (mean, most, scales, codes, list(shape), self.block, self.second, dtype)
         if codes.device.type not in FUSED:
@@ -125,27 +116,12 @@ class NormalFloat:
         return scales_plain(mean, most, codes, self.second, dtype)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Count the bytes kept.
-
-        Args:
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            Codes and scales.
-        """
+        """Count codes and scales."""
         blocks = -(-shape.numel() // self.block)
         return packed_bytes(shape.numel(), 4) + blocks + 4 * -(-blocks // self.second) + 4
 
     def bound(self, residue: Tensor) -> Tensor:
-        """Bound the error: half the widest gap between levels, and the error of the scale.
-
-        Args:
-            residue: A residue.
-
-        Returns:
-            The bound of each number.
-        """
+        """Bound the error: half the widest gap between levels, and the error of the scale."""
         if not residue.numel():
             return residue.abs()
         packed = self.pack(Residue(residue))

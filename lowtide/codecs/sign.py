@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.bits import packed_bytes
 from .base import Residue
-from .bits import packed_bytes
 from .threshold_codes import pack, scale, unpack
 
 
@@ -28,27 +28,11 @@ class Sign:
         return (0.0,)
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
-        """Keep the bits.
-
-        Args:
-            residue: What to keep.
-
-        Returns:
-            One byte per eight numbers.
-        """
+        """Keep the bits, one byte for eight numbers."""
         return pack(residue, self.cuts)
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Turn the bits into zeros and ones.
-
-        Args:
-            packed: What `pack` gave.
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            Zeros and ones.
-        """
+        """Turn the bits into zeros and ones."""
         return unpack(packed, (0.0, 1.0), shape, dtype)
 
     def scale(self, packed: tuple[Tensor, ...], dy: Tensor) -> Tensor:
@@ -64,26 +48,11 @@ class Sign:
         return scale(packed, (0.0, 1.0), dy)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Count the bytes kept.
-
-        Args:
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            One per eight numbers.
-        """
+        """Count one byte for eight numbers."""
         return packed_bytes(shape.numel(), 1)
 
     def bound(self, residue: Tensor) -> Tensor:
-        """Bound the error.
-
-        Args:
-            residue: A residue.
-
-        Returns:
-            Its distance from 0 or 1.
-        """
+        """Give the distance from 0 or 1."""
         return (residue - (residue > 0).to(residue.dtype)).abs()
 
 

@@ -42,42 +42,18 @@ class Sine:
     rounding: Rounding = "nearest"
 
     def pack(self, residue: Residue) -> tuple[Tensor, ...]:
-        """Keep the clipped input.
-
-        Args:
-            residue: A slope; its source is the input it is taken at.
-
-        Returns:
-            What `Affine` keeps.
-        """
+        """Keep with `Affine` the clipped input that the slope is taken at."""
         clip = self._clip
         return self._affine.pack(Residue(residue.source, lambda x: x.clamp(-clip, clip)))
 
     def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Compute the sine form of the slope.
-
-        Args:
-            packed: What `pack` gave.
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            The slope, roughly.
-        """
+        """Compute the sine form of the slope."""
         x = self._affine.unpack(packed, shape, dtype)
         wave = torch.sin(x * (1.5 * self.rate / GELU_RATE)).mul_(0.22)
         return x.mul_(self.rate).sigmoid_().add_(wave)
 
     def nbytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
-        """Count the bytes kept.
-
-        Args:
-            shape: Shape of the residue.
-            dtype: Dtype of the residue.
-
-        Returns:
-            Those of `Affine`.
-        """
+        """Count the bytes of `Affine`."""
         return self._affine.nbytes(shape, dtype)
 
     def bound(self, residue: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.bits import join, split
 from ..kernels.threshold_codes import (
     threshold_pack,
     threshold_scale,
@@ -15,7 +16,6 @@ from ..kernels.threshold_codes import (
     threshold_unpack,
 )
 from .base import Residue
-from .bits import join, split
 
 
 def middles(levels: Sequence[float]) -> tuple[float, ...]:

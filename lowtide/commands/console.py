@@ -14,15 +14,7 @@ class Plain(Console):
     """A console that prints text literally: no markup, no control characters."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Turn a string into text, without reading markup in it.
-
-        Args:
-            text: The text; names of files and classes may be anybody's.
-            **options: As rich takes them.
-
-        Returns:
-            It, with control characters shown and no markup read.
-        """
+        """Render a text, with control characters shown and no markup read."""
         return super().render_str(printable(text), **options)
 
 

@@ -3,5 +3,5 @@
 A site is a place, a graft a module around another, a method the edits it asks for; linear maps,
 scale-shift and tensor trains are the arithmetic that grafts share.
 
-Imports errors.
+Imports errors, versions.
 """

@@ -84,7 +84,7 @@ class Graft(nn.Module):
             y: The base's output.
 
         Returns:
-            The grafted feature.
+            The grafted feature, of the same shape.
         """
         return y
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import Unsupported
+from ..versions import classes
 from .site import Layout
 from .wrapped import plain_kind
 
@@ -31,18 +32,12 @@ NORMS: tuple[type[nn.Module], ...] = (
     nn.RMSNorm,
     tl.LayerNorm,
     tl.LayerNorm2d,
-    *(
-        getattr(tl, name)
-        for name in ("RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d")
-        if hasattr(tl, name)
-    ),
+    *classes("timm.layers", "RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d"),
 )
 """y = w * xhat + b, some without b."""
 
-ACTIVATED: tuple[type[nn.Module], ...] = tuple(
-    getattr(tl, name)
-    for name in ("BatchNormAct2d", "GroupNormAct", "LayerNormAct", "LayerNormAct2d")
-    if hasattr(tl, name)
+ACTIVATED: tuple[type[nn.Module], ...] = classes(
+    "timm.layers", "BatchNormAct2d", "GroupNormAct", "LayerNormAct", "LayerNormAct2d"
 )
 """y = act(w * xhat + b)."""
 

@@ -66,30 +66,13 @@ class ScaleShift(Graft):
         return plain_kind(self.base) not in ACTIVATED
 
     def forward(self, x: Tensor, *args: object, **options: object) -> Tensor:
-        """Scale and shift the base's output, before its activation if it has one.
-
-        Args:
-            x: The operation's input.
-            *args: What else the backbone tells the base.
-            **options: The same by name.
-
-        Returns:
-            The scaled and shifted output.
-        """
+        """Scale and shift the base's output, before its activation if it has one."""
         if self.splits:
             return super().forward(x, *args, **options)
         return functional_call(self.base, self._scaled(), x)
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Scale and shift the base's output.
-
-        Args:
-            x: The operation's input.
-            y: Its output.
-
-        Returns:
-            The scaled and shifted output.
-        """
+        """Scale and shift the base's output."""
         if self.gamma is not None:
             y = y * self.gamma
         return y if self.beta is None else y + self.beta
@@ -103,20 +86,12 @@ class ScaleShift(Graft):
         return {"weight": w, "bias": b if self.beta is None else b + self.beta.flatten()}
 
     def merged(self) -> nn.Module | None:
-        """Fold scale and shift into the base's weight and bias.
-
-        Returns:
-            The folded module, or None where the base has no weight to absorb it.
-        """
+        """Fold scale and shift into the base; None where it has no weight to absorb them."""
         scale, shift = self.channelwise()
         return fold(self.base, scale=scale, shift=shift)
 
     def channelwise(self) -> tuple[Tensor | None, Tensor | None]:
-        """Give gamma and beta.
-
-        Returns:
-            The two, `(C,)` each or None; a gamma common to all channels is repeated.
-        """
+        """Give gamma and beta, `(C,)` each or None; one gamma for all is repeated."""
         gamma, beta = (None if v is None else v.flatten() for v in (self.gamma, self.beta))
         return None if gamma is None else gamma.expand(self.channels), beta
 

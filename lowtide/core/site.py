@@ -5,6 +5,7 @@ No method, no family and no torch module is named here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -111,7 +112,7 @@ class Site:
     @property
     def tokens(self) -> int:
         """Positions of the input that carry one channel vector each."""
-        return _numel(self.in_shape) // (self.in_shape[0] * self.in_dim)
+        return math.prod(self.in_shape) // (self.in_shape[0] * self.in_dim)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -172,10 +173,3 @@ class Sites(tuple[Site, ...]):
             else:
                 found.append([s])
         return [Sites(stage) for stage in found]
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    n = 1
-    for size in shape:
-        n *= size
-    return n

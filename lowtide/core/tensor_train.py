@@ -148,15 +148,7 @@ class FactorGraft(Graft):
         self.drop = nn.Dropout(dropout)
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the update to the base's output.
-
-        Args:
-            x: The map's input.
-            y: The base's output.
-
-        Returns:
-            The updated output, same shape as the base's.
-        """
+        """Add the update to the base's output."""
         rank, width = self.U.shape
         h = F.linear(x.movedim(self.axis, -1).unflatten(-1, (-1, width)), self.U).flatten(-2)
         h = self.scale * self.drop(F.linear(h, self.core()))
@@ -164,11 +156,7 @@ class FactorGraft(Graft):
         return y + update.movedim(-1, self.axis)
 
     def merged(self) -> nn.Module | None:
-        """Fold `s V core U` into the base's weight.
-
-        Returns:
-            The folded map, or None where another graft is left there.
-        """
+        """Fold `s V core U` into the base's weight; None on another graft."""
         rank = len(self.U)
         core = self.core().unflatten(1, (-1, rank)).unflatten(0, (-1, rank))
         delta = self.scale * torch.einsum("ck,bkal,ld->bcad", self.V, core, self.U)

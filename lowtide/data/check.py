@@ -19,7 +19,6 @@ from .dataset import Dataset, Sample, relative
 from .formats import find
 from .images import decode, formats
 from .labels import order
-from .listing import SPLITS
 from .reading import read
 
 
@@ -134,13 +133,12 @@ def check(source: Path | str, *, task: str = "classify", target: str | None = No
         InputError: It cannot be read at all.
     """
     listing = find(source, task)
-    entries = [entry for part in listing.splits.values() for entry in part]
+    entries = listing.entries
     trains = listing.splits.keys() & {"train", "all"}
     given = trains or task != "classify"
     classes = None if given else listing.classes or order(entry.label for entry in entries)
     data = read(source, skip_bad_images=True, classes=classes, task=task, target=target)
-    samples = {which: getattr(data, which) for which in SPLITS}
-    paths = [sample.path for part in samples.values() for sample in part]
+    paths = [sample.path for sample in data.samples("all")]
     if not paths:
         raise InputError(f"{source}: none of its {len(entries)} images can be read")
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
@@ -154,7 +152,7 @@ def check(source: Path | str, *, task: str = "classify", target: str | None = No
         format=data.format,
         root=str(data.root),
         fingerprint=data.fingerprint,
-        splits={which: len(part) for which, part in samples.items()},
+        splits={which: len(part) for which, part in data.splits.items()},
         classes={} if numbers else {name: counts[name] for name in data.classes},
         imbalance=max(counts.values()) / min(counts.values()) if counts else 1.0,
         widths=(min(widths), max(widths)),
@@ -198,8 +196,8 @@ def _look(path: Path, bits: int) -> _Look:
 
 def _copies(data: Dataset, looks: Mapping[Path, _Look]) -> list[Copies]:
     groups = defaultdict(list)
-    for which in SPLITS:
-        for path, label in getattr(data, which):
+    for which, samples in data.splits.items():
+        for path, label in samples:
             groups[looks[path].pixels].append((path, which, data.text(label)))
     return [
         Copies(

@@ -36,7 +36,7 @@ def read_columns(
     Raises:
         InputError: A column is missing, or a value is none that it can be.
     """
-    entries = [entry for part in listing.splits.values() for entry in part]
+    entries = listing.entries
     columns = [c for c in entries[0].values if c]
     if task == "regress":
         column = _chosen(listing, columns, target, names, 1)[0]

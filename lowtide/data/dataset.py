@@ -50,6 +50,22 @@ class Dataset:
     bits: int = 16
     task: str = "classify"
 
+    @property
+    def splits(self) -> dict[str, tuple[Sample, ...]]:
+        """The three lists by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def samples(self, which: str) -> list[Sample]:
+        """List a split.
+
+        Args:
+            which: `train`, `val`, `test` or `all`.
+
+        Returns:
+            Its samples.
+        """
+        return [s for name, part in self.splits.items() if which in (name, "all") for s in part]
+
     def text(self, label: Label) -> str:
         """Write a label.
 
@@ -70,9 +86,7 @@ class Dataset:
         """
         return {
             "format": self.format,
-            "train": len(self.train),
-            "val": len(self.val),
-            "test": len(self.test),
+            **{which: len(part) for which, part in self.splits.items()},
             "classes": list(self.classes),
             "fingerprint": self.fingerprint,
             "notes": list(self.notes),

@@ -55,6 +55,11 @@ class Listing:
     notes: tuple[str, ...] = ()
     task: Task | None = None
 
+    @property
+    def entries(self) -> list[Entry]:
+        """Those of all splits."""
+        return [entry for part in self.splits.values() for entry in part]
+
     def differences(self) -> tuple[str, ...]:
         """Compare with what was published.
 

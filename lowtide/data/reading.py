@@ -9,6 +9,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,13 +65,13 @@ def read(
     listing, classes, labels = _labelled(listing, classes, task, target)
     _refuse_duplicates(listing)
     _refuse_missing(listing)
-    looks = look([entry.path for part in listing.splits.values() for entry in part])
+    looks = look([entry.path for entry in listing.entries])
     skipped = _unreadable(looks, skip_bad_images)
     bits, of_bits = _depth(looks)
     by_class = KINDS[task].balances
     kept = _without(listing, skipped, by_class)
-    group = _class if by_class else None
-    splits, notes = divide(kept, listing.root, seed, val_fraction, test_fraction, group)
+    label: attrgetter[str] | None = attrgetter("label") if by_class else None
+    splits, notes = divide(kept, listing.root, seed, val_fraction, test_fraction, label)
     samples = {
         which: tuple(Sample(entry.path, labels[entry.label]) for entry in splits.get(which, ()))
         for which in SPLITS
@@ -138,7 +139,7 @@ def _refuse_no_train(listing: Listing) -> NoReturn:
 
 def _adopt(listing: Listing, classes: Sequence[str]) -> Listing:
     """Give a set to be scored the classes of the model; ImageNet's may be written as 0 to 999."""
-    labels = {entry.label for entries in listing.splits.values() for entry in entries}
+    labels = {entry.label for entry in listing.entries}
     imagenet = len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes)
     if imagenet and all(label.isdecimal() and int(label) < 1000 for label in labels):
         splits = {
@@ -166,11 +167,10 @@ def _refuse_unknown(listing: Listing, classes: Sequence[str], where: str) -> Non
 def _refuse_duplicates(listing: Listing) -> None:
     places = defaultdict(list)
     real = functools.cache(os.path.realpath)
-    for entries in listing.splits.values():
-        for entry in entries:
-            # By the real folder: two links may lead to one. A linked file is a copy, see `check`.
-            folder = real(os.path.dirname(entry.path))
-            places[os.path.join(folder, entry.path.name)].append(entry.where)
+    for entry in listing.entries:
+        # By the real folder: two links may lead to one. A linked file is a copy, see `check`.
+        folder = real(os.path.dirname(entry.path))
+        places[os.path.join(folder, entry.path.name)].append(entry.where)
     twice = {path: where for path, where in places.items() if len(where) > 1}
     for path, where in twice.items():
         raise InputError(
@@ -179,7 +179,7 @@ def _refuse_duplicates(listing: Listing) -> None:
 
 
 def _refuse_missing(listing: Listing) -> None:
-    entries = [entry for part in listing.splits.values() for entry in part]
+    entries = listing.entries
     missing = [entry for entry in entries if not os.path.isfile(entry.path)]
     if missing:
         first = missing[0]
@@ -227,7 +227,3 @@ def _without(
             if by_class and entry.label not in left:
                 raise InputError(f"{listing.root}: no image of class {entry.label!r} can be read")
     return kept
-
-
-def _class(entry: Entry) -> str:
-    return str(entry.label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from statistics import fmean
 
 from ..errors import InputError, UnknownName
@@ -11,22 +12,11 @@ from .tasks import Task, find
 GROUPS = ("natural", "specialized", "structured")
 
 
-def _task(name: str, classes: int, test: int, *aliases: str, group: str) -> Task:
+def _task(group: str, name: str, classes: int, test: int, *aliases: str) -> Task:
     return Task(name, classes, {"train": 800, "val": 200, "test": test}, aliases, group)
 
 
-def _natural(name: str, classes: int, test: int, *aliases: str) -> Task:
-    return _task(name, classes, test, *aliases, group="natural")
-
-
-def _specialized(name: str, classes: int, test: int, *aliases: str) -> Task:
-    return _task(name, classes, test, *aliases, group="specialized")
-
-
-def _structured(name: str, classes: int, test: int, *aliases: str) -> Task:
-    return _task(name, classes, test, *aliases, group="structured")
-
-
+_natural, _specialized, _structured = (partial(_task, group) for group in GROUPS)
 TASKS: tuple[Task, ...] = (
     _natural("cifar", 100, 10000, "cifar100"),
     _natural("caltech101", 102, 6084, "caltech"),

@@ -14,11 +14,14 @@ from torchvision.ops import roi_align
 from ..core.method import Method
 from ..families import image_shape, meta_copy
 from ..planning.loss import of_outputs
+from ..planning.materials import real_copy
 from ..planning.simulate import Plan, set_up_step, simulate_step
 from ..planning.step import StepConfig
 from ..planning.trial import Trial
+from ..planning.watch import UNKNOWN, rehearse_step
 from ..tuning.applying import apply
 from ..tuning.backbone import create
+from ..tuning.tuned import Tuned
 from ..versions import on_meta
 from .options import TaskConfig
 from .pyramid import backbone_path
@@ -58,7 +61,13 @@ def plan_task(task: DenseTask, body: nn.Module, method: Method, step: StepConfig
         tuned = apply(model, method, backbone=backbone_path(model))
     shape = image_shape(body)
     learnt = Trial(lambda count: task.example(count, shape), of_outputs(task.loss), said)
-    return simulate_step(set_up_step(tuned, step), step, trial=learnt)
+    structure = meta_copy(tuned)
+    try:
+        return simulate_step(set_up_step(tuned, step), step, trial=learnt)
+    except UNKNOWN:
+        real = real_copy(structure)
+        assert isinstance(real, Tuned)
+        return rehearse_step(set_up_step(real, step), step, trial=learnt)
 
 
 def plan_dense(
@@ -170,15 +179,7 @@ class RegionsStandIn(StandIn):
         self.note = SAMPLED.format(regions=self.regions, masked=masks)
 
     def losses(self, d: Any, maps: list[Tensor]) -> dict[str, Tensor]:
-        """Compute losses of regions, boxes and masks.
-
-        Args:
-            d: torchvision's detector.
-            maps: Its feature maps.
-
-        Returns:
-            Losses by name.
-        """
+        """Compute losses of regions, boxes and masks."""
         found = [torch.cat([x.flatten() for x in part]) for part in d.rpn.head(maps)]
         losses = {"rpn": found[0].sigmoid().mean() + found[1].abs().mean()}
         pooled = self._pooled(d.roi_heads.box_roi_pool, maps, self.regions)
@@ -209,15 +210,7 @@ class HeadsStandIn(StandIn):
     note = DENSE_HEADS
 
     def losses(self, d: Any, maps: list[Tensor]) -> dict[str, Tensor]:
-        """Compute a loss of each of the head's outputs.
-
-        Args:
-            d: torchvision's detector.
-            maps: Its feature maps.
-
-        Returns:
-            Losses by name.
-        """
+        """Compute a loss of each of the head's outputs."""
         found = d.head(maps)
         return {
             name: F.binary_cross_entropy_with_logits(value, torch.zeros_like(value))

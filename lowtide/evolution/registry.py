@@ -35,7 +35,8 @@ def axes(method: type[Method]) -> dict[str, tuple[object, ...]]:
     defaults: dict[str, Any] = {f.name: f.default for f in options(method)}
     for name, hint in hints(method).items():
         own = defaults[name]
-        if hint == Width:
+        optional = get_origin(hint) in {types.UnionType, Union} and Width in get_args(hint)
+        if hint == Width or optional and own:
             found[name] = tuple(sorted({max(1, int(own * times)) for times in TIMES}))
         elif hint == Index:
             found[name] = tuple(sorted({0, own // 2, own}))
@@ -46,8 +47,6 @@ def axes(method: type[Method]) -> dict[str, tuple[object, ...]]:
         elif hint == tuple[Role, ...]:
             every = [str(r) for r in PLACES]
             found[name] = ([str(r) for r in own], *([r] for r in every), every)
-        elif get_origin(hint) in {types.UnionType, Union} and Width in get_args(hint) and own:
-            found[name] = tuple(sorted({max(1, int(own * times)) for times in TIMES}))
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
@@ -69,27 +68,12 @@ class MethodSpace(Space):
     mutate_option: float = 0.4
 
     def draw(self, rng: random.Random) -> Genes:
-        """Draw a method, and each of its options.
-
-        Args:
-            rng: Draws.
-
-        Returns:
-            The candidate.
-        """
+        """Draw a method, and each of its options."""
         name = rng.choice(sorted(self.methods))
         return {METHOD: name, **{k: rng.choice(v) for k, v in self.methods[name].items()}}
 
     def mutate(self, genes: Genes, rng: random.Random) -> Genes:
-        """Draw another method, or some options anew.
-
-        Args:
-            genes: The candidate.
-            rng: Draws.
-
-        Returns:
-            Another one, or the same.
-        """
+        """Draw another method, or some options anew."""
         if rng.random() < self.mutate_method:
             return self.draw(rng)
         changed = dict(genes)
@@ -99,29 +83,13 @@ class MethodSpace(Space):
         return changed
 
     def cross(self, one: Genes, other: Genes, rng: random.Random) -> Genes:
-        """Share options out between two of one method, or take one of two.
-
-        Args:
-            one: The first.
-            other: The second.
-            rng: Draws.
-
-        Returns:
-            Their child.
-        """
+        """Share options out between two of one method, or take one of two."""
         if one[METHOD] != other[METHOD]:
             return rng.choice((one, other))
         return {name: rng.choice((one, other))[name] for name in one}
 
     def method(self, genes: Genes) -> Method:
-        """Make a candidate's method.
-
-        Args:
-            genes: The candidate.
-
-        Returns:
-            The method with these options.
-        """
+        """Make a candidate's method."""
         return construct({"name": genes[METHOD], **{k: v for k, v in genes.items() if k != METHOD}})
 
 

@@ -42,26 +42,11 @@ class WidthSpace(Space):
         return self.method(full)
 
     def draw(self, rng: random.Random) -> Genes:
-        """Draw a depth for each part, and a width for each of its blocks.
-
-        Args:
-            rng: Draws.
-
-        Returns:
-            The candidate.
-        """
+        """Draw a depth for each part, and a width for each of its blocks."""
         return {part: self._grown([], rng.choice(self.depths), rng) for part in self.parts}
 
     def mutate(self, genes: Genes, rng: random.Random) -> Genes:
-        """Draw the depths of some parts anew.
-
-        Args:
-            genes: The candidate.
-            rng: Draws.
-
-        Returns:
-            Another one, or the same.
-        """
+        """Draw the depths of some parts anew."""
         changed = dict(genes)
         for part in self.parts:
             if rng.random() < self.mutate_part and rng.random() < self.mutate_depth:
@@ -70,27 +55,11 @@ class WidthSpace(Space):
         return changed
 
     def cross(self, one: Genes, other: Genes, rng: random.Random) -> Genes:
-        """Take each part from either parent.
-
-        Args:
-            one: The first.
-            other: The second.
-            rng: Draws.
-
-        Returns:
-            Their child.
-        """
+        """Take each part from either parent."""
         return {part: rng.choice((one, other))[part] for part in self.parts}
 
     def method(self, genes: Genes) -> NOAH:
-        """Make a candidate's method.
-
-        Args:
-            genes: The candidate.
-
-        Returns:
-            NOAH with these widths.
-        """
+        """Make a candidate's method."""
         prompts, lora, adapter = (tuple(genes.get(part, (0,))) for part in PARTS)
         return NOAH(prompts, lora, adapter, self.dropout)
 

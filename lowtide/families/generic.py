@@ -22,15 +22,7 @@ class Generic(Family):
     """A family that tells a module's role from its class."""
 
     def role(self, path: str, module: nn.Module) -> Role | None:
-        """Tell a module's role from its class.
-
-        Args:
-            path: Its path.
-            module: The module.
-
-        Returns:
-            Its role, or None where it has none and holds no parameters.
-        """
+        """Tell a module's role from its class."""
         if is_norm(module):
             return Role.NORM
         if is_map(module):

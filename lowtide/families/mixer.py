@@ -30,15 +30,7 @@ class Mixer(Family):
     """A family whose norms may be maps that do not normalise."""
 
     def role(self, path: str, module: nn.Module) -> Role | None:
-        """Look a module up in the table.
-
-        Args:
-            path: Its path.
-            module: The module.
-
-        Returns:
-            Its role; `other` for an `Affine`, wherever it stands.
-        """
+        """Look a module up in the table; an `Affine` is `other` wherever it stands."""
         return Role.OTHER if type(module) is Affine else super().role(path, module)
 
 

@@ -204,9 +204,7 @@ def score_dense(
     split = None if run.is_file() else Split.read(run)
     if which not in (*SPLITS, "all"):
         raise UnknownName("split", which, (*SPLITS, "all"))
-    parts = SPLITS if which == "all" else (which,)
-    samples = [s for part in parts for s in getattr(dataset, part)]
-    notes: list[str] = []
+    samples, notes = dataset.samples(which), list[str]()
     if split is not None and own:
         samples, notes = split.select(dataset, which)
     elif split is not None and which != "train":

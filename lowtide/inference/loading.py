@@ -14,7 +14,7 @@ from ..training.config import RunConfig, read_yaml
 from ..training.loop import CONFIG, SUMMARY
 from ..training.parser import Parser
 from ..training.progress import note
-from ..training.split import SPLIT, SPLITS, Split, samples_of
+from ..training.split import SPLIT, SPLITS, Split
 from ..training.summary import read_summary
 from ..tuning.adapter_files import CONTENT, read_config
 from ..values import Count, Device
@@ -122,7 +122,7 @@ def _read_for_merged(trained: Trained, given: dict[str, Any]) -> tuple[list[Samp
     if given["data"] is None:
         raise InputError(f"{given['run']} is no run folder and names no data: give --data")
     dataset = read(given["data"], classes=trained.classes, task=trained.targets.task)
-    samples = samples_of(dataset, given["split"])
+    samples = dataset.samples(given["split"])
     return samples, _drawn(dataset, given["split"]) + too_deep(trained, [s.path for s in samples])
 
 
@@ -140,7 +140,7 @@ def _selected(
     """Choose a split's images, and say what was left out."""
     if own and split is not None:
         return split.select(dataset, which)
-    samples = samples_of(dataset, which)
+    samples = dataset.samples(which)
     if own:
         _refuse_changed(folder, dataset, which)
     elif split is not None and which != "train":

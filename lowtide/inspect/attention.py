@@ -93,16 +93,12 @@ def _watched(
     tuned: Tuned, sites: dict[int, tuple[Site, Site]], note: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
     """Note each block's attention among the backbone's own tokens, mean over heads (B, N, N)."""
-    handles = []
-    for b, (attn, qkv) in sites.items():
-        module = root(find(tuned.backbone, attn.path))
-        read = partial(_read, partial(note, b), module, qkv.tokens)
-        handles.append(find(tuned.backbone, qkv.path).register_forward_hook(read))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for b, (attn, qkv) in sites.items():
+            module = root(find(tuned.backbone, attn.path))
+            read = partial(_read, partial(note, b), module, qkv.tokens)
+            hooks.enter_context(find(tuned.backbone, qkv.path).register_forward_hook(read))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _read(

@@ -94,13 +94,10 @@ def final_features(trained: Trained, samples: Sequence[Sample], batch_size: int 
     """
     kept: list[Tensor] = []
     head = find(trained.tuned.backbone, trained.tuned.sites.of(Role.HEAD)[0].path)
-    handle = head.register_forward_pre_hook(
+    with head.register_forward_pre_hook(
         lambda module, args: kept.append(args[0].flatten(1).float().cpu())
-    )
-    try:
+    ):
         _run(trained, samples, batch_size)
-    finally:
-        handle.remove()
     return torch.cat(kept)
 
 
@@ -112,17 +109,7 @@ class Reader(Side):
         self.note = note
 
     def step(self, path: str, block: Block, x: Tensor, state: None) -> tuple[Tensor, None]:
-        """Run one element of the chain.
-
-        Args:
-            path: Its path.
-            block: Runs it.
-            x: Its input.
-            state: None.
-
-        Returns:
-            Its output, and None.
-        """
+        """Run one element of the chain, and note its output."""
         y = block(x)
         self.note(path, y)
         return y, None
@@ -141,16 +128,12 @@ def _beside(tuned: Tuned, note: Note) -> Iterator[None]:
 def _hooked(tuned: Tuned, note: Note) -> Iterator[None]:
     there = dict(tuned.backbone.named_modules())
     paths = [info["module"] for info in getattr(tuned.backbone, "feature_info", None) or ()]
-    handles = [
-        there[path].register_forward_hook(partial(_pass_on, note, path))
-        for path in paths
-        if path in there
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for path in paths:
+            if path in there:
+                hook = partial(_pass_on, note, path)
+                hooks.enter_context(there[path].register_forward_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _pass_on(note: Note, path: str, module: nn.Module, args: Any, y: Any) -> None:

@@ -35,29 +35,13 @@ class PolicyCallback(_Callback):
         self._policy = WhileTraining(policy)
 
     def on_fit_start(self, trainer: object, pl_module: nn.Module) -> None:
-        """Put the policy in place.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: What trains.
-        """
+        """Put the policy in place."""
         self._policy.begin(pl_module)
 
     def on_fit_end(self, trainer: object, pl_module: nn.Module) -> None:
-        """Take the policy away.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: What trained.
-        """
+        """Take the policy away."""
         self._policy.end()
 
     def on_exception(self, trainer: object, pl_module: nn.Module, exception: BaseException) -> None:
-        """Take the policy away.
-
-        Args:
-            trainer: Lightning's.
-            pl_module: What trained.
-            exception: What ended it.
-        """
+        """Take the policy away."""
         self._policy.end()

@@ -67,14 +67,7 @@ class PolicyCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Write what trained beside the Trainer's own files.
-
-        Args:
-            args: The Trainer's arguments.
-            state: Where it is.
-            control: What it will do.
-            **kwargs: `model`, and more of no use here.
-        """
+        """Write what trained beside the Trainer's own files."""
         model: nn.Module = kwargs["model"]
         if isinstance(model, Tuned) and state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -87,12 +80,5 @@ class PolicyCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
-        """Take the policy away.
-
-        Args:
-            args: The Trainer's arguments.
-            state: Where it is.
-            control: What it will do.
-            **kwargs: Of no use here.
-        """
+        """Take the policy away."""
         self._policy.end()

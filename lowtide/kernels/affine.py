@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -106,6 +106,46 @@ def quantise(
     return x.clamp_(0, 2**bits - 1).flatten()[:count].to(torch.uint8)
 
 
+def pack_chunks(
+    chunks: Iterable[Tensor],
+    like: Tensor,
+    bits: int,
+    group: int,
+    stats: torch.dtype,
+    rounding: Rounding = "nearest",
+    ends: tuple[Tensor, Tensor] | None = None,
+) -> Packed:
+    """Quantise numbers that come in chunks.
+
+    Args:
+        chunks: Flat; each but the last holds whole groups and whole bytes of codes.
+        like: On their device.
+        bits: Width of a code.
+        group: Consecutive numbers that share a minimum and a step.
+        stats: Dtype of these.
+        rounding: How codes are rounded.
+        ends: Minimum and maximum (1, 1) of all numbers, which then are one group.
+
+    Returns:
+        Minima (groups,), steps (groups,), codes (bytes,).
+    """
+    lows, steps, codes = [], [], []
+    for chunk in chunks:
+        groups = in_groups(chunk, group) if ends is None else chunk.unsqueeze(0)
+        # aminmax along an axis does the same, ten times slower on a CPU.
+        low, high = ends or (groups.amin(1, keepdim=True), groups.amax(1, keepdim=True))
+        low, step = statistics(low, high, bits, stats)
+        code = quantise(groups, len(chunk), low, high, step, bits, rounding)
+        codes.append(pack_bits(code, bits))
+        lows.append(low.flatten())
+        steps.append(step.flatten())
+    if not codes:
+        return like.new_empty(0, dtype=stats), like.new_empty(0, dtype=stats), join([], like)
+    if ends:
+        lows, steps = lows[:1], steps[:1]
+    return torch.cat(lows), torch.cat(steps), join(codes, like)
+
+
 def affine_pack_plain(
     x: Tensor, mean: Tensor | None, rstd: Tensor | None, bits: int, group: int, stats: torch.dtype
 ) -> Packed:
@@ -122,19 +162,7 @@ def affine_pack_plain(
     Returns:
         Minima (groups,), steps (groups,), codes (bytes,).
     """
-    lows, steps, codes = [], [], []
-    for chunk in _chunks(x, mean, rstd, group):
-        groups = in_groups(chunk, group)
-        # aminmax along an axis does the same, ten times slower on a CPU.
-        low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
-        low, step = statistics(low, high, bits, stats)
-        code = quantise(groups, len(chunk), low, high, step, bits, "nearest")
-        codes.append(pack_bits(code, bits))
-        lows.append(low.flatten())
-        steps.append(step.flatten())
-    if not codes:
-        return x.new_empty(0, dtype=stats), x.new_empty(0, dtype=stats), join([], x)
-    return torch.cat(lows), torch.cat(steps), join(codes, x)
+    return pack_chunks(_chunks(x, mean, rstd, group), x, bits, group, stats)
 
 
 def affine_unpack_plain(

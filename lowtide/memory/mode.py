@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,51 +95,45 @@ class Answers(TorchFunctionMode):
         Returns:
             A codec for each op.
         """
-        ahead = self.block is not None and self.block.ahead
-        return self.block.codecs if self.block is not None and ahead else self.policy.codecs
+        block = self.block
+        return block.codecs if block is not None and block.ahead else self.policy.codecs
 
-    @contextmanager
-    def holding_attention(self, finer: Codec) -> Iterator[None]:
+    def holding_attention(self, finer: Codec) -> AbstractContextManager[None]:
         """Run a module that holds an attention; norms in front of it are kept finely.
 
         Args:
             finer: How.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context.
         """
         codecs = self.policy.codecs
         norms = {name: finer for name in NORMS if name in codecs}
-        with self._but(block=Block({**codecs, **norms})):
-            yield
+        return self._but(block=Block({**codecs, **norms}))
 
     def attention(self) -> None:
         """Note that the attention of the innermost block is reached: its norms are all kept."""
         if self.block is not None:
             self.block.ahead = False
 
-    @contextmanager
-    def following_products(self) -> Iterator[None]:
+    def following_products(self) -> AbstractContextManager[None]:
         """Follow matrix products too, and raise `NotDerived` at an attention not reached so.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context.
         """
-        with self._but(to_attention=True):
-            yield
+        return self._but(to_attention=True)
 
-    @contextmanager
-    def inside(self, here: Region) -> Iterator[None]:
+    def inside(self, here: Region) -> AbstractContextManager[None]:
         """Answer in another region.
 
         Args:
             here: The region.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context.
         """
-        with self._but(region=here):
-            yield
+        return self._but(region=here)
 
     @contextmanager
     def _but(self, **changes: object) -> Iterator[None]:

@@ -70,14 +70,7 @@ class Adapter(Method):
             )
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Graft a bottleneck at each position.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per bottleneck.
-        """
+        """Graft a bottleneck at each position."""
         chosen = sites.of(*PLACES[self.positions])
         for role in PLACES[self.positions]:
             need(chosen.of(role), "adapter", f"sites of role {role}")
@@ -96,13 +89,5 @@ class AdapterGraft(Graft):
         self.drop = nn.Dropout(config.dropout)
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Run the bottleneck behind the base.
-
-        Args:
-            x: The base's input.
-            y: Its output.
-
-        Returns:
-            The adapted output, same shape as the base's.
-        """
+        """Run the bottleneck behind the base."""
         return y + self.up(self.drop(self.act(self.down(y))))

@@ -58,14 +58,7 @@ class AdaptFormer(Method):
             )
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Graft a bottleneck beside each channel MLP.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per block.
-        """
+        """Graft a bottleneck beside each channel MLP."""
         chosen = need(sites.of(Role.MLP), "adaptformer", "a channel MLP in its blocks")
         return [Swap(s, partial(AdaptFormerGraft, site=s, config=self)) for s in chosen]
 
@@ -83,13 +76,5 @@ class AdaptFormerGraft(Graft):
         self.drop = nn.Dropout(config.dropout)
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Run the bottleneck beside the MLP.
-
-        Args:
-            x: The MLP's input z.
-            y: Its output.
-
-        Returns:
-            The adapted output, same shape as the MLP's.
-        """
+        """Run the bottleneck beside the MLP."""
         return y + self.scale * self.up(self.drop(self.act(self.down(x))))

@@ -130,23 +130,12 @@ class ARCGraft(Graft):
         self.b = nn.Parameter(torch.zeros(site.in_dim)) if "bias" in site.params else None
 
     def ahead(self, x: Tensor) -> Tensor:
-        """Adapt the base's input.
-
-        Args:
-            x: The input z.
-
-        Returns:
-            z'.
-        """
+        """Adapt the base's input."""
         z = _adapted(x.movedim(self.axis, -1), self.U, self.c, self.b, self.drop)
         return z.movedim(-1, self.axis)
 
     def merged(self) -> nn.Module | None:
-        """Fold the adapter into the map behind it.
-
-        Returns:
-            The folded map, or None where another graft is left there.
-        """
+        """Fold the adapter into the map behind it; None in front of another graft."""
         if isinstance(self.base, Graft):
             return None
         base: Any = self.base
@@ -175,17 +164,7 @@ class Stream(Side):
             self.b[key(s.path)] = torch.zeros(s.dim)
 
     def step(self, path: str, block: Block, x: Tensor, state: None) -> tuple[Tensor, None]:
-        """Run a block with the stream adapted inside; what stands between stages as it is.
-
-        Args:
-            path: The element.
-            block: Runs it.
-            x: Its input.
-            state: None.
-
-        Returns:
-            Its output, and None.
-        """
+        """Run a block with the stream adapted inside; what stands between stages as it is."""
         name = key(path)
         return block(x, between=partial(self._between, name)) if name in self.c else block(x), None
 

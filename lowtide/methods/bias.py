@@ -28,13 +28,6 @@ class Bias(Method):
     learning_rate: ClassVar[float] = 0.005
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Thaw every bias.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per module that has one.
-        """
+        """Thaw every bias."""
         biased = sites.where(lambda s: s.role is not Role.HEAD and bool(s.biases))
         return [Thaw(s, s.biases) for s in need(biased, "bias", "parameters named bias")]

@@ -158,15 +158,7 @@ class ConvAdapterGraft(Graft):
             zeros_(self.pointwise.bias)
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Run the adapter beside the base.
-
-        Args:
-            x: `(B, C, H, W)`, or windows `(B', N, C)` or `(B', h, w, C)`.
-            y: The base's output.
-
-        Returns:
-            The adapted output, same shape as the base's.
-        """
+        """Run the adapter beside the base: `(B, C, H, W)`, `(B, N, C)` or `(B, h, w, C)`."""
         if self.windows:
             side = isqrt(x.shape[1])
             x = (x if x.ndim == 4 else x.unflatten(1, (side, side))).movedim(-1, 1)

@@ -143,17 +143,7 @@ class CSN(Side):
     def step(
         self, path: str, block: Block, x: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Read a block's input and, late enough, correct its output.
-
-        Args:
-            path: The block, or what stands between stages.
-            block: Runs it.
-            x: Its input.
-            state: h so far; None where it is 0.
-
-        Returns:
-            The block's output, corrected or not, and the new h.
-        """
+        """Read a block's input into h and, late enough, correct its output."""
         name = key(path)
         if name not in self.layers:
             return block(x), None
@@ -165,15 +155,7 @@ class CSN(Side):
         return x, h
 
     def finish(self, x: Tensor, state: Tensor) -> Tensor:
-        """Put the mean of the patch tokens where the class token stood.
-
-        Args:
-            x: Output of the last block.
-            state: h.
-
-        Returns:
-            The feature map to classify.
-        """
+        """Put the mean of the patch tokens where the class token stood."""
         if not self.pooled:
             return x
         return torch.cat([x[:, self.pooled :].mean(1, keepdim=True), x[:, 1:]], 1)

@@ -61,14 +61,7 @@ class FacTTK(Method):
         check("fact_tk", self.rank, self.dropout)
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Graft the factors on attention's maps and the MLP's.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per map.
-        """
+        """Graft the factors on attention's maps and the MLP's."""
         edits: list[Edit] = []
         for stage in stacks("fact_tk", sites):
             shared = nn.Parameter(nn.init.xavier_uniform_(torch.empty([self.rank] * 3)))

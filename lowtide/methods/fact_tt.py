@@ -54,14 +54,7 @@ class FacTTT(Method):
         check("fact_tt", self.rank, self.dropout)
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Graft the factors on attention's maps and the MLP's.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per map.
-        """
+        """Graft the factors on attention's maps and the MLP's."""
         return [
             edit
             for stage in stacks("fact_tt", sites)

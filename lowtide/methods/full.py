@@ -25,12 +25,5 @@ class Full(Method):
     overwrites: ClassVar[bool] = True
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Thaw everything.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per module that holds parameters.
-        """
+        """Thaw everything."""
         return [Thaw(s, s.params) for s in sites if s.params and s.role is not Role.HEAD]

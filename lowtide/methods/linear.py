@@ -23,12 +23,5 @@ class Linear(Method):
     learning_rate: ClassVar[float] = 0.001
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Change nothing: the classifier trains under every method.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            No edits.
-        """
+        """Change nothing: the classifier trains under every method."""
         return ()

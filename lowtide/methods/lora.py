@@ -73,14 +73,7 @@ class LoRA(Method):
             )
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Graft factors on the chosen maps.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per map.
-        """
+        """Graft factors on the chosen maps."""
         chosen = need(self._choose(sites), "lora", f"a site of role {self._wanted()}")
         return [Swap(s, partial(LoRAGraft, site=s, config=self)) for s in chosen]
 
@@ -125,28 +118,12 @@ class LoRAGraft(Graft):
         self.up = nn.ModuleList(up for _, up in pairs)
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the update to the base's output.
-
-        Args:
-            x: The map's input.
-            y: The base's output.
-
-        Returns:
-            The adapted output, same shape as the base's.
-        """
+        """Add the update to the base's output."""
         updates = self._updates(x)
         return add_to_parts(y, *updates, parts=self.parts, axis=self.axis, scale=self.scale)
 
     def onto(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the update to an output of the base that nobody else reads.
-
-        Args:
-            x: The map's input.
-            y: The base's output.
-
-        Returns:
-            The adapted output, same shape as the base's.
-        """
+        """Add the update to an output of the base that nobody else reads."""
         updates = self._updates(x)
         return add_one_by_one(y, updates, parts=self.parts, axis=self.axis, scale=self.scale)
 
@@ -173,11 +150,7 @@ class LoRAGraft(Graft):
         return down, up
 
     def merged(self) -> nn.Module | None:
-        """Fold the product of the factors into the base's weight.
-
-        Returns:
-            The folded map.
-        """
+        """Fold the product of the factors into the base's weight."""
         delta = torch.zeros_like(self.root.get_parameter("weight"))
         for i, down, up in zip(self.parts, self.down, self.up, strict=True):
             rows = slice(i * self.width, (i + 1) * self.width)

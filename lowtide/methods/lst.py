@@ -132,32 +132,14 @@ class Ladder(Side):
     def step(
         self, path: str, block: Block, x: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Climb one rung after a block.
-
-        Args:
-            path: The block.
-            block: Runs it.
-            x: Its input.
-            state: s so far.
-
-        Returns:
-            The block's output and the next s.
-        """
+        """Climb one rung after a block; the state is s."""
         if path == self.first:
             state = self.enter(x.flatten(1, -2))
         x, name = block(x), key(path)
         return x, self.rungs[name](x.flatten(1, -2), state) if name in self.rungs else state
 
     def finish(self, x: Tensor, state: Tensor) -> Tensor:
-        """Replace the feature map by the ladder's.
-
-        Args:
-            x: Output of the last block.
-            state: The last s.
-
-        Returns:
-            The map to classify.
-        """
+        """Replace the feature map by the ladder's."""
         y = self.leave(self.norm(state)).view(x.shape)
         return x + y if self.residual else y
 

@@ -155,23 +155,11 @@ class FusedLoRA(Graft):
         self.down, self.up = low_rank(self.root, width)
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the update.
-
-        Args:
-            x: The map's input.
-            y: The base's output.
-
-        Returns:
-            The adapted output, same shape as the base's.
-        """
+        """Add the update."""
         return y + self.up(self.down(self.drop(x))) if len(_weight(self.down)) else y
 
     def merged(self) -> nn.Module | None:
-        """Fold the product of the factors into the base's weight.
-
-        Returns:
-            The folded map.
-        """
+        """Fold the product of the factors into the base's weight."""
         return fold(self.base, delta=product(self.down, self.up))
 
 
@@ -189,15 +177,7 @@ class Bottleneck(Graft):
         self.drop = nn.Dropout(dropout)
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Run the bottleneck behind the base.
-
-        Args:
-            x: The base's input.
-            y: Its output.
-
-        Returns:
-            The adapted output, same shape as the base's.
-        """
+        """Run the bottleneck behind the base."""
         if not len(_weight(self.down)):
             return y
         return y + self.up(self.drop(self.act(self.down(y))))

@@ -90,14 +90,7 @@ class RLRR(Method):
         return self.init == "identity"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Graft vectors on every map, and a scale and shift on norms.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per place.
-        """
+        """Graft vectors on every map, and a scale and shift on norms."""
         staged = len(sites.stages) > 1
         blocks_end = max((i for i, s in enumerate(sites) if s.role is Role.BLOCK), default=-1)
         maps = need(sites.of(*RESCALED), "rlrr", "a linear map or a convolution")
@@ -148,31 +141,14 @@ class RLRRGraft(Graft):
         return self.residual
 
     def forward(self, x: Tensor, *args: object, **options: object) -> Tensor:
-        """Add the rescaled map and the shift to the base's output, or put them in its place.
-
-        Args:
-            x: The map's input.
-            *args: What else the backbone tells the base.
-            **options: The same by name.
-
-        Returns:
-            Same shape as the base's output.
-        """
+        """Add the rescaled map and the shift to the base's output, or put them in its place."""
         if self.residual:
             return super().forward(x, *args, **options)
         root: Any = self.root
         return self._with_shift(x, self._rescaled(x), self._along(root.bias, x))
 
     def behind(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the rescaled map and the shift to the base's output.
-
-        Args:
-            x: The map's input.
-            y: The base's output.
-
-        Returns:
-            Same shape as the base's output.
-        """
+        """Add the rescaled map and the shift to the base's output."""
         return self._with_shift(x, self._rescaled(x), y)
 
     def _with_shift(self, x: Tensor, update: Tensor, kept: Tensor | None) -> Tensor:
@@ -201,11 +177,7 @@ class RLRRGraft(Graft):
         )
 
     def merged(self) -> nn.Module | None:
-        """Fold the rescaled weight and the shift in.
-
-        Returns:
-            The folded map, or None where there is no bias for the shift.
-        """
+        """Fold the rescaled weight and the shift in; None where no bias takes the shift."""
         frozen: Any = self.frozen[0]
         if self.shift is not None and frozen.bias is None:
             return None

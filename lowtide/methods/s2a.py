@@ -151,14 +151,7 @@ class PromptGraft(Graft):
         self.B = nn.Parameter(config.sigma * torch.randn(config.rank, site.in_dim))
 
     def ahead(self, x: Tensor) -> Tensor:
-        """Add the prompt to the base's input.
-
-        Args:
-            x: `(B, N, C)` or `(B, H, W, C)`, or `(B, C, H, W)` for a convolution.
-
-        Returns:
-            The base's input.
-        """
+        """Add the prompt: `(B, N, C)`, `(B, H, W, C)`, or `(B, C, H, W)` for a convolution."""
         if self.tile is None:
             places = x.shape[1:-1]
             return x + (self._rows(self.A, places.numel()) @ self.B).view(*places, -1)
@@ -167,15 +160,7 @@ class PromptGraft(Graft):
         return x + square.repeat(1, -(-h // self.tile), -(-w // self.tile))[:, :h, :w]
 
     def fitted(self, name: str, value: Tensor) -> Tensor:
-        """Resample A where it was trained on another number of positions.
-
-        Args:
-            name: Name of a parameter.
-            value: What a file holds for it.
-
-        Returns:
-            The value for this image size.
-        """
+        """Resample A where it was trained on another number of positions."""
         same = value.shape[1:] == self.A.shape[1:]
         return self._rows(value, len(self.A)) if name == "A" and same else value
 
@@ -220,17 +205,7 @@ class SideBranch(Side):
     def step(
         self, path: str, block: Block, x: Tensor, state: State | None
     ) -> tuple[Tensor, State | None]:
-        """Run the branch of one block; the backbone is left alone, but for maps that are read.
-
-        Args:
-            path: The block, or what stands between stages.
-            block: Runs it.
-            x: Its input.
-            state: The branch's output so far.
-
-        Returns:
-            The block's output and the new state.
-        """
+        """Run the branch of one block; the backbone is left alone, but for maps that are read."""
         x, name = block(x), key(path)
         state = self.branches[name](x, state) if name in self.branches else state
         if name in self.maps and state is not None:
@@ -239,15 +214,7 @@ class SideBranch(Side):
         return x, state
 
     def classify(self, logits: Tensor, state: State) -> Tensor:
-        """Add the side feature's share of the classifier on concatenated features.
-
-        Args:
-            logits: The backbone's share.
-            state: The branch's last output.
-
-        Returns:
-            `[features, side] W^T + b`, written as a sum.
-        """
+        """Add the side feature's share: `[features, side] W^T + b`, written as a sum."""
         return logits if self.head is None else logits + self.head(state[0].mean(1))
 
 

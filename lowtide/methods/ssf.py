@@ -90,14 +90,7 @@ class SSF(Method):
         return self.init == "identity"
 
     def edits(self, sites: Sites) -> Iterable[Edit]:
-        """Graft a scale and shift after every operation.
-
-        Args:
-            sites: Every site of the backbone.
-
-        Returns:
-            One edit per operation.
-        """
+        """Graft a scale and shift after every operation."""
         graft = partial(ScaleShift, init=self.init, scale=self.scale, shift=self.shift)
         left_out = Sites() if self.stages else sites.between
         if "embedding" in self.without:

@@ -116,17 +116,7 @@ class Taps(Side):
     def step(
         self, path: str, block: Block, x: Tensor, state: Any
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Tap a block's output, before the first block its input as well.
-
-        Args:
-            path: The block, or what stands between stages.
-            block: Runs it.
-            x: Its input.
-            state: The taps so far.
-
-        Returns:
-            The block's output and the taps.
-        """
+        """Tap a block's output, before the first block its input as well."""
         if path == self.first:
             state = (self.stem(self._tokens(x)),)
         x, name = block(x), key(path)

@@ -131,17 +131,7 @@ class Prompts(Side):
     def step(
         self, path: str, block: Block, x: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run one element of the chain, with this block's prompts or with those that run on.
-
-        Args:
-            path: Its path.
-            block: Runs it.
-            x: Its input.
-            state: Prompts from the previous block; None before the first, or if deep.
-
-        Returns:
-            Its output without prompts, and the prompts that run on.
-        """
+        """Run one element of the chain, with this block's prompts or with those that run on."""
         name = key(path)
         if name in self.prompts:
             state = self.drop(self.prompts[name].expand(x.shape[0], -1, -1))
@@ -151,15 +141,7 @@ class Prompts(Side):
         return x, None if self.deep and path != self.last else state
 
     def finish(self, x: Tensor, state: Tensor) -> Tensor:
-        """Put the last prompts beside the patches that are averaged, if they are pooled too.
-
-        Args:
-            x: Output of the last block.
-            state: The prompts that came out of it.
-
-        Returns:
-            `x`, or a grid of one row that holds both.
-        """
+        """Put prompts that are pooled beside the patches to average, as a grid of one row."""
         return torch.cat([x.flatten(1, 2), state], 1)[:, None] if self.pooled else x
 
 

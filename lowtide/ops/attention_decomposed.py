@@ -149,17 +149,7 @@ class Decomposed:
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        """Make the bias for a function that asks for it.
-
-        Args:
-            function: The function.
-            types: Of the arguments.
-            args: By place.
-            kwargs: By name.
-
-        Returns:
-            What the function gives.
-        """
+        """Make the bias for a function that asks for it."""
         args, kwargs = tree_map(
             lambda a: a.whole() if isinstance(a, cls) else a, (args, kwargs or {})
         )

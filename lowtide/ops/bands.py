@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Reader, Residue
-from .fan import Fan, gathered
+from .fan import Fan, begin, gathered, hand
 from .once import once
 from .saved import keep
 from .spare import spared, unpack
@@ -102,8 +102,7 @@ class _Banded(torch.autograd.Function):
         packed, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         wanted = [w for w in weights if w.requires_grad]
         sums = [torch.zeros_like(w) for w in wanted]
-        own = ctx.fan or Fan(dy.new_empty(1, dtype=dtype).expand(shape))
-        dx = own.buffer() if ctx.needs else None
+        dx = begin(ctx.fan, dy.new_empty(0, dtype=dtype), shape) if ctx.needs else None
         source = _Source(reader, packed, shape, dtype)
         times, halo, _ = ctx.read.rows
         for images, rows in _bands(shape, ctx.read.rows):
@@ -121,7 +120,7 @@ class _Banded(torch.autograd.Function):
                 total += part
         each = iter(sums)
         of_weights = (next(each) if w.requires_grad else None for w in weights)
-        return None, None, None, own.take() if ctx.fan is None else None, *of_weights
+        return None, None, None, hand(ctx.fan, dx), *of_weights
 
 
 def _autocast(x: Tensor) -> tuple[str, torch.dtype, bool, bool]:

@@ -22,20 +22,13 @@ def _error(x: Tensor, target: Tensor, *weight: Tensor) -> Tensor:
 
 
 def _forward(
-    needs: Needs, x: Tensor, *, call: Loss, beside: tuple[Tensor, ...], share: float
+    needs: Needs, x: Tensor, *, call: Loss, beside: tuple[Tensor, ...], **_: object
 ) -> Forward:
     return Forward(call(x), (Residue(x, _error, beside),))
 
 
 def _backward(
-    needs: Needs,
-    residues: tuple[Tensor],
-    extras: Tensors,
-    dy: Tensor,
-    *,
-    call: Loss,
-    beside: tuple[Tensor, ...],
-    share: float,
+    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, *, share: float, **_: object
 ) -> tuple[Tensor]:
     return (dy * share * residues[0],)
 

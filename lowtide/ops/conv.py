@@ -15,7 +15,7 @@ from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
 from ..codecs.exact import Exact
 from .case import Case, Shape
-from .fan import Fan, gathered, hand
+from .fan import Fan, begin, gathered, hand
 from .lineage import derived
 from .linear import autocast, but_frozen
 from .saved import Answer, Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
@@ -74,10 +74,9 @@ def _forward(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    shape: torch.Size,
     window: Window,
     follows: bool = False,
-    fan: Fan | None = None,
+    **_: object,
 ) -> Forward:
     y = window.over(x, weight.to(x.dtype), bias)
     wanted = needs[0] or needs[1]
@@ -131,8 +130,7 @@ def _packed(
         return NotImplemented
     (weight,) = extras
     assert weight is not None
-    own = fan or Fan(dy.new_empty(1).expand(shape))
-    dx = own.buffer() if needs[0] else None
+    dx = begin(fan, dy, shape) if needs[0] else None
     dw = torch.zeros_like(weight, dtype=dy.dtype)
     for image, first in itertools.product(range(shape[0]), range(0, shape[1], step)):
         count = min(step, shape[1] - first)
@@ -147,7 +145,7 @@ def _packed(
             dx[image, None, first : first + count] += parts[0]
         del parts
     db = dy.sum((0, *range(2, dy.ndim))) if needs[2] else None
-    return own.take() if fan is None else None, dw, db
+    return hand(fan, dx), dw, db
 
 
 CONV = Op(_forward, _backward, packed=_packed)

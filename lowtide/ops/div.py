@@ -7,11 +7,10 @@ from torch import Tensor
 
 from ..codecs.affine import Affine
 from ..codecs.base import Codec, Residue
-from ..codecs.exact import Exact
 from .case import Case, Shape
 from .formula import written
 from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
-from .unary import overwritten
+from .unary import into_first
 
 
 def _forward(needs: Needs, a: Tensor, b: Tensor, *, shape: torch.Size) -> Forward:
@@ -49,14 +48,6 @@ def _answer(codecs: Codecs, call: Call) -> Result:
     return saved(DIV, codecs["div"], a, b, shape=a.shape)
 
 
-def _in_place(codecs: Codecs, call: Call) -> Result:
-    x, *others = call.args
-    # What is kept as it is must not be written to.
-    kept = x.clone() if isinstance(codecs.get("div"), Exact) else x
-    copied = Call(call.function, (kept, *others), call.kwargs)
-    return overwritten(x, _answer(codecs, copied), in_place=True)
-
-
 def _case(a: Shape, b: Shape) -> Case:
     return Case(
         DIV,
@@ -72,7 +63,7 @@ TIGHT: dict[str, Codec] = {"div": Affine(8, 64, stats=torch.bfloat16)}
 FOLLOWED = (torch.div, Tensor.div, Tensor.__truediv__)
 CALLS: Calls = {
     **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__), written(_answer)),
-    **dict.fromkeys((Tensor.div_, Tensor.__itruediv__), written(_in_place)),
+    **dict.fromkeys((Tensor.div_, Tensor.__itruediv__), written(into_first("div", _answer))),
     Tensor.__rdiv__: written(),
 }
 CASES = {"div": _case((3, 7, 5), (3, 7, 5)), "div_length": _case((3, 7, 5), (3, 7, 1))}

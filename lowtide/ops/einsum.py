@@ -17,9 +17,7 @@ Axes = tuple[str, str, str]
 ANY = "..."
 
 
-def _forward(
-    needs: Needs, a: Tensor, b: Tensor, *, axes: Axes, shapes: tuple[torch.Size, ...]
-) -> Forward:
+def _forward(needs: Needs, a: Tensor, b: Tensor, *, axes: Axes, **_: object) -> Forward:
     wanted = tuple(Residue(other) for other, need in ((b, needs[0]), (a, needs[1])) if need)
     return Forward(torch.einsum(f"{axes[0]},{axes[1]}->{axes[2]}", a, b), wanted)
 

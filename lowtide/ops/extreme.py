@@ -28,9 +28,9 @@ def _backward(
     extras: Tensors,
     dy: Tensor,
     *,
-    call: Function,
     axes: Axes,
     keepdim: bool,
+    **_: object,
 ) -> tuple[Tensor]:
     (found,) = residues
     count = found.sum(axes, keepdim=True).clamp_(min=1)

@@ -47,11 +47,11 @@ class Fan:
         """Add a gradient.
 
         Args:
-            gradient: Nobody else's; it may be written to.
+            gradient: Nobody else's, for it may be written to; or `buffer`, which is added already.
         """
         if (found := self._current()) is None:
             self._sum = gradient.to(self._dtype)
-        else:
+        elif found is not gradient:
             found.add_(gradient)
 
     def take(self) -> Tensor | None:
@@ -87,12 +87,27 @@ class _Gather(torch.autograd.Function):
         return found.add_(dy), None
 
 
+def begin(fan: Fan | None, like: Tensor, shape: torch.Size) -> Tensor:
+    """Give a sum to add a gradient to, some of it at a time.
+
+    Args:
+        fan: Where it is gathered; None if nowhere.
+        like: Of its dtype and device.
+        shape: Its shape.
+
+    Returns:
+        Zeros, or what is gathered so far; for `hand`.
+    """
+    return like.new_zeros(shape) if fan is None else fan.buffer()
+
+
 def hand(fan: Fan | None, gradient: Tensor | None) -> Tensor | None:
     """Add a gradient where it is gathered.
 
     Args:
         fan: Where; None if nowhere.
-        gradient: Nobody else's, for it may be written to; None if nobody needs it.
+        gradient: Nobody else's, for it may be written to, or what `begin` gave; None if nobody
+            needs it.
 
     Returns:
         What is left for torch: nothing, or all of it.

@@ -16,9 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..codecs.affine import Affine
 from ..codecs.base import Codec
 from ..codecs.codebook import Codebook
-from . import activation_derivatives as slopes
 from .saved import Answer, Call, Calls, Codecs, Result, saved
-from .unary import UNARY, overwritten
+from .unary import FUNCTIONS, UNARY, overwritten
 
 Function = Callable[..., Tensor]
 
@@ -39,12 +38,8 @@ PLAIN: dict[Function, Function] = {
 """What calls that write into their first argument compute."""
 
 WRITTEN: dict[str, Function] = {
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(slopes.QUICK * x),
-    "silu": F.silu,
+    **{name: function for name, function in FUNCTIONS.items() if not name.startswith("relu")},
     "mish": F.mish,
-    "hardswish": F.hardswish,
 }
 """The functions that are known when they are met."""
 

@@ -23,12 +23,7 @@ Reads = Callable[[Needs], Sequence[bool]]
 
 
 def _forward(
-    needs: Needs,
-    *tensors: Tensor,
-    function: Function,
-    reads: Reads,
-    shapes: Shapes,
-    low: torch.dtype | None = None,
+    needs: Needs, *tensors: Tensor, function: Function, reads: Reads, shapes: Shapes, **_: object
 ) -> Forward:
     kept = list(_kept(reads(needs), shapes))
     residues = tuple(Residue(t) for t, codes in zip(tensors, kept, strict=True) if codes)

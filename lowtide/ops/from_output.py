@@ -19,7 +19,7 @@ Function = Callable[[Tensor], Tensor]
 Backward = Callable[[Tensor, Tensor], Tensor]
 
 
-def _forward(needs: Needs, x: Tensor, *, call: Function, backward: Backward) -> Forward:
+def _forward(needs: Needs, x: Tensor, *, call: Function, **_: object) -> Forward:
     y = call(x)
     return Forward(y, (Residue(y),))
 
@@ -30,8 +30,8 @@ def _backward(
     extras: Tensors,
     dy: Tensor,
     *,
-    call: Function,
     backward: Backward,
+    **_: object,
 ) -> tuple[Tensor]:
     return (backward(dy, residues[0]),)
 

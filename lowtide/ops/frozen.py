@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ..codecs.base import SLICE, Codec, Residue
+from ..codecs.base import Codec, Residue
 from ..core.alike import alike
+from ..kernels.slices import SLICE
 from .conv import Window
 from .linear import autocast
 from .saved import Forward, Needs, Op, Tensors, saved

@@ -46,14 +46,7 @@ def _forward(
 
 
 def _backward(
-    needs: Needs,
-    residues: tuple[Tensor, ...],
-    extras: Tensors,
-    dy: Tensor,
-    *,
-    call: Function,
-    groups: int,
-    eps: float,
+    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, **_: object
 ) -> Tensors:
     dy = wide(dy)
     others = (0, *range(2, dy.ndim))

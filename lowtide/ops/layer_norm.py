@@ -46,7 +46,7 @@ def _forward(
 
 
 def _backward(
-    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, *, eps: float
+    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, **_: object
 ) -> Tensors:
     rstd, weight = extras
     dy = wide(dy)
@@ -82,8 +82,7 @@ def _packed(
     packed: tuple[Tensor, ...],
     extras: Tensors,
     dy: Tensor,
-    *,
-    eps: float,
+    **_: object,
 ) -> Tensors | NotImplementedType:
     rstd, weight = extras
     if dy.device.type not in FUSED or rstd is None:

@@ -33,7 +33,7 @@ def _factors(needs: Needs, a: Tensor, b: Tensor) -> tuple[Residue, ...]:
     return tuple(Residue(other) for other, need in ((b, needs[0]), (a, needs[1])) if need)
 
 
-def _forward(needs: Needs, a: Tensor, b: Tensor, *, shapes: Shapes) -> Forward:
+def _forward(needs: Needs, a: Tensor, b: Tensor, **_: object) -> Forward:
     return Forward(torch.matmul(a, b), _factors(needs, a, b))
 
 
@@ -71,7 +71,7 @@ def _forward_added(
     function: Callable[..., Tensor],
     alpha: float,
     beta: float,
-    shapes: tuple[torch.Size, ...],
+    **_: object,
 ) -> Forward:
     return Forward(function(c, a, b, alpha=alpha, beta=beta), _factors(needs[1:], a, b))
 
@@ -82,16 +82,15 @@ def _backward_added(
     extras: Tensors,
     dy: Tensor,
     *,
-    function: Callable[..., Tensor],
     alpha: float,
     beta: float,
     shapes: tuple[torch.Size, ...],
+    **_: object,
 ) -> Tensors:
     dc = beta * dy.sum_to_size(shapes[0]) if needs[0] else None
-    _, *of_factors = shapes
     scaled = dy if alpha == 1 else alpha * dy
     given = (needs[1:], residues, extras, scaled)
-    return dc, *_backward(*given, shapes=(of_factors[0], of_factors[1]))
+    return dc, *_backward(*given, shapes=(shapes[1], shapes[2]))
 
 
 ADDED_MATMUL = Op(_forward_added, _backward_added)

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from ..codecs.affine import Affine
 from ..codecs.base import Residue
-from ..codecs.exact import Exact
 from .case import Case, Shape
 from .formula import written
 from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
-from .unary import overwritten
+from .unary import into_first
 
 SMALL = 8
 """A factor so many times smaller than the other (a scale per channel) is kept as it is."""
@@ -87,19 +86,11 @@ def _answer(codecs: Codecs, call: Call) -> Result:
     return saved(MUL, codecs["mul"], a, b, shapes=shapes) if any(large) else NotImplemented
 
 
-def _in_place(codecs: Codecs, call: Call) -> Result:
-    x, *others = call.args
-    # What is kept as it is must not be written to.
-    kept = x.clone() if isinstance(codecs.get("mul"), Exact) else x
-    copied = Call(call.function, (kept, *others), call.kwargs)
-    return overwritten(x, _answer(codecs, copied), in_place=True)
-
-
 TIGHT = {"mul": Affine(8, 64, stats=torch.bfloat16)}
 FOLLOWED = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 CALLS: Calls = {
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), written(_answer)),
-    **dict.fromkeys((Tensor.mul_, Tensor.__imul__), written(_in_place)),
+    **dict.fromkeys((Tensor.mul_, Tensor.__imul__), written(into_first("mul", _answer))),
 }
 
 

@@ -62,7 +62,8 @@ def _leaky_relu(codecs: Codecs, call: Call) -> Result:
 
 
 def _hardtanh(codecs: Codecs, call: Call) -> Result:
-    x, ends = call.argument(0, "input"), _ends(call, "min_val", "max_val", -1.0, 1.0)
+    x = call.argument(0, "input")
+    ends = call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0)
     name = "relu6" if ends == (0, 6) else "clamp"  # nn.ReLU6 calls it so
     y = _bend(name, codecs, lambda x: F.hardtanh(x, *ends), x, ends)
     return overwritten(x, y, call.argument(3, "inplace", False))
@@ -97,10 +98,6 @@ def _clamp(in_place: bool = False, least: bool = True, most: bool = True) -> Ans
         return overwritten(x, y, in_place)
 
     return answered
-
-
-def _ends(call: Call, least: str, most: str, low: float, high: float) -> tuple[float, float]:
-    return call.argument(1, least, low), call.argument(2, most, high)
 
 
 _ABS = answer("abs", torch.abs, slope=torch.sign)

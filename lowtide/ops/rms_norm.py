@@ -26,7 +26,7 @@ def _forward(needs: Needs, x: Tensor, weight: Tensor | None, *, eps: float | Non
 
 
 def _backward(
-    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, *, eps: float | None
+    needs: Needs, residues: tuple[Tensor, ...], extras: Tensors, dy: Tensor, **_: object
 ) -> Tensors:
     rstd, weight = extras
     dy, x_hat, dx = wide(dy), wide(residues[0]), None

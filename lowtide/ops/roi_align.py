@@ -11,7 +11,7 @@ from torch import Tensor
 from ..codecs.base import Codec
 from ..codecs.exact import Exact
 from .case import Case
-from .fan import Fan, gathered
+from .fan import Fan, begin, gathered, hand
 from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
 
 PART = 1 << 20
@@ -37,9 +37,7 @@ class Pool(NamedTuple):
     aligned: bool
 
 
-def _forward(
-    needs: Needs, x: Tensor, *, rois: Tensor, pool: Pool, fan: Fan | None = None
-) -> Forward:
+def _forward(needs: Needs, x: Tensor, *, rois: Tensor, pool: Pool, **_: object) -> Forward:
     # Of x only the shape is looked at in backward.
     return Forward(_ALIGN(x, rois, *pool), (), (x.new_empty(1).expand(x.shape), rois))
 
@@ -50,23 +48,22 @@ def _backward(
     extras: Tensors,
     dy: Tensor,
     *,
-    rois: Tensor,
     pool: Pool,
     fan: Fan | None = None,
+    **_: object,
 ) -> Tensors:
-    like, rois = extras  # type: ignore[assignment]
-    assert like is not None
+    like, rois = extras
+    assert like is not None and rois is not None
     images, channels, *size = like.shape
     step = max(1, PART // max(1, images * size[0] * size[1]))
-    own = fan or Fan(like)
-    dx = own.buffer()
+    dx = begin(fan, like, like.shape)
     for first in range(0, channels, step):
         part = dy[:, first : first + step].contiguous()
         sizes = (images, part.shape[1], *size, pool.samples, pool.aligned)
         dx[:, first : first + step] += torch.ops.torchvision._roi_align_backward(
             part, rois, pool.scale, pool.height, pool.width, *sizes
         )
-    return (own.take() if fan is None else None,)
+    return (hand(fan, dx),)
 
 
 ROI_ALIGN = Op(_forward, _backward)

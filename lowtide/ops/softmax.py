@@ -18,12 +18,7 @@ def _forward(needs: Needs, x: Tensor, *, dtype: torch.dtype | None = None) -> Fo
 
 
 def _backward(
-    needs: Needs,
-    residues: tuple[Tensor],
-    extras: Tensors,
-    dy: Tensor,
-    *,
-    dtype: torch.dtype | None = None,
+    needs: Needs, residues: tuple[Tensor], extras: Tensors, dy: Tensor, **_: object
 ) -> tuple[Tensor]:
     return (softmax_backward(dy, residues[0]),)
 

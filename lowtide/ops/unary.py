@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ..codecs.affine import Affine, Rounding
 from ..codecs.base import Codec, Residue
 from ..codecs.codebook import Codebook
+from ..codecs.exact import Exact
 from ..codecs.sign import Sign
 from ..codecs.sine import Sine
-from ..kernels.activation import FUNCTIONS, activation_pack
+from ..kernels.activation import FUNCTIONS as FUSABLE
+from ..kernels.activation import activation_pack
 from ..kernels.threshold_codes import threshold_table
 from . import activation_derivatives as slopes
 from .case import Case
@@ -44,7 +46,7 @@ def _at_once(
     x: Tensor, call: Slope, slope: Slope, cuts: Cuts
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """Compute a function and the codes of its slope in one kernel, where there is one."""
-    name = next((n for n, function in FUNCTIONS.items() if function is call), None)
+    name = next((n for n, f in FUSABLE.items() if f is call), None)
     if name is None or discards() or torch.compiler.is_compiling():
         return call(x), None
     edges, codes = threshold_table(slope, cuts)
@@ -149,6 +151,26 @@ def overwritten(x: Tensor, y: Result, in_place: bool) -> Result:
     return x
 
 
+def into_first(name: str, answer: Answer) -> Answer:
+    """Make the answer to a call that writes its result into its first argument.
+
+    Args:
+        name: Its name in a policy.
+        answer: Answers the call that does not.
+
+    Returns:
+        What answers it.
+    """
+
+    def answered(codecs: Codecs, call: Call) -> Result:
+        x, *others = call.args
+        # What is kept as it is must not be written to.
+        kept = x.clone() if isinstance(codecs.get(name), Exact) else x
+        return overwritten(x, answer(codecs, call._replace(args=(kept, *others))), in_place=True)
+
+    return answered
+
+
 def case(function: Slope, slope: Slope) -> Case:
     """Make the example of an activation function for the laws.
 
@@ -199,7 +221,7 @@ CALLS: Calls = {
 MODULES: dict[type[nn.Module], str] = {QuickGELU: "quick_gelu", Swish: "silu"}
 """Modules that write out an activation function as several torch functions."""
 
-_FUNCTIONS: dict[str, Slope] = {
+FUNCTIONS: dict[str, Slope] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(slopes.QUICK * x),
@@ -208,4 +230,4 @@ _FUNCTIONS: dict[str, Slope] = {
     "relu": F.relu,
     "relu6": F.relu6,
 }
-CASES = {name: case(function, SLOPES[name]) for name, function in _FUNCTIONS.items()}
+CASES = {name: case(function, SLOPES[name]) for name, function in FUNCTIONS.items()}

@@ -19,7 +19,7 @@ from ..memory.frozen_dtype import packable
 from ..tuning.adapter_files import describe
 from ..tuning.tuned import Tuned
 from .cost_model import MACHINES
-from .simulate import Plan, set_up_step, simulate_step, tune_on_meta
+from .simulate import Plan, plan_on_shapes, tune_on_meta
 from .step import StepConfig, shares_statistics
 
 ALTERNATIVES: Mapping[str, tuple[Any, ...]] = {
@@ -141,7 +141,7 @@ def search(
         The choices, fastest first.
 
     Raises:
-        InputError: Nothing fits.
+        InputError: Nothing fits, or the step cannot be simulated.
         UnknownName: There is no such machine.
         Unsupported: No method can live on this backbone.
     """
@@ -273,7 +273,7 @@ class _Search:
         """Plan one choice, once."""
         if step not in self.tried:
             tuned: Any = meta_copy(self.tuned)
-            planned = simulate_step(set_up_step(tuned, step), step)
+            planned = plan_on_shapes(tuned, step)
             seconds = MACHINES[self.machine].seconds(planned.work)
             self.tried[step] = Choice(self.method, step, planned, seconds)
         return self.tried[step]

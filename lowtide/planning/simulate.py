@@ -9,11 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
 
 from ..core.method import Method
 from ..core.wrapped import refuse_no_module
@@ -31,12 +26,9 @@ from .loss import Loss
 from .materials import real_copy
 from .step import StepConfig
 from .trial import Examples, Trial, trial_of
+from .watch import UNKNOWN, SelectPart, rehearse_step
 from .watch import Plan as Plan
-from .watch import SelectPart, rehearse_step
 from .watch import simulate_step as simulate_step
-
-UNKNOWN = (DynamicOutputShapeException, DataDependentOutputException, UnsupportedOperatorException)
-"""What a tensor without numbers says to an operation whose result's shape depends on them."""
 
 
 def plan(
@@ -103,12 +95,34 @@ def plan(
         try:
             return simulate_step(set_up_step(tuned, step), step, part, trial)
         except UNKNOWN:
-            if trial is None:
-                raise
-    real = real_copy(create(model, pretrained=False) if isinstance(model, str) else model)
+            pass
+    real = create(model, pretrained=False, image_size=side) if isinstance(model, str) else model
+    real = real_copy(real)
     if not isinstance(real, Tuned):
         real = apply(real, *methods, **asked)
-    return rehearse_step(set_up_step(real, step), step, trial)
+    return rehearse_step(set_up_step(real, step), step, part, trial)
+
+
+def plan_on_shapes(tuned: Tuned, step: StepConfig) -> Plan:
+    """Measure a training step that never runs, and must not.
+
+    Args:
+        tuned: A tuned classifier on the meta device; it is used up.
+        step: Its options.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: What the step computes depends on numbers.
+    """
+    try:
+        return simulate_step(set_up_step(tuned, step), step)
+    except UNKNOWN as reason:
+        raise InputError(
+            f"a search plans steps on shapes alone, and the optimiser {step.opt}, or the model,"
+            " chooses by numbers what it computes: give the settings in place of a budget"
+        ) from reason
 
 
 def _refuse_unfit(model: object, step: object) -> None:

@@ -8,14 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
-from timm.optim import (
-    SGDW,
-    Adafactor,
-    AdafactorBigVision,
-    Lion,
-    NAdamW,
-    create_optimizer_v2,
-)
+from timm.optim import SGDW, Adafactor, AdafactorBigVision, Lion, NAdamW, create_optimizer_v2
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
@@ -180,8 +173,8 @@ def make_optimizer(
     ]
     try:
         made = create_optimizer_v2(made_of, opt=name, lr=lr, **fused)
-    except (ValueError, AssertionError) as e:
-        raise InputError(f"unknown optimiser {name!r}: {e}") from e
+    except (ValueError, AssertionError, ImportError) as e:
+        raise InputError(f"timm makes no optimiser {name!r} here: {e}") from e
     if in_backward and type(made) not in BY_PARAMETER:
         raise InputError(
             f"update_in_backward is for optimisers known to treat each parameter alone, such as"
@@ -289,9 +282,7 @@ def _updates_in_backward(optimizer: Optimizer) -> Iterator[None]:
         parameter.grad = None
 
     trained = (p for group in optimizer.param_groups for p in group["params"])
-    hooks = [p.register_post_accumulate_grad_hook(update) for p in trained]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for p in trained:
+            hooks.enter_context(p.register_post_accumulate_grad_hook(update))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

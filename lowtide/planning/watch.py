@@ -11,6 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -32,6 +37,8 @@ from .step import (
 )
 from .trial import Trial
 
+UNKNOWN = (DynamicOutputShapeException, DataDependentOutputException, UnsupportedOperatorException)
+"""What a tensor without numbers says to an operation whose result's shape depends on them."""
 MICRO_STATISTICS = (
     "BatchNorm trains here: each micro-batch is normalized by its own statistics, so accumulate > 1"
     " does not train what the whole batch would"
@@ -103,39 +110,51 @@ def simulate_step(
     with FakeTensorMode(), RealLayouts():
         materialise(tuned)
         tuned.train()
-        if trial is not None:
-            return _watched(tuned, tuned, step, trial, watching_three)
-        model, shape = (part or _whole)(tuned)
-        targets = step.blank_targets(tuned.num_classes)
-        examples = partial(_labelled, step, targets, tuned.num_classes, shape)
-        trial = Trial(examples, of_logits(targets.loss), "")
-        return _watched(tuned, model, step, trial, watching_three)
+        return _watched(tuned, *_asked(tuned, step, part, trial), step, watching_three)
 
 
-def rehearse_step(tuned: Tuned, step: StepConfig, trial: Trial) -> Plan:
+def rehearse_step(
+    tuned: Tuned, step: StepConfig, part: SelectPart | None = None, trial: Trial | None = None
+) -> Plan:
     """Watch a training step that really runs, on noise, where what is computed depends on numbers.
 
     Args:
         tuned: A tuned model with weights, `set_up_step` applied; it is used up.
-        step: Its options.
-        trial: What the step is taken on.
+        step: Its options; a running average is counted with the optimiser.
+        part: Which part of the model the step runs, and on what; by default all of it on images.
+        trial: What the step is taken on; by default images and their classes.
 
     Returns:
         The plan.
     """
-    note = "the step ran on the CPU, since the model chooses by its numbers what it computes"
+    note = (
+        "the step ran on the CPU, since the model or the optimiser chooses by its numbers what it"
+        " computes"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tuned.train()
-        planned = _watched(tuned, tuned, step, trial, nullcontext)
+        planned = _watched(tuned, *_asked(tuned, step, part, trial), step, nullcontext)
     return replace(planned, notes=(*planned.notes, note))
+
+
+def _asked(
+    tuned: Tuned, step: StepConfig, part: SelectPart | None, trial: Trial | None
+) -> tuple[nn.Module, Trial]:
+    """Find what the step runs, and on what."""
+    if trial is not None:
+        return tuned, trial
+    model, shape = (part or _whole)(tuned)
+    targets = step.blank_targets(tuned.num_classes)
+    examples = partial(_labelled, step, targets, tuned.num_classes, shape)
+    return model, Trial(examples, of_logits(targets.loss), "")
 
 
 def _watched(
     tuned: Tuned,
     model: nn.Module,
-    step: StepConfig,
     trial: Trial,
+    step: StepConfig,
     loops: Callable[[WorkMeter], AbstractContextManager[object]],
 ) -> Plan:
     """Take a step under the meter; a batch is as large as its largest micro-batches say."""
@@ -185,8 +204,8 @@ def _labelled(
     step: StepConfig, targets: Targets, classes: int, shape: Sequence[int], count: int
 ) -> tuple[Tensor, Tensor]:
     """Images, and their targets: shares of the classes where images are mixed."""
-    mixed = torch.empty(count, classes) if step.mixes else targets.batch(count)
-    return torch.empty(count, *shape), mixed
+    mixed = torch.rand(count, classes) if step.mixes else targets.batch(count)
+    return torch.rand(count, *shape), mixed
 
 
 def _whole(tuned: Tuned) -> tuple[nn.Module, Sequence[int]]:
@@ -224,12 +243,12 @@ def _first_update(model: nn.Module, optimizer: Optimizer, in_backward: bool) -> 
             p.grad = torch.zeros_like(p)
         try:
             optimizer.step()
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, *UNKNOWN):
             raise
-        except RuntimeError as e:  # torch's way to say that a number or a graph is not there
+        except RuntimeError as e:  # torch's way to say that a graph is not there, or may not be
             kind = type(optimizer).__name__
             raise InputError(
-                f"the update of {kind} depends on more than shapes, so that no plan can follow it:"
-                f" expected another opt, such as adamw ({str(e).partition(chr(10))[0]})"
+                f"the update of {kind} is none that a meter can follow: expected another opt, such"
+                f" as adamw ({str(e).partition(chr(10))[0]})"
             ) from e
         optimizer.zero_grad()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import fmean
+from typing import TypeVar
 
 from markupsafe import Markup
 
@@ -22,6 +23,7 @@ NUMBERED = 12
 """Classes up to which a heat map has room for numbers."""
 
 Counts = Mapping[tuple[int, int], int]
+C = TypeVar("C", bound=Hashable)
 
 
 def confusion(entry: Entry) -> Counts:
@@ -73,10 +75,16 @@ def class_accuracy(counts: Counts) -> dict[int, float]:
     Returns:
         Accuracy by class, of those that have test images.
     """
+    totals = sorted(_by_class(counts).items())
+    return {c: counts.get((c, c), 0) / n for c, n in totals if n}
+
+
+def _by_class(counts: Counts) -> Counter[int]:
+    """Count the test images of each true class."""
     totals: Counter[int] = Counter()
     for (true, _), count in counts.items():
         totals[true] += count
-    return {c: counts.get((c, c), 0) / n for c, n in sorted(totals.items()) if n}
+    return totals
 
 
 def class_table(board: Board) -> Table | None:
@@ -94,31 +102,40 @@ def class_table(board: Board) -> Table | None:
     if not known:
         return None
     names = class_names(board.entries)
-    classes = [c for c in range(len(names)) if any(c in scores for scores in known.values())]
-    title = f"{board.data}: accuracy of each class, %"
+    tested = {i: n for i, n in enumerate(names) if any(i in scores for scores in known.values())}
+    return heat_table(f"{board.data}: accuracy of each class, %", known, tested, len(names))
+
+
+def heat_table(
+    title: str, known: Mapping[str, Mapping[C, float]], names: Mapping[C, str], total: int
+) -> Table:
+    """Lay scores of classes out as a heat map, of many classes the hardest.
+
+    Args:
+        title: What they are.
+        known: Scores by method and class.
+        names: Of the classes that have some, in their order.
+        total: How many classes there are.
+
+    Returns:
+        A row per method.
+    """
+    classes = list(names)
     if len(classes) > MOST:
         hardness = {c: fmean(s[c] for s in known.values() if c in s) for c in classes}
-        classes = sorted(sorted(classes, key=lambda c: hardness[c])[:MOST])
-        title += f", the {MOST} hardest of {len(names)} classes"
+        hardest = set(sorted(classes, key=lambda c: hardness[c])[:MOST])
+        classes = [c for c in classes if c in hardest]
+        title += f", the {MOST} hardest of {total} classes"
     shown = [scores[c] for scores in known.values() for c in classes if c in scores]
     rows = tuple(
-        (Cell(label, label), *(shaded(scores.get(c), min(shown), max(shown)) for c in classes))
+        (Cell(label, label), *(_shaded(scores.get(c), min(shown), max(shown)) for c in classes))
         for label, scores in known.items()
     )
     return Table(title, (Column("method", False), *(Column(names[c]) for c in classes)), rows)
 
 
-def shaded(score: float | None, low: float, high: float) -> Cell:
-    """Write a score as a field of a heat map.
-
-    Args:
-        score: Between 0 and 1; None where there is none.
-        low: The lowest of the map.
-        high: The highest of it.
-
-    Returns:
-        Its cell, in percent.
-    """
+def _shaded(score: float | None, low: float, high: float) -> Cell:
+    """Write a score between 0 and 1 as a field of a heat map, in percent."""
     if score is None:
         return Cell()
     share = (score - low) / (high - low) if high > low else 0.5
@@ -135,9 +152,7 @@ def pairs_table(entry: Entry) -> Table:
         True class, predicted class and share of the true class, most images first.
     """
     counts, names = confusion(entry), class_names([entry])
-    totals: Counter[int] = Counter()
-    for (true, _), count in counts.items():
-        totals[true] += count
+    totals = _by_class(counts)
     wrong = sorted((-n, true, taken) for (true, taken), n in counts.items() if true != taken)
     return Table(
         f"{entry.label}: most confused pairs of {len(names)} classes",
@@ -164,9 +179,7 @@ def heat_map(entry: Entry) -> Markup:
         The plot: true classes down, predicted ones across.
     """
     counts, names = confusion(entry), class_names([entry])
-    totals: Counter[int] = Counter()
-    for (true, _), count in counts.items():
-        totals[true] += count
+    totals = _by_class(counts)
     size = min(SIDE / max(len(names), 1), 34.0)
     words = [n if len(n) <= 12 else f"{n[:11]}…" for n in names]
     margin = 24 + 5.9 * max((len(w) for w in words), default=0)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ..targets.words import word
 from ..training.examples import Example, Examples, read_examples
 from .cells import Cell, Column, Table, number
-from .confusion import MOST, shaded
+from .confusion import heat_table
 from .plots import precision_recall
 from .rows import Entry
 from .tables import Board
@@ -102,19 +102,8 @@ def _by_class(entry: Entry) -> dict[str, dict[str, float]]:
 
 
 def _class_table(board: Board, metric: str, known: Mapping[str, Mapping[str, float]]) -> Table:
-    every = dict.fromkeys(c for scores in known.values() for c in scores)
-    classes, title = list(every), f"{board.data}: {word(metric)} of each class, %"
-    if len(classes) > MOST:
-        hardness = {c: fmean(s[c] for s in known.values() if c in s) for c in classes}
-        hardest = set(sorted(classes, key=lambda c: hardness[c])[:MOST])
-        classes = [c for c in classes if c in hardest]
-        title += f", the {MOST} hardest of {len(every)} classes"
-    shown = [scores[c] for scores in known.values() for c in classes if c in scores]
-    rows = tuple(
-        (Cell(label, label), *(shaded(scores.get(c), min(shown), max(shown)) for c in classes))
-        for label, scores in known.items()
-    )
-    return Table(title, (Column("method", False), *map(Column, classes)), rows)
+    names = {c: c for scores in known.values() for c in scores}
+    return heat_table(f"{board.data}: {word(metric)} of each class, %", known, names, len(names))
 
 
 def recall_plots(board: Board, numbers: Mapping[str, int]) -> list[Markup]:

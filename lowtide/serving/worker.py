@@ -32,67 +32,25 @@ class AdapterWorker(LitAPI):
         self.runs, self.checkpoint, self.top = dict(runs), checkpoint, top
 
     def setup(self, device: str) -> None:
-        """Load the backbone once, and the adapters.
-
-        Args:
-            device: Where to.
-        """
+        """Load the backbone once, and the adapters."""
         self.predictor = Predictor(self.runs, self.checkpoint, self.top, device)
 
     def decode_request(self, request: Any, **kwargs: Any) -> Any:
-        """Return what `app` asks unchanged.
-
-        Args:
-            request: A mapping.
-            **kwargs: LitServe's.
-
-        Returns:
-            The same.
-        """
+        """Return what `app` asks unchanged."""
         return request
 
     def batch(self, inputs: list[Any]) -> list[Any]:
-        """Leave requests apart.
-
-        Args:
-            inputs: The requests.
-
-        Returns:
-            The same.
-        """
+        """Leave requests apart."""
         return inputs
 
     def unbatch(self, output: list[Any]) -> list[Any]:
-        """Leave answers apart.
-
-        Args:
-            output: The answers.
-
-        Returns:
-            The same.
-        """
+        """Leave answers apart."""
         return output
 
     def encode_response(self, output: Any, **kwargs: Any) -> Any:
-        """Give an answer to `app` as it is.
-
-        Args:
-            output: The answer.
-            **kwargs: LitServe's.
-
-        Returns:
-            The same.
-        """
+        """Give an answer to `app` as it is."""
         return output
 
     def predict(self, x: list[Mapping[str, Any]], **kwargs: Any) -> list[dict[str, Any]]:
-        """Answer a batch.
-
-        Args:
-            x: What is asked.
-            **kwargs: LitServe's.
-
-        Returns:
-            Classes, or an error, of each.
-        """
+        """Answer a batch: classes, or an error, of each."""
         return self.predictor.predict(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -50,65 +50,25 @@ class Classify(Targets):
         balance: Balance = "none",
         smoothing: float = 0.0,
     ) -> Self:
-        """Count the classes where they are weighed; see `Targets.of`.
-
-        Args:
-            names: Of the classes.
-            labels: Those of the training images.
-            loss: There is one.
-            balance: How rare classes are weighed.
-            smoothing: Label smoothing.
-
-        Returns:
-            The targets.
-        """
+        """Count the classes where they are weighed; there is one loss."""
         weights = class_weights(labels, len(names)) if balance == "weights" else ()
         return cls(names, smoothing, weights)
 
     @staticmethod
     def examples(outputs: int) -> Sequence[Label]:
-        """Give one label of each class.
-
-        Args:
-            outputs: How many classes there are.
-
-        Returns:
-            Their indices.
-        """
+        """Give one label of each class, its index."""
         return range(outputs)
 
     def batch(self, images: int) -> Tensor:
-        """Give the targets of a batch.
-
-        Args:
-            images: How many.
-
-        Returns:
-            Zeros (B,), int64.
-        """
+        """Give zeros (B,), int64."""
         return torch.zeros(images, dtype=torch.long)
 
     def encode(self, targets: Tensor) -> Tensor:
-        """Return the labels unchanged.
-
-        Args:
-            targets: Classes (B,).
-
-        Returns:
-            The same.
-        """
+        """Return the labels unchanged."""
         return targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute the cross-entropy, weighed by class.
-
-        Args:
-            outputs: Logits (B, K).
-            targets: Classes (B,), or of mixed images their shares (B, K).
-
-        Returns:
-            Its mean over images.
-        """
+        """Compute the weighed cross-entropy; targets of mixed images are shares (B, K)."""
         outputs = outputs.float()
         if not self.weights:
             return F.cross_entropy(outputs, targets, label_smoothing=self.smoothing)
@@ -118,15 +78,7 @@ class Classify(Targets):
         return (each * of_images).mean()
 
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
-        """Compute the accuracy.
-
-        Args:
-            outputs: Logits (N, K).
-            targets: Classes (N,).
-
-        Returns:
-            The share of images whose largest logit is their class's.
-        """
+        """Compute the accuracy: the share of images whose largest logit is their class's."""
         return int((outputs.argmax(-1) == targets).sum()) / len(targets) if len(targets) else None
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -162,41 +114,17 @@ class Classify(Targets):
 
     @staticmethod
     def averaged(outputs: Sequence[Tensor]) -> Tensor:
-        """Average the probabilities of several outputs.
-
-        Args:
-            outputs: (N, K) each.
-
-        Returns:
-            Their logarithms (N, K).
-        """
+        """Average the probabilities; give their logarithms (N, K)."""
         return torch.stack([o.softmax(-1) for o in outputs]).mean(0).log()
 
     def fit(self, x: np.ndarray, y: np.ndarray, seed: int) -> LinearMap | None:
-        """Fit logistic regression.
-
-        Args:
-            x: Features (N, C).
-            y: Classes (N,).
-            seed: Decides the folds.
-
-        Returns:
-            The map from features to logits; None where all images are of one class.
-        """
+        """Fit logistic regression; None where all images are of one class."""
         if len(np.unique(y)) < 2:
             return None
         return softmax_regression(x, y, len(self.names), seed)
 
     def answer(self, output: Tensor, top: int) -> dict[str, object]:
-        """Give the most probable classes.
-
-        Args:
-            output: Logits (K,).
-            top: How many.
-
-        Returns:
-            The class, and probabilities by class, best first.
-        """
+        """Give the most probable class, and probabilities by class, best first."""
         best = output.softmax(-1).topk(min(top, len(self.names)))
         names = [self.names[i] for i in best.indices.tolist()]
         return {
@@ -206,38 +134,9 @@ class Classify(Targets):
 
     @classmethod
     def text(cls, names: Sequence[str], label: Label) -> str:
-        """Name a class.
-
-        Args:
-            names: Of the classes.
-            label: Its index.
-
-        Returns:
-            Its name.
-        """
+        """Name a class."""
         assert isinstance(label, int)
         return names[label]
-
-    def to_dict(self) -> dict[str, object]:
-        """Give what must be saved beside the names.
-
-        Returns:
-            Nothing: how it was learnt does not matter any more.
-        """
-        return {}
-
-    @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
-        """Make the targets of a trained model.
-
-        Args:
-            names: Of the classes.
-            content: Not asked.
-
-        Returns:
-            The targets.
-        """
-        return cls(names)
 
 
 def class_weights(labels: Sequence[Label], classes: int) -> tuple[float, ...]:

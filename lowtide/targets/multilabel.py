@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -48,53 +48,20 @@ class Multilabel(Targets):
         balance: Balance = "none",
         smoothing: float = 0.0,
     ) -> Self:
-        """Take the names; see `Targets.of`.
-
-        Args:
-            names: Of the labels.
-            labels: Not asked.
-            loss: There is one.
-            balance: There is none.
-            smoothing: Label smoothing.
-
-        Returns:
-            The targets.
-        """
+        """Take the names and the smoothing; there is one loss, and no balance."""
         return cls(names, smoothing)
 
     @staticmethod
     def examples(outputs: int) -> Sequence[Label]:
-        """Give an image without labels.
-
-        Args:
-            outputs: How many labels there are.
-
-        Returns:
-            Its target.
-        """
+        """Give an image without labels."""
         return [(0.0,) * outputs]
 
     def encode(self, targets: Tensor) -> Tensor:
-        """Smooth the labels.
-
-        Args:
-            targets: (B, K), 0 or 1.
-
-        Returns:
-            Float32.
-        """
+        """Smooth the labels (B, K), 0 or 1, to float32."""
         return targets.float() * (1 - self.smoothing) + self.smoothing / 2
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute the binary cross-entropy.
-
-        Args:
-            outputs: Logits (B, K).
-            targets: What `encode` gives.
-
-        Returns:
-            Its mean over images and labels.
-        """
+        """Compute the binary cross-entropy, a mean over images and labels."""
         return F.binary_cross_entropy_with_logits(outputs.float(), targets)
 
     def score(self, outputs: Tensor, targets: Tensor) -> float | None:
@@ -146,39 +113,15 @@ class Multilabel(Targets):
 
     @staticmethod
     def averaged(outputs: Sequence[Tensor]) -> Tensor:
-        """Average the probabilities of several outputs.
-
-        Args:
-            outputs: (N, K) each.
-
-        Returns:
-            Their logits (N, K).
-        """
+        """Average the probabilities; give their logits (N, K)."""
         return torch.stack([o.sigmoid() for o in outputs]).mean(0).logit()
 
     def fit(self, x: np.ndarray, y: np.ndarray, seed: int) -> LinearMap | None:
-        """Fit one logistic regression to each label.
-
-        Args:
-            x: Features (N, C).
-            y: (N, K).
-            seed: Decides the folds.
-
-        Returns:
-            The map from features to logits.
-        """
+        """Fit one logistic regression to each label."""
         return one_vs_rest(x, y, seed)
 
     def answer(self, output: Tensor, top: int) -> dict[str, object]:
-        """Give the labels of an image.
-
-        Args:
-            output: Logits (K,).
-            top: How many probabilities to give.
-
-        Returns:
-            The labels at 0.5 or more, and probabilities by label, best first.
-        """
+        """Give the labels at 0.5 or more, and probabilities by label, best first."""
         shares = output.sigmoid()
         best = shares.topk(min(top, len(self.names)))
         return {
@@ -193,38 +136,9 @@ class Multilabel(Targets):
 
     @classmethod
     def text(cls, names: Sequence[str], label: Label) -> str:
-        """Write the labels of an image with semicolons between.
-
-        Args:
-            names: Of all labels.
-            label: The image's target.
-
-        Returns:
-            Its labels, in the order of `names`.
-        """
+        """Write the labels of an image with semicolons between."""
         assert isinstance(label, tuple)
         return ";".join(n for n, value in zip(names, label, strict=True) if value)
-
-    def to_dict(self) -> dict[str, object]:
-        """Give what must be saved beside the names.
-
-        Returns:
-            Nothing.
-        """
-        return {}
-
-    @classmethod
-    def from_dict(cls, names: tuple[str, ...], content: Mapping[str, object]) -> Self:
-        """Make the targets of a trained model.
-
-        Args:
-            names: Of the labels.
-            content: Not asked.
-
-        Returns:
-            The targets.
-        """
-        return cls(names)
 
 
 KIND = Multilabel

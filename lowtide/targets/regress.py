@@ -83,37 +83,15 @@ class Regress(Targets):
 
     @staticmethod
     def examples(outputs: int) -> Sequence[Label]:
-        """Give two numbers.
-
-        Args:
-            outputs: Numbers of an image.
-
-        Returns:
-            Two targets.
-        """
+        """Give two numbers."""
         return [(0.0,) * outputs, (1.0,) * outputs]
 
     def encode(self, targets: Tensor) -> Tensor:
-        """Subtract the mean, divide by the deviation.
-
-        Args:
-            targets: (B, 1), float64.
-
-        Returns:
-            Float32.
-        """
+        """Subtract the mean, divide by the deviation: float32 (B, 1)."""
         return ((targets - self.mean) / self.std).float()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute the loss in units of the training deviation.
-
-        Args:
-            outputs: (B, 1).
-            targets: What `encode` gives.
-
-        Returns:
-            Its mean over images.
-        """
+        """Compute the loss in units of the training deviation."""
         distance = F.smooth_l1_loss if self.smooth else F.mse_loss
         return distance(outputs.float(), targets)
 
@@ -169,62 +147,26 @@ class Regress(Targets):
 
     @staticmethod
     def averaged(outputs: Sequence[Tensor]) -> Tensor:
-        """Average several outputs.
-
-        Args:
-            outputs: (N, K) each.
-
-        Returns:
-            Their mean (N, 1).
-        """
+        """Give the mean (N, 1) of several outputs."""
         return torch.stack(list(outputs)).mean(0)
 
     def fit(self, x: np.ndarray, y: np.ndarray, seed: int) -> LinearMap | None:
-        """Fit ridge regression.
-
-        Args:
-            x: Features (N, C).
-            y: Numbers (N, 1).
-            seed: Not asked.
-
-        Returns:
-            The map from features to outputs.
-        """
+        """Fit ridge regression."""
         from_mean = (y - self.mean) / self.std
         return ridge(x, from_mean)
 
     def answer(self, output: Tensor, top: int) -> dict[str, object]:
-        """Give the predicted number.
-
-        Args:
-            output: (1,).
-            top: Not asked.
-
-        Returns:
-            It, by its name.
-        """
+        """Give the predicted number."""
         return {"value": float(self.numbers(output))}
 
     @classmethod
     def text(cls, names: Sequence[str], label: Label) -> str:
-        """Write a number so that it reads back the same.
-
-        Args:
-            names: Not asked.
-            label: The number.
-
-        Returns:
-            Its digits.
-        """
+        """Write a number so that it reads back the same."""
         assert isinstance(label, tuple)
         return repr(label[0])
 
     def to_dict(self) -> dict[str, object]:
-        """Give what must be saved beside the name.
-
-        Returns:
-            Mean and deviation of the training images.
-        """
+        """Give mean and deviation of the training images."""
         return {"mean": self.mean, "std": self.std}
 
     @classmethod

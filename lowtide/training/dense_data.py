@@ -40,16 +40,11 @@ class Described(Dataset):
         Returns:
             Each image with a digest of its labels.
         """
-        listed = folder.listed()
-        return cls(**{name: getattr(listed, name) for name in vars(listed)}, folder=folder)
+        return cls(**vars(folder.listed()), folder=folder)
 
     def describe(self) -> dict[str, object]:
-        """Summarise for the run record.
-
-        Returns:
-            What `DenseFolder.describe` says, with the numbers of images as they are used.
-        """
-        counts = {which: len(getattr(self, which)) for which in ("train", "val", "test")}
+        """Say what `DenseFolder.describe` says, with the numbers of images as they are used."""
+        counts = {which: len(part) for which, part in self.splits.items()}
         return {**self.folder.describe(), **counts, "classes": list(self.folder.classes)}
 
     @cached_property

@@ -153,11 +153,7 @@ class Parser(argparse.ArgumentParser):
         return f"unknown option {flag}" + (f": did you mean {' or '.join(near)}?" if near else "")
 
     def format_help(self) -> str:
-        """Write the help.
-
-        Returns:
-            argparse's text, with `--method` spelt as users do.
-        """
+        """Write the help, with `--method` spelt as users do."""
         return super().format_help().replace("--method.name", "--method")
 
 

@@ -44,13 +44,12 @@ class Split:
         Returns:
             Its split.
         """
-        splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
         return cls({
             which: {
                 relative(s.path, dataset.root): (dataset.text(s.label), content)
                 for s, content in zip(samples, file_hashes(s.path for s in samples), strict=True)
             }
-            for which, samples in splits.items()
+            for which, samples in dataset.splits.items()
         })
 
     @classmethod
@@ -216,24 +215,7 @@ class Split:
 
 
 def _by_relative_path(dataset: Dataset) -> dict[str, Sample]:
-    everywhere = (*dataset.train, *dataset.val, *dataset.test)
-    return {relative(s.path, dataset.root): s for s in everywhere}
-
-
-def samples_of(dataset: Dataset, which: str) -> list[Sample]:
-    """List a split of a data set.
-
-    Args:
-        dataset: The data set.
-        which: `train`, `val`, `test` or `all`.
-
-    Returns:
-        Its samples.
-
-    """
-    if which == "all":
-        return [*dataset.train, *dataset.val, *dataset.test]
-    return list(getattr(dataset, which))
+    return {relative(s.path, dataset.root): s for s in dataset.samples("all")}
 
 
 def _pair(label: str, content: str) -> tuple[str, str]:

@@ -54,21 +54,11 @@ class CsvTracker(GeneralTracker):
 
     @on_main_process
     def store_init_configuration(self, values: dict[str, object]) -> None:
-        """Do nothing: `config.yaml` lies beside the file.
-
-        Args:
-            values: The run's options.
-        """
+        """Do nothing: `config.yaml` lies beside the file."""
 
     @on_main_process
     def log(self, values: dict[str, object], step: int | None = None, **kwargs: Any) -> None:
-        """Add rows.
-
-        Args:
-            values: Numbers by name.
-            step: Updates so far.
-            **kwargs: Of no use here.
-        """
+        """Add rows."""
         if not self._begun:
             self.start()
         with self.path.open("a", newline="", encoding="utf-8") as file:

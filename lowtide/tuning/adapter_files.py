@@ -40,8 +40,8 @@ def write_adapter(folder: Path, config: Mapping[str, object], state: Mapping[str
         state: Everything that trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"library": LIBRARY, CONTENT: content_hash(state), **config}
-    text = json.dumps(whole, indent=2, sort_keys=True)
+    content = {"library": LIBRARY, CONTENT: content_hash(state), **config}
+    text = json.dumps(content, indent=2, sort_keys=True)
     write_tensors(folder / WEIGHTS, state)
     write_text(folder / CONFIG, text + "\n")
 

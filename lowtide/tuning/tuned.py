@@ -225,7 +225,7 @@ def merge(tuned: Tuned) -> tuple[nn.Module, list[str]]:
     if unfolded:
         tuned.checkpointing = recomputing
         set_frozen_dtype(tuned, dtype)
-    if not unfolded:
+    else:
         for path, module in folded.items():
             exchange_hooks(module, find(tuned.model, path))
             set_module(tuned.model, path, module.train(tuned.training))

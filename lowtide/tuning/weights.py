@@ -109,17 +109,7 @@ class Unfilled(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        """Do nothing where a parameter would be filled.
-
-        Args:
-            func: A torch function.
-            types: Unused.
-            args: Its arguments.
-            kwargs: Its arguments by name.
-
-        Returns:
-            Its result.
-        """
+        """Do nothing where a parameter would be filled."""
         kwargs = kwargs or {}
         first = next(iter((*args, *kwargs.values())), None)
         fills = func in FILLS or getattr(func, "__module__", "") == nn.init.__name__

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lowtide.codecs import CASES, CODECS
 from lowtide.codecs.affine import Affine
-from lowtide.codecs.base import SLICE, Residue
-from lowtide.codecs.bits import pack_bits, packed_bytes, unpack_bits
+from lowtide.codecs.base import Residue
 from lowtide.codecs.codebook import Codebook
 from lowtide.codecs.exact import Exact
 from lowtide.errors import InputError
-from lowtide.kernels.bits import split
+from lowtide.kernels.bits import pack_bits, packed_bytes, split, unpack_bits
+from lowtide.kernels.slices import SLICE
 
 INPUTS: dict[str, Callable[[], Tensor]] = {
     "tokens": lambda: torch.randn(3, 10, 32),

@@ -33,6 +33,7 @@ WITHIN = {"segment": 0, "detect": 0.1}
     [
         ("segment", {"decoder": "upernet", "accumulate": 2}),
         ("segment", {"decoder": "unet", "dice": 1.0}),
+        ("segment", {"decoder": "unet", "opt": "sgdp"}),
         ("segment", {"decoder": "upernet", "dice": 1.0, "chunk": 512}),
         ("detect", {"detector": "fasterrcnn"}),
         ("detect", {"detector": "fcos"}),
@@ -50,7 +51,7 @@ def test_a_plan_is_the_step(
     planned = plan_task(learnt, body("swin"), method, step)
     model = learnt.model(body("swin"))
     tuned = apply(model, method, backbone=backbone_path(model))
-    optimizer = make_optimizer(set_up_step(tuned, step).train())
+    optimizer = make_optimizer(set_up_step(tuned, step).train(), step.opt)
     inputs, targets = learnt.example(4, (3, 64, 64))
     batches = micro_batches(inputs, targets, step.accumulate)
     run = footprint(

@@ -241,3 +241,20 @@ def test_a_model_without_logits_is_no_classifier():
 def test_more_micro_batches_than_images_are_refused():
     with pytest.raises(InputError, match="5 cannot be cut into 6"):
         StepConfig(batch_size=5, accumulate=6)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamp", "novograd", "adafactor", "lion"])
+def test_plan_counts_an_optimiser_that_reads_its_own_numbers(optimizer):
+    model, step = tiny("vit").float(), StepConfig(batch_size=3, opt=optimizer)
+    _, real = real_step(model, METHODS["lora"](), step)
+    planned = plan(model, METHODS["lora"](), step=step)
+    assert (planned.peak_bytes, planned.parts) == (real.peak_bytes, real.parts)
+    looks = optimizer in {"muon", "adamp", "novograd"}
+    assert any("chooses by its numbers" in note for note in planned.notes) == looks
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
+@pytest.mark.parametrize(("optimizer", "kind"), [("kron", "Kron"), ("adahessian", "Adahessian")])
+def test_an_update_that_no_meter_can_follow_is_refused(optimizer, kind):
+    with pytest.raises(InputError, match=f"the update of {kind} is none that a meter can follow"):
+        plan(tiny("vit").float(), METHODS["lora"](), step=StepConfig(opt=optimizer))

@@ -190,3 +190,8 @@ def test_the_command_prints_what_fits(capsys):
         assert main([*args, bad, "--method", "lora"]) == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1
+
+
+def test_a_step_that_looks_at_numbers_is_not_searched():
+    with pytest.raises(InputError, match="optimiser muon, or the model, chooses by numbers"):
+        search(tiny("vit").float(), METHODS["bias"](), budget=2**30, step=replace(STEP, opt="muon"))

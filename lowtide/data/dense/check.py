@@ -17,7 +17,7 @@ from ..division import divide
 from ..listing import SPLITS
 from .faults import FAULTS
 from .formats import find
-from .listing import Kind
+from .listing import Kind, objects_of
 from .objects import AnnotatedImage
 from .survey import Survey, survey
 
@@ -123,8 +123,7 @@ def check(source: Path | str, kind: Kind | None = None) -> DenseFindings:
     for fault in seen.faults:
         faults[fault.kind].append(fault.where)
     copies = _copies(listing.root, splits)
-    objects = [o for part in splits.values() for image in part for o in image.objects]
-    sized = Counter(_size(o.box) for o in objects)
+    sized = Counter(_size(o.box) for o in objects_of(splits))
     heights, widths = zip(*seen.sizes.values(), strict=True)
     return DenseFindings(
         format=listing.format,

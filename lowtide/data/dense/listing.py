@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ...errors import shown
 from .faults import Fault
-from .objects import AnnotatedImage
+from .objects import AnnotatedImage, Annotation
 
 Kind = Literal["boxes", "instances", "semantic"]
 """What is learnt: boxes, boxes with a mask each, or a class for every pixel."""
@@ -49,6 +50,39 @@ class DenseListing:
     values: np.ndarray | None = None
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def objects_of(splits: Mapping[str, Iterable[AnnotatedImage]]) -> Iterator[Annotation]:
+    """Go through the objects of all images.
+
+    Args:
+        splits: The images.
+
+    Yields:
+        Each object.
+    """
+    for part in splits.values():
+        for image in part:
+            yield from image.objects
+
+
+def unknown_labels(
+    splits: Mapping[str, Iterable[AnnotatedImage]], classes: Sequence[str]
+) -> list[Fault]:
+    """Find the objects whose class has no name.
+
+    Args:
+        splits: The images.
+        classes: The names.
+
+    Returns:
+        A fault for each.
+    """
+    return [
+        Fault("classes beyond the names", f"{o.where}: {shown(o.label)} is not among the names")
+        for o in objects_of(splits)
+        if o.label not in classes
+    ]
 
 
 class DenseFormat(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ... import values
@@ -16,8 +16,8 @@ from ..listing import SPLITS
 from .faults import FAULTS, Fault
 from .folder import BACKGROUND, DenseFolder, DenseSplit
 from .formats import find
-from .listing import KINDS, DenseListing, Kind
-from .objects import AnnotatedImage, Annotation, Polygons
+from .listing import KINDS, DenseListing, Kind, objects_of
+from .objects import AnnotatedImage, Polygons
 from .survey import Survey, survey
 
 _UNREADABLE = ("unreadable images", "unreadable masks")
@@ -68,7 +68,7 @@ def read(
         classes = (BACKGROUND, *(name for name in classes if name != BACKGROUND))
         notes += ["semantic masks are painted from instances, 0 is the background"]
     _refuse_nothing(listing, splits, kind)
-    if kind != "boxes" and any(isinstance(o.shape, Polygons) for o in _objects(splits)):
+    if kind != "boxes" and any(isinstance(o.shape, Polygons) for o in objects_of(splits)):
         extra("pycocotools.mask", "dense")
     return DenseFolder(
         classes=classes,
@@ -138,16 +138,12 @@ def _refuse_shares(val_fraction: float, test_fraction: float) -> None:
         )
 
 
-def _objects(splits: dict[str, list[AnnotatedImage]]) -> Iterator[Annotation]:
-    return (o for part in splits.values() for image in part for o in image.objects)
-
-
 def _refuse_nothing(
     listing: DenseListing, splits: dict[str, list[AnnotatedImage]], kind: Kind
 ) -> None:
     if not any(splits.values()):
         raise InputError(f"{listing.root} holds no images that can be read ({listing.format})")
-    if listing.kind != "semantic" and not any(True for _ in _objects(splits)):
+    if listing.kind != "semantic" and not any(True for _ in objects_of(splits)):
         raise InputError(f"{listing.root}: no image has an object to learn ({listing.format})")
     real = defaultdict(list)
     for which, part in splits.items():

@@ -39,26 +39,12 @@ class Detect(DenseTask):
         return self.config.detector or self.usual
 
     def model(self, body: nn.Module) -> nn.Module:
-        """Put a detector on a backbone.
-
-        Args:
-            body: A timm backbone.
-
-        Returns:
-            The model: in training a `Batch` to losses, in evaluation images to detections.
-        """
+        """Put a detector on a backbone: a `Batch` to losses, in evaluation images to detections."""
         channels = self.config.decoder_channels
         return OnBatch(detector(body, len(self.names), self.detector, self.size, channels))
 
     def collate(self, samples: Sequence[tuple[Tensor, Target]]) -> tuple[Batch, Tensor]:
-        """Stack images and list objects.
-
-        Args:
-            samples: Images and targets with `boxes`, `labels` and maybe `masks`.
-
-        Returns:
-            The batch, and a zero for each image: the model itself takes the objects.
-        """
+        """Make a `Batch`, and a zero for each image: the model itself takes the objects."""
         images = torch.stack([untyped(i) for i, _ in samples])
         return Batch(images, [self._objects(t) for _, t in samples]), torch.zeros(len(images))
 
@@ -72,15 +58,7 @@ class Detect(DenseTask):
         return found
 
     def example(self, batch_size: int, shape: tuple[int, int, int]) -> tuple[Batch, Tensor]:
-        """Give images with `OBJECTS` objects each.
-
-        Args:
-            batch_size: Images.
-            shape: Of an image.
-
-        Returns:
-            Boxes of a quarter of the side, one beside the other; the rest is arbitrary.
-        """
+        """Give images with `OBJECTS` objects each: boxes of a quarter of the side, in a row."""
         height, width = shape[1:]
         starts = torch.linspace(0, 0.75, OBJECTS)
         corners = torch.stack([starts * width, starts * height], 1)
@@ -93,28 +71,12 @@ class Detect(DenseTask):
         return self.collate([(torch.zeros(shape), target)] * batch_size)
 
     def loss(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-        """Add the detector's losses up.
-
-        Args:
-            outputs: Losses by name.
-            targets: Not asked.
-
-        Returns:
-            Their sum.
-        """
+        """Add the detector's losses up."""
         return torch.stack([value.float() for value in outputs.values()]).sum()
 
     @torch.no_grad()
     def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Find objects.
-
-        Args:
-            model: The model, in evaluation.
-            images: `(C, H, W)` uint8.
-
-        Returns:
-            Boxes, labels, scores, and masks where the detector gives some, best first.
-        """
+        """Find boxes, labels, scores, and masks where the detector gives some, best first."""
         device = next(model.parameters()).device
         frames = [Frame.of(image, self.size) for image in images]
         square = [f.put(self.normalized(i.to(device))) for f, i in zip(frames, images, strict=True)]
@@ -133,24 +95,13 @@ class Detect(DenseTask):
         return own
 
     def labelled(self, target: Target) -> dict[str, Tensor]:
-        """Give the true objects.
-
-        Args:
-            target: With `boxes`, `labels` and maybe `masks`.
-
-        Returns:
-            Boxes, labels, and masks where the detector gives some.
-        """
+        """Give true boxes, labels, and masks where the detector gives some."""
         names = ("boxes", "labels", "masks") if self.masks else ("boxes", "labels")
         found = {name: untyped(target[name]) for name in names}
         return found | ({"masks": found["masks"].bool()} if self.masks else {})
 
     def scorer(self) -> Scorer:
-        """Count objects.
-
-        Returns:
-            The counter.
-        """
+        """Count objects."""
         return _Objects(self.names, self.masks)
 
 

@@ -51,26 +51,12 @@ class Segment(DenseTask):
             )
 
     def model(self, body: nn.Module) -> nn.Module:
-        """Put a decoder on a backbone.
-
-        Args:
-            body: A timm backbone.
-
-        Returns:
-            The model: images to logits.
-        """
+        """Put a decoder on a backbone: images to logits."""
         made = self.config
         return segmenter(body, len(self.names), made.decoder, made.decoder_channels)
 
     def transform(self, training: bool) -> Callable[..., tuple[Tensor, Target]]:
-        """Make the transform of images and masks; with windows, crops of the image's own size.
-
-        Args:
-            training: Whether they are learnt from.
-
-        Returns:
-            From both, of any size, to both of the model's, pixels normalised.
-        """
+        """Make the transform of images and masks; with windows, crops of the image's own size."""
         if self.config.window_stride is None:
             return super().transform(training)
         fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
@@ -88,39 +74,16 @@ class Segment(DenseTask):
         return self.config.window_stride is not None or super().random
 
     def collate(self, samples: Sequence[tuple[Tensor, Target]]) -> tuple[Tensor, Tensor]:
-        """Stack images and masks.
-
-        Args:
-            samples: Images and targets with `mask`.
-
-        Returns:
-            Images `(B, C, size, size)` and masks `(B, size, size)`.
-        """
+        """Stack images `(B, C, size, size)` and masks `(B, size, size)`."""
         masks = [t["mask"].as_subclass(Tensor) for _, t in samples]
         return torch.stack([i.as_subclass(Tensor) for i, _ in samples]), torch.stack(masks)
 
     def example(self, batch_size: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Give images and masks.
-
-        Args:
-            batch_size: Images.
-            shape: Of an image.
-
-        Returns:
-            Of arbitrary content.
-        """
-        return torch.empty(batch_size, *shape), torch.zeros(batch_size, *shape[1:]).long()
+        """Give images and masks, all 0."""
+        return torch.zeros(batch_size, *shape), torch.zeros(batch_size, *shape[1:]).long()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute `segmentation_loss`.
-
-        Args:
-            outputs: Logits `(B, K, h, w)`.
-            targets: Masks `(B, H, W)`.
-
-        Returns:
-            The loss.
-        """
+        """Compute `segmentation_loss` of logits `(B, K, h, w)` and masks `(B, H, W)`."""
         given = self.config
         chunk = policy_of(given.policy, given.chunk).chunk
         return segmentation_loss(
@@ -133,15 +96,7 @@ class Segment(DenseTask):
 
     @torch.no_grad()
     def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
-        """Give each pixel its best class.
-
-        Args:
-            model: The model, in evaluation.
-            images: `(C, H, W)` uint8.
-
-        Returns:
-            Classes `(H, W)` of each.
-        """
+        """Give each pixel its best class: `(H, W)` of each image."""
         device = next(model.parameters()).device
         inputs = [self.normalized(image.to(device)) for image in images]
         stride, side = self.config.window_stride, self.size
@@ -154,23 +109,12 @@ class Segment(DenseTask):
         return [f.maps(s).argmax(0) for f, s in zip(frames, scores, strict=True)]
 
     def labelled(self, target: Target) -> Tensor:
-        """Give the true classes of pixels.
-
-        Args:
-            target: With `mask`.
-
-        Returns:
-            Classes `(H, W)`, 255 where there is none.
-        """
+        """Give the true classes of pixels `(H, W)`, 255 where there is none."""
         mask: Tensor = target["mask"].as_subclass(Tensor)
         return mask
 
     def scorer(self) -> Scorer:
-        """Count pixels.
-
-        Returns:
-            The counter.
-        """
+        """Count pixels."""
         return _Pixels(self.names)
 
 

@@ -13,7 +13,7 @@ from ....errors import InputError, shown
 from ...listing import role
 from ...tree import children, is_image
 from ..faults import Fault, Faulty, finite
-from ..listing import DenseFormat, DenseListing, Kind
+from ..listing import DenseFormat, DenseListing, Kind, objects_of, unknown_labels
 from ..objects import AnnotatedImage, Annotation, Polygons
 from ..text import CORNERS, OBJECTS, bounded, inside, numbers, parse_json, read_names, sniff
 
@@ -75,7 +75,7 @@ def read_labelme(root: Path, kind: Kind | None = None) -> DenseListing:
         which: [_image(path, root, faults, passed) for path in part]
         for which, part in files.items()
     }
-    found = {o.label for part in splits.values() for image in part for o in image.objects}
+    found = {o.label for o in objects_of(splits)}
     labelled = {image.path for part in splits.values() for image in part}
     folders = {path.parent for part in files.values() for path in part}
     there = [p for folder in folders for p in children(folder) if is_image(p)]
@@ -83,13 +83,7 @@ def read_labelme(root: Path, kind: Kind | None = None) -> DenseListing:
     notes = [f"{len(passed)} points and lines passed over (first {passed[0]})"] if passed else []
     notes += [f"{bare} images have no JSON and were passed over"] if bare else []
     classes = _names(root) or tuple(sorted(found))
-    faults += [
-        Fault("classes beyond the names", f"{o.where}: {shown(o.label)} is not among the names")
-        for part in splits.values()
-        for image in part
-        for o in image.objects
-        if o.label not in classes
-    ]
+    faults += unknown_labels(splits, classes)
     return DenseListing(
         "LabelMe", root, splits, classes, "instances", None, tuple(faults), tuple(notes)
     )

@@ -15,7 +15,7 @@ from ...images import UnreadableImage
 from ...listing import role
 from ...tree import children, is_image, names
 from ..faults import Fault, Faulty, finite
-from ..listing import DenseFormat, DenseListing, Kind
+from ..listing import DenseFormat, DenseListing, Kind, objects_of, unknown_labels
 from ..masks import IGNORE, read_mask
 from ..objects import AnnotatedImage, Annotation, Region
 from ..runs import Box
@@ -119,16 +119,10 @@ def _read_boxes(root: Path) -> DenseListing:
             splits[which] = [_image(stem, files, images, part, faults) for stem in stems]
         if not sets and (bare := images.keys() - files.keys()):
             notes.append(f"{len(bare)} images have no XML and were passed over")
-    found = {o.label for images in splits.values() for image in images for o in image.objects}
+    found = {o.label for o in objects_of(splits)}
     splits, more = _from_zero(splits)
     classes = _names(root) or tuple(sorted(found))
-    faults += [
-        Fault("classes beyond the names", f"{o.where}: {shown(o.label)} is not among the names")
-        for images in splits.values()
-        for image in images
-        for o in image.objects
-        if o.label not in classes
-    ]
+    faults += unknown_labels(splits, classes)
     return DenseListing(
         "Pascal VOC", root, splits, classes, "boxes", None, tuple(faults), (*notes, *more)
     )
@@ -222,9 +216,7 @@ def _from_zero(
     splits: dict[str, list[AnnotatedImage]],
 ) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
     """Turn inclusive corners that count from 1 into those of areas, unless a 0 shows that not."""
-    lowest = min(
-        (min(o.box[:2]) for part in splits.values() for i in part for o in i.objects), default=1
-    )
+    lowest = min((min(o.box[:2]) for o in objects_of(splits)), default=1)
     if lowest < 1:
         return splits, ["a corner at 0 occurs: boxes are taken as written, not as counted from 1"]
     return {which: [_moved(image) for image in part] for which, part in splits.items()}, []

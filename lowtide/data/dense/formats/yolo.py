@@ -14,7 +14,7 @@ from ....yaml_text import parse_yaml
 from ...listing import SPLITS, role
 from ...tree import children, hint, is_image, names, walk
 from ..faults import Fault, Faulty, finite
-from ..listing import DenseFormat, DenseListing, Kind
+from ..listing import DenseFormat, DenseListing, Kind, objects_of
 from ..objects import AnnotatedImage, Annotation, Polygons
 from ..sizes import measure
 from ..text import CORNERS, OBJECTS, bounded, inside, named, read_names
@@ -91,7 +91,7 @@ def read_yolo(source: Path, kind: Kind | None = None) -> DenseListing:
         which: _read(images, root, classes, poses, faults) for which, images in splits.items()
     }
     notes += _without_image(root, listed)
-    objects = [o for part in listed.values() for image in part for o in image.objects]
+    objects = list(objects_of(listed))
     outlined = bool(objects) and all(o.shape for o in objects)
     mixed = sum(o.shape is not None for o in objects)
     if mixed and not outlined:
