@@ -18,6 +18,7 @@ from ..planning.loss import of_outputs
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from ..targets import DENSE
+from ..tuning.adapter_files import read_adapter
 from .callbacks import Callback, Step, refuse_other_callbacks
 from .config import RunConfig
 from .continuing import continued, refuse_taken, restore, save
@@ -76,8 +77,9 @@ def train(
         The summary.
 
     Raises:
-        InputError: The folder already holds a run, or one with other options; features are to be
-            kept, and none are made; or a callback is none.
+        InputError: The folder already holds a run, or one with other options, or a finished one
+            whose adapter is gone or damaged; features are to be kept, and none are made; or a
+            callback is none.
     """
     refuse_other_callbacks(callbacks)
     log, limit = check_trackers(log), TimeLimit(str(folder), time_limit)
@@ -87,6 +89,7 @@ def train(
             config = continued(config, folder)
             if (folder / SUMMARY).exists():
                 summary = read_summary(folder / SUMMARY)
+                read_adapter(folder)
                 note(f"{folder} is finished: nothing was trained")
                 return summary
         run = _prepared(config, folder, callbacks, keep_features)

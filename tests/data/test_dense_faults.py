@@ -198,6 +198,10 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     ),
     "half an XML": (voc("</annotation>", ""), "b.xml is no XML"),
     "a box without a corner": (voc("<xmin>11</xmin>", ""), "b.xml object 1: expected <bndbox>"),
+    "two boxes of an object": (
+        voc("</bndbox>", "</bndbox><bndbox/>"),
+        "b.xml object 1: expected one <bndbox>, got 2",
+    ),
     "NaN in XML": (voc("<xmin>11<", "<xmin>nan<"), "not finite: 1, first b.xml object 1"),
     "a missing XML": (
         lambda root: (trees.voc(root) / "Annotations/c.xml").unlink(),

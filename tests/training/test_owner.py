@@ -177,6 +177,13 @@ def test_a_run_continues_as_it_began(run, stopped, capsys, option):
     assert "is finished: nothing was trained" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_finished_run_without_its_adapter_is_no_finished_run(run, capsys, damage):
+    adapter = run / "adapter_model.safetensors"
+    adapter.unlink() if damage == "gone" else adapter.write_bytes(adapter.read_bytes()[:-9])
+    assert "adapter_model.safetensors" in refused(capsys, "train", "--resume", run)
+
+
 @pytest.mark.parametrize(
     "option", [["--output", "x"], ["--overwrite"], ["--config", "x"], ["--preset=vpt"]]
 )

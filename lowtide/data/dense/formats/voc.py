@@ -202,6 +202,8 @@ def _object(entry: ElementTree.Element, where: str) -> Annotation:
     label = (entry.findtext("name") or "").strip()
     if not label:
         raise Faulty("it has no <name>")
+    if (boxes := len(entry.findall("bndbox"))) > 1:
+        raise Faulty(f"expected one <bndbox>, got {boxes}")
     words = [entry.findtext(f"bndbox/{n}") or "" for n in ("xmin", "ymin", "xmax", "ymax")]
     try:
         left, top, right, bottom = map(float, words)
