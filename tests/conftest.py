@@ -118,8 +118,67 @@ PARTS_OF_MODELS = {  # each of these is like another one in the short suite
     "test_a_detectors_plan_is_a_step_with_as_many_boxes_as_it_takes",
     "test_the_code_of_the_page_of_parts_runs",
 }
+ENDS_AS_ANOTHER_ONE_DOES = {  # what each of these holds, a cheaper one of the short suite holds too
+    *(
+        f"test_a_plan_of_many_pieces_is_the_real_step[{kind}]"
+        for kind in ("sam-fp32", "vit-nf4", "convnext-nf4")
+    ),
+    *(
+        f"test_detectors_learn_from_one_image_at_a_time[{kind}]"
+        for kind in ("tight-retinanet", "tight-fasterrcnn", "exact-fcos", "exact-fasterrcnn")
+    ),
+    *(
+        f"test_parts_are_switched_by_themselves_and_add_up[{kind}]"
+        for kind in ("swin", "convnext", "convnext preset")
+    ),
+    *(
+        f"test_a_plan_is_the_step[{kind}]"
+        for kind in ("segment-options3-exact", "detect-options4-exact", "detect-options5-tight")
+    ),
+    *(
+        f"test_methods_train_their_part_and_the_rest_whole[{kind}]"
+        for kind in ("detect-bias", "segment-s2a")
+    ),
+    *(
+        f"test_the_printed_line_loads_the_model_as_it_was_trained[{kind}]"
+        for kind in ("test_convnext-96", "vit_micro_patch4_32-40")
+    ),
+    "test_a_batch_cut_by_images_holds_all_and_one_run_whole_does_not",
+    "test_a_chunk_is_what_runs_at_once",
+    "test_a_convolution_behind_a_norm_reads_the_codes_in_front_of_it[True]",
+    "test_a_graph_answers_as_the_run[onnx-dtl]",
+    "test_a_killed_run_continues_to_the_same_weights[segment]",
+    "test_a_killed_run_goes_between_its_start_and_its_end_as_well",
+    "test_a_killed_run_keeps_what_the_whole_one_does",
+    "test_a_mixed_run_needs_what_was_planned_and_learns[3]",
+    "test_a_row_run_again_is_the_same",
+    "test_a_run_from_features_is_the_same_run[dtl]",
+    "test_a_run_is_uploaded_with_its_card_and_comes_back",
+    "test_a_run_that_draws_is_resumed_as_it_would_have_gone_on",
+    "test_a_run_that_was_begun_before_there_was_a_choice_goes_on",
+    "test_an_installed_package_offers_its_methods",
+    "test_answers_to_a_full_disk_are_one_line",
+    "test_changes_of_a_run_that_does_not_fold_start_at_its_initialisation",
+    "test_everything_at_once_compiles_without_a_break[bias-nf4]",
+    "test_imagenet_c_is_scored_and_not_trained_on",
+    "test_later_runs_find_the_features_of_the_same_layers",
+    "test_mixed_precision_learns_and_keeps_the_best_epoch[detect]",
+    "test_no_difference_is_found_too_often",
+    "test_registries_and_command_line_find_the_examples",
+    "test_rows_find_the_features_of_earlier_ones",
+    "test_the_command_prints_what_fits",
+    "test_the_laws_meet_the_examples",
+    "test_the_memory_table[bias-tight-600]",
+    "test_the_search_never_cuts_where_that_changes_what_trains",
+    "test_tsne_of_several_runs_shows_the_same_images",
+    "test_under_autocast_with_frozen_weights_in_bf16_and_compiled",
+    "test_updates_in_backward_and_all_weights_are_kept_as_well",
+    "test_what_is_printed_says_how_far_it_went",
+    "test_what_promises_no_start_at_the_backbone_has_none_somewhere",
+}
 SLOW = {
     *DENSE,
+    *ENDS_AS_ANOTHER_ONE_DOES,
     *PARTS_OF_MODELS,
     "test_the_matrix_is_never_there",
     *TRAINS,
@@ -130,9 +189,9 @@ SLOW = {
 }
 """What took most of the suite's time when each test's processor time was measured."""
 THINNED = {
-    ("methods", "test_methods.py"): 5,
+    ("methods", "test_methods.py"): 7,
     ("memory", "test_gradient_checkpointing.py"): 5,
-    ("planning", "test_plan.py"): 3,
+    ("planning", "test_plan.py"): 5,
     ("multi_adapter", "test_multi_adapter.py"): 5,
 }
 HERE = Path(__file__).resolve().parent
@@ -142,8 +201,8 @@ RANKS = {name: i for names in (sorted(METHODS), sorted(TABLES)) for i, name in e
 def _left_out(item: pytest.Item) -> bool:
     """Whether the short suite leaves a test out.
 
-    Of a law over methods and families, or over two methods, it has every fifth pair (of plans every
-    third), so that each name is there with a fifth of the others.
+    Of a law over methods and families, or over two methods, it has every fifth pair (of a method's
+    own laws every seventh), so that each name is there with a fifth of the others.
     """
     if SLOW & {item.name, getattr(item, "originalname", "")}:
         return True
