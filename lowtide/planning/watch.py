@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.optim.kron import Kron
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import (
@@ -241,14 +242,19 @@ def _first_update(model: nn.Module, optimizer: Optimizer, in_backward: bool) -> 
     for some in [[p] for p in trained] if in_backward else [trained]:
         for p in some:
             p.grad = torch.zeros_like(p)
+        if isinstance(optimizer, Kron):
+            raise _unfollowed(optimizer, "it compiles itself")  # which torch 2.8 does in silence
         try:
             optimizer.step()
         except (torch.OutOfMemoryError, *UNKNOWN):
             raise
         except RuntimeError as e:  # torch's way to say that a graph is not there, or may not be
-            kind = type(optimizer).__name__
-            raise InputError(
-                f"the update of {kind} is none that a meter can follow: expected another opt, such"
-                f" as adamw ({str(e).partition(chr(10))[0]})"
-            ) from e
+            raise _unfollowed(optimizer, str(e).partition("\n")[0]) from e
         optimizer.zero_grad()
+
+
+def _unfollowed(optimizer: Optimizer, why: str) -> InputError:
+    return InputError(
+        f"the update of {type(optimizer).__name__} is none that a meter can follow: expected"
+        f" another opt, such as adamw ({why})"
+    )
