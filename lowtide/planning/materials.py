@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..families.meta_model import computed
+
 
 def materialise(model: nn.Module) -> None:
     """Give every parameter and buffer a CPU tensor of the current (fake) mode; ties stay ties.
@@ -37,7 +39,7 @@ def real_copy(model: nn.Module) -> nn.Module:
     Returns:
         The copy.
     """
-    copied = copy.deepcopy(model)
+    copied = copy.deepcopy(model, computed(model))
     if not any(p.is_meta for p in copied.parameters()):
         return copied.cpu()
     materialise(copied)

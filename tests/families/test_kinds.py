@@ -10,7 +10,7 @@ from nets import FEW, backward, images, near, stir, tiny, wake
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from lowtide import compress
+from lowtide import StepConfig, compress, plan
 from lowtide.core.site import Layout, Role
 from lowtide.families import FAMILIES, GENERIC, family_of, measure
 from lowtide.families.kinds import channel_axis, is_map, is_norm
@@ -25,6 +25,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* places of its kind")
 
 NAMES = ("efficientnet_b0", "regnety_002", "mobilenetv3_small_100", "densenet121")
 NAMES += ("mobilenetv2_100", "mobilenetv4_conv_small", "resnetv2_50x1_bit", "xcit_nano_12_p16_224")
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
+def test_what_a_model_keeps_of_an_answer_stands_in_no_way(name: str) -> None:
+    model = timm.create_model(name, num_classes=FEW).eval()
+    wanted = plan(model, Bias(), step=StepConfig(batch_size=2))
+    answer = model(torch.ones(1, 3, 224, 224))  # keeps biases with their graph
+    assert plan(model, Bias(), step=StepConfig(batch_size=2)) == wanted
+    tuned = apply(model, Bias()).eval()
+    assert torch.equal(tuned(torch.ones(1, 3, 224, 224)), answer)
 
 
 @pytest.mark.parametrize("name", NAMES)
