@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ..errors import InputError, shown
+from ..errors import InputError, Unsupported, shown
 
 COMPILED, PARALLEL = "_orig_mod", "module"
 
@@ -27,6 +27,20 @@ def refuse_no_module(taker: str, given: object) -> None:
     """
     if not isinstance(given, nn.Module):
         raise InputError(f"{taker} takes a module, not {shown(given)}")
+
+
+def refuse_scripted(model: nn.Module, first: str) -> None:
+    """Refuse a model of which a part is scripted, where Python is to take part in its forward.
+
+    Args:
+        model: The model.
+        first: What is to be done before it is scripted.
+
+    Raises:
+        Unsupported: A part is.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise Unsupported(f"a scripted module runs past Python: {first} before torch.jit.script")
 
 
 def unwrapped(model: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from ..core.wrapped import refuse_no_module
+from ..core.wrapped import refuse_no_module, refuse_scripted
 from ..errors import Unsupported
 from ..ops.unary import MODULES
 from .attention import RECURRENT
@@ -38,8 +37,7 @@ def compress(model: nn.Module, policy: Policy | str) -> nn.Module:
             the model is not one of `lowtide.apply`, which knows its blocks.
     """
     refuse_no_module("compress", model)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise Unsupported("a scripted module runs past Python: compress it before torch.jit.script")
+    refuse_scripted(model, "compress it")
     policy = policy_of(policy)
     if policy.checkpointing and not hasattr(model, "checkpointing"):
         raise Unsupported(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.graft import Graft
 from ..core.method import Method
 from ..core.outputs import tensors
-from ..core.wrapped import numbers_of
+from ..core.wrapped import numbers_of, refuse_scripted
 from ..errors import InputError, LowtideError, Unsupported, shown
 from ..families import meta_copy
 from .side_execution import StagedModel
@@ -36,10 +36,7 @@ def refuse_unfit(model: object, methods: Iterable[object]) -> None:
         raise InputError(
             f"methods are put on a model, such as timm.create_model gives, not on {shown(model)}"
         )
-    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-        raise Unsupported(
-            "a scripted module runs past Python: methods come before torch.jit.script"
-        )
+    refuse_scripted(model, "methods come")
     if next(model.parameters(), None) is None:
         raise InputError(f"{type(model).__name__} has no weights to put methods on")
     if torch.is_inference_mode_enabled():
