@@ -38,7 +38,7 @@ def bench(args: Sequence[str]) -> None:
         processes=given["processes"],
         keep_features=Path(keep).resolve() if keep else None,
     )
-    table = Table("data", "method", "learning rate", "seeds", "test accuracy")
+    table = Table("data", "method", "learning rate", "seeds", "test score")
     for r in read_results(output):
         accuracy = "" if r.accuracy is None else f"{r.accuracy:.4f}"
         spread = "" if r.spread is None else f" ± {r.spread:.4f}"
