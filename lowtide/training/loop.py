@@ -159,6 +159,13 @@ def _optimizer(run: Run) -> Optimizer:
     config = run.config
     made = Decided.of(config)
     maps = probed_maps(run.tuned) if run.begins_trained else []
+    if made.head_lr_scale != 1 and not maps:
+        raise InputError(
+            f"head_lr_scale is for linear maps that give the logits, and {config.model} has none:"
+            " expected 1"
+        )
+    if made.head_lr_scale == 0 and not trains_beside(run.tuned):
+        raise InputError("head_lr_scale 0 trains nothing: the classifier is all that would train")
     head = {p: made.head_lr_scale for m in maps for p in m.parameters()}
     return make_optimizer(
         run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head

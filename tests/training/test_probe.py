@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from tinted import write_tinted
 
 import lowtide
-from lowtide import METHODS
+from lowtide import METHODS, InputError
 from lowtide.targets.classify import Classify
 from lowtide.targets.linear import STRENGTHS
 from lowtide.targets.linear import softmax_regression as fit
@@ -135,6 +135,25 @@ def test_a_run_starts_at_it_and_says_what_it_is_worth(tmp_path, capsys):
     assert train(cached, tmp_path / "cached").start_accuracy == summary.start_accuracy
     zero = replace(config, head_init="zero", keep="last")
     assert train(zero, tmp_path / "zero").start_accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "scale", "said"),
+    [
+        ("vit_micro_patch4_32", "linear", 0.0, "head_lr_scale 0 trains nothing"),
+        ("dla46_c", "lora", 0.5, "dla46_c has none"),  # its classifier is a convolution
+    ],
+)
+def test_a_rate_of_the_classifier_alone_that_does_nothing_is_refused(
+    model, method, scale, said, tmp_path
+):
+    data = write_tinted(tmp_path / "data", dict.fromkeys(("train", "val", "test"), 4))
+    config = RunConfig(
+        model, str(data), METHODS[method](), head_lr_scale=scale, pretrained=False, device="cpu"
+    )
+    with pytest.raises(InputError, match=said):
+        train(config, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.*"))
 
 
 def test_a_resumed_run_keeps_what_it_said_of_the_start(tmp_path, monkeypatch):
