@@ -369,6 +369,7 @@ SEEN: dict[str, tuple[Spoil, str]] = {
     "boxes that are not finite": REFUSED["NaN in a box"],
     "boxes outside their image": (first(bbox=[41, 3, 5, 5]), ""),
     "empty boxes": (first(bbox=[4, 3, 0, 5]), ""),
+    "empty outlines": (first(segmentation={"size": [30, 40], "counts": [1200]}), ""),
     "boxes across the edge of their image": (first(bbox=[38, 3, 5, 5]), ""),
     "duplicate objects": (coco(lambda c: c["annotations"].append(c["annotations"][0])), ""),
 }

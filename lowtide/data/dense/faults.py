@@ -19,6 +19,7 @@ FAULTS: dict[str, str] = {
     "boxes that are not finite": "refused",
     "boxes outside their image": "dropped",
     "empty boxes": "dropped",
+    "empty outlines": "dropped",
     "boxes across the edge of their image": "clipped",
     "duplicate objects": "kept",
 }

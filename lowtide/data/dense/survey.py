@@ -193,13 +193,16 @@ def _kept(image: AnnotatedImage, size: tuple[int, int], faults: list[Fault]) -> 
 def _inside(
     objects: Sequence[Annotation], size: tuple[int, int], faults: list[Fault]
 ) -> Iterator[Annotation]:
-    """Cut boxes at the edges of their image, and drop those of which nothing is left."""
+    """Cut boxes at the edges of their image; drop what is empty, or of which nothing is left."""
     height, width = size
     for given in objects:
         left, top, right, bottom = given.box
         said = f"{given.where}: {given.label} {_text(given.box)} in {_by(size)}"
         if right - left < THIN or bottom - top < THIN:
             faults.append(Fault("empty boxes", said))
+            continue
+        if isinstance(given.shape, Runs) and not given.shape.counts[1::2].any():
+            faults.append(Fault("empty outlines", f"{said}, whose run lengths hold no pixel"))
             continue
         box = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
         if box[2] - box[0] < THIN or box[3] - box[1] < THIN:
