@@ -246,7 +246,7 @@ def compare(
         image_size=size or None,
         device="cpu",
     )
-    epochs = Decided.of(decide(config, updates=batches, validated=True, probed=True)).epochs
+    epochs = Decided.of(decide(config, updates=batches, validated=True)).epochs
     share, start = 1.0, 0.0
     if contestant in (DEFAULTS, *SET_UPS):
         summary, tested = tested_thrice(config, folder)

@@ -50,7 +50,6 @@ def main() -> None:
         data=str(args.output / "digits"),
         epochs=args.epochs,
         lr=3e-3,
-        head_lr_scale=1.0,
         warmup_epochs=1.0,
         keep="last",
         device="cpu",

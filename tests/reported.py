@@ -31,7 +31,7 @@ def summary(config: RunConfig, right: int, images: int = 200, classes: int = CLA
     tested = not config.skip_test
     return {
         "schema": 1,
-        "config": decide(config, updates=2, validated=True, probed=True).to_dict(),
+        "config": decide(config, updates=2, validated=True).to_dict(),
         "data": {
             "format": "folders",
             "train": 40,

@@ -29,7 +29,7 @@ WITHOUT: dict[str, tuple[object, ...]] = {
     "augment": ("none",),
     "cache_features": (False,),
     "head_init": ("probe",),
-    "head_lr_scale": (None, 1.0),
+    "head_lr_scale": (1.0,),
     "memory_budget": (None,),
     "mixup": (0.0,),
     "cutmix": (0.0,),

@@ -50,8 +50,7 @@ class RunConfig(TaskConfig):
         memory_budget: Most bytes of a step, such as 640MiB; policy, checkpointing, accumulate and
             frozen_dtype are then chosen to be fast within it, save those that are given.
         lr: Peak learning rate; by default the method's own, which is for AdamW.
-        head_lr_scale: What the learning rate of the map that gives the logits is multiplied by; by
-            default less than 1 where it starts at a probe and something else trains beside it.
+        head_lr_scale: What the learning rate of the map that gives the logits is multiplied by.
         min_lr: Learning rate at the end of the cosine.
         weight_decay: Decay of matrices and kernels; biases and norms never decay.
         warmup_epochs: Epochs of linear warm-up before the cosine; part of `epochs`. By default a
@@ -105,7 +104,7 @@ class RunConfig(TaskConfig):
     epochs: Count | None = None
     memory_budget: str | None = None
     lr: LearningRate | None = None
-    head_lr_scale: Annotated[float, Within(0, 1e3)] | None = None
+    head_lr_scale: Annotated[float, Within(0, 1e3)] = 1.0
     min_lr: Annotated[float, Within(0, 1e30)] = 0.0
     weight_decay: Annotated[float, Within(0, 1e3)] = 1e-4
     warmup_epochs: Annotated[float, Within(0, 1e6)] | None = None

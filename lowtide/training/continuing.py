@@ -22,7 +22,7 @@ from .prepare import Run
 from .split import Split
 from .summary import scored
 
-BEFORE: dict[str, object] = {"head_lr_scale": 1.0, "keep": "last"}
+BEFORE: dict[str, object] = {"keep": "last"}
 """What a run did whose config is older than these options."""
 
 MOVABLE = frozenset({"data", "checkpoint", "device", "workers"})

@@ -25,8 +25,6 @@ KEPT: dict[Keep, str] = {
 }
 USUAL_DEPTH, MOST_SCALE = 12, 2.0
 """Blocks that a method's own learning rate is for, and most that another depth changes it by."""
-HEAD_SCALE = 0.1
-"""Learning rate of a classifier that starts at a probe, over that of what trains beside it."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,12 @@ class Decided:
 
     Attributes:
         lr: Peak learning rate.
-        head_lr_scale: What it is multiplied by for the map that gives the logits.
         epochs: Passes over the training images.
         warmup_epochs: Epochs of warm-up.
         keep: Which epoch's model is tested and saved.
     """
 
     lr: float
-    head_lr_scale: float
     epochs: int
     warmup_epochs: float
     keep: Keep
@@ -66,10 +62,9 @@ class Decided:
         return cls(**given)
 
     def __str__(self) -> str:
-        head = f" ({self.lr * self.head_lr_scale:g} for the classifier)"
         return (
-            f"learning rate {self.lr:g}{head if self.head_lr_scale != 1 else ''}, {self.epochs}"
-            f" epochs of which {self.warmup_epochs:g} of warm-up; kept is {KEPT[self.keep]}"
+            f"learning rate {self.lr:g}, {self.epochs} epochs of which {self.warmup_epochs:g} of"
+            f" warm-up; kept is {KEPT[self.keep]}"
         )
 
 
@@ -82,7 +77,6 @@ def decide(
     *,
     updates: int,
     validated: bool,
-    probed: bool,
     depth: int = USUAL_DEPTH,
     returns: bool = True,
 ) -> RunConfig:
@@ -95,7 +89,6 @@ def decide(
         config: What was asked for.
         updates: Updates of an epoch.
         validated: Whether there are validation images.
-        probed: Whether the classifier starts at a probe, and something else trains beside it.
         depth: What `depth_trained` says of the model.
         returns: Whether the model before the first update is one to go back to.
 
@@ -107,7 +100,6 @@ def decide(
     usual: dict[str, Any] = {
         "lr": config.method.learning_rate
         * min(max(USUAL_DEPTH / depth, 1 / MOST_SCALE), MOST_SCALE),
-        "head_lr_scale": HEAD_SCALE if probed else 1.0,
         "epochs": epochs,
         "warmup_epochs": round(warmup, 6),
         "keep": _keep(config, validated, returns),

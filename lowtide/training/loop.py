@@ -106,7 +106,6 @@ def _run(
         run.config,
         updates=run.updates,
         validated=bool(run.dataset.val),
-        probed=run.probed and trains_beside(run.tuned),
         depth=depth_trained(run.tuned),
         returns=run.begins_trained,
     )
@@ -159,14 +158,14 @@ def _optimizer(run: Run) -> Optimizer:
     config = run.config
     made = Decided.of(config)
     maps = probed_maps(run.tuned) if run.begins_trained else []
-    if made.head_lr_scale != 1 and not maps:
+    if config.head_lr_scale != 1 and not maps:
         raise InputError(
             f"head_lr_scale is for linear maps that give the logits, and {config.model} has none:"
             " expected 1"
         )
-    if made.head_lr_scale == 0 and not trains_beside(run.tuned):
+    if config.head_lr_scale == 0 and not trains_beside(run.tuned):
         raise InputError("head_lr_scale 0 trains nothing: the classifier is all that would train")
-    head = {p: made.head_lr_scale for m in maps for p in m.parameters()}
+    head = {p: config.head_lr_scale for m in maps for p in m.parameters()}
     return make_optimizer(
         run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head
     )

@@ -59,8 +59,7 @@ class RunOptions(Record):
             own = describe(METHODS[self.method.name]())
             given["method"] = {**given["method"], **_beside(own, given["method"])}
         then = RunConfig(model="any", data="any", head_init="trunc_normal", keep="last")
-        usual = {**then.to_dict(), "head_lr_scale": 1.0}
-        return {**given, **_beside(usual, given)}
+        return {**given, **_beside(then.to_dict(), given)}
 
     @property
     def identity(self) -> str:

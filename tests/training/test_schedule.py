@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import timm
 import torch
 from nets import tiny
 
@@ -23,15 +22,14 @@ from lowtide.training.decided import (
     refuse_blind,
 )
 from lowtide.training.decided import UPDATES as UPDATES_AT_LEAST
-from lowtide.training.probe import trains_beside
 from lowtide.training.schedule import make_schedule
 
 UPDATES = 4
 
 
-def decided(updates, probed=False, validated=True, returns=True, **options):
+def decided(updates, validated=True, returns=True, **options):
     config = RunConfig("m", "d", **options)
-    return decide(config, updates=updates, validated=validated, probed=probed, returns=returns)
+    return decide(config, updates=updates, validated=validated, returns=returns)
 
 
 def rates(**options):
@@ -82,8 +80,8 @@ def test_impossible_schedules_are_refused(options, said):
 
 
 def test_what_is_given_is_not_decided():
-    given = {"lr": 0.5, "head_lr_scale": 3.0, "epochs": 7, "warmup_epochs": 0.0, "keep": "last"}
-    config = decided(10, probed=True, **given)
+    given = {"lr": 0.5, "epochs": 7, "warmup_epochs": 0.0, "keep": "last"}
+    config = decided(10, **given)
     assert Decided.of(config) == Decided(**given)
     with pytest.raises(InputError, match="lr is not decided"):
         Decided.of(RunConfig("m", "d", **{**given, "lr": None}))
@@ -98,10 +96,10 @@ def test_a_method_says_its_own_learning_rate(name):
 
 def test_more_blocks_are_trained_at_a_lower_rate_and_fewer_at_a_higher_one():
     for depth, times in ((6, 2), (12, 1), (18, 2 / 3), (24, 1 / 2), (3, 2), (50, 1 / 2)):
-        config = decide(RunConfig("m", "d"), updates=10, validated=True, probed=True, depth=depth)
+        config = decide(RunConfig("m", "d"), updates=10, validated=True, depth=depth)
         assert config.lr == pytest.approx(times * config.method.learning_rate)
     given = RunConfig("m", "d", lr=0.3)
-    assert decide(given, updates=10, validated=True, probed=True, depth=6).lr == 0.3
+    assert decide(given, updates=10, validated=True, depth=6).lr == 0.3
 
 
 @pytest.mark.parametrize(
@@ -120,14 +118,6 @@ def test_a_small_set_gets_enough_updates_and_a_large_one_no_more_epochs_than_tha
         assert (config.epochs - 1) * updates < UPDATES_AT_LEAST or config.epochs == FEWEST
         assert config.warmup_epochs * updates <= min(WARMUP, 0.1 * config.epochs * updates) + 1e-3
     assert decided(500, warmup_epochs=30.0, cooldown_epochs=2).epochs == 33
-
-
-def test_a_classifier_that_starts_at_a_probe_moves_slower_than_what_trains_beside_it():
-    assert decided(10, probed=True).head_lr_scale < 1
-    assert decided(10, probed=False).head_lr_scale == 1
-    backbone = timm.create_model("vit_micro_patch4_32", num_classes=3)
-    for name, beside in (("linear", False), ("bias", True), ("mlp_head", True)):
-        assert trains_beside(apply(backbone, METHODS[name](), num_classes=3)) is beside
 
 
 def test_the_scale_of_the_head_is_in_every_rate():
