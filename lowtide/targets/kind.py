@@ -40,6 +40,7 @@ class Targets(ABC):
         losses: Names of the losses, the kind's own first.
         metric: Name of the score that is followed and chosen by; higher is better.
         balances: Whether there are classes of which some may be rare.
+        logits: Whether outputs are logits: times any positive number they answer the same.
         names: Of the outputs, in their order.
     """
 
@@ -47,6 +48,7 @@ class Targets(ABC):
     losses: ClassVar[tuple[str, ...]]
     metric: ClassVar[str]
     balances: ClassVar[bool] = False
+    logits: ClassVar[bool] = True
 
     names: tuple[str, ...]
 

@@ -27,10 +27,8 @@ def softmax_regression(x: np.ndarray, y: np.ndarray, classes: int, seed: int) ->
         z_j = (x_j - mean_j) / max(s_j, s / 10),   s_j the deviation of feature j, s that of all
 
     so that no feature counts more for being larger, and one that hardly varies here, but may once
-    the backbone is tuned, does not get a large weight. c is the smallest of `STRENGTHS` whose
-    accuracy over three folds is within a standard error of the best one's, sqrt(p (1 - p) / n) on
-    n images (Breiman et al. 1984): as good as can be told, and with a larger loss on the images it
-    is fitted to, from which a backbone that trains next has something to learn.
+    the backbone is tuned, does not get a large weight. c is the one of `STRENGTHS` with the best
+    accuracy over three folds, of equals the smallest.
 
     Args:
         x: Features (N, C).
@@ -130,9 +128,7 @@ def _strength(z: np.ndarray, y: np.ndarray, seed: int) -> float:
         warnings.filterwarnings("ignore", message="The least populated class")
         warnings.simplefilter("ignore", ConvergenceWarning)
         scores = [cross_val_score(_regression(c), z, y, cv=folds).mean() for c in STRENGTHS]
-    best = max(scores)
-    enough = best - np.sqrt(best * (1 - best) / len(z))
-    return next(c for c, score in zip(STRENGTHS, scores, strict=True) if score >= enough)
+    return STRENGTHS[int(np.argmax(scores))]
 
 
 def _fitted(strength: float, z: np.ndarray, y: np.ndarray) -> LogisticRegression:

@@ -37,6 +37,7 @@ class Regress(Targets):
     task: ClassVar[str] = "regress"
     losses: ClassVar[tuple[str, ...]] = ("mse", "smooth_l1")
     metric: ClassVar[str] = "r2"
+    logits: ClassVar[bool] = False
 
     mean: float = 0.0
     std: float = 1.0

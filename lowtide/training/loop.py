@@ -36,7 +36,7 @@ from .probe import probed_maps, trains_beside
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import score_of
-from .starting_point import begin_folder, probe, score_start
+from .starting_point import begin_folder, probe, score_start, soften
 from .summary import Epoch, RunSummary, read_summary, scored
 from .time_limit import TimeLimit
 from .trackers import check_trackers
@@ -111,14 +111,17 @@ def _run(
     )
     optimizer = _optimizer(run)
     wrapped = run.accelerator.prepare(optimizer)
+    if fresh:
+        if run.main:
+            begin_folder(run, folder, continues)
+        score_start(run, model)
+        soften(run)
     if config.ema:
         run.average = WeightAverage(run.tuned, config.ema)
-    if continues:
+    if not fresh:
         restore(run, optimizer)
-    if run.main:
-        begin_folder(run, folder, continues)
-    if fresh:
-        score_start(run, model)
+        if run.main:
+            begin_folder(run, folder, continues)
     watch = Watch(run, limit, log)
     try:
         _fit(run, model, wrapped, optimizer, watch)

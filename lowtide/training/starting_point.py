@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..paths import write_text
@@ -19,10 +20,13 @@ from .mistakes import MISTAKES
 from .owner import CHECKPOINT, CONFIG, LOG, SUMMARY
 from .predictions import PREDICTIONS
 from .prepare import Run
-from .probe import images_for_probe, start_at_probe
+from .probe import images_for_probe, probed_maps, start_at_probe, trains_beside
 from .progress import note
 from .scoring import score_of
 from .split import Split
+
+SOFTENED = 0.3
+"""What a probe's logits are multiplied by before anything trains beside it."""
 
 
 def probe(run: Run, model: nn.Module) -> bool:
@@ -62,6 +66,21 @@ def score_start(run: Run, model: nn.Module) -> None:
     keep_start(run)
     if run.main and run.start_score is not None:
         note(f"val {word(run.targets.metric)} at the start {run.start_score:.3f}")
+
+
+def soften(run: Run) -> None:
+    """Shrink the logits of a probe that something trains beside: W <- .3 W, b <- .3 b.
+
+    The answers stay what they were. A probe that is sure of the images it was fitted to leaves
+    nothing in their loss for the backbone to learn from; docs/runs.md has what that costs.
+
+    Args:
+        run: The run; its start has been scored, and kept where it may be gone back to.
+    """
+    if run.probed and run.targets.logits and trains_beside(run.tuned):
+        with torch.no_grad():
+            for p in (p for m in probed_maps(run.tuned) for p in m.parameters()):
+                p.mul_(SOFTENED)
 
 
 def begin_folder(run: Run, folder: Path, continues: bool) -> None:

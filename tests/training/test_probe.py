@@ -80,7 +80,7 @@ def test_few_images_of_a_class_or_equal_features_are_no_trouble():
     assert np.isfinite(alike.weight).all() and np.isfinite(alike.bias).all()
 
 
-def test_the_penalty_is_the_largest_that_cannot_be_told_from_the_best_on_images_held_out():
+def test_the_penalty_is_the_one_that_does_best_on_images_held_out():
     x, y = clouds(3, each=15, width=40, spread=8.0)
     z = (x - x.mean(0)) / divisors(x)
     folds = StratifiedKFold(3, shuffle=True, random_state=5)
@@ -89,11 +89,8 @@ def test_the_penalty_is_the_largest_that_cannot_be_told_from_the_best_on_images_
         c: cross_val_score(LogisticRegression(C=c, max_iter=300), z[order], y[order], cv=folds)
         for c in STRENGTHS
     }
-    best = max(s.mean() for s in scores.values())
-    told = best - (best * (1 - best) / len(y)) ** 0.5
-    chosen = fit(x, y, 3, seed=5).strength
-    assert scores[chosen].mean() >= told > min(s.mean() for s in scores.values())
-    assert all(scores[c].mean() < told for c in STRENGTHS if c < chosen)
+    assert len({s.mean() for s in scores.values()}) > 2
+    assert fit(x, y, 3, seed=5).strength == max(scores, key=lambda c: scores[c].mean())
 
 
 @pytest.mark.parametrize(
