@@ -14,6 +14,7 @@ from tinted import write_tinted
 
 import lowtide
 from lowtide import METHODS, InputError
+from lowtide.inference.evaluate import open_run
 from lowtide.targets.classify import Classify
 from lowtide.targets.linear import STRENGTHS
 from lowtide.targets.linear import softmax_regression as fit
@@ -21,6 +22,7 @@ from lowtide.training import loop, starting_point
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
 from lowtide.training.probe import images_for_probe, start_at_probe
+from lowtide.training.starting_point import SOFTENED
 from lowtide.training.summary import read_summary
 from lowtide.tuning.adapter_files import read_config
 
@@ -133,6 +135,10 @@ def test_a_run_starts_at_it_and_says_what_it_is_worth(tmp_path, capsys):
     assert read_config(tmp_path / "run")["backbone"]["head_init"] == "zero"
     cached = replace(config, method=METHODS["linear"](), cache_features=True)
     assert train(cached, tmp_path / "cached").start_accuracy == summary.start_accuracy
+    opened = (open_run(tmp_path / name, device="cpu") for name in ("run", "cached"))
+    beside, alone = (run.tuned.backbone.head for run in opened)
+    assert torch.allclose(beside.weight, SOFTENED * alone.weight, rtol=1e-4)
+    assert torch.allclose(beside.bias, SOFTENED * alone.bias, rtol=1e-4)
     zero = replace(config, head_init="zero", keep="last")
     assert train(zero, tmp_path / "zero").start_accuracy is None
 

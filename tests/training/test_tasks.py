@@ -86,6 +86,24 @@ def test_a_run_of_another_task_from_start_to_answer(
         assert ";".join(answer["labels"]) == text(truth)
 
 
+@pytest.mark.parametrize(
+    ("table", "task", "share"), [("flags.csv", "multilabel", 0.3), ("numbers.csv", "regress", 1.0)]
+)
+def test_what_starts_at_a_probe_beside_a_backbone_answers_as_it(
+    tables, tmp_path, table, task, share
+):
+    still = config(tables / table, task=task, epochs=1, lr=1e-12, weight_decay=0.0)
+    alone = train(still, tmp_path / "alone")
+    beside = train(replace(still, method=METHODS["bias"]()), tmp_path / "beside")
+    assert beside.start_score == alone.start_score
+    assert beside.history[-1].validated == pytest.approx(alone.start_score, abs=1e-6)
+    heads = [
+        open_run(tmp_path / run, device="cpu").tuned.backbone.head.weight
+        for run in ("alone", "beside")
+    ]
+    assert torch.allclose(heads[1], share * heads[0], rtol=1e-4)
+
+
 def score_all(source, options):
     data = read(source, task=options["task"])
     return [*data.train, *data.val, *data.test]
