@@ -43,11 +43,10 @@ def markdown(title: str, entries: Sequence[Entry]) -> str:
             table = result_table(board)
             blocks += [_table(table), *map(_escaped, table.notes)]
             more = (scores_table(board), paired_table(board), precision_table(board))
-            for found in (*more, *class_tables(board)):
-                blocks += (
-                    [f"{_escaped(found.title)}:", _table(found)] if found and found.rows else []
-                )
-                blocks += map(_escaped, found.notes if found else ())
+            for found in filter(None, (*more, *class_tables(board))):
+                if found.rows:
+                    blocks += [f"{_escaped(found.title)}:", _table(found)]
+                blocks += map(_escaped, found.notes)
     blocks += ["## Where the numbers are from", REPEAT, _table(provenance_table(entries))]
     return "\n\n".join(blocks) + "\n"
 

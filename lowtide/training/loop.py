@@ -32,7 +32,7 @@ from .owner import CHECKPOINT, owned
 from .owner import CONFIG as CONFIG
 from .owner import SUMMARY as SUMMARY
 from .prepare import Run, prepare
-from .probe import probed_maps, trains_beside
+from .probe import probed_maps, refuse_idle_rate
 from .progress import Progress, note
 from .schedule import make_schedule
 from .scoring import score_of
@@ -143,6 +143,7 @@ def _prepared(
         run: Run = prepare_dense(config, folder)
     else:
         run = prepare(config, folder, keep_features)
+    refuse_idle_rate(run.tuned, config.head_lr_scale, config.model)
     run.callbacks = callbacks if run.main else ()
     for line in run.notes if run.main else ():
         note(line)
@@ -161,13 +162,6 @@ def _optimizer(run: Run) -> Optimizer:
     config = run.config
     made = Decided.of(config)
     maps = probed_maps(run.tuned) if run.begins_trained else []
-    if config.head_lr_scale != 1 and not maps:
-        raise InputError(
-            f"head_lr_scale is for linear maps that give the logits, and {config.model} has none:"
-            " expected 1"
-        )
-    if config.head_lr_scale == 0 and not trains_beside(run.tuned):
-        raise InputError("head_lr_scale 0 trains nothing: the classifier is all that would train")
     head = {p: config.head_lr_scale for m in maps for p in m.parameters()}
     return make_optimizer(
         run.tuned, config.opt, made.lr, config.weight_decay, config.update_in_backward, head

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..families import logit_maps
 from ..targets import Targets
 from ..tuning.tuned import Tuned
@@ -116,3 +117,23 @@ def trains_beside(tuned: Tuned) -> bool:
     """
     own = {id(p) for m in probed_maps(tuned) for p in m.parameters()}
     return any(p.requires_grad and id(p) not in own for p in tuned.parameters())
+
+
+def refuse_idle_rate(tuned: Tuned, scale: float, name: str) -> None:
+    """Refuse a rate of the classifier's own that would do nothing, or leave nothing that trains.
+
+    Args:
+        tuned: The model.
+        scale: What the learning rate of its logit maps is to be multiplied by.
+        name: What the model is called.
+
+    Raises:
+        InputError: It has no such maps, or nothing else trains and they get no rate.
+    """
+    if scale != 1 and not probed_maps(tuned):
+        raise InputError(
+            f"head_lr_scale is for linear maps that give the logits, and {name} has none:"
+            f" expected 1, not {scale:g}"
+        )
+    if scale == 0 and not trains_beside(tuned):
+        raise InputError("head_lr_scale 0 trains nothing: the classifier is all that would train")

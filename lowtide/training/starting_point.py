@@ -79,8 +79,9 @@ def soften(run: Run) -> None:
     """
     if run.probed and run.targets.logits and trains_beside(run.tuned):
         with torch.no_grad():
-            for p in (p for m in probed_maps(run.tuned) for p in m.parameters()):
-                p.mul_(SOFTENED)
+            for logits in probed_maps(run.tuned):
+                for p in logits.parameters():
+                    p.mul_(SOFTENED)
 
 
 def begin_folder(run: Run, folder: Path, continues: bool) -> None:

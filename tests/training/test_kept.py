@@ -227,6 +227,16 @@ def test_a_run_that_was_begun_before_there_was_a_choice_goes_on(config, tmp_path
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
+def test_what_a_run_goes_back_to_is_the_whole_probe(config, tmp_path, scores):
+    heads = []
+    for name in ("bias", "linear"):
+        scores(0.9, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.3)
+        begun = replace(config, method=METHODS[name](), head_init="probe", keep="auto")
+        assert train(begun, tmp_path / name).kept_share == 0
+        heads.append(open_run(tmp_path / name, device="cpu").tuned.backbone.head.weight)
+    assert torch.equal(*heads)
+
+
 def test_what_is_printed_says_how_far_it_went(config, images, tmp_path, scores, capsys):
     (tmp_path / "c.yaml").write_text(json.dumps(config.to_dict()))
     args = ["train", "--config", str(tmp_path / "c.yaml"), "--keep", "auto", "--output"]

@@ -21,7 +21,7 @@ from lowtide.targets.linear import softmax_regression as fit
 from lowtide.training import loop, starting_point
 from lowtide.training.config import RunConfig
 from lowtide.training.loop import train
-from lowtide.training.probe import images_for_probe, start_at_probe
+from lowtide.training.probe import images_for_probe, start_at_probe, trains_beside
 from lowtide.training.starting_point import SOFTENED
 from lowtide.training.summary import read_summary
 from lowtide.tuning.adapter_files import read_config
@@ -151,7 +151,7 @@ def test_a_run_starts_at_it_and_says_what_it_is_worth(tmp_path, capsys):
     ],
 )
 def test_a_rate_of_the_classifier_alone_that_does_nothing_is_refused(
-    model, method, scale, said, tmp_path
+    model, method, scale, said, tmp_path, capsys
 ):
     data = write_tinted(tmp_path / "data", dict.fromkeys(("train", "val", "test"), 4))
     config = RunConfig(
@@ -160,6 +160,13 @@ def test_a_rate_of_the_classifier_alone_that_does_nothing_is_refused(
     with pytest.raises(InputError, match=said):
         train(config, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*.*"))
+    assert "linear probe" not in capsys.readouterr().err  # no image was run for it
+
+
+def test_what_trains_beside_the_classifier_is_known():
+    backbone = timm.create_model("vit_micro_patch4_32", num_classes=3)
+    for name, beside in (("linear", False), ("bias", True), ("mlp_head", True)):
+        assert trains_beside(lowtide.apply(backbone, METHODS[name](), num_classes=3)) is beside
 
 
 def test_a_resumed_run_keeps_what_it_said_of_the_start(tmp_path, monkeypatch):
