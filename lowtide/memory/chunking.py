@@ -176,11 +176,22 @@ def by_tokens(module: nn.Module, x: Tensor, most: int) -> list[int] | None:
         may meet in the module.
     """
     tokens = x[..., 0].numel()
-    if plain_kind(module) not in _token_mlps or x.ndim < 2 or x.numel() <= most * len(x):
+    if x.ndim < 2 or x.numel() <= most * len(x) or not is_tokenwise(module):
         return None
-    if not all(_is_positionwise(m) for m in module.modules() if m is not module):
-        return None
-    step = max(1, most // x.shape[-1] // ALIGNED) * ALIGNED
+    return cut(tokens, most // x.shape[-1])
+
+
+def cut(tokens: int, most: int) -> list[int] | None:
+    """Cut tokens into chunks of a size that processors like.
+
+    Args:
+        tokens: How many there are.
+        most: In a chunk, about.
+
+    Returns:
+        How many to run at once, chunk by chunk; None if one chunk holds all.
+    """
+    step = max(1, most // ALIGNED) * ALIGNED
     sizes = [step] * (tokens // step)
     left = tokens - sum(sizes)
     if left < LEAST and sizes:
@@ -188,6 +199,19 @@ def by_tokens(module: nn.Module, x: Tensor, most: int) -> list[int] | None:
     else:
         sizes.append(left)
     return sizes if len(sizes) > 1 else None
+
+
+def is_tokenwise(module: nn.Module) -> bool:
+    """Say whether a module is an MLP that is known to treat every token by itself.
+
+    Args:
+        module: A known module, imagewise.
+
+    Returns:
+        Whether it and all it holds do.
+    """
+    inside = (m for m in module.modules() if m is not module)
+    return plain_kind(module) in _token_mlps and all(_is_positionwise(m) for m in inside)
 
 
 def _is_positionwise(module: nn.Module) -> bool:

@@ -14,8 +14,8 @@ from ..ops import NAMES
 
 CHUNK = 5 << 18
 """Numbers of input run at once: eight images of 224 pixels."""
-RESIDUAL = Affine(8, 64, stats=torch.bfloat16)
-"""How the residual stream is kept: 8.5 bits a number."""
+RESIDUAL = Affine(7, 64, stats=torch.bfloat16)
+"""How the residual stream is kept: 7.5 bits a number."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .attention import holds_attention, input_codec, run_from_input, runs_again
 from .bands import run_in_bands
 from .chunking import run_in_chunks, sizes
 from .mode import Answers
+from .tokens import run_again_in_pieces
 
 
 def run_sparing(
@@ -66,6 +67,8 @@ def _run(
         if (own := without_bias(module, plain_kind(module), args)) is not None:
             return own(*args, **kwargs)
     if (result := run_in_bands(module, mode, forward, args, kwargs)) is not NotImplemented:
+        return result
+    if (result := run_again_in_pieces(module, mode, forward, args, kwargs)) is not NotImplemented:
         return result
     if (each := sizes(module, policy.chunk, args, kwargs)) is not None:
         return run_in_chunks(forward, args[0], each)

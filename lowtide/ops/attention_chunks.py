@@ -224,7 +224,7 @@ def _most(matrix: Sequence[int]) -> int:
     """Say how many numbers of a matrix to take at a time: of a large one less, for P and dS."""
     if torch.compiler.is_compiling():
         return math.prod(matrix)
-    return CHUNK if math.prod(matrix[-2:]) <= CHUNK else CHUNK // 2
+    return CHUNK if math.prod(matrix[-2:]) <= CHUNK // 2 else CHUNK // 2
 
 
 def axes(tensors: Sequence[Tensor]) -> int:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..codecs.base import Codec, Residue
 from .again import Weights
-from .region import discarding
+from .region import discarding, running_twice
 from .saved import EXACT, keep
 from .spare import unpack
 
@@ -60,7 +60,8 @@ def recompute(
                 x = unpack(reader, tuple(itertools.islice(rest, codes)), shape, dtype)
             # A view, as in the first run: a leaf would pass for a weight.
             read.append(x.requires_grad_(wanted).view_as(x))
-        return run(*read)
+        with running_twice():
+            return run(*read)
 
     counts = [(reader, len(packed)) for reader, packed in kept]
     packed = [t for _, several in kept for t in several]

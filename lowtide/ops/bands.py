@@ -84,7 +84,7 @@ class _Banded(torch.autograd.Function):
             reader, packed = keep(codec, Residue(x))
         ctx.save_for_backward(*packed, *weights)
         ctx.read, ctx.fan, ctx.kept = read, fan, (reader, len(packed), x.shape, x.dtype)
-        ctx.needs, ctx.cast = x.requires_grad, _autocast(x)
+        ctx.needs, ctx.cast = x.requires_grad, autocast_of(x)
         with torch.autocast(*ctx.cast):
             parts = (read.run(part) for part in x.split(read.images))
             first = next(parts)
@@ -123,7 +123,15 @@ class _Banded(torch.autograd.Function):
         return None, None, None, hand(ctx.fan, dx), *of_weights
 
 
-def _autocast(x: Tensor) -> tuple[str, torch.dtype, bool, bool]:
+def autocast_of(x: Tensor) -> tuple[str, torch.dtype, bool, bool]:
+    """Note the autocast that layers run under, to enter it again in backward.
+
+    Args:
+        x: Their input.
+
+    Returns:
+        Arguments of `torch.autocast`.
+    """
     # Without a cache: torch 2.8 would find there in backward what forward cast without a graph.
     kind = x.device.type
     return kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False

@@ -1,4 +1,4 @@
-"""Functions whose gradient is computed from what is kept of their inputs: norms, powers, GLU."""
+"""Functions whose gradient is computed from what is kept of their inputs: powers, GLU."""
 
 from __future__ import annotations
 
@@ -106,18 +106,31 @@ def from_inputs(
     if any(reads(needs)) and not any(kept):
         return NotImplemented
     each = tuple(Exact() if i in exact else codecs[name] for i, codes in enumerate(kept) if codes)
+    function = function_of(call, places)
+    device = tensors[0].device.type
+    cast = device != "meta" and torch.is_autocast_enabled(device)
+    low = torch.get_autocast_dtype(device) if cast else None
+    options = {"function": function, "reads": reads, "shapes": shapes, "low": low}
+    return saved(FROM_INPUTS, each, *tensors, **options)
+
+
+def function_of(call: Call, places: Places) -> Function:
+    """Give a call as a function of its tensors; it holds none of them.
+
+    Args:
+        call: The call.
+        places: Its tensors: place and name of each argument.
+
+    Returns:
+        The function.
+    """
     args, kwargs = list(call.args), dict(call.kwargs)
     for i, key in places:
         if i < len(args):
             args[i] = None
         else:
             kwargs[key] = None
-    function = partial(_filled, call.function, tuple(args), kwargs, places)
-    device = tensors[0].device.type
-    cast = device != "meta" and torch.is_autocast_enabled(device)
-    low = torch.get_autocast_dtype(device) if cast else None
-    options = {"function": function, "reads": reads, "shapes": shapes, "low": low}
-    return saved(FROM_INPUTS, each, *tensors, **options)
+    return partial(_filled, call.function, tuple(args), kwargs, places)
 
 
 def _filled(
@@ -175,30 +188,21 @@ def smooth(
     return answered
 
 
-def _is_euclidean(call: Call) -> bool:
-    name = "ord" if call.function is torch.linalg.vector_norm else "p"
-    default = "fro" if call.function in (torch.norm, Tensor.norm) else 2
-    p = call.argument(1, name, default)
-    return p in (2, "fro") or p is None
-
-
 def _is_whole(call: Call) -> bool:
     # Of a small number in codes the sign may be another one: it has no power of 1.5.
     power = call.argument(1, "exponent")
     return isinstance(power, (int, float)) and power >= 2 and power == int(power)
 
 
-_NORM = smooth("norm", holds=_is_euclidean)
 _POW = written(smooth("pow", holds=_is_whole))
 _ADDCMUL = smooth("addcmul", ((0, "input"), (1, "tensor1"), (2, "tensor2")), _factors)
 _EIGHT = Affine(8, 64, stats=torch.bfloat16)
-TIGHT: dict[str, Codec] = dict.fromkeys(("norm", "pow", "addcmul", "glu", "var", "cosine"), _EIGHT)
+TIGHT: dict[str, Codec] = dict.fromkeys(("pow", "addcmul", "glu", "var", "cosine"), _EIGHT)
 FOLLOWED = (
     *(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square),
     *(torch.addcmul, Tensor.addcmul),
 )
 CALLS: Calls = {
-    **dict.fromkeys((torch.linalg.vector_norm, torch.norm, Tensor.norm), _NORM),
     **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _POW),
     **dict.fromkeys((torch.square, Tensor.square), written(smooth("pow"))),
     **dict.fromkeys((torch.addcmul, Tensor.addcmul), _ADDCMUL),
@@ -237,8 +241,6 @@ def smooth_case(
 
 
 CASES = {
-    "norm": smooth_case(lambda x: torch.linalg.vector_norm(x, dim=(0, 1), keepdim=True), (3, 7, 5)),
-    "norm_method": smooth_case(lambda x: x.norm(p=2, dim=-1), (3, 7, 5)),
     "pow": smooth_case(lambda x: x**2, (3, 7, 5)),
     "cube": smooth_case(lambda x: x.pow(3), (3, 7, 5)),
     "square": smooth_case(torch.square, (3, 7, 5)),

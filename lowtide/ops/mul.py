@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import NotImplementedType
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from ..codecs.base import Residue
 from .case import Case, Shape
 from .formula import written
 from .saved import Call, Calls, Codecs, Forward, Needs, Op, Result, Tensors, saved
+from .tokens import scaled
 from .unary import into_first
 
 SMALL = 8
@@ -44,6 +47,25 @@ def _backward(
     return tuple(gradients)
 
 
+def _packed(
+    needs: Needs,
+    codec: object,
+    packed: tuple[Tensor, ...],
+    extras: Tensors,
+    dy: Tensor,
+    *,
+    shapes: Shapes,
+) -> Tensors | NotImplementedType:
+    """Differentiate of a scale and a map: the map is gone before its gradient is there."""
+    small = 0 if extras[0] is None else 1  # wants its gradient of the map
+    scale = extras[1 - small]
+    if not (all(needs) and isinstance(codec, Affine)) or scale is None:
+        return NotImplemented
+    of_scale = _summed(dy, codec.unpack(packed, shapes[1 - small], dy.dtype), shapes[small])
+    of_map = _summed(dy, scale, shapes[1 - small])
+    return (of_scale, of_map) if small == 0 else (of_map, of_scale)
+
+
 def _summed(dy: Tensor, factor: Tensor, shape: torch.Size) -> Tensor:
     """Compute dy times a factor, summed to a shape; of a sum the product is never there whole."""
     lead = dy.ndim - len(shape)
@@ -59,7 +81,7 @@ def _summed(dy: Tensor, factor: Tensor, shape: torch.Size) -> Tensor:
     return first
 
 
-MUL = Op(_forward, _backward)
+MUL = Op(_forward, _backward, packed=_packed)
 """y = a b element by element, da = dy b, db = dy a, summed where they were broadcast.
 
 Residues: b if a wants a gradient, then a if b does. Extras: the same where they are `SMALL`.
@@ -78,6 +100,8 @@ def _answer(codecs: Codecs, call: Call) -> Result:
     a, b = call.args if len(call.args) == 2 else (None, None)
     if "mul" not in codecs or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return NotImplemented
+    if (result := scaled(a, b)) is not None:
+        return result
     shapes = (a.shape, b.shape)
     large = (
         kept.is_floating_point() and not _is_small(kept.shape, shapes) and wants.requires_grad

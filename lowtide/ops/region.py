@@ -26,9 +26,24 @@ def discarding() -> Iterator[None]:
     """
     before, _here.discards = discards(), True
     try:
-        yield
+        with running_twice():
+            yield
     finally:
         _here.discards = before
+
+
+@contextmanager
+def running_twice() -> Iterator[None]:
+    """Run a part for the first time, or again in backward.
+
+    Yields:
+        Nothing.
+    """
+    before, _here.twice = runs_twice(), True
+    try:
+        yield
+    finally:
+        _here.twice = before
 
 
 def discards() -> bool:
@@ -38,6 +53,18 @@ def discards() -> bool:
         Whether this is the first of two runs, and nobody compares what they save.
     """
     return getattr(_here, "discards", False)
+
+
+def runs_twice() -> bool:
+    """Say whether this part runs twice, and its weights are known not to change in between.
+
+    The second run ends where the last tensor is saved that the first has saved: what only makes
+    the result is not computed again.
+
+    Returns:
+        Whether it is one of the two runs.
+    """
+    return getattr(_here, "twice", False)
 
 
 def region() -> Region:

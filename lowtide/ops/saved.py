@@ -241,7 +241,7 @@ class _Saved(torch.autograd.Function):
         tensors, residues = ctx.saved_tensors, []
         if ctx.op.scales and hasattr(ctx.kept[0][0], "scale") and not spared(tensors):
             return None, None, None, None, ctx.kept[0][0].scale(tensors, dy)
-        if ctx.op.packed is not None and ctx.kept and not spared(tensors):
+        if ctx.op.packed is not None and len(ctx.kept) == 1 and not spared(tensors):
             codec, count, *_ = ctx.kept[0]
             given = (ctx.needs, codec, tensors[:count], tensors[count:], dy)
             gradients = ctx.op.packed(*given, **ctx.options)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from kept import kept_bytes
 from nets import COMBINATIONS, FEW, backward, cotangent, images, near, stir, tiny, wake
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
 
 from lowtide import METHODS, POLICIES, InputError, Policy, StepConfig, compress
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import Residue
+from lowtide.codecs.exact import Exact
 from lowtide.errors import Unsupported
 from lowtide.families import Family
+from lowtide.memory import chunking, tokens
 from lowtide.memory.gradient_checkpointing import recompute
 from lowtide.methods.bias import Bias
 from lowtide.methods.full import Full
@@ -26,6 +30,7 @@ from lowtide.tuning.tuned import Tuned
 
 LOSSLESS = Policy(block=Affine(8, group=1))
 """A group of one number is its own minimum."""
+PIECES = Policy({"mul": Exact()}, chunk=1 << 20, block=Affine(8, group=1))
 CODED = Policy(block=Affine(4, 16))
 
 
@@ -60,6 +65,51 @@ def test_codes_that_lose_nothing_give_the_exact_gradient(name: str, family: str)
     except Unsupported:
         return  # refused without checkpointing as well
     same(*pair)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "PIECE", 64)
+    monkeypatch.setattr(chunking, "ALIGNED", 8)
+    monkeypatch.setattr(tokens, "INPUT", Affine(8, group=1))
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(("name", "family"), COMBINATIONS, ids=str)
+def test_mlps_in_pieces_give_the_exact_gradient(name: str, family: str) -> None:
+    try:
+        pair = twins(tiny(family), PIECES, METHODS[name]())
+    except Unsupported:
+        return  # refused without checkpointing as well
+    same(*pair)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("method", ["lora", "bias", "ssf", "rlrr", "s2a"])
+@pytest.mark.parametrize("scales", [None, 0.1], ids=["plain", "layer_scale"])
+def test_an_mlp_runs_no_more_often_than_its_block(method: str, scales: float | None) -> None:
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2}
+    model = wake(timm.create_model("vit_tiny_patch16_224", **small, init_values=scales))
+    tuned = compress(apply(model, METHODS[method](), num_classes=FEW).train(), POLICIES["tight"]())
+    tuned.checkpointing = True
+    with Activations() as seen:
+        backward(tuned, x := images(tuned.backbone))
+    tokens_seen, hidden, blocks = len(x) * 17, 128, 2
+    assert sum(seen.numbers) == 2 * tokens_seen * hidden * blocks
+    assert max(seen.numbers) < tokens_seen * hidden
+
+
+class Activations(TorchDispatchMode):
+    """How many numbers each call of GELU is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten.gelu.default:
+            self.numbers.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
 
 
 def reference(tuned: Tuned, x: Tensor, codec: Affine) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,62 @@
+"""Runs MLPs of a block that is recomputed so that nothing inside is kept even then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..codecs.affine import Affine
+from ..ops.region import runs_twice
+from ..ops.tokens import in_pieces
+from .chunking import cut, is_imagewise, is_tokenwise
+from .mode import Answers, silence
+
+PIECE = 1 << 21
+"""Numbers of the widest map of a piece, about."""
+INPUT = Affine(8, 64, stats=torch.bfloat16)
+"""How the input is kept, of one block at a time: some of its tokens can be read alone."""
+
+
+def run_again_in_pieces(
+    module: nn.Module,
+    mode: Answers,
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, object],
+) -> Any:
+    """Run an MLP of a block that gradient checkpointing recomputes.
+
+    The block's second run keeps the MLP's input alone, and the MLP is run for each piece of tokens
+    when its gradient is there. An MLP is the last that most blocks compute, so that it runs no more
+    often than if its codes were kept: the second run ends before it.
+
+    Args:
+        module: Any module.
+        mode: What answers; it is entered.
+        forward: The module's own forward.
+        args: What it is called on.
+        kwargs: The same by name.
+
+    Returns:
+        What it gives; `NotImplemented` where the module is no such MLP, or is small.
+    """
+    policy = mode.policy
+    if policy.chunk is None or not policy.codecs or not runs_twice() or kwargs or len(args) != 1:
+        return NotImplemented
+    (x,) = args
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.requires_grad:
+        return NotImplemented
+    widths: list[int] = [getattr(m, "out_features", 1) for m in module.modules()]
+    sizes = cut(x.shape[:-1].numel(), PIECE // max(*widths, x.shape[-1]))
+    if sizes is None or not is_tokenwise(module) or not is_imagewise(module):
+        return NotImplemented
+
+    def run(part: Tensor) -> Tensor:
+        with silence():
+            result: Tensor = forward(part)
+            return result
+
+    return in_pieces(run, sizes, INPUT, x, *module.parameters())
