@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
 
-from lowtide import METHODS, POLICIES, InputError, Policy, StepConfig, compress
+from lowtide import (
+    METHODS,
+    POLICIES,
+    InputError,
+    Policy,
+    StepConfig,
+    compress,
+    set_frozen_dtype,
+)
 from lowtide.codecs.affine import Affine
 from lowtide.codecs.base import Residue
 from lowtide.codecs.exact import Exact
@@ -245,6 +253,7 @@ def test_noise_is_drawn_once_and_statistics_move_once(policy: str, change: dict)
         assert torch.equal(buffer, again), name
 
 
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("policy", ["blocks", "tight"])
 @pytest.mark.parametrize("family", ["vit", "swin", "resnet", "generic"])
 def test_autocast_and_micro_batches(policy: str, family: str) -> None:
@@ -259,6 +268,20 @@ def test_autocast_and_micro_batches(policy: str, family: str) -> None:
                 backward(tuned, part)
         rows.append(torch.cat([g.flatten() for g in gradients(tuned).values()]))
     assert F.cosine_similarity(*rows, dim=0) > 0.97
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("method", ["lora", "bias"])
+@pytest.mark.parametrize("dtype", ["bf16", "nf4"])
+def test_pieces_of_frozen_weights_in_few_bits(method: str, dtype: str) -> None:
+    tuned = apply(tiny("vit").float(), METHODS[method](), num_classes=FEW).eval()
+    stir(set_frozen_dtype(tuned, dtype))
+    x, rows = images(tuned.backbone).float(), []
+    for policy, tuned.checkpointing in (("exact", False), ("tight", True)):
+        tuned.zero_grad()
+        backward(compress(tuned, POLICIES[policy]()), x)
+        rows.append(torch.cat([g.flatten() for g in gradients(tuned).values()]))
+    assert F.cosine_similarity(*rows, dim=0) > 0.98
 
 
 def test_a_weight_written_to_before_backward_is_refused() -> None:
