@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import torch
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     IMAGENET_INCEPTION_MEAN,
     IMAGENET_INCEPTION_STD,
 )
+from torch import Tensor
 
 from ..errors import UnknownName
 
@@ -53,3 +56,24 @@ def mean_over_channels(values: tuple[float, ...]) -> tuple[float, ...]:
         Their mean.
     """
     return (math.fsum(values) / len(values),)
+
+
+def normaliser(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """Make the last step from pixels to a model's input.
+
+        y = (x / 255 - mean) / std
+
+    Args:
+        mean: Of pixels in [0, 1], one per channel.
+        std: Their standard deviation, likewise.
+
+    Returns:
+        From x, uint8 `(..., C, H, W)`, to y, float32 of the same shape.
+    """
+
+    def normalise(pixels: Tensor) -> Tensor:
+        numbers = torch.tensor([mean, std], dtype=torch.float32, device=pixels.device)
+        of_mean, of_std = numbers[:, :, None, None]
+        return pixels.to(torch.float32).div_(255).sub_(of_mean).div_(of_std)
+
+    return normalise

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from ..errors import InputError, UnknownName, shown
 from ..values import Side, Within, read
 from .distortion import Distortion
 from .images import decode
-from .pixels import Pixels, mean_over_channels, statistics
+from .pixels import Pixels, mean_over_channels, normaliser, statistics
 
 Augment = Literal["none", "flip", "crop"]
 """What training does to an image at random. `none`: nothing; `flip`: mirror half of them;
@@ -183,12 +182,18 @@ class Preprocessing:
         interpolation, crop_mode = str(data["interpolation"]), str(data["crop_mode"])
         return cls(size, mean, std, interpolation, crop_pct, crop_mode, bits)
 
+    @property
+    def normalise(self) -> Callable[[Tensor], Tensor]:
+        """From pixels to the model's input, see `normaliser`."""
+        return normaliser(self.mean, self.std)
+
     def transform(
         self,
         *,
         train: bool,
         augment: Augment = "none",
         distortion: Distortion = UNDISTORTED,
+        pixels: bool = False,
     ) -> Transform:
         """Make the transform of a split.
 
@@ -199,6 +204,8 @@ class Preprocessing:
             train: Whether the images are trained on.
             augment: What training does at random.
             distortion: What it does beside `crop`.
+            pixels: Whether to leave the last step, `normalise`, to whoever takes the tensor. Only
+                without random erasing, which comes after it.
 
         Returns:
             A callable from a PIL image to a tensor.
@@ -209,7 +216,7 @@ class Preprocessing:
         if augment not in AUGMENTS:
             raise UnknownName("augmentation", augment, AUGMENTS)
         distortion.refuse_channels(self.channels)
-        return Transform(self, train, augment, distortion)
+        return Transform(self, train, augment, distortion, pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +228,14 @@ class Transform:
         train: Whether to augment.
         augment: How to augment.
         distortion: What else training does, with `crop`.
+        pixels: Whether the result is uint8, not normalised.
     """
 
     preprocessing: Preprocessing
     train: bool
     augment: Augment
     distortion: Distortion = Distortion()
+    pixels: bool = False
 
     @property
     def random(self) -> bool:
@@ -256,7 +265,7 @@ class Transform:
 
     @functools.cached_property
     def after_cache(self) -> Callable[[Any], Tensor]:
-        """The rest: whatever is random, then normalisation to `(C, H, W)` float32."""
+        """The rest: whatever is random, then normalisation to `(C, H, W)` float32, if wanted."""
         made = self.preprocessing
         if not self.cacheable:
             return create_transform(
@@ -266,13 +275,10 @@ class Transform:
                 interpolation=made.interpolation,
                 mean=made.mean,
                 std=made.std,
+                normalize=not self.pixels,
             )
         flip = [transforms.RandomHorizontalFlip()] if self.random else []
-        return transforms.Compose([
-            *flip,
-            transforms.ConvertImageDtype(torch.float32),
-            transforms.Normalize(made.mean, made.std),
-        ])
+        return transforms.Compose([*flip, *([] if self.pixels else [made.normalise])])
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Transform one decoded image.

@@ -78,6 +78,11 @@ class TaskConfig(StepConfig):
                 f" expected {' or '.join(able)} for task {self.task}"
             )
 
+    @property
+    def holds_pixels(self) -> bool:
+        """Whether the step is given images as uint8: not where mixing changes floats."""
+        return self.task not in DENSE and not self.mixes
+
 
 def refuse_beside(config: Any) -> None:
     """Refuse options of a run that would do nothing for its dense task.

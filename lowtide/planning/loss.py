@@ -26,6 +26,19 @@ def of_outputs(loss: Callable[[Any, Any], Tensor]) -> Loss:
     return lambda model, images, targets: loss(model(images), targets)
 
 
+def of_pixels(loss: Loss, normalise: Callable[[Tensor], Tensor]) -> Loss:
+    """Make a step's loss of images that are held in bytes: as floats a model has them in forward.
+
+    Args:
+        loss: The loss of a model on floats.
+        normalise: From bytes to floats.
+
+    Returns:
+        The loss of a model on bytes.
+    """
+    return lambda model, images, targets: loss(model, normalise(images), targets)
+
+
 def of_logits(loss: Callable[[Any, Any], Tensor]) -> Loss:
     """Make a step's loss of a function of logits, which a model gives alone or among more.
 

@@ -126,6 +126,11 @@ class StepConfig:
         return bool(self.mixup or self.cutmix)
 
     @property
+    def holds_pixels(self) -> bool:
+        """Whether the step is given images as uint8, and holds floats in its forward alone."""
+        return False
+
+    @property
     def micro_batch(self) -> int:
         """Most images in one forward pass."""
         return -(-self.batch_size // self.accumulate)

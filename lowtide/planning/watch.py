@@ -21,12 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ..core.alike import watching_three
+from ..data.pixels import normaliser
 from ..errors import InputError
 from ..families import image_shape
 from ..targets import Targets
 from ..tuning.tuned import Tuned
 from .cost_model import Work, WorkMeter
-from .loss import of_logits
+from .loss import of_logits, of_pixels
 from .materials import materialise
 from .meter import RealLayouts
 from .step import (
@@ -148,7 +149,10 @@ def _asked(
     model, shape = (part or _whole)(tuned)
     targets = step.blank_targets(tuned.num_classes)
     examples = partial(_labelled, step, targets, tuned.num_classes, shape)
-    return model, Trial(examples, of_logits(targets.loss), "")
+    loss = of_logits(targets.loss)
+    if step.holds_pixels:
+        loss = of_pixels(loss, normaliser(*[(0.5,) * shape[0]] * 2))
+    return model, Trial(examples, loss, "")
 
 
 def _watched(
@@ -204,8 +208,10 @@ def _micro_batches(trial: Trial, batch: int, parts: int) -> Iterator[tuple[Any, 
 def _labelled(
     step: StepConfig, targets: Targets, classes: int, shape: Sequence[int], count: int
 ) -> tuple[Tensor, Tensor]:
-    """Images, and their targets: shares of the classes where images are mixed."""
+    """Images, or their pixels, and targets: shares of the classes where images are mixed."""
     mixed = torch.rand(count, classes) if step.mixes else targets.batch(count)
+    if step.holds_pixels:
+        return torch.zeros(count, *shape, dtype=torch.uint8), mixed
     return torch.rand(count, *shape), mixed
 
 

@@ -162,6 +162,12 @@ class RunConfig(TaskConfig):
             )
         self._check_schedule()
 
+    @property
+    def holds_pixels(self) -> bool:
+        """Whether the step is given images as uint8, and holds floats in its forward alone."""
+        floats = self.cache_features or self.random_erasing  # which come of floats, or change them
+        return super().holds_pixels and not floats
+
     def _check_augmentation(self) -> None:
         """Refuse what would do nothing, or not what it says."""
         if self.cache_features and (self.augment != "none" or self.mixes):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import InputError, LowtideError
-from ..planning.loss import of_outputs
+from ..planning.loss import Loss, of_outputs, of_pixels
 from ..planning.meter import Meter
 from ..planning.step import make_optimizer, micro_batches, shares_statistics, training_step
 from ..targets import DENSE
@@ -256,7 +256,7 @@ def _update(
             model,
             wrapped,
             micro_batches(images, targets, parts),
-            loss=of_outputs(run.targets.loss),
+            loss=_loss(run),
             share=run.processes * own / count,
             backward=Tensor.backward if accelerator.scaler is None else accelerator.backward,
             before_update=lambda: _clip(run),
@@ -267,6 +267,12 @@ def _update(
     elif on_cpu:
         run.measured_bytes = meter.peak.peak_bytes
     return loss.item()
+
+
+def _loss(run: Run) -> Loss:
+    """The loss of the model on what a batch of the run holds."""
+    loss = of_outputs(run.targets.loss)
+    return of_pixels(loss, run.preprocessing.normalise) if run.config.holds_pixels else loss
 
 
 def _over_processes(run: Run, number: float, how: str) -> float:

@@ -135,8 +135,8 @@ class Run:
             shared: Whether the processes share the pass, or each has all of it.
 
         Yields:
-            What the model takes, and the targets; how many images are this process's own (where it
-            has none, there is one of another's, so that all run equally often); and all images.
+            What the step is given, and the targets; how many images are this process's own (where
+            it has none, there is one of another's, so that all run equally often); and all images.
         """
         config = self.config
         rank, processes = (self.accelerator.process_index, self.processes) if shared else (0, 1)
@@ -153,9 +153,9 @@ class Run:
         config = self.config
         if training:
             load = partial(load, weights=self._weights(samples), repeats=config.repeats)
-        transform = self.preprocessing.transform(
-            train=training, augment=config.augment, distortion=config.distortion
-        )
+        made = partial(self.preprocessing.transform, train=training, augment=config.augment)
+        pixels = training and config.holds_pixels
+        transform = made(distortion=config.distortion, pixels=pixels)
         if self.features:
             self.features.fill(samples, transform, config.batch_size, self.workers)
             return load(samples, FeatureTransform(), cache=self.features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torchvision.transforms import functional as F
 
-from lowtide.data import AUGMENTS, Preprocessing
+from lowtide.data import AUGMENTS, Distortion, Preprocessing
 from lowtide.errors import InputError
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
@@ -69,6 +70,25 @@ def test_round_trip_through_json():
 def test_a_broken_record_is_refused(change):
     with pytest.raises(InputError, match="pre-processing|unknown (interpolation|crop mode)"):
         Preprocessing.from_dict(MADE.to_dict() | change)
+
+
+@pytest.mark.parametrize("auto", [None, "rand-m9-mstd0.5-inc1"])
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_normalised_by_whoever_takes_them_are_the_same_to_the_bit(augment, auto, channels):
+    made = replace(MADE, mean=MADE.mean[:channels], std=MADE.std[:channels])
+    image = IMAGE if channels == 3 else IMAGE.convert("L")
+    distortion = Distortion(auto if augment == "crop" and channels == 3 else None)
+    found = []
+    for pixels in (False, True):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        given = {"train": True, "augment": augment, "distortion": distortion}
+        found.append(made.transform(**given, pixels=pixels)(image))
+    wanted, bytes_ = found
+    assert bytes_.dtype == torch.uint8 and bytes_.shape == wanted.shape
+    assert torch.equal(made.normalise(bytes_), wanted)
+    assert torch.equal(made.normalise(bytes_[None])[0], wanted)
+    assert bytes_.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("augment", ["none", "flip"])

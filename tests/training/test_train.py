@@ -71,6 +71,29 @@ def test_a_run_learns_and_leaves_a_record(config, tmp_path):
     assert trained.classes == ("blue", "green", "red")
 
 
+@pytest.mark.parametrize("change", [{}, {"accumulate": 3}, {"amp": "bf16", "policy": "tight"}])
+def test_images_held_in_bytes_are_learnt_from_as_floats_are(config, change, tmp_path, monkeypatch):
+    config = replace(config, policy="tight", checkpointing=True, augment="crop")
+    found = []
+    for name, holds in (("bytes", config.holds_pixels), ("floats", False)):
+        monkeypatch.setattr(RunConfig, "holds_pixels", holds)
+        summary = train(replace(config, **change), tmp_path / name)
+        assert change.get("amp") or summary.measured_peak_bytes == summary.planned.peak_bytes
+        found.append((weights(tmp_path / name), summary))
+    (first, held), (second, floats) = found
+    assert equal(first, second) and held.history[-1].train_loss == floats.history[-1].train_loss
+    spared = floats.planned.peak_bytes - held.planned.peak_bytes
+    assert spared == 3 * config.batch_size * 3 * 32 * 32
+
+
+@pytest.mark.parametrize("change", [{"mixup": 0.2}, {"augment": "crop", "random_erasing": 0.5}])
+def test_images_that_are_changed_as_floats_are_held_so(config, change, tmp_path):
+    config = replace(config, epochs=1, **change)
+    assert not config.holds_pixels
+    summary = train(config, tmp_path)
+    assert summary.measured_peak_bytes == summary.planned.peak_bytes
+
+
 def test_the_confusion_counts_every_test_image_as_score_does(config, tmp_path):
     summary = train(config, tmp_path / "run")
     trained = open_run(tmp_path / "run", device="cpu")
