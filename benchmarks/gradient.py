@@ -154,7 +154,7 @@ def of_blocks(args: argparse.Namespace) -> Iterator[str]:
         benches = [Bench(args, data, method) for data in args.data]
         for bench in benches:
             bench.tuned.checkpointing = True
-        for bits in (8, 6):
+        for bits in (8, 7, 6):
             for within, name in (("exact", "blocks"), ("`tight`", "tight")):
                 policy = replace(POLICIES[name](), block=affine(bits))
                 cosines = [bench.compare(policy)[0] for bench in benches]
