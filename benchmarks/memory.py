@@ -15,7 +15,8 @@ from typing import Any
 
 import matplotlib
 
-from lowtide import METHODS, Method, Plan, StepConfig, plan
+from lowtide import METHODS, Method, Plan, plan
+from lowtide.dense.options import TaskConfig
 from lowtide.training.config import RunConfig
 
 matplotlib.use("svg")
@@ -96,7 +97,7 @@ def main() -> None:
     print("|---|---|" + "---|" * len(COLUMNS))
     found = {}
     for name, method in ROWS.items():
-        step = StepConfig(batch_size=args.batch_size)
+        step = TaskConfig(batch_size=args.batch_size)
         plans = [
             plan(
                 args.model,

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from lowtide import METHODS, LowtideError, StepConfig, plan
+from lowtide import METHODS, LowtideError, plan
+from lowtide.dense.options import TaskConfig
 
 ROWS = {
     "vit_base_patch16_224": (1024, "lora"),
@@ -34,7 +35,7 @@ COLUMNS = {
 
 def peak(model: str, pixels: int, method: str, options: dict[str, object]) -> str:
     """Plan one step; a dash where it is refused."""
-    step = StepConfig(batch_size=1, **options)  # type: ignore[arg-type]
+    step = TaskConfig(batch_size=1, **options)  # type: ignore[arg-type]
     try:
         planned = plan(model, METHODS[method](), step=step, num_classes=100, image_size=pixels)
     except LowtideError:

@@ -16,6 +16,8 @@ from .mode import Answers, silence
 
 PIECE = 1 << 21
 """Numbers of the widest map of a piece, about."""
+TRAINED = PIECE
+"""Most numbers of weights that train in an MLP: their gradients are there twice, sum and part."""
 INPUT = Affine(8, 64, stats=torch.bfloat16)
 """How the input is kept, of one block at a time: some of its tokens can be read alone."""
 
@@ -41,7 +43,8 @@ def run_again_in_pieces(
         kwargs: The same by name.
 
     Returns:
-        What it gives; `NotImplemented` where the module is no such MLP, or is small.
+        What it gives; `NotImplemented` where the module is no such MLP, or is small, or too much of
+        it trains.
     """
     policy = mode.policy
     if policy.chunk is None or not policy.codecs or not runs_twice() or kwargs or len(args) != 1:
@@ -52,6 +55,8 @@ def run_again_in_pieces(
     widths: list[int] = [getattr(m, "out_features", 1) for m in module.modules()]
     sizes = cut(x.shape[:-1].numel(), PIECE // max(*widths, x.shape[-1]))
     if sizes is None or not is_tokenwise(module) or not is_imagewise(module):
+        return NotImplemented
+    if sum(p.numel() for p in module.parameters() if p.requires_grad) > TRAINED:
         return NotImplemented
 
     def run(part: Tensor) -> Tensor:

@@ -107,6 +107,17 @@ def test_an_mlp_runs_no_more_often_than_its_block(method: str, scales: float | N
     assert max(seen.numbers) < tokens_seen * hidden
 
 
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("most", [4, 1 << 20])
+def test_an_mlp_of_which_much_trains_is_left_whole(most: int, monkeypatch) -> None:
+    monkeypatch.setattr(tokens, "TRAINED", most)
+    tuned = compress(apply(tiny("vit"), Full(), num_classes=FEW), POLICIES["tight"]())
+    tuned.checkpointing = True
+    with Activations() as seen:
+        backward(tuned, images(tuned.backbone))
+    assert (len(set(seen.numbers)) == 1) is (most == 4)
+
+
 class Activations(TorchDispatchMode):
     """How many numbers each call of GELU is given."""
 
