@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 
 from lowtide.bench import Result, read_results
 from lowtide.bench.suite import SUITE
@@ -65,6 +66,7 @@ def costs(result: Result) -> dict[str, float]:
 def _table(found: Sequence[Result]) -> str:
     metric = word(found[0].runs[0].metric)
     heads = ["method", f"test {metric}", "seeds", "validation", "lr", "trained", "planned peak MiB"]
+    heads.append("minutes")
     rows = []
     for r in found:
         spread = "" if r.spread is None else f" ± {r.spread:.3f}"
@@ -76,6 +78,7 @@ def _table(found: Sequence[Result]) -> str:
             f"{r.rate:g}",
             f"{costs(r)['trained']:,}",
             f"{costs(r)['peak']:.1f}",
+            f"{mean(sum(e.seconds for e in run.history) for run in r.runs) / 60:.1f}",
         ])
     columns = zip(heads, ["---"] * len(heads), *rows, strict=True)
     told = [c for c in columns if any(c[2:])]  # nothing validated, no column
