@@ -15,7 +15,7 @@ from .chunking import cut, is_imagewise, is_tokenwise
 from .mode import Answers, silence
 
 PIECE = 1 << 21
-"""Numbers of the widest map of a piece, about."""
+"""Numbers of the widest map of a piece, about; but half of the tokens at most."""
 TRAINED = PIECE
 """Most numbers of weights that train in an MLP: their gradients are there twice, sum and part."""
 INPUT = Affine(8, 64, stats=torch.bfloat16)
@@ -53,7 +53,8 @@ def run_again_in_pieces(
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.requires_grad:
         return NotImplemented
     widths: list[int] = [getattr(m, "out_features", 1) for m in module.modules()]
-    sizes = cut(x.shape[:-1].numel(), PIECE // max(*widths, x.shape[-1]))
+    tokens = x.shape[:-1].numel()
+    sizes = cut(tokens, min(PIECE // max(*widths, x.shape[-1]), -(-tokens // 2)))
     if sizes is None or not is_tokenwise(module) or not is_imagewise(module):
         return NotImplemented
     if sum(p.numel() for p in module.parameters() if p.requires_grad) > TRAINED:
