@@ -37,6 +37,7 @@ COLUMNS = {
     "exact, checkpointing": {"checkpointing": True},
     "tight": {"policy": "tight"},
     "tight, checkpointing": {"policy": "tight", "checkpointing": True},
+    "the same, bf16": {"policy": "tight", "checkpointing": True, "frozen_dtype": "bf16"},
     "the same, nf4": {"policy": "tight", "checkpointing": True, "frozen_dtype": "nf4"},
 }
 COLOURS = {

@@ -35,12 +35,13 @@ Amp = Literal["no", "bf16", "fp16"]
 class StepConfig:
     """What decides the memory and the work of a training step, beside the model and what trains.
 
-    A run, a plan, a search and a suite share it: a field here is an option of each of them.
+    A run, a plan, a search and a suite share it: a field here is an option of each of them. By
+    itself it is a step of a loop of one's own, whose images are floats; a run holds bytes.
 
     Attributes:
         batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
         policy: What is kept for backward: exact, tight (lowtide's best), codes (tight, but nothing
-            is recomputed; for GPUs), blocks (each block's input in 8 bits; takes checkpointing) or
+            is recomputed; for GPUs), blocks (each block's input in 7 bits; takes checkpointing) or
             s2a (the paper's).
         chunk: Most numbers of an input that is run at once, where every image is known to be
             treated alone; 0 runs batches whole. By default the policy's own.
