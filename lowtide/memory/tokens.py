@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from timm import layers
 from torch import Tensor, nn
 
 from ..codecs.affine import Affine
+from ..core.wrapped import plain_kind
 from ..ops.region import runs_twice
 from ..ops.tokens import in_pieces
+from ..ops.unread import Unread
 from .chunking import cut, is_imagewise, is_tokenwise
 from .mode import Answers, silence
 
@@ -18,6 +22,7 @@ PIECE = 1 << 21
 """Numbers of the widest map of a piece, about; but half of the tokens at most."""
 TRAINED = PIECE
 """Most numbers of weights that train in an MLP: their gradients are there twice, sum and part."""
+ENDS_WITH_FC2: tuple[type[nn.Module], ...] = (layers.Mlp, layers.GluMlp, layers.SwiGLU)
 INPUT = Affine(8, 64, stats=torch.bfloat16)
 """How the input is kept, of one block at a time: some of its tokens can be read alone."""
 
@@ -65,4 +70,18 @@ def run_again_in_pieces(
             result: Tensor = forward(part)
             return result
 
-    return in_pieces(run, sizes, INPUT, x, *module.parameters())
+    def again(part: Tensor) -> Tensor:
+        with nullcontext() if last is None else Unread(last):
+            return run(part)
+
+    last = _last_weight(module)
+    return in_pieces(run, again, sizes, INPUT, x, *module.parameters())
+
+
+def _last_weight(module: Any) -> nn.Parameter | None:
+    """Find the weight of a plain linear map that an MLP ends with, noise that is off aside."""
+    last = module.fc2 if plain_kind(module) in ENDS_WITH_FC2 else None
+    if last is None or plain_kind(last) is not nn.Linear:
+        return None
+    weight: nn.Parameter = last.packed if hasattr(last, "packed") else last.weight
+    return weight

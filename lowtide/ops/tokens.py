@@ -60,7 +60,9 @@ class Kept(NamedTuple):
             yield at, whole[at]
 
 
-def in_pieces(run: Run, sizes: list[int], codec: Codec, x: Tensor, *weights: Tensor) -> Tensor:
+def in_pieces(
+    run: Run, again: Run, sizes: list[int], codec: Codec, x: Tensor, *weights: Tensor
+) -> Tensor:
     """Run layers; keep x alone, and run them once more in backward, some tokens at a time.
 
     What is kept is saved before anything is computed. Where the layers are the last to save
@@ -69,6 +71,7 @@ def in_pieces(run: Run, sizes: list[int], codec: Codec, x: Tensor, *weights: Ten
 
     Args:
         run: The layers, from `(n, C)` to `(n, K)`, every token by itself.
+        again: The same for the gradient alone: the numbers that it gives are not read.
         sizes: How many tokens at a time.
         codec: How x is kept.
         x: `(..., C)`; it wants a gradient.
@@ -82,7 +85,7 @@ def in_pieces(run: Run, sizes: list[int], codec: Codec, x: Tensor, *weights: Ten
         exist, and the gradients of the weights are added up in place.
     """
     alias = _Keep.apply(codec, x)
-    result: Tensor = _InPieces.apply(run, sizes, alias.grad_fn, alias, *weights)
+    result: Tensor = _InPieces.apply(run, again, sizes, alias.grad_fn, alias, *weights)
     return result
 
 
@@ -144,9 +147,9 @@ class _Keep(torch.autograd.Function):
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: Run, sizes: list[int], keeper: Any, x: Tensor, *weights: Tensor
+        ctx: Any, run: Run, again: Run, sizes: list[int], keeper: Any, x: Tensor, *weights: Tensor
     ) -> Tensor:
-        ctx.run, ctx.sizes, ctx.keeper, ctx.weights = run, sizes, keeper, weights
+        ctx.again, ctx.sizes, ctx.keeper, ctx.weights = again, sizes, keeper, weights
         ctx.held, ctx.cast = Weights(weights), autocast_of(x)
         tokens, result = x.flatten(0, -2), x
         with torch.autocast(*ctx.cast):
@@ -171,7 +174,7 @@ class _InPieces(torch.autograd.Function):
         for at, x in kept.pieces(packed, _slices(ctx.sizes)):
             part = x.detach().requires_grad_()
             with torch.enable_grad(), torch.autocast(*ctx.cast):
-                y = ctx.run(part)
+                y = ctx.again(part)
             found = torch.autograd.grad(y, [part, *wanted], given[at].to(y.dtype))
             dx[at] = found[0]
             for total, more in zip(sums, found[1:], strict=True):
@@ -179,7 +182,7 @@ class _InPieces(torch.autograd.Function):
             del x, part, y, found
         each = iter(sums)
         of_weights = (next(each) if w.requires_grad else None for w in ctx.weights)
-        return None, None, None, dx.view(kept.shape), *of_weights
+        return None, None, None, None, dx.view(kept.shape), *of_weights
 
 
 def _slices(sizes: Iterable[int]) -> Iterator[slice]:

@@ -45,7 +45,7 @@ def test_the_gradient_is_that_of_the_layers_at_what_is_kept(codec, sizes, traine
     layers = Layers().requires_grad_(False)
     wanted = [layers.get_parameter(name).requires_grad_() for name in trained]
     x = torch.randn(3, 4, 8, dtype=torch.float64, requires_grad=True)
-    y = in_pieces(layers, sizes, codec, x, *layers.parameters())
+    y = in_pieces(layers, layers, sizes, codec, x, *layers.parameters())
     torch.testing.assert_close(y, layers(x), rtol=1e-12, atol=1e-12)
     dy = torch.randn_like(y)
     got = torch.autograd.grad(y, [x, *wanted], dy)
@@ -70,7 +70,7 @@ def test_a_second_run_ends_before_layers_that_are_the_last_to_save(what, times) 
     x = torch.randn(12, 8, dtype=torch.float64, requires_grad=True)
 
     def block(x: Tensor) -> Tensor:
-        y = in_pieces(layers, [5, 7], EXACT, x.sin(), *layers.parameters())
+        y = in_pieces(layers, layers, [5, 7], EXACT, x.sin(), *layers.parameters())
         return behind(layers, y, what) + x[:, :6]
 
     y = recompute(block, EXACT, x)
@@ -88,7 +88,7 @@ def test_a_trained_scale_and_other_maps_are_left_to_torch() -> None:
     found = []
 
     def block(x: Tensor) -> Tensor:
-        y = in_pieces(layers, [5, 7], EXACT, x.sin(), *layers.parameters())
+        y = in_pieces(layers, layers, [5, 7], EXACT, x.sin(), *layers.parameters())
         found.extend((scaled(y, layers.scale), scaled(x[:, :6], layers.scale.detach())))
         found.append(scaled(y, y.detach()))
         return y
@@ -100,7 +100,7 @@ def test_a_trained_scale_and_other_maps_are_left_to_torch() -> None:
 def test_a_weight_written_to_before_backward_is_refused() -> None:
     layers = Layers()
     x = torch.randn(12, 8, dtype=torch.float64, requires_grad=True)
-    y = in_pieces(layers, [5, 7], EXACT, x.sin(), *layers.parameters())
+    y = in_pieces(layers, layers, [5, 7], EXACT, x.sin(), *layers.parameters())
     with torch.no_grad():
         layers.wide.weight.mul_(2)
     with pytest.raises(RuntimeError, match="weight was modified"):
