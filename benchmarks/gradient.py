@@ -3,9 +3,10 @@
     python benchmarks/gradient.py --checkpoint WEIGHTS --data VTAB_LIKE/dtd10 VTAB_LIKE/sign_digits
         [--model NAME] [--batches N] [--write docs/compression.md]
     python benchmarks/gradient.py --checkpoint WEIGHTS --data ... --recomputed
+        [--image-size SIDE --batch-size B]
 
 Cosine and relative error over all trained parameters but the classifier's, averaged over batches of
-16 images. Two tables: the policies as they are, on every data set; and one op at a time, everything
+images. Two tables: the policies as they are, on every data set; and one op at a time, everything
 else exact, on the first, with the bytes the model then keeps for backward. With `--recomputed` the
 table of docs/memory.md instead: gradient checkpointing, by how the inputs of blocks are kept.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -79,10 +81,11 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, data: Path, method: str) -> None:
         dataset = read(data)
-        model = create(args.model, checkpoint=args.checkpoint)
+        model = create(args.model, checkpoint=args.checkpoint, image_size=args.image_size)
         transform = Preprocessing.of(model).transform(train=False)
         torch.manual_seed(0)
-        self.batches = list(loader(dataset.train, transform, 16, shuffle=True))[: args.batches]
+        batches = loader(dataset.train, transform, args.batch_size, shuffle=True)
+        self.batches = list(islice(batches, args.batches))
         torch.manual_seed(0)
         self.tuned = apply(model, METHODS[method](), num_classes=len(dataset.classes)).train()
         plain = [self.gradient(*batch) for batch in self.batches]
@@ -171,6 +174,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--image-size", type=int, help="by default the model's")
     parser.add_argument("--recomputed", action="store_true")
     parser.add_argument("--write", type=Path, help="a page that has the markers")
     args = parser.parse_args()
