@@ -79,9 +79,10 @@ def run_again_in_pieces(
 
 
 def _last_weight(module: Any) -> nn.Parameter | None:
-    """Find the weight of a plain linear map that an MLP ends with, noise that is off aside."""
+    """Find the weight of a plain linear map that an MLP ends with, and that no other map has."""
     last = module.fc2 if plain_kind(module) in ENDS_WITH_FC2 else None
     if last is None or plain_kind(last) is not nn.Linear:
         return None
     weight: nn.Parameter = last.packed if hasattr(last, "packed") else last.weight
-    return weight
+    users = sum(p is weight for m in module.modules() for p in m._parameters.values())
+    return weight if users == 1 else None

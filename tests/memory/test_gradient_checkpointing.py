@@ -118,6 +118,18 @@ def test_an_mlp_of_which_much_trains_is_left_whole(most: int, monkeypatch) -> No
     assert (len(set(seen.numbers)) == 1) is (most == 4)
 
 
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_a_last_map_of_its_own_is_not_computed_again(tied: bool) -> None:
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "depth": 2}
+    model = timm.create_model("vit_tiny_patch16_224", **small, mlp_ratio=1.0, num_classes=FEW)
+    model = wake(model.double())
+    if tied:
+        for block in model.blocks:
+            block.mlp.fc2.weight = block.mlp.fc1.weight
+    same(*twins(model, PIECES, LoRA(rank=2)))
+
+
 class Activations(TorchDispatchMode):
     """How many numbers each call of GELU is given."""
 
