@@ -1,4 +1,4 @@
-"""A linear map whose numbers nobody reads: its gradients are those of the map, and it is not run."""
+"""A linear map whose numbers nobody reads: its gradients are those of the map; it is not run."""
 
 from __future__ import annotations
 
