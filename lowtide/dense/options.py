@@ -80,8 +80,11 @@ class TaskConfig(StepConfig):
 
     @property
     def holds_pixels(self) -> bool:
-        """Whether the step is given images as uint8: not where mixing changes floats."""
-        return self.task not in DENSE and not self.mixes
+        """Whether the step is given images as uint8: where the peak lies behind the forward.
+
+        Without checkpointing it mostly lies in it, where both are there. Mixing changes floats.
+        """
+        return self.checkpointing and self.task not in DENSE and not self.mixes
 
 
 def refuse_beside(config: Any) -> None:

@@ -36,7 +36,7 @@ class StepConfig:
     """What decides the memory and the work of a training step, beside the model and what trains.
 
     A run, a plan, a search and a suite share it: a field here is an option of each of them. By
-    itself it is a step of a loop of one's own, whose images are floats; a run holds bytes.
+    itself it is a step of a loop of one's own, whose images are floats; a run may hold bytes.
 
     Attributes:
         batch_size: Images per update; where BatchNorm trains, a single image left over is left out.
