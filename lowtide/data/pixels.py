@@ -1,20 +1,19 @@
-"""Mean and standard deviation of pixels, those that checkpoints and published recipes use."""
+"""What images are in numbers: channels, and the mean and deviation that recipes use."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-import torch
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     IMAGENET_INCEPTION_MEAN,
     IMAGENET_INCEPTION_STD,
 )
-from torch import Tensor
+from torch import nn
 
+from ..core.graft import find, root
 from ..errors import UnknownName
 
 Pixels = Literal["checkpoint", "imagenet", "inception"]
@@ -58,22 +57,19 @@ def mean_over_channels(values: tuple[float, ...]) -> tuple[float, ...]:
     return (math.fsum(values) / len(values),)
 
 
-def normaliser(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """Make the last step from pixels to a model's input.
-
-        y = (x / 255 - mean) / std
+def input_channels(model: nn.Module) -> int:
+    """Say how many channels a model's images have.
 
     Args:
-        mean: Of pixels in [0, 1], one per channel.
-        std: Their standard deviation, likewise.
+        model: A timm model.
 
     Returns:
-        From x, uint8 `(..., C, H, W)`, to y, float32 of the same shape.
+        Those of its first convolution; 3 where nobody says which that is.
     """
-
-    def normalise(pixels: Tensor) -> Tensor:
-        numbers = torch.tensor([mean, std], dtype=torch.float32, device=pixels.device)
-        of_mean, of_std = numbers[:, :, None, None]
-        return pixels.to(torch.float32).div_(255).sub_(of_mean).div_(of_std)
-
-    return normalise
+    first = getattr(model, "pretrained_cfg", {}).get("first_conv")
+    name = first if isinstance(first, str) else (first or ("",))[0]
+    try:
+        stem = root(find(model, name))
+    except AttributeError:
+        return 3
+    return getattr(stem, "in_channels", 3) if name else 3

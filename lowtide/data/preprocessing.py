@@ -13,12 +13,12 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision import transforms
 
-from ..core.graft import find, root
+from ..core.normalise import normaliser
 from ..errors import InputError, UnknownName, shown
 from ..values import Side, Within, read
 from .distortion import Distortion
 from .images import decode
-from .pixels import Pixels, mean_over_channels, normaliser, statistics
+from .pixels import Pixels, input_channels, mean_over_channels, statistics
 
 Augment = Literal["none", "flip", "crop"]
 """What training does to an image at random. `none`: nothing; `flip`: mirror half of them;
@@ -85,7 +85,7 @@ class Preprocessing:
         config = resolve_model_data_config(model)
         size = getattr(getattr(model, "patch_embed", None), "img_size", None)
         mean, std = tuple(config["mean"]), tuple(config["std"])
-        channels = _input_channels(model)
+        channels = input_channels(model)
         if channels not in {1, 3}:
             raise InputError(f"the model takes {channels} channels: expected 1 (grey) or 3 (RGB)")
         if channels == 1:
@@ -204,17 +204,19 @@ class Preprocessing:
             train: Whether the images are trained on.
             augment: What training does at random.
             distortion: What it does beside `crop`.
-            pixels: Whether to leave the last step, `normalise`, to whoever takes the tensor. Only
-                without random erasing, which comes after it.
+            pixels: Whether to leave the last step, `normalise`, to whoever takes the tensor.
 
         Returns:
             A callable from a PIL image to a tensor.
 
         Raises:
             UnknownName: There is no such augmentation.
+            InputError: Pixels are wanted of random erasing, which comes after the last step.
         """
         if augment not in AUGMENTS:
             raise UnknownName("augmentation", augment, AUGMENTS)
+        if pixels and distortion.random_erasing:
+            raise InputError("random_erasing changes normalised images, and pixels are not")
         distortion.refuse_channels(self.channels)
         return Transform(self, train, augment, distortion, pixels)
 
@@ -294,13 +296,3 @@ class Transform:
 
 def _same(image: Image.Image) -> Image.Image:
     return image
-
-
-def _input_channels(model: nn.Module) -> int:
-    first = getattr(model, "pretrained_cfg", {}).get("first_conv")
-    name = first if isinstance(first, str) else (first or ("",))[0]
-    try:
-        stem = root(find(model, name))
-    except AttributeError:
-        return 3
-    return getattr(stem, "in_channels", 3) if name else 3

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ..core.alike import watching_three
-from ..data.pixels import normaliser
+from ..core.normalise import normaliser
 from ..errors import InputError
 from ..families import image_shape
 from ..targets import Targets

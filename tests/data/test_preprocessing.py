@@ -87,6 +87,10 @@ def test_pixels_normalised_by_whoever_takes_them_are_the_same_to_the_bit(augment
     wanted, bytes_ = found
     assert bytes_.dtype == torch.uint8 and bytes_.shape == wanted.shape
     assert torch.equal(made.normalise(bytes_), wanted)
+    with pytest.raises(InputError, match="random_erasing changes normalised images"):
+        made.transform(
+            train=True, augment="crop", distortion=Distortion(random_erasing=0.1), pixels=True
+        )
     assert torch.equal(made.normalise(bytes_[None])[0], wanted)
     assert bytes_.dtype == torch.uint8
 
