@@ -1,6 +1,7 @@
 """Compare the time of a training step under each policy with the exact step, in one process.
 
-    python benchmarks/speed.py [--model NAME] [--batch-size B] [--threads T] [--rounds R]
+    python benchmarks/speed.py [--model NAME] [--image-size SIDE] [--batch-size B]
+        [--methods NAME ...] [--columns NAME ...] [--threads T] [--rounds R]
 
 The steps of a method take turns, so that whatever else the machine does falls on all of them; a
 number is the median over the rounds of the ratio to the exact step of the same round. Beside it,
@@ -21,6 +22,7 @@ from statistics import median
 import torch
 
 from lowtide import METHODS, POLICIES, apply, compress, create
+from lowtide.families import image_shape
 from lowtide.kernels import native
 from lowtide.planning.step import make_optimizer, training_step
 
@@ -32,6 +34,7 @@ COLUMNS = {
     "tight, attention kept": (replace(TIGHT, recompute=None), False),
     "the same, in one chunk": (replace(TIGHT, recompute=None, chunk=None), False),
     "exact, checkpointing": (POLICIES["exact"](), True),
+    "blocks": (POLICIES["blocks"](), True),
     "tight, checkpointing": (TIGHT, True),
 }
 
@@ -41,11 +44,11 @@ def steps(args: argparse.Namespace, method: str) -> dict[str, Callable[[], objec
     made: dict[str, Callable[[], object]] = {}
     for name, (policy, checkpointing) in COLUMNS.items():
         torch.manual_seed(0)
-        model = create(args.model, pretrained=False)
+        model = create(args.model, pretrained=False, image_size=args.image_size)
         tuned = apply(model, METHODS[method](), num_classes=100).to(args.device)
         tuned.checkpointing = checkpointing
         compress(tuned, policy).train()
-        images = torch.randn(args.batch_size, *model.pretrained_cfg["input_size"])
+        images = torch.randn(args.batch_size, *image_shape(model))
         batch = [(images.to(args.device), torch.arange(args.batch_size, device=args.device) % 100)]
         optimizer = make_optimizer(tuned)
         made[name] = lambda t=tuned, o=optimizer, b=batch: training_step(t, o, b)
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_small_patch16_224")
     parser.add_argument("--methods", nargs="+", default=["bias", "lora"])
     parser.add_argument("--columns", nargs="+", default=list(COLUMNS), choices=list(COLUMNS))
+    parser.add_argument("--image-size", type=int, help="by default the model's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)

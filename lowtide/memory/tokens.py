@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..codecs.affine import Affine
 from ..core.wrapped import plain_kind
+from ..ops.attention_chunks import ALIGNED
 from ..ops.region import runs_twice
 from ..ops.tokens import in_pieces
 from ..ops.unread import Unread
@@ -59,7 +60,8 @@ def run_again_in_pieces(
         return NotImplemented
     widths: list[int] = [getattr(m, "out_features", 1) for m in module.modules()]
     tokens = x.shape[:-1].numel()
-    sizes = cut(tokens, min(PIECE // max(*widths, x.shape[-1]), -(-tokens // 2)))
+    half = -(-tokens // (2 * ALIGNED)) * ALIGNED
+    sizes = cut(tokens, min(PIECE // max(*widths, x.shape[-1]), half))
     if sizes is None or not is_tokenwise(module) or not is_imagewise(module):
         return NotImplemented
     if sum(p.numel() for p in module.parameters() if p.requires_grad) > TRAINED:

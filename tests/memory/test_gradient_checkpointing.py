@@ -79,6 +79,7 @@ def test_codes_that_lose_nothing_give_the_exact_gradient(name: str, family: str)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "PIECE", 64)
     monkeypatch.setattr(chunking, "ALIGNED", 8)
+    monkeypatch.setattr(tokens, "ALIGNED", 8)
     monkeypatch.setattr(tokens, "INPUT", Affine(8, group=1))
 
 
