@@ -199,7 +199,9 @@ RIVALS = {
     "bitsandbytes NF4": Rival(in_bitsandbytes, library="bitsandbytes"),
     "lowtide s2a": Rival(compressed(POLICIES["s2a"]())),
     "lowtide tight": Rival(compressed(POLICIES["tight"]())),
-    "lowtide tight, checkpointing": Rival(lambda b: compress(checkpointed(b), POLICIES["tight"]())),
+    "lowtide tight, torch's checkpointing": Rival(
+        lambda b: compress(checkpointed(b), POLICIES["tight"]())
+    ),
     "lowtide tight, NF4": Rival(in_nf4),
 }
 
