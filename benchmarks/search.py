@@ -5,8 +5,8 @@
 For each data set two searches over the widths of NOAH on one supernet, one under the parameters of
 LoRA at rank 8 (and of 32 prompts), one under 140 MiB of a training step; then a suite of what was
 found, a single adapter and single prompts, three seeds each, in `results/noah_DATA`. Interrupt it
-at any time: the same command goes on. The rows have the settings of the suite `vtab_one_rate`, so that
-those of its methods can stand beside them.
+at any time: the same command goes on. The rows have the settings of the suite `vtab_one_rate`, so
+that those of its methods can stand beside them.
 """
 
 from __future__ import annotations
