@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision import transforms
 
-from ..core.normalise import normaliser
+from ..core.normalise import Normalise
 from ..errors import InputError, UnknownName, shown
 from ..values import Side, Within, read
 from .distortion import Distortion
@@ -183,9 +183,9 @@ class Preprocessing:
         return cls(size, mean, std, interpolation, crop_pct, crop_mode, bits)
 
     @property
-    def normalise(self) -> Callable[[Tensor], Tensor]:
-        """From pixels to the model's input, see `normaliser`."""
-        return normaliser(self.mean, self.std)
+    def normalise(self) -> Normalise:
+        """The last step from pixels to the model's input."""
+        return Normalise(self.mean, self.std)
 
     def transform(
         self,

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ..core.alike import watching_three
-from ..core.normalise import normaliser
+from ..core.normalise import Normalise
 from ..errors import InputError
 from ..families import image_shape
 from ..targets import Targets
@@ -151,7 +151,7 @@ def _asked(
     examples = partial(_labelled, step, targets, tuned.num_classes, shape)
     loss = of_logits(targets.loss)
     if step.holds_pixels:
-        loss = of_pixels(loss, normaliser(*[(0.5,) * shape[0]] * 2))
+        loss = of_pixels(loss, Normalise(*[(0.5,) * shape[0]] * 2))
     return model, Trial(examples, loss, "")
 
 

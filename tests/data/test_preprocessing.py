@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from dataclasses import replace
 
@@ -93,6 +94,13 @@ def test_pixels_normalised_by_whoever_takes_them_are_the_same_to_the_bit(augment
         )
     assert torch.equal(made.normalise(bytes_[None])[0], wanted)
     assert bytes_.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_a_transform_that_was_used_can_be_given_to_another_process(augment):
+    transform = MADE.transform(train=False, augment=augment)
+    wanted = transform(IMAGE)
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(IMAGE), wanted)
 
 
 @pytest.mark.parametrize("augment", ["none", "flip"])
