@@ -24,12 +24,8 @@ def discarding() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    before, _here.discards = discards(), True
-    try:
-        with running_twice():
-            yield
-    finally:
-        _here.discards = before
+    with _said("discards"), running_twice():
+        yield
 
 
 @contextmanager
@@ -39,11 +35,19 @@ def running_twice() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    before, _here.twice = runs_twice(), True
+    with _said("twice"):
+        yield
+
+
+@contextmanager
+def _said(name: str) -> Iterator[None]:
+    """Hold something true in this thread."""
+    before = getattr(_here, name, False)
+    setattr(_here, name, True)
     try:
         yield
     finally:
-        _here.twice = before
+        setattr(_here, name, before)
 
 
 def discards() -> bool:
