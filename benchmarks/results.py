@@ -65,8 +65,8 @@ def costs(result: Result) -> dict[str, float]:
 
 def _table(found: Sequence[Result]) -> str:
     metric = word(found[0].runs[0].metric)
-    heads = ["method", f"test {metric}", "seeds", "validation", "lr", "trained", "planned peak MiB"]
-    heads.append("minutes")
+    heads = ["method", f"test {metric}", "seeds", "validation", "lr", "trained"]
+    heads += ["planned peak MiB", "minutes"]
     rows = []
     for r in found:
         spread = "" if r.spread is None else f" ± {r.spread:.3f}"

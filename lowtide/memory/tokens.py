@@ -24,6 +24,7 @@ PIECE = 1 << 21
 TRAINED = PIECE
 """Most numbers of weights that train in an MLP: their gradients are there twice, sum and part."""
 ENDS_WITH_FC2: tuple[type[nn.Module], ...] = (layers.Mlp, layers.GluMlp, layers.SwiGLU)
+"""MLPs that give what `fc2` gives, dropout aside, which is off where images are treated alone."""
 INPUT = Affine(8, 64, stats=torch.bfloat16)
 """How the input is kept, of one block at a time: some of its tokens can be read alone."""
 
@@ -56,13 +57,13 @@ def run_again_in_pieces(
     if policy.chunk is None or not policy.codecs or not runs_twice() or kwargs or len(args) != 1:
         return NotImplemented
     (x,) = args
-    if not isinstance(x, Tensor) or x.ndim < 2 or not x.requires_grad:
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.requires_grad or not is_tokenwise(module):
         return NotImplemented
     widths: list[int] = [getattr(m, "out_features", 1) for m in module.modules()]
     tokens = x.shape[:-1].numel()
     half = -(-tokens // (2 * ALIGNED)) * ALIGNED
     sizes = cut(tokens, min(PIECE // max(*widths, x.shape[-1]), half))
-    if sizes is None or not is_tokenwise(module) or not is_imagewise(module):
+    if sizes is None or not is_imagewise(module):
         return NotImplemented
     if sum(p.numel() for p in module.parameters() if p.requires_grad) > TRAINED:
         return NotImplemented
